@@ -89,8 +89,8 @@ class ModelConfig:
     """Everything that fixes the network and its weights' shapes; hashable, so static under jit.
 
     `attention_bias` speaks of the q, k and v projections, `attention_output_bias` of the o projection.
-    `windows` has one entry per layer: token i attends to the tokens j with i - window < j <= i; 0 means to all
-    j <= i. `hidden_act` is "silu", "gelu" (exact) or "gelu_tanh".
+    `windows` has one entry per layer: token i attends to the tokens j with i - window < j <= i; 0 means to
+    all j <= i. `hidden_act` is "silu", "gelu" (exact) or "gelu_tanh".
     """
 
     architecture: str
@@ -149,7 +149,7 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
         head_dim = hidden // heads
     else:
         raise UserError(
-            f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and no head_dim is given"
+            f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim"
         )
     if head_dim % 2:
         raise UserError(f"{where}: head_dim {head_dim} is odd; rotary positions need an even one")
@@ -240,7 +240,7 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def token_ids(value: Any, name: str) -> tuple[int, ...]:
-    """The ids in a config's token entry: null, one id, or a list; negative ones (old Llama 2 configs) are none."""
+    """The ids in a config's token entry: null, one id or a list; negative ones (old Llama 2) are none."""
     items = [] if value is None else value if isinstance(value, list | tuple) else [value]
     if any(isinstance(i, bool) or not isinstance(i, int) for i in items):
         raise UserError(f"{name} must be null, a token id or a list of token ids, not {value!r}")
@@ -327,7 +327,7 @@ def _windows(kind: str, num_layers: int, read: _Reader) -> tuple[int, ...]:
         )
     if "sliding_attention" in types and not window:
         raise UserError(
-            f"{read.where}: layer_types has sliding_attention, but use_sliding_window or sliding_window is not set"
+            f"{read.where}: layer_types has sliding_attention; set use_sliding_window and sliding_window"
         )
     return tuple(window if t == "sliding_attention" else 0 for t in types)
 

@@ -1,0 +1,233 @@
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+import transformers
+
+from sva.errors import UserError
+from sva.models import config
+from sva.models.config import Rope, from_hf, to_hf
+
+BASE = {
+    "model_type": "llama",
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def hf(**changes):
+    """BASE with changes; a value of ... leaves the key out."""
+    return {k: v for k, v in (BASE | changes).items() if v is not ...}
+
+
+def effective(raw):
+    """What transformers makes of the same dictionary."""
+    return transformers.AutoConfig.for_model(**copy.deepcopy(raw))
+
+
+@pytest.mark.parametrize("kind", config.ARCHITECTURES)
+def test_defaults_are_those_of_transformers_classes(kind):
+    given = effective({"model_type": kind})
+    fields = {name: field.default for name, field in type(given).__dataclass_fields__.items()}
+    ours = config.DEFAULTS[kind]
+    # Qwen2's class has no head_dim; its modules take it from a config that has one
+    assert {key: fields.get(key) if key == "head_dim" else fields[key] for key in ours} == ours
+    assert given.rope_parameters == {"rope_theta": config.DEFAULT_ROPE_THETA, "rope_type": "default"}
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_tiny_configs_are_read_as_transformers_means_them(kind):
+    theirs = tiny.config(kind)
+    cfg = from_hf(theirs.to_dict())
+    assert cfg.architecture == theirs.model_type
+    assert (cfg.num_layers, cfg.num_heads, cfg.num_kv_heads) == (3, 4, 2)
+    assert cfg.head_dim == (24 if kind == "qwen3" else 16)
+    assert cfg.qk_norm == (kind == "qwen3")
+    assert (cfg.attention_bias, cfg.attention_output_bias) == (kind == "qwen2", False)
+    assert cfg.tie_word_embeddings == (kind in ("qwen3", "llama3"))
+    assert cfg.windows == {"mistral": (6, 6, 6), "qwen2": (0, 0, 7)}.get(kind, (0, 0, 0))
+    assert cfg.rope.kind == ("llama3" if kind == "llama3" else "default")
+    assert (cfg.bos_token_id, cfg.eos_token_ids, cfg.pad_token_id) == (1, (2,), 0)
+    assert hash(cfg) == hash(from_hf(theirs.to_dict()))
+
+
+def test_both_rope_spellings_give_the_same_model():
+    four = hf(rope_theta=5e5, rope_scaling=LLAMA3, max_position_embeddings=131072)
+    five = hf(rope_parameters=LLAMA3 | {"rope_theta": 5e5}, max_position_embeddings=131072)
+    older = hf(rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2})
+    assert from_hf(four) == from_hf(five)
+    assert from_hf(four).rope == Rope(5e5, "llama3", 32.0, 1.0, 4.0, 8192)
+    assert from_hf(older).rope == Rope(5e5, "linear", 2.0)
+    assert from_hf(hf()).rope == from_hf(hf(rope_scaling=None, rope_theta=10000)).rope == Rope(10000.0)
+    assert from_hf(hf(rope_theta=1e6, rope_parameters={"rope_type": "default"})).rope == Rope(1e6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": {"rope_theta": 3.0, "rope_type": "default"}, "rope_theta": 7.0},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 3.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 3.0}, "rope_theta": 7.0},
+        {"rope_scaling": {k: v for k, v in LLAMA3.items() if not k.startswith("original")}},
+    ],
+)
+def test_conflicting_rope_settings_resolve_as_in_transformers(changes):
+    theirs = effective(hf(**changes)).rope_parameters
+    ours = from_hf(hf(**changes)).rope
+    assert (ours.theta, ours.kind) == (theirs["rope_theta"], theirs["rope_type"])
+    assert ours.factor == theirs.get("factor", 1.0)
+    if ours.kind == "llama3":
+        assert ours.original_max_position_embeddings == theirs["original_max_position_embeddings"]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_sliding_window": True},
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1},
+        {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 1},
+        {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ],
+)
+def test_qwen_windows_follow_transformers(kind, changes):
+    raw = hf(model_type=kind, **changes)
+    theirs = effective(raw)
+    expected = tuple(theirs.sliding_window if t == "sliding_attention" else 0 for t in theirs.layer_types)
+    assert from_hf(raw).windows == expected
+
+
+def test_mistral_window_is_on_unless_null():
+    assert from_hf(hf(model_type="mistral")).windows == (4096,) * 3
+    assert from_hf(hf(model_type="mistral", sliding_window=None)).windows == (0, 0, 0)
+    assert from_hf(hf(model_type="llama", sliding_window=5)).windows == (0, 0, 0)
+
+
+def test_absent_and_null_keys_are_filled_in():
+    assert from_hf(hf(num_key_value_heads=...)).num_kv_heads == 4
+    assert from_hf(hf(num_key_value_heads=None)).num_kv_heads == 4
+    assert from_hf(hf(head_dim=None)).head_dim == 16
+    assert from_hf(hf(model_type="qwen3")).head_dim == 128
+    assert from_hf(hf()).tie_word_embeddings is False
+    assert from_hf(hf()).eos_token_ids == (2,)
+    assert from_hf(hf(eos_token_id=None, bos_token_id=None)).eos_token_ids == ()
+    assert from_hf(hf(eos_token_id=[7, 9, 7])).eos_token_ids == (7, 9)
+    assert from_hf(hf(pad_token_id=-1)).pad_token_id is None
+    assert from_hf(hf(model_type=..., architectures=["LlamaForCausalLM"])).architecture == "llama"
+    assert from_hf(hf(architectures=["LLaMAForCausalLM"])).architecture == "llama"
+
+
+def test_biases_come_from_the_settings_of_their_architecture():
+    llama = from_hf(hf(attention_bias=True, mlp_bias=True))
+    assert (llama.attention_bias, llama.attention_output_bias, llama.mlp_bias) == (True, True, True)
+    qwen2 = from_hf(hf(model_type="qwen2"))
+    assert (qwen2.attention_bias, qwen2.attention_output_bias, qwen2.mlp_bias) == (True, False, False)
+    assert from_hf(hf(model_type="qwen3", attention_bias=True)).attention_output_bias is True
+    assert from_hf(hf(model_type="mistral", attention_bias=True)).attention_bias is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gemma2"}, ["gemma2", "llama, mistral, qwen2, qwen3"]),
+        ({"model_type": ..., "architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "supported"]),
+        ({"model_type": ...}, ["no model_type", "supported"]),
+        ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ["yarn", "default, linear, llama3"]),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, ["dynamic"]),
+        ({"rope_scaling": {"type": "su", "short_factor": [1.0]}}, ["'su'"]),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, ["longrope"]),
+        ({"rope_scaling": {"type": "linear"}}, ["rope_scaling", "factor"]),
+        ({"rope_scaling": "linear"}, ["rope_scaling"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["layer types"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
+        ({"rope_theta": "big"}, ["rope_theta", "'big'"]),
+        ({"hidden_act": "relu"}, ["hidden_act", "relu", "silu"]),
+        ({"num_key_value_heads": 3}, ["num_attention_heads 4", "num_key_value_heads 3"]),
+        ({"num_attention_heads": 6, "num_key_value_heads": 6}, ["hidden_size 64", "num_attention_heads 6"]),
+        ({"head_dim": 15}, ["head_dim 15"]),
+        ({"hidden_size": ...}, ["hidden_size", "missing"]),
+        ({"vocab_size": None}, ["vocab_size"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers"]),
+        ({"num_hidden_layers": "3"}, ["num_hidden_layers", "'3'"]),
+        ({"rms_norm_eps": 0}, ["rms_norm_eps"]),
+        ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings"]),
+        ({"eos_token_id": "</s>"}, ["eos_token_id"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["gptq", "unquantised"]),
+        ({"model_type": "mistral", "sliding_window": 0}, ["sliding_window"]),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, ["layer_types", "3"]),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3}, ["use_sliding_window"]),
+        ({"model_type": "qwen2", "layer_types": ["chunked_attention"] * 3}, ["layer_types"]),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(changes, words):
+    with pytest.raises(UserError) as caught:
+        from_hf(hf(**changes), where="there/config.json")
+    message = str(caught.value)
+    assert message.startswith("there/config.json: ")
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+VARIANTS = [
+    {},
+    {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu_pytorch_tanh"},
+    {"rope_theta": 5e5, "rope_scaling": LLAMA3, "max_position_embeddings": 131072, "eos_token_id": [2, 7]},
+    {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "eos_token_id": None, "pad_token_id": 0},
+    {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.5] * 4, "long_factor": [1.0, 1.5] * 4,
+                      "attention_factor": 1.0, "factor": 1.0, "original_max_position_embeddings": 8192}},
+    {"model_type": "mistral", "sliding_window": 9},
+    {"model_type": "mistral", "sliding_window": None, "head_dim": 32},
+    {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    {"model_type": "qwen2", "tie_word_embeddings": True},
+    {"model_type": "qwen3", "head_dim": 24, "attention_bias": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_written_config_is_read_alike_by_sva_and_by_transformers(changes, tmp_path):
+    cfg = from_hf(hf(**changes))
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(cfg)))
+    assert from_hf(json.loads((tmp_path / "config.json").read_text())) == cfg
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert from_hf(theirs.to_dict()) == cfg
+    model = transformers.AutoModelForCausalLM.from_config(theirs)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["model.layers.0.self_attn.q_proj.weight"] == (cfg.num_heads * cfg.head_dim, cfg.hidden_size)
+    assert ("model.layers.0.self_attn.o_proj.bias" in shapes) == cfg.attention_output_bias
+    assert ("model.layers.0.mlp.up_proj.bias" in shapes) == cfg.mlp_bias
+    assert ("lm_head.weight" in shapes) != cfg.tie_word_embeddings
+
+
+def test_windows_no_config_can_express_are_not_written():
+    cfg = from_hf(hf(model_type="mistral"))
+    mixed = type(cfg)(**(cfg.__dict__ | {"windows": (4096, 0, 8)}))
+    with pytest.raises(UserError, match="windows"):
+        to_hf(mixed)
+
+
+def test_importing_config_needs_neither_jax_nor_transformers():
+    code = "import sys, sva.models.config; print({'jax', 'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
