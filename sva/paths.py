@@ -1,0 +1,25 @@
+"""Where sva keeps what it can make or fetch again, and where it looks for data that is not committed."""
+
+import os
+from pathlib import Path
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def cache_dir() -> Path:
+    """$SVA_CACHE, else $XDG_CACHE_HOME/sva, else ~/.cache/sva: holds models, spectra, compiled functions.
+
+    Read from the environment at each call; may not exist yet.
+    """
+    if own := os.environ.get("SVA_CACHE"):
+        return Path(own).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser() / "sva"
+    return Path.home() / ".cache" / "sva"
+
+
+def data_dir() -> Path | None:
+    """$SVA_DATA, else ../shared/data beside the checkout: holds the benchmarks; None where there is none."""
+    own = os.environ.get("SVA_DATA")
+    place = Path(own).expanduser() if own else _REPOSITORY.parent / "shared" / "data"
+    return place if place.is_dir() else None
