@@ -1,0 +1,36 @@
+"""Few shapes for many sizes, so that a new batch meets a program that is compiled already."""
+
+import numpy as np
+
+
+def length_bucket(tokens: int) -> int:
+    """The smallest bucket that holds `tokens`: multiples of 16 to 128, of 64 to 512, then of 256."""
+    step = 16 if tokens <= 128 else 64 if tokens <= 512 else 256
+    return max(step, -(-tokens // step) * step)
+
+
+def batch_bucket(rows: int) -> int:
+    """The smallest bucket that holds `rows`: a power of two to 32, then multiples of 32."""
+    if rows <= 32:
+        return 1 << max(rows - 1, 0).bit_length()
+    return -(-rows // 32) * 32
+
+
+def left_pad(ids: np.ndarray, mask: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [B, T], padded on either side, with their tokens moved to the right end of [B, length].
+
+    Where the mask is 0 the ids are 0. Every row must fit into `length`.
+    """
+    out_ids = np.zeros((ids.shape[0], length), np.int32)
+    out_mask = np.zeros((ids.shape[0], length), np.int32)
+    for row, keep in enumerate(mask.astype(bool)):
+        tokens = ids[row][keep]
+        if len(tokens):
+            out_ids[row, -len(tokens) :] = tokens
+            out_mask[row, -len(tokens) :] = 1
+    return out_ids, out_mask
+
+
+def pad_rows(x: np.ndarray, rows: int) -> np.ndarray:
+    """x with its first row repeated below until it has `rows` rows."""
+    return np.concatenate([x, np.repeat(x[:1], rows - x.shape[0], axis=0)]) if x.shape[0] < rows else x

@@ -1,0 +1,49 @@
+"""Writing files so that a reader never sees half of one, and so that a full disk is one clear line."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sva.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` on a temporary name beside `path` and renames: `path` is whole or untouched.
+
+    Raises:
+      UserError: the disk is full or the place cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> UserError:
+    """The one line for a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+        free = shutil.disk_usage(place).free
+        return UserError(
+            f"the disk is full: {path} could not be written ({free / 2**20:.0f} MiB free); free some space, or put "
+            "runs (run_dir=...) and caches ($SVA_CACHE) elsewhere; what was finished before is kept"
+        )
+    return UserError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))

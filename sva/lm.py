@@ -1,0 +1,280 @@
+"""A loaded language model, and what one does with it: `load`, `decompose`, `merge`."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva import generate as generation
+from sva.buckets import batch_bucket, left_pad, length_bucket, pad_rows
+from sva.errors import UserError
+from sva.fetch import resolve
+from sva.generate import Generation
+from sva.models.checkpoint import open_checkpoint
+from sva.models.export import save_checkpoint
+from sva.models.load import digest, fingerprint, load_params
+from sva.models.transformer import Transformer, logits
+from sva.models.weights import expected, unnest
+from sva.paths import cache_dir
+from sva.sampling import Greedy, Sampling
+from sva.spectral import forms, store
+from sva.spectral.expert import check_fit
+from sva.spectral.forms import Factored, Spectrum
+from sva.tokenizer import load_tokenizer
+from sva.trees import select
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class LM:
+    """A model, its weights and its tokenizer.
+
+    `model` is frozen and hashable (static under jit), `params` its linen tree (traced). An LM itself never enters
+    jit, nor is it closed over.
+    """
+
+    model: Transformer
+    params: Mapping[str, Any]
+    tokenizer: Any  # a transformers PreTrainedTokenizerFast, or None
+    name: str
+    quantisation: str | None = None  # of the file that the weights came from
+    known_fingerprint: str | None = dataclasses.field(default=None, repr=False)
+    spectra: dict[str, Spectrum] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # read so far
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal sha256 over every weight as stored; of weights made in memory, as `save` would store them."""
+        if self.known_fingerprint:
+            return self.known_fingerprint
+        return fingerprint((name, digest(np.asarray(weight))) for name, weight in self.named_params().items())
+
+    def named_params(self) -> dict[str, jax.Array]:
+        """The weights by checkpoint name."""
+        return unnest(self.params, expected(self.model.cfg), scan=self.model.scan_layers)
+
+    def logits(self, input_ids: Any, attention_mask: Any, z: Mapping[str, Any] | None = None) -> jax.Array:
+        """[B, T, V] float32 logits, with the effective z ({name: [R] or [B, R]}) where one is given.
+
+        See `sva.logits`. Raises UserError for a token id outside the vocabulary or a z that does not fit.
+        """
+        ids, mask = self._check(input_ids, attention_mask, new_tokens=0)
+        adapter = None if z is None else factored(self._spectra_of(z), z)
+        return logits(self.model, self.params, ids, mask, adapter)
+
+    def generate(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        max_new_tokens: int,
+        eos_ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
+        key: jax.Array | None = None,
+        z: Mapping[str, Any] | None = None,
+    ) -> Generation:
+        """Continues each prompt until one of `eos_ids` or for max_new_tokens tokens.
+
+        Shapes are bucketed: batches and lengths of one bucket share one compiled program.
+
+        Args:
+          input_ids, attention_mask: [B, T] int, padded on either side.
+          max_new_tokens: at least 1.
+          eos_ids: tokens that end a row; none for always max_new_tokens.
+          sampling: a strategy of `sva.sampling`; Greedy by default.
+          key: one typed key, or one a row [B]; needed by every strategy but Greedy. Of one key, row i takes
+            fold_in(key, i).
+          z: effective z; one for all rows ({name: [R]}) is merged into the weights once, one a row ({name: [B, R]})
+            runs in the factored form.
+        Returns:
+          Generation: tokens [B, max_new_tokens], logprobs [B, max_new_tokens], lengths [B].
+        Raises:
+          UserError: an empty prompt, prompts that do not leave max_new_tokens of the context, a missing key.
+        """
+        sampling = sampling or Greedy()
+        ids, mask = self._check(input_ids, attention_mask, new_tokens=max_new_tokens)
+        rows = batch_bucket(len(ids))
+        keys = row_keys(key, len(ids), sampling)
+        keys = jnp.concatenate([keys, jnp.repeat(keys[:1], rows - len(ids), axis=0)])
+        params, adapter = self.params, None
+        if z is not None and all(np.ndim(x) == 1 for x in z.values()):
+            params = merge_params(self.model, params, self._spectra_of(z), z)
+        elif z is not None:
+            z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
+            adapter = factored(self._spectra_of(z), z)
+        length = length_bucket(int(mask.sum(axis=1).max()))
+        ids, mask = left_pad(pad_rows(ids, rows), pad_rows(mask, rows), length)
+        out = generation.generate(
+            self.model,
+            params,
+            ids,
+            mask,
+            jnp.asarray(max_new_tokens, jnp.int32),
+            pad_eos(eos_ids),
+            keys,
+            adapter,
+            max_new_tokens=length_bucket(max_new_tokens),
+            sampling=sampling,
+        )
+        batch = np.shape(input_ids)[0]
+        return Generation(
+            out.tokens[:batch, :max_new_tokens], out.logprobs[:batch, :max_new_tokens], out.lengths[:batch]
+        )
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a Hugging Face checkpoint (config, safetensors, tokenizer) that transformers loads.
+
+        Raises:
+          UserError: the directory is not empty, or the disk is full.
+        """
+        tensors = ((name, np.asarray(weight)) for name, weight in self.named_params().items())
+        save_checkpoint(Path(directory), self.model.cfg, tensors, self.tokenizer)
+
+    def _check(self, input_ids: Any, attention_mask: Any, new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask as host arrays, once they make sense."""
+        ids, mask = np.asarray(input_ids), np.asarray(attention_mask)
+        cfg = self.model.cfg
+        if ids.ndim != 2 or ids.shape != mask.shape or ids.shape[0] == 0:
+            raise UserError(f"input_ids and attention_mask must both be [B, T]; got {ids.shape} and {mask.shape}")
+        if new_tokens:
+            check_prompts(mask.sum(axis=1), new_tokens, cfg.max_position_embeddings)
+        if ids.size and not (0 <= ids.min() and ids.max() < cfg.vocab_size):
+            raise UserError(f"input_ids hold {ids.min()} to {ids.max()}; the vocabulary has {cfg.vocab_size} tokens")
+        return ids.astype(np.int32), mask.astype(np.int32)
+
+    def _spectra_of(self, z: Mapping[str, Any]) -> dict[str, Spectrum]:
+        missing = [name for name in z if name not in self.spectra]
+        if missing:
+            _decompose(self, missing)
+        check_fit(z, self.spectra)
+        return {name: self.spectra[name] for name in z}
+
+
+def load(
+    name_or_path: str,
+    dtype: str = "float32",
+    *,
+    scan_layers: bool | None = None,
+    progress: bool = True,
+) -> LM:
+    """A language model from a path (Hugging Face directory or GGUF file), a hub id or a known name.
+
+    Args:
+      name_or_path: see `sva.fetch.resolve` for where it is looked for.
+      dtype: "float32" or "bfloat16", of weights and activations.
+      scan_layers: one compiled layer for all; by default on a TPU only.
+      progress: show bars on stderr.
+    Raises:
+      UserError: nothing there, an unsupported architecture, or a damaged checkpoint.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}")
+    path = resolve(name_or_path, progress=progress)
+    checkpoint = open_checkpoint(path)
+    scan = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
+    model = Transformer(checkpoint.config, DTYPES[dtype], scan_layers=scan)
+    params, known = load_params(checkpoint, model, progress=progress)
+    return LM(model, params, load_tokenizer(path), str(name_or_path), checkpoint.quantisation, known)
+
+
+def decompose(lm: LM, targets: str = "mlp", *, progress: bool = True) -> dict[str, Spectrum]:
+    """{weight name: Spectrum(u [D_out, R], s [R], vt [R, D_in])} of the target weights, s descending.
+
+    u and vt have the model's dtype, s is float32. Computed once for each base model and kept under the cache
+    directory (`sva.paths.cache_dir`).
+
+    Args:
+      lm: the base model.
+      targets: see `sva.trees.select`.
+      progress: show a bar on stderr.
+    Raises:
+      UserError: `targets` matches nothing.
+    """
+    names = select(expected(lm.model.cfg), targets)
+    missing = [name for name in names if name not in lm.spectra]
+    if missing:
+        _decompose(lm, missing, progress)
+    return {name: lm.spectra[name] for name in names}
+
+
+def _decompose(lm: LM, names: Sequence[str], progress: bool = True) -> None:
+    weights = lm.named_params()
+    unknown = [name for name in names if name not in weights]
+    if unknown:
+        raise UserError(f"{lm.name} has no weight {unknown[0]}; is the expert for another model?")
+    dtype = np.dtype(lm.model.dtype)
+    spectra = store.decompose(
+        {name: lambda name=name: np.asarray(weights[name], np.float32) for name in names},
+        lm.fingerprint,
+        cache_dir() / "spectra" / f"{lm.fingerprint[:16]}-{dtype.name}",
+        progress=progress,
+    )
+    for name, (u, s, vt) in spectra.items():
+        lm.spectra[name] = Spectrum(jnp.asarray(u, dtype), jnp.asarray(s), jnp.asarray(vt, dtype))
+
+
+def factored(spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str, Factored]:
+    """The adapter {name: Factored} of an effective z, {name: [R]} or {name: [B, R]}."""
+    return {name: Factored(spectra[name], jnp.asarray(x)) for name, x in z.items()}
+
+
+def merge(lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> LM:
+    """An LM whose target weights are U diag(s z) V^T, dense; everything else is shared with `lm`.
+
+    Raises:
+      UserError: a z of the wrong length, with NaN, or without a spectrum.
+    """
+    check_fit(z, spectra)
+    params = merge_params(lm.model, lm.params, spectra, z)
+    return LM(lm.model, params, lm.tokenizer, f"{lm.name} (merged)", lm.quantisation)
+
+
+def merge_params(
+    model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Spectrum], z: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parameter tree with the weights of z ({name: [R]}) replaced by merged ones, in the model's dtype."""
+    named = unnest(params, expected(model.cfg), scan=model.scan_layers)
+    return model.nest(named | _merge_all({name: spectra[name] for name in z}, dict(z)))
+
+
+@jax.jit
+def _merge_all(spectra: dict[str, Spectrum], z: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: forms.merge(spectra[name], z[name]) for name in z}
+
+
+def row_keys(key: jax.Array | None, rows: int, sampling: Sampling) -> jax.Array:
+    """One typed key a row: [rows]; of a single key, row i takes fold_in(key, i)."""
+    if key is None:
+        if not isinstance(sampling, Greedy):
+            raise UserError(f"sampling with {sampling} needs a key: pass key=jax.random.key(seed)")
+        key = jax.random.key(0)
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    if key.shape != (rows,):
+        raise UserError(f"{rows} prompts need one key or {rows}; got {key.shape}")
+    return key
+
+
+def pad_eos(eos_ids: Sequence[int]) -> np.ndarray:
+    """[K] int32 end tokens in a bucket of 4, 8, ..., -1 where unused."""
+    size = max(4, batch_bucket(len(eos_ids)))
+    return np.asarray([*eos_ids] + [-1] * (size - len(eos_ids)), np.int32)
+
+
+def check_prompts(lengths: np.ndarray, new_tokens: int, context: int) -> None:
+    """Raises UserError for an empty prompt, or one that leaves less than `new_tokens` of the context."""
+    if new_tokens < 1:
+        raise UserError(f"max_new_tokens={new_tokens} must be at least 1")
+    empty = np.flatnonzero(lengths == 0)
+    if empty.size:
+        raise UserError(f"prompt {empty[0]} is empty; give it at least one token")
+    longest = int(lengths.argmax())
+    if lengths[longest] + new_tokens > context:
+        raise UserError(
+            f"prompt {longest} has {lengths[longest]} tokens and {new_tokens} new ones are asked for, but the model's "
+            f"context is {context}; shorten the prompt or lower max_new_tokens"
+        )

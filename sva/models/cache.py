@@ -1,0 +1,60 @@
+"""The key/value cache as a pytree of fixed shape."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sva.models.config import ModelConfig
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of S slots for B rows, and which slots hold a token.
+
+    All rows write the same slots, so prompts are padded on the left. Layers are a leading axis where the model scans
+    them, a tuple where it does not.
+    """
+
+    kv: tuple  # ((k, v), ...) of [B, K, S, H] each; scanned: (k, v) of [L, B, K, S, H]
+    positions: jax.Array  # [B, S] int32, each slot's position in its row
+    valid: jax.Array  # [B, S] bool, False for padding and for slots not yet written
+    index: jax.Array  # [] int32, the next slot to write
+
+
+def init(cfg: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> Cache:
+    """An empty cache of `slots` slots for `batch` rows."""
+    shape = (batch, cfg.num_kv_heads, slots, cfg.head_dim)
+    if scan:
+        shape = (cfg.num_layers, *shape)
+        kv = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    else:
+        kv = tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.num_layers))
+    return Cache(
+        kv=kv,
+        positions=jnp.zeros((batch, slots), jnp.int32),
+        valid=jnp.zeros((batch, slots), bool),
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+def extend(cache: Cache, positions: jax.Array, valid: jax.Array) -> Cache:
+    """The cache with T new slots marked as written (`positions`, `valid` are [B, T]); keys and values are the model's."""
+    start = (jnp.zeros((), jnp.int32), cache.index)
+    return cache.replace(
+        positions=jax.lax.dynamic_update_slice(cache.positions, positions, start),
+        valid=jax.lax.dynamic_update_slice(cache.valid, valid, start),
+        index=cache.index + positions.shape[1],
+    )
+
+
+def repeat(cache: Cache, rows: int) -> Cache:
+    """The cache with each row `rows` times in a run, [B * rows, ...]: one prompt read by many samples."""
+
+    def spread(x: jax.Array) -> jax.Array:
+        return jnp.repeat(x, rows, axis=x.ndim - 4)
+
+    return cache.replace(
+        kv=jax.tree.map(spread, cache.kv),
+        positions=jnp.repeat(cache.positions, rows, axis=0),
+        valid=jnp.repeat(cache.valid, rows, axis=0),
+    )

@@ -1,0 +1,200 @@
+"""Linen modules of the decoder. Weights are named and shaped as in the checkpoint: (out, in)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva.models.config import ModelConfig, Rope
+from sva.spectral.forms import dot
+
+_MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
+_normal = nn.initializers.normal(0.02)
+
+
+class SpectralDense(nn.Module):
+    """A linear layer that may be adapted: the only place that looks at how a weight is given.
+
+    Without an adapter it is the plain product x W^T (the dense form, where W may be a merged weight). With one, in
+    the collection `adapter` under the weight's own name, it is what the adapter makes of x and W.
+    """
+
+    features: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, features] from x [B, T, D_in]."""
+        w = self.param("weight", _normal, (self.features, x.shape[-1]), x.dtype)
+        adapter: Any = self.get_variable("adapter", "weight")
+        y = dot(x, w) if adapter is None else adapter(x, w)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """Token embeddings [V, D], read forwards and, where they are tied, backwards."""
+
+    vocab_size: int
+    features: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.weight = self.param("weight", _normal, (self.vocab_size, self.features), self.dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """[B, T, D] of ids [B, T]."""
+        return jnp.take(self.weight, ids, axis=0)
+
+    def attend(self, hidden: jax.Array) -> jax.Array:
+        """[..., V] products of hidden [..., D] with every embedding."""
+        return dot(hidden, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) times a weight, in float32, given back in the dtype of x."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Same shape as x."""
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), x.dtype)
+        h = x.astype(jnp.float32)
+        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
+        return h.astype(x.dtype) * jnp.reshape(weight, (1,) * (x.ndim - 1) + weight.shape)
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """[head_dim / 2] float32 rotary frequencies, scaled as the configuration says.
+
+    `llama3` blends frequencies between the unscaled and the scaled ones by wavelength, as Llama 3.1's own code.
+    """
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    freqs = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
+    if rope.factors:
+        return freqs / np.asarray(rope.factors, np.float32)
+    if rope.kind == "linear":
+        return freqs / np.float32(rope.factor)
+    if rope.kind == "llama3":
+        turns = rope.original_max_position_embeddings * freqs / np.float32(2 * np.pi)
+        blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        blend = np.clip(blend, 0.0, 1.0).astype(np.float32)  # 0: scaled down in full, 1: left alone
+        return ((1 - blend) * freqs / np.float32(rope.factor) + blend * freqs).astype(np.float32)
+    return freqs
+
+
+def rotary(positions: jax.Array, freqs: np.ndarray, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [B, T, 1, head_dim / 2] for positions [B, T]."""
+    angles = positions[:, :, None, None].astype(jnp.float32) * freqs[None, None, None, :]
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """x [B, T, heads, H] turned by its position; halves are paired, as in Hugging Face checkpoints."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Grouped-query attention, softmax in float32.
+
+    Args:
+      q: [B, T, N, H].
+      k, v: [B, K, S, H]; N is a multiple of K.
+      mask: [B, T, S] bool, True where a query may look.
+    Returns:
+      [B, T, N * H].
+    """
+    batch, length, heads, width = q.shape
+    groups = heads // k.shape[1]
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    q = q.reshape(batch, length, k.shape[1], groups, width)
+    scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None, :, :], scores * width**-0.5, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("BKGTS,BKSH->BTKGH", weights, v, precision=precision)
+    return out.reshape(batch, length, heads * width)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions, over the cache where one is given."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, rope, mask, kv, index):
+        """(y [B, T, D], (k, v)); see `Block`."""
+        cfg = self.cfg
+        batch, length, _ = x.shape
+        heads = {"q": cfg.num_heads, "k": cfg.num_kv_heads, "v": cfg.num_kv_heads}
+        q, k, v = (
+            SpectralDense(n * cfg.head_dim, cfg.attention_bias, name=f"{p}_proj")(x).reshape(
+                batch, length, n, cfg.head_dim
+            )
+            for p, n in heads.items()
+        )
+        if cfg.qk_norm:
+            q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        if kv is not None:
+            zero = jnp.zeros((), index.dtype)
+            start = (zero, zero, index, zero)
+            k = jax.lax.dynamic_update_slice(kv[0], k.astype(kv[0].dtype), start)
+            v = jax.lax.dynamic_update_slice(kv[1], v.astype(kv[1].dtype), start)
+        y = attend(q, k.astype(x.dtype), v.astype(x.dtype), mask)
+        return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), (k, v)
+
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+class Mlp(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] from x [B, T, D]."""
+        cfg = self.cfg
+        gate = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="gate_proj")(x)
+        up = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="up_proj")(x)
+        return SpectralDense(cfg.hidden_size, cfg.mlp_bias, name="down_proj")(_ACTIVATIONS[cfg.hidden_act](gate) * up)
+
+
+class Block(nn.Module):
+    """One decoder layer."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, kv, window, rope, mask, distance, index):
+        """The layer's output and its keys and values.
+
+        Args:
+          x: [B, T, D].
+          kv: (k, v) of [B, K, S, H] to write into from slot `index` on, or None: attend within x.
+          window: [] int32 sliding window in tokens, 0 for full attention; None where no layer has one.
+          rope: cosine and sine of the T positions.
+          mask: [B, T, S] bool.
+          distance: [B, T, S] int32, query position less key position; None where no layer has a window.
+          index: [] int32, or None without a cache.
+        Returns:
+          ([B, T, D], (k, v)), k and v [B, K, S, H].
+        """
+        if window is not None:
+            mask = mask & ((window == 0) | (distance < window))
+        norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
+        y, kv = Attention(self.cfg, name="self_attn")(norm(x), rope, mask, kv, index)
+        x = x + y
+        norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")
+        return x + Mlp(self.cfg, name="mlp")(norm(x)), kv

@@ -1,0 +1,138 @@
+"""The decoder of the Llama family, and its logits as a pure function."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sva.models import cache as kv_cache
+from sva.models.cache import Cache
+from sva.models.config import ModelConfig
+from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary
+from sva.models.weights import nest
+
+
+class Transformer(nn.Module):
+    """Llama, Mistral, Qwen2, Qwen3 and their kin. Frozen and hashable: a static argument under jit.
+
+    Variables: `params`, the base weights, and optionally `adapter`, one adapter a weight under the same path.
+    """
+
+    cfg: ModelConfig
+    dtype: Any = jnp.float32  # of activations; weights are converted once, when loaded
+    scan_layers: bool = False  # one compiled layer for all (TPU, deep models) against faster decoding (CPU)
+    remat: bool = False  # recompute each layer in the backward pass
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.embed_tokens = Embed(cfg.vocab_size, cfg.hidden_size, self.dtype)
+        block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
+        if self.scan_layers:
+            stacked = nn.scan(
+                block,
+                variable_axes={"params": 0, "adapter": 0},
+                split_rngs={"params": True},
+                in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=cfg.num_layers,
+            )
+            self.layers = stacked(cfg)
+        else:
+            self.layers = [block(cfg) for _ in range(cfg.num_layers)]
+        self.norm = RMSNorm(cfg.rms_norm_eps)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = SpectralDense(cfg.vocab_size)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        positions: jax.Array,
+        valid: jax.Array,
+        cache: Cache | None = None,
+        mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """The last layer's normalised output, and the cache with these tokens in it.
+
+        Args:
+          input_ids: [B, T] int32.
+          positions: [B, T] int32, counted from each row's first token.
+          valid: [B, T] bool, False for padding, on whichever side it lies.
+          cache: keys and values of earlier tokens, or None.
+          mask: [B, T, S] bool of what each token may see among the cache's S slots (these T among them; without a
+            cache S = T); None for every earlier token of the row.
+        Returns:
+          [B, T, D] in the model's dtype (padding positions hold anything finite), and the new cache or None.
+        """
+        cfg = self.cfg
+        index = None
+        key_positions, key_valid = positions, valid
+        if cache is not None:
+            index = cache.index
+            cache = kv_cache.extend(cache, positions, valid)
+            key_positions, key_valid = cache.positions, cache.valid
+        distance = positions[:, :, None] - key_positions[:, None, :]
+        if mask is None:
+            mask = (distance >= 0) & key_valid[:, None, :]
+        has_windows = any(cfg.windows)
+        distance = distance if has_windows else None
+        rope = rotary(positions, inverse_frequencies(cfg.rope, cfg.head_dim), self.dtype)
+        x = self.embed_tokens(input_ids)
+        if self.scan_layers:
+            windows = jnp.asarray(cfg.windows, jnp.int32) if has_windows else None
+            kv = None if cache is None else cache.kv
+            x, kv = self.layers(x, kv, windows, rope, mask, distance, index)
+        else:
+            kv = []
+            for layer, block in enumerate(self.layers):
+                window = jnp.asarray(cfg.windows[layer], jnp.int32) if has_windows else None
+                x, new = block(x, None if cache is None else cache.kv[layer], window, rope, mask, distance, index)
+                kv.append(new)
+            kv = tuple(kv)
+        return self.norm(x), None if cache is None else cache.replace(kv=kv)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """[..., V] float32 logits of hidden [..., D]."""
+        head = self.embed_tokens.attend if self.cfg.tie_word_embeddings else self.lm_head
+        return head(hidden).astype(jnp.float32)
+
+    def nest(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """The linen tree of a tree keyed by weight name; a linen tree passes through."""
+        if any(name in named for name in ("embed_tokens", "layers", "layers_0", "norm")):
+            return dict(named)
+        return nest(named, num_layers=self.cfg.num_layers, scan=self.scan_layers)
+
+
+def variables(model: Transformer, params: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The collections that `model.apply` takes; the adapter may be keyed by weight name or nested."""
+    return {"params": params} if adapter is None else {"params": params, "adapter": model.nest(adapter)}
+
+
+def positions_of(attention_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(positions [B, T] int32 from each row's first token, valid [B, T] bool) of a mask padded on either side."""
+    valid = attention_mask.astype(bool)
+    return jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0), valid
+
+
+@partial(jax.jit, static_argnames=("model",))
+def logits(
+    model: Transformer,
+    params: Mapping[str, Any],
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    adapter: Mapping[str, Any] | None = None,
+) -> jax.Array:
+    """Next-token logits at every position.
+
+    Args:
+      model: static under jit.
+      params: its base weights (or merged ones).
+      input_ids, attention_mask: [B, T] int; padded on the left or on the right.
+      adapter: None, or one adapter a weight (`sva.adapter(spectra, z)`), keyed by weight name.
+    Returns:
+      [B, T, V] float32; where the mask is 0 the values mean nothing.
+    """
+    collections = variables(model, params, adapter)
+    hidden, _ = model.apply(collections, input_ids, *positions_of(attention_mask))
+    return model.apply(collections, hidden, method="unembed")

@@ -1,0 +1,1 @@
+"""Singular-value adaptation itself; knows no model, no task and no optimiser."""

@@ -1,0 +1,165 @@
+"""Experts: what is trained, its file, mixtures, and the static bank that a batch mixes from.
+
+The z-tree stands beside the parameter tree, under the same names:
+
+    params   model.layers.0.mlp.up_proj.weight [1536, 576]      frozen
+    spectra  model.layers.0.mlp.up_proj.weight u s vt           frozen
+    z        model.layers.0.mlp.up_proj.weight [576]            one expert
+    bank     model.layers.0.mlp.up_proj.weight [E_max, 576]     slot 0 is the base: ones
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sva.errors import UserError
+from sva.files import write_atomically
+from sva.spectral.family import family
+from sva.spectral.forms import Spectrum
+
+FORMAT = "sva-expert-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert:
+    """One expert: raw float32 vectors [R] by weight name, and how to read them.
+
+    `metadata` holds what is known of its making, all JSON values: `fingerprint` and `base` (name) of the base model,
+    `targets`, `task`, `label`, `description`, `metrics`, `config`.
+    """
+
+    raw: Mapping[str, Any]
+    parametrisation: str = "linear"
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        family(self.parametrisation)
+
+    def z(self, spectra: Mapping[str, Spectrum]) -> dict[str, jax.Array]:
+        """Effective z {name: [R] float32}.
+
+        Raises:
+          UserError: a weight of the expert has no spectrum, or another length, or holds NaN or infinite values.
+        """
+        check_fit(self.raw, spectra)
+        member = family(self.parametrisation)
+        return {name: member.z(jnp.asarray(raw), jnp.asarray(spectra[name].s)) for name, raw in self.raw.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file, atomically; the header carries the parametrisation and the metadata."""
+        header = {"format": FORMAT, "parametrisation": self.parametrisation, "sva": json.dumps(dict(self.metadata))}
+        tensors = {name: np.ascontiguousarray(raw, np.float32) for name, raw in self.raw.items()}
+        write_atomically(Path(path), lambda p: safetensors.numpy.save_file(tensors, p, header))
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, fingerprint: str | None = None, base: str = "this model", transfer: bool = False
+    ) -> "Expert":
+        """Reads an expert file.
+
+        Args:
+          path: a file that `save` wrote.
+          fingerprint: of the model that the expert is meant for; None reads without that check.
+          base: that model's name, for the message.
+          transfer: accept an expert of another base.
+        Raises:
+          UserError: no such file, not an expert file, or an expert of another base model (both named).
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"no expert file at {path}; give the path of a .safetensors file that sva train wrote")
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                header = file.metadata() or {}
+                raw = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch or train it again") from error
+        if header.get("format") != FORMAT:
+            raise UserError(f"{path} is no sva expert: its format is {header.get('format')!r}, expected {FORMAT!r}")
+        expert = cls(raw, header.get("parametrisation", ""), json.loads(header.get("sva", "{}")))
+        made_for = expert.metadata.get("fingerprint")
+        if fingerprint is not None and made_for != fingerprint and not transfer:
+            raise UserError(
+                f"{path} was trained on {expert.metadata.get('base')} ({str(made_for)[:12]}), not on {base} "
+                f"({fingerprint[:12]}); load that base model, or ask for a transfer"
+            )
+        return expert
+
+
+def check_fit(vectors: Mapping[str, Any], spectra: Mapping[str, Spectrum]) -> None:
+    """Raises UserError unless every vector [..., R] is finite and has a spectrum of its length."""
+    for name, vector in vectors.items():
+        if name not in spectra:
+            raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
+        length, rank = np.shape(vector)[-1], np.shape(spectra[name].s)[-1]
+        if length != rank:
+            raise UserError(f"{name}: z has {length} entries, its spectrum has {rank}")
+        if not isinstance(vector, jax.core.Tracer) and not np.isfinite(np.asarray(vector)).all():
+            raise UserError(f"{name}: z holds NaN or infinite values")
+
+
+def mix(zs: Sequence[Mapping[str, jax.Array]], alphas: Any) -> dict[str, jax.Array]:
+    """One z around the base: z' = 1 + sum_k alpha_k (z_k - 1).
+
+    Transformer-Squared (arXiv 2501.06252), section 3.2, mixes sum_k alpha_k z_k; the two are equal where the alphas
+    add to 1, and this one stays at the base where they are 0. A weight that an expert leaves out counts as ones.
+
+    Args:
+      zs: E effective z, each {name: [R]}.
+      alphas: [E], or {name: [E]} for a mixture of its own for each matrix.
+    Returns:
+      {name: [R]} over the names of all experts.
+    Raises:
+      UserError: not one alpha for each expert.
+    """
+    names = list(dict.fromkeys(name for z in zs for name in z))
+    mixed = {}
+    for name in names:
+        weights = jnp.asarray(alphas[name] if isinstance(alphas, Mapping) else alphas, jnp.float32)
+        if weights.shape != (len(zs),):
+            raise UserError(f"{name}: {len(zs)} experts need {len(zs)} alphas, got shape {weights.shape}")
+        present = [(k, z[name]) for k, z in enumerate(zs) if name in z]
+        mixed[name] = 1 + sum(weights[k] * (jnp.asarray(z) - 1) for k, z in present)
+    return mixed
+
+
+def bank(
+    zs: Sequence[Mapping[str, jax.Array]], spectra: Mapping[str, Spectrum], slots: int
+) -> dict[str, jax.Array]:
+    """The static bank {name: [slots, R] float32} over all `spectra`: slot 0 and every unused slot are the base.
+
+    Expert k of `zs` lies in slot k + 1. Adding, dropping or replacing one keeps all shapes, so nothing recompiles.
+
+    Raises:
+      UserError: more experts than slots.
+    """
+    if len(zs) >= slots:
+        raise UserError(f"{len(zs)} experts need {len(zs) + 1} slots, the bank has {slots}")
+    table = {}
+    for name, spectrum in spectra.items():
+        rows = np.ones((slots, np.shape(spectrum.s)[-1]), np.float32)
+        for slot, z in enumerate(zs, start=1):
+            if name in z:
+                rows[slot] = np.asarray(z[name])
+        table[name] = jnp.asarray(rows)
+    return table
+
+
+def mix_rows(bank_rows: jax.Array, alphas: jax.Array) -> jax.Array:
+    """A mixture for each row of a batch, out of one matrix's bank.
+
+    Args:
+      bank_rows: [E_max, R].
+      alphas: [B, E_max]; slot 0 adds nothing.
+    Returns:
+      [B, R] = 1 + alphas (bank - 1).
+    """
+    return 1 + jnp.matmul(alphas, bank_rows - 1, precision=jax.lax.Precision.HIGHEST)
