@@ -1,8 +1,8 @@
 """Reading checkpoints one tensor at a time: Hugging Face directories, and GGUF files through `gguf.py`.
 
-Nothing here knows which weights a model has: `shapes` says what the file holds under Hugging Face names, `match`
-holds it against what a model expects. Of the four ways a weight can go astray, "set twice" is found on opening;
-"unmapped", "unexpected" and "wrong shape" by `match`.
+Nothing here knows which weights a model has: `shapes` says what the file holds under Hugging Face names,
+`match` holds it against what a model expects. Of the four ways a weight can go astray, "set twice" is found
+on opening; "unmapped", "unexpected" and "wrong shape" by `match`.
 """
 
 import json
@@ -38,9 +38,9 @@ _FOREIGN = re.compile(r"(adapter_|consolidated).*")
 class Checkpoint:
     """A model's weights on disk, not yet in memory.
 
-    `shapes` names every weight as Hugging Face does and gives its stored shape, (out, in) for matrices; `read`
-    returns one of them as stored (GGUF: unpacked to float32), in memory of its own. `quantisation` is the
-    commonest packed type of a GGUF file ("Q4_1"), None where nothing is packed.
+    `shapes` names every weight as Hugging Face does and gives its stored shape, (out, in) for matrices;
+    `read` returns one of them as stored (GGUF: unpacked to float32), in memory of its own. `quantisation` is
+    the commonest packed type of a GGUF file ("Q4_1"), None where nothing is packed.
     """
 
     path: Path
@@ -58,15 +58,15 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     "model." in front, are completed.
 
     When the config ties the output head to the embedding and the file holds both, they are compared: equal
-    means tied, and if they differ the head of the file is used, untied, as transformers 5 does (transformers 4
-    ignored it). A head alone serves as the embedding.
+    means tied, and if they differ the head of the file is used, untied, as transformers 5 does
+    (transformers 4 ignored it). A head alone serves as the embedding.
 
     Raises:
       UserError: nothing readable there, a damaged file, a tensor set twice, an unsupported model or dtype.
     """
     path = Path(path)
     if path.is_file():
-        if path.suffix != ".gguf" and path.read_bytes()[:4] != b"GGUF":
+        if path.suffix != ".gguf":
             raise UserError(
                 f"{path} is neither a GGUF file nor a directory; give the directory that holds config.json"
             )
@@ -98,8 +98,8 @@ def match(
       where: the checkpoint's path, for the message.
 
     Raises:
-      UserError: one kind at a time: a weight without a tensor (unmapped), a tensor no weight takes (unexpected),
-        a wrong shape. It names up to three of them and how many more there are.
+      UserError: one kind at a time: a weight without a tensor (unmapped), a tensor no weight takes
+        (unexpected), a wrong shape. It names up to three of them and how many more there are.
     """
     lead = f"{where}: " if where else ""
     unmapped = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
@@ -233,8 +233,8 @@ def _no_weights(directory: Path) -> str:
     if not pickles:
         return f"{directory} has no *.safetensors files; fetch the model again"
     return (
-        f"{directory} has only torch pickles ({_some(pickles)}), which are not read as they can run code; where torch is"
-        " installed, convert it with transformers: AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
+        f"{directory} has only torch pickles ({_some(pickles)}), which can run code and are not read; with torch"
+        " installed, transformers converts: AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
     )
 
 
