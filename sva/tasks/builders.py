@@ -1,0 +1,122 @@
+"""tensorflow-datasets builders of sva's tasks, prepared on first use, without TensorFlow.
+
+The one module here that imports tensorflow_datasets, so others import it where they need rows. Records are
+kept as array_record files under `cache_dir()/datasets` and read by random access.
+"""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from filelock import FileLock
+
+from sva.paths import cache_dir
+from sva.tasks import procedural as made
+from sva.tasks.base import SPLITS, Example
+
+_FILE_FORMAT = "array_record"  # tfrecord needs TensorFlow; parquet loses rows (4.9.10)
+
+
+@dataclass
+class SeedConfig(tfds.core.BuilderConfig):
+    """Which procedural task, made from which seed."""
+
+    task: str = ""
+    seed: int = 0
+
+
+class SvaProcedural(tfds.core.GeneratorBasedBuilder):
+    """The rows of `sva.tasks.procedural`, one config for each task (and seed)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # tfds 4.9.10 looks for checksums beside it with a package that it does not depend on
+    BUILDER_CONFIGS = [SeedConfig(name=name, task=name) for name in made.NAMES]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        texts = {name: tfds.features.Text() for name in ("question", "answer", "kind")}
+        lists = {name: tfds.features.Sequence(tfds.features.Text()) for name in ("operands", "also")}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Short questions made from a seed. No two splits share a word or operand tuple.",
+            features=tfds.features.FeaturesDict({**texts, **lists}),
+            license="Apache-2.0",
+            disable_shuffling=True,  # rows are shuffled already, and their order is part of the task
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
+        config = self.builder_config
+        assert isinstance(config, SeedConfig)
+        yield from enumerate(made.rows(config.task, split, config.seed))
+
+
+class Rows(Sequence[Example]):
+    """Examples, decoded as they are read (bytes to str, arrays to lists); `order` picks and orders them."""
+
+    def __init__(self, source: Sequence[Any], order: range | None = None):
+        self._source, self._order = source, range(len(source)) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Rows(self._source, self._order[index])
+        return _decoded(self._source[self._order[index]])
+
+
+def _decoded(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {name: _decoded(part) for name, part in value.items()}
+    return [_decoded(part) for part in value] if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def prepared(builder_cls: type[tfds.core.GeneratorBasedBuilder], config: Any, place: Path) -> dict[str, Rows]:
+    """The splits of a dataset, prepared under `place` if they are not there whole.
+
+    Several processes may ask at once: one prepares, the others wait. Files that cannot be read are made anew.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".lock"):
+        for attempt in range(2):
+            with _quietly():
+                builder = builder_cls(data_dir=place, config=config, file_format=_FILE_FORMAT)
+                builder.download_and_prepare(
+                    download_dir=place / "downloads",
+                    download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+                )
+                try:
+                    sources: Any = builder.as_data_source()  # a dict: one source for each split
+                    splits = {name: Rows(source) for name, source in sources.items()}
+                    for rows in splits.values():
+                        _ = rows[0], rows[-1]
+                    return splits
+                except Exception:
+                    if attempt:
+                        raise
+                    shutil.rmtree(builder.data_path)
+    raise AssertionError("unreachable")
+
+
+def procedural(name: str, seed: int, split: str) -> Rows:
+    """A split of `sva.tasks.procedural.rows`, from a cache whose name changes with what would be made."""
+    place = cache_dir() / "datasets" / f"procedural-{made.fingerprint()}"
+    listed = {config.name: config for config in SvaProcedural.BUILDER_CONFIGS}
+    config = SeedConfig(name=f"{name}-seed{seed}", task=name, seed=seed) if seed else listed[name]
+    return prepared(SvaProcedural, config, place)[split]
