@@ -1,8 +1,8 @@
 """Makes .venv from the lock files, or finds it made: `python3 scripts/env.py runtime|test`.
 
 `runtime` installs what requirements.lock names and sva itself (editable); `test` installs the test tools and
-torch as well. The file .venv/sva-env.json keeps a hash of everything each of the two is made from, so a second
-call ends at once, while an interrupted one, or one after the lock files have changed, installs what is missing.
+torch as well. The file .venv/sva-env.json keeps a hash of all that each of the two is made from, so a second
+call ends at once, while an interrupted one, or one after a lock file has changed, installs what is missing.
 Needs nothing but Python, and one too old for sva still runs it as far as the line that says so.
 """
 
