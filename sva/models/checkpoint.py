@@ -233,8 +233,8 @@ def _no_weights(directory: Path) -> str:
     if not pickles:
         return f"{directory} has no *.safetensors files; fetch the model again"
     return (
-        f"{directory} has only torch pickles ({_some(pickles)}), which can run code and are not read; with torch"
-        " installed, transformers converts: AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
+        f"{directory} has only torch pickles ({_some(pickles)}), which can run code and are not read; with"
+        " torch, transformers converts them: AutoModelForCausalLM.from_pretrained(old).save_pretrained(new)"
     )
 
 

@@ -1,0 +1,124 @@
+"""Writing a model as a Hugging Face checkpoint, one shard in memory at a time."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from sva.errors import UserError
+from sva.files import disk_error
+from sva.models.config import ModelConfig, to_hf
+
+_METADATA = {"format": "pt"}  # what transformers looks for; it says nothing about the tensors
+
+
+def save_checkpoint(
+    directory: Path | str,
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    tokenizer: Any = None,
+    max_shard_bytes: int = 4 << 30,
+) -> None:
+    """Writes config.json, generation_config.json, safetensors and tokenizer files that transformers 4 and 5 load.
+
+    Everything is written to a temporary directory beside `directory` and renamed at the end, so `directory` is
+    whole or not there. More than `max_shard_bytes` of weights are split over several files with an index; a
+    tensor is never split. At most one shard is held in memory.
+
+    Args:
+      directory: a new or an empty directory.
+      config: the model.
+      tensors: (Hugging Face name, array) of every weight, in the order to be written.
+      tokenizer: a transformers tokenizer, saved as it saves itself; None for none.
+      max_shard_bytes: upper limit of a file's weights.
+    Raises:
+      UserError: `directory` holds something already, the disk is full, or it cannot be written to.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already holds something; give a new or an empty directory")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        try:
+            _write(temporary, config, tensors, tokenizer, max_shard_bytes)
+            temporary.chmod(0o777 & ~_umask())
+            os.replace(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise disk_error(directory, error) from error
+
+
+def _write(
+    directory: Path,
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    tokenizer: Any,
+    max_shard_bytes: int,
+) -> None:
+    shards: list[list[str]] = []
+    shard: dict[str, np.ndarray] = {}
+    total = held = 0
+    dtype = ""
+
+    def flush() -> None:
+        save(shard, directory / f"{len(shards)}.safetensors")
+        shards.append(list(shard))
+        shard.clear()
+
+    for name, tensor in tensors:
+        if shard and held + tensor.nbytes > max_shard_bytes:
+            flush()
+            held = 0
+        shard[name] = np.ascontiguousarray(tensor)
+        held += tensor.nbytes
+        total += tensor.nbytes
+        dtype = dtype or tensor.dtype.name
+    flush()
+
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    for i, file in enumerate(files):
+        (directory / f"{i}.safetensors").rename(directory / file)
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(directory / "model.safetensors.index.json", index)
+    raw = to_hf(config)
+    # "torch_dtype" is transformers 4's name of it, which 5 reads too
+    _write_json(directory / "config.json", raw | {"torch_dtype": dtype})
+    ids = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw[key] is not None}
+    _write_json(directory / "generation_config.json", ids)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+
+
+def save(shard: dict[str, np.ndarray], file: Path) -> None:
+    """Writes one safetensors file; what the library reports of a full disk becomes an OSError again."""
+    try:
+        save_file(shard, file, metadata=_METADATA)
+    except SafetensorError as error:
+        number = str(error).rpartition("os error ")[2].rstrip(")} \"'")
+        if not number.isdigit():
+            raise
+        raise OSError(int(number), os.strerror(int(number)), str(file)) from error
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it; mkdtemp ignores it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
