@@ -48,10 +48,9 @@ def _trim(text: str, nouns: str) -> str:
     text = text.strip(" \n\t.,;:!")
     while len(text) > 2 and (text[0], text[-1]) in (("(", ")"), ("[", "]")):
         text = text[1:-1].strip()
-    text = re.sub(
-        rf"^(?:(?:the|a|an) )?(?:{nouns})(?: of)?:? (?=\S)|^(?:the|an?) (?=\S)", "", text, flags=re.I
-    )
-    text = re.sub(rf" (?:{nouns})(?: in (?:the|this|your) list)?$", "", text, flags=re.I)
+    text = re.sub(rf"^(?:(?:the|a|an) )?(?:{nouns})(?: of)?:? (?=\S)", "", text, flags=re.IGNORECASE)
+    place = r"(?: in (?:the|this|your) list)?"
+    text = re.sub(rf"^(?:an? )?(\S+) (?:{nouns}){place}$", r"\1", text, flags=re.IGNORECASE)
     return text.strip(" .,;:!")
 
 
@@ -61,14 +60,8 @@ def _letter(text: str) -> str | None:
 
 
 def _letters(text: str) -> str | None:
-    text = _trim(text, "letters").lower()
-    if re.fullmatch(r"[a-z]+", text):
-        return text
-    return (
-        re.sub(r"[^a-z]", "", text.replace(" and ", " "))
-        if re.fullmatch(r"[a-z](?:(?:[ ,-]| and )+[a-z])+", text)
-        else None
-    )
+    text = re.sub(r"\b([a-z])(?: and |[ ,-])+(?=[a-z]\b)", r"\1", _trim(text, "letters").lower())
+    return text if re.fullmatch(r"[a-z]+", text) else None
 
 
 def _number(text: str) -> str | None:
@@ -83,7 +76,7 @@ def _number(text: str) -> str | None:
 
 
 def _numbers(text: str) -> str | None:
-    parts = re.split(r"\s*(?:,? and |[,;<]|\s)\s*", _trim(text, "numbers"))
+    parts = re.split(r" *(?:,? and |[,;<]| ) *", _trim(text, "numbers"))
     read = [_number(part) for part in parts if part]
     return ", ".join(part for part in read if part) if len(read) > 1 and all(read) else None
 
@@ -94,7 +87,9 @@ def _word(text: str) -> str | None:
 
 
 def _words(text: str) -> str | None:
-    parts = re.split(r"\s*(?:,? and |[,;]|\s)\s*", _trim(text, "words"))
+    if _LINK.search(text):
+        return None
+    parts = re.split(r" *(?:,? and |[,;]| ) *", _trim(text, "words"))
     read = [_word(part) for part in parts if part]
     return ", ".join(part for part in read if part) if len(read) > 1 and all(read) else None
 
@@ -154,7 +149,7 @@ def find(completion: str, form: str) -> str | None:
     named = {answer for s, answer in stated if re.search(r"\banswer\b", s, re.IGNORECASE)}
     answers = named or {answer for _, answer in stated}
     if not answers and form in ("numbers", "words"):  # one item a line
-        return _stated(re.sub(r"\s*\n\s*(?:\d+[.)] )?", " ", text), read)
+        return _stated(re.sub(r"(?m)^\d+[.)] +", "", text).replace("\n", " "), read)
     return answers.pop() if len(answers) == 1 else None
 
 
