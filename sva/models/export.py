@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ def save_checkpoint(
     tokenizer: Any = None,
     max_shard_bytes: int = 4 << 30,
 ) -> None:
-    """Writes config.json, generation_config.json, safetensors and tokenizer files that transformers 4 and 5 load.
+    """Writes config, generation config, safetensors and tokenizer files that transformers 4 and 5 load.
 
-    Everything is written to a temporary directory beside `directory` and renamed at the end, so `directory` is
-    whole or not there. More than `max_shard_bytes` of weights are split over several files with an index; a
-    tensor is never split. At most one shard is held in memory.
+    Everything is written to a temporary directory beside `directory` and renamed at the end, so `directory`
+    is whole or not there. More than `max_shard_bytes` of weights are split over several files with an index;
+    a tensor is never split. At most one shard is held in memory.
 
     Args:
       directory: a new or an empty directory.
@@ -41,15 +42,14 @@ def save_checkpoint(
     Raises:
       UserError: `directory` holds something already, the disk is full, or it cannot be written to.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} already holds something; give a new or an empty directory")
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+        temporary.mkdir(parents=True)
         try:
             _write(temporary, config, tensors, tokenizer, max_shard_bytes)
-            temporary.chmod(0o777 & ~_umask())
             os.replace(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -64,13 +64,14 @@ def _write(
     tokenizer: Any,
     max_shard_bytes: int,
 ) -> None:
+    raw = to_hf(config)
     shards: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     total = held = 0
     dtype = ""
 
     def flush() -> None:
-        save(shard, directory / f"{len(shards)}.safetensors")
+        _save(shard, directory / f"{len(shards)}.safetensors")
         shards.append(list(shard))
         shard.clear()
 
@@ -84,41 +85,35 @@ def _write(
         dtype = dtype or tensor.dtype.name
     flush()
 
-    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    if len(shards) == 1:
-        files = ["model.safetensors"]
-    for i, file in enumerate(files):
-        (directory / f"{i}.safetensors").rename(directory / file)
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(directory / "model.safetensors.index.json", index)
-    raw = to_hf(config)
     # "torch_dtype" is transformers 4's name of it, which 5 reads too
     _write_json(directory / "config.json", raw | {"torch_dtype": dtype})
     ids = {key: raw[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if raw[key] is not None}
     _write_json(directory / "generation_config.json", ids)
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    else:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(directory / "model.safetensors.index.json", index)
+    for i, file in enumerate(files):
+        (directory / f"{i}.safetensors").rename(directory / file)
+        # safetensors writes files that only their owner may read, whatever the umask
+        shutil.copymode(directory / "config.json", directory / file)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
 
 
-def save(shard: dict[str, np.ndarray], file: Path) -> None:
+def _save(shard: dict[str, np.ndarray], file: Path) -> None:
     """Writes one safetensors file; what the library reports of a full disk becomes an OSError again."""
     try:
         save_file(shard, file, metadata=_METADATA)
     except SafetensorError as error:
-        number = str(error).rpartition("os error ")[2].rstrip(")} \"'")
-        if not number.isdigit():
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
             raise
-        raise OSError(int(number), os.strerror(int(number)), str(file)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it; mkdtemp ignores it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
