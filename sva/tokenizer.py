@@ -1,0 +1,141 @@
+"""The tokenizer of a checkpoint: a Hugging Face directory's own, or built from a GGUF file's vocabulary."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from sva.errors import UserError
+from sva.models.gguf import GGUFFile, read_gguf
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Token types of a GGUF vocabulary.
+_CONTROL, _USER_DEFINED = 3, 4
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+class _Pre(NamedTuple):
+    """How one `tokenizer.ggml.pre` cuts text into words."""
+
+    pattern: str
+    split_digits: bool = False  # each digit by itself, before the pattern is looked for
+    whole_words: bool = False  # a word that is a token is not merged from its bytes
+    add_bos: bool = False  # unless the file says otherwise
+
+
+_PRE = {
+    "smollm": _Pre(_GPT2, split_digits=True),
+    "gpt-2": _Pre(_GPT2),
+    "llama-bpe": _Pre(_CASELESS + r"\p{N}{1,3}" + _TAIL, whole_words=True, add_bos=True),
+    "qwen2": _Pre(_CASELESS + r"\p{N}" + _TAIL),
+}
+
+
+def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerFast | None":
+    """The tokenizer beside the weights, or inside the GGUF file; None where a directory has none.
+
+    A directory's `tokenizer.json` is used as it is, with the special tokens and the chat template of
+    `tokenizer_config.json` and `chat_template.jinja`. A GGUF file's is built to give llama.cpp's token ids,
+    so nothing is normalised (a Qwen directory's tokenizer composes accents first, its GGUF file's does not).
+
+    Raises:
+      UserError: a damaged tokenizer file, or a GGUF vocabulary of a kind that is not supported.
+    """
+    path = Path(path)
+    return _from_gguf(read_gguf(path)) if path.is_file() else _from_directory(path)
+
+
+def _from_directory(directory: Path) -> "PreTrainedTokenizerFast | None":
+    if not (directory / "tokenizer.json").is_file():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory)
+    except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{directory}: its tokenizer cannot be read ({reason}); fetch it again") from error
+
+
+def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    tokens: list[str] = file.need("tokenizer.ggml.tokens")
+    pre, tokenizer = _byte_level_bpe(file, tokens)
+    for token, kind in zip(tokens, file.get("tokenizer.ggml.token_type", ()), strict=False):
+        if kind in (_CONTROL, _USER_DEFINED):
+            added = AddedToken(token, special=bool(kind == _CONTROL), normalized=False)
+            (tokenizer.add_special_tokens if kind == _CONTROL else tokenizer.add_tokens)([added])
+    special: dict[str, str] = {}
+    for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
+        number = file.get(f"tokenizer.ggml.{key}_token_id")
+        if number is not None and number < len(tokens):
+            special[f"{name}_token"] = tokens[number]
+    ends = {
+        "bos": bool(file.get("tokenizer.ggml.add_bos_token", pre.add_bos)),
+        "eos": bool(file.get("tokenizer.ggml.add_eos_token", False)),
+    }
+    ends = {
+        name: special[f"{name}_token"]
+        for name, wanted in ends.items()
+        if wanted and f"{name}_token" in special
+    }
+    if ends:
+        bos, eos = [ends["bos"]] if "bos" in ends else [], [ends["eos"]] if "eos" in ends else []
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*bos, "$A", *eos],
+            pair=[
+                *bos,
+                "$A",
+                *eos,
+                *(f"{token}:1" for token in bos),
+                "$B:1",
+                *(f"{token}:1" for token in eos),
+            ],
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(ends.values())],
+        )
+    context: Any = file.get(f"{file.get('general.architecture')}.context_length")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=file.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **({"model_max_length": context} if context else {}),
+        **special,
+    )
+
+
+def _byte_level_bpe(file: GGUFFile, tokens: list[str]) -> tuple[_Pre, Tokenizer]:
+    """The file's kind of word splitting, and the tokenizer without its special tokens."""
+    model, name = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
+    if model != "gpt2":
+        raise UserError(
+            f"{file.path}: unsupported tokenizer.ggml.model {model!r}; supported: 'gpt2' (byte-level BPE);"
+            " use the Hugging Face directory of this model"
+        )
+    if name not in _PRE:
+        raise UserError(
+            f"{file.path}: unsupported tokenizer.ggml.pre {name!r}; supported: {', '.join(_PRE)};"
+            " use the Hugging Face directory of this model"
+        )
+    pre = _PRE[name]
+    merges = []
+    for merge in file.need("tokenizer.ggml.merges"):
+        at = merge.find(" ", 1)
+        merges.append((merge[:at], merge[at + 1 :]))
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, ignore_merges=pre.whole_words))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *([pre_tokenizers.Digits(individual_digits=True)] if pre.split_digits else []),
+            pre_tokenizers.Split(Regex(pre.pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return pre, tokenizer
