@@ -4,8 +4,8 @@ import numpy as np
 
 
 def length_bucket(tokens: int) -> int:
-    """The smallest bucket that holds `tokens`: multiples of 16 to 128, of 64 to 512, then of 256."""
-    step = 16 if tokens <= 128 else 64 if tokens <= 512 else 256
+    """The smallest bucket that holds `tokens`: multiples of 32 to 256, of 128 to 1,024, then of 512."""
+    step = 32 if tokens <= 256 else 128 if tokens <= 1024 else 512
     return max(step, -(-tokens // step) * step)
 
 

@@ -173,7 +173,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}")
-    path = resolve(name_or_path, progress=progress)
+    path = resolve(name_or_path)
     checkpoint = open_checkpoint(path)
     scan = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
     model = Transformer(checkpoint.config, DTYPES[dtype], scan_layers=scan)

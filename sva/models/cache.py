@@ -58,3 +58,16 @@ def repeat(cache: Cache, rows: int) -> Cache:
         positions=jnp.repeat(cache.positions, rows, axis=0),
         valid=jnp.repeat(cache.valid, rows, axis=0),
     )
+
+
+def grow(cache: Cache, slots: int) -> Cache:
+    """The cache with `slots` free slots more at its end."""
+
+    def pad(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(x, [(0, slots if i == axis % x.ndim else 0) for i in range(x.ndim)])
+
+    return cache.replace(
+        kv=jax.tree.map(lambda x: pad(x, -2), cache.kv),
+        positions=pad(cache.positions, 1),
+        valid=pad(cache.valid, 1),
+    )

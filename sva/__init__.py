@@ -1,0 +1,37 @@
+"""sva, singular-value adaptation: train, mix and serve singular-value experts for language models in JAX."""
+
+from sva.adapt import two_pass
+from sva.errors import UserError
+from sva.generate import Generation
+from sva.lm import LM, decompose, factored, load, merge
+from sva.models.transformer import logits
+from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
+from sva.sampling import Greedy, Temperature, TopP
+from sva.spectral.expert import Expert, bank, mix
+from sva.spectral.family import family
+from sva.spectral.forms import Spectrum
+from sva.tasks import task
+
+__all__ = [
+    "LM",
+    "Batch",
+    "Expert",
+    "Generation",
+    "Greedy",
+    "ReinforceConfig",
+    "Spectrum",
+    "Temperature",
+    "TopP",
+    "UserError",
+    "bank",
+    "decompose",
+    "factored",
+    "family",
+    "load",
+    "logits",
+    "merge",
+    "mix",
+    "reinforce_loss",
+    "task",
+    "two_pass",
+]

@@ -1,0 +1,54 @@
+"""Questions to token ids and back, through the tokenizer's chat template."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sva.errors import UserError
+from sva.lm import LM
+
+
+def render(lm: LM, question: str) -> str:
+    """The text of one user turn, up to where the answer starts; the question itself without a chat template."""
+    if not question.strip():
+        raise UserError("the prompt is empty; give it some text")
+    tokenizer = need_tokenizer(lm)
+    if not tokenizer.chat_template:
+        return question
+    turns = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def encode(lm: LM, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask), both [B, T] int32, of rendered texts, padded on the left to the longest."""
+    tokenizer = need_tokenizer(lm)
+    rows = [tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"] for text in texts]
+    width = max((len(row) for row in rows), default=0)
+    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        if row:
+            ids[i, -len(row) :] = row
+            mask[i, -len(row) :] = 1
+    return ids, mask
+
+
+def decode(lm: LM, tokens: Any, lengths: Any) -> list[str]:
+    """The text of each row's first `lengths` tokens, special tokens left out."""
+    tokenizer = need_tokenizer(lm)
+    rows = zip(np.asarray(tokens), np.asarray(lengths), strict=True)
+    return [tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in rows]
+
+
+def end_tokens(lm: LM) -> tuple[int, ...]:
+    """The ids that end an answer: the configuration's, and the tokenizer's own."""
+    ids = list(lm.model.cfg.eos_token_ids)
+    own = None if lm.tokenizer is None else lm.tokenizer.eos_token_id
+    return tuple(dict.fromkeys([*ids, *([] if own is None else [own])]))
+
+
+def need_tokenizer(lm: LM) -> Any:
+    """The model's tokenizer; UserError where it has none."""
+    if lm.tokenizer is None:
+        raise UserError(f"{lm.name} has no tokenizer; put tokenizer.json beside its weights, or pass token ids")
+    return lm.tokenizer

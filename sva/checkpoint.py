@@ -1,0 +1,41 @@
+"""Training state on disk, through orbax: small, saved after every step, whole or not there."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sva.files import disk_error
+
+
+class Checkpoints:
+    """The last few states of one run."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory.resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes `state` (a pytree of arrays) as that step's; returns when it is on disk.
+
+        Raises:
+          UserError: the disk is full; the states saved before are untouched.
+        """
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+        except OSError as error:
+            raise disk_error(self._directory, error) from error
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """(step, state) of the latest state, in the structure of `like`; None where there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return step, self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def close(self) -> None:
+        """Ends orbax's background work."""
+        self._manager.close()

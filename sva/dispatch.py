@@ -1,0 +1,229 @@
+"""The first pass: which expert does each prompt need?
+
+Every label (an expert's, and "other" for the base model) is an answer to one classification question. Scored, the
+default, its log-probability is read off a single prefill: the question's instruction is a prefix that is computed
+once, and the tokens of all labels follow the prompt at the same time, each seeing the prompt and its own label's
+earlier tokens only. Generated, as in the paper, the model answers freely and the answer is read.
+
+    cache:   [ instruction ............ ]                 shared by all rows, computed once
+    row:                                 [ prompt ... ]   left padded
+    labels:                                            [ a1 a2 | b1 | c1 c2 c3 ]
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sva import chat
+from sva.buckets import batch_bucket, left_pad, length_bucket, pad_rows
+from sva.errors import UserError
+from sva.lm import LM
+from sva.models import cache as kv_cache
+from sva.models.cache import Cache
+from sva.models.transformer import Transformer, positions_of, variables
+from sva.tasks.labels import OTHER, Label, instruction
+
+_MARK = "\N{REPLACEMENT CHARACTER}"
+# Prompts with nothing to classify; what they favour is the labels' own pull (arXiv 2102.09690, section 4).
+CONTENT_FREE = ("N/A", "...", "Hello.", "Please answer the question.")
+
+
+@struct.dataclass
+class FirstPass:
+    """Everything that scoring needs, as arrays: made once by `prepare`, for one model and one set of labels."""
+
+    prefix: Cache  # [1, K, F, H] keys and values of the instruction
+    label_ids: jax.Array  # [M] int32, the labels' tokens one after another, end tokens left out
+    label_depth: jax.Array  # [M] int32, place of a token in its label
+    label_mask: jax.Array  # [M, M] bool, which label tokens each one sees
+    target_from: jax.Array  # [Q] int32, index of the state that predicts each scored token; -1 is the prompt's last
+    target_ids: jax.Array  # [Q] int32, the scored tokens, end tokens among them
+    target_label: jax.Array  # [Q] int32, whose label a scored token belongs to
+    slots: jax.Array  # [C] int32, each label's slot in the bank; the base is 0
+    bias: jax.Array  # [C] float32 nats, taken off each label's log-probability
+
+
+class Decision(NamedTuple):
+    """What the first pass decided for each row."""
+
+    probs: jax.Array  # [B, C] float32, over the labels
+    alphas: jax.Array  # [B, E_max] float32, one slot at 1; the base's slot adds nothing
+
+
+def label_scores(
+    model: Transformer,
+    params: Mapping[str, Any],
+    first: FirstPass,
+    ids: jax.Array,
+    mask: jax.Array,
+    adapter: Mapping[str, Any] | None = None,
+) -> jax.Array:
+    """[B, C] float32 log-probability (nats) of each label, its end token included, as the answer to each row.
+
+    Args:
+      ids, mask: [B, T] int32, the text after the instruction up to where the answer starts, padded on the left.
+      adapter: of the classification expert, the one that `prepare` was given; None for the base.
+    """
+    collections = variables(model, params, adapter)
+    batch, length = ids.shape
+    labels, start = first.label_ids.shape[0], first.prefix.positions.shape[1]
+    empty = kv_cache.init(model.cfg, batch, start + length + labels, model.dtype, scan=model.scan_layers)
+
+    def place(x: jax.Array, prefix: jax.Array) -> jax.Array:
+        prefix = jnp.broadcast_to(prefix, (*x.shape[:-2], start, x.shape[-1]))
+        return jax.lax.dynamic_update_slice(x, prefix, (0,) * x.ndim)
+
+    cache = empty.replace(
+        kv=jax.tree.map(place, empty.kv, first.prefix.kv),
+        positions=empty.positions.at[:, :start].set(first.prefix.positions),
+        valid=empty.valid.at[:, :start].set(first.prefix.valid),
+        index=first.prefix.index,
+    )
+    inner, valid = positions_of(mask)
+    positions = first.prefix.valid.sum() + inner
+    after = positions[:, -1:] + 1 + first.label_depth[None, :]
+    all_ids = jnp.concatenate([ids, jnp.broadcast_to(first.label_ids, (batch, labels))], axis=1)
+    all_positions = jnp.concatenate([positions, after], axis=1)
+    all_valid = jnp.concatenate([valid, jnp.ones((batch, labels), bool)], axis=1)
+    # What each of the T + M new tokens sees: the prefix, earlier tokens of its prompt, its own label's.
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    sees_prompt = jnp.concatenate([causal, jnp.ones((labels, length), bool)])
+    sees_label = jnp.concatenate([jnp.zeros((length, labels), bool), first.label_mask])
+    sees_prefix = jnp.broadcast_to(cache.valid[:, None, :start], (batch, length + labels, start))
+    visible = jnp.concatenate(
+        [
+            sees_prefix,
+            sees_prompt[None] & valid[:, None, :],
+            jnp.broadcast_to(sees_label, (batch, *sees_label.shape)),
+        ],
+        axis=2,
+    )
+    hidden, _ = model.apply(collections, all_ids, all_positions, all_valid, cache, visible)
+    states = hidden[:, length - 1 :]  # the prompt's last, then one a label token
+    # Every state predicts over the vocabulary once; states, not targets, are unembedded.
+    logps = jax.nn.log_softmax(model.apply(collections, states, method="unembed"), axis=-1)
+    picked = logps[:, first.target_from + 1, first.target_ids]
+    return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.slots.shape[0]).T
+
+
+def decide(scores: jax.Array, first: FirstPass, slots: int) -> Decision:
+    """The arg-max choice of calibrated scores [B, C], as alphas over a bank of `slots` slots."""
+    probs = jax.nn.softmax(scores - first.bias, axis=-1)
+    chosen = first.slots[jnp.argmax(probs, axis=-1)]
+    alphas = jax.nn.one_hot(chosen, slots) * (chosen != 0)[:, None]
+    return Decision(probs, alphas)
+
+
+@partial(jax.jit, static_argnames=("model",))
+def _prefill(
+    model: Transformer, params: Mapping[str, Any], ids: jax.Array, adapter: Mapping[str, Any] | None
+) -> Cache:
+    cache = kv_cache.init(model.cfg, 1, ids.shape[1], model.dtype, scan=model.scan_layers)
+    _, cache = model.apply(variables(model, params, adapter), ids, *positions_of(jnp.ones_like(ids)), cache)
+    return cache
+
+
+_scores = jax.jit(label_scores, static_argnames=("model",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """The classification question around a prompt, split where the prompt stands."""
+
+    before: str
+    after: str
+
+
+def template(lm: LM, labels: Sequence[Label]) -> Template:
+    """The rendered classification question for these labels."""
+    before, after = chat.render(lm, instruction(labels, _MARK)).split(_MARK)
+    return Template(before, after)
+
+
+def encode(lm: LM, form: Template, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) [B, T] int32 of what follows the shared prefix, padded on the left."""
+    tokenizer = chat.need_tokenizer(lm)
+    rows = [tokenizer(q + form.after, add_special_tokens=False)["input_ids"] for q in questions]
+    width = max(len(row) for row in rows)
+    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = row
+        mask[i, width - len(row) :] = 1
+    return left_pad(ids, mask, length_bucket(width))
+
+
+def prepare(
+    lm: LM,
+    labels: Sequence[Label],
+    slots: Sequence[int],
+    *,
+    adapter: Mapping[str, Any] | None = None,
+    calibrate: bool = True,
+) -> FirstPass:
+    """The first pass for these labels.
+
+    Args:
+      labels: C labels; one is "other".
+      slots: the bank's slot of each label's expert; 0 for "other".
+      adapter: of the classification expert, or None for the base model (the paper's prompt dispatcher).
+      calibrate: take off each label's mean log-probability under prompts without content.
+    Raises:
+      UserError: no label but "other", two labels of one name, or no "other".
+    """
+    names = [label.name for label in labels]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two experts carry the label {twice!r}; give one of them another label")
+    if OTHER not in names or len(names) < 2:
+        raise UserError(f"dispatch needs {OTHER!r} and at least one expert's label; got {', '.join(names) or 'none'}")
+    tokenizer = chat.need_tokenizer(lm)
+    form = template(lm, labels)
+    # As in chat.encode: a rendered chat already holds its special tokens.
+    prefix = tokenizer(form.before, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    end = chat.end_tokens(lm)[-1]
+    ids, depth, owner, target_from, target_ids, target_label = [], [], [], [], [], []
+    for number, name in enumerate(names):
+        tokens = tokenizer(name, add_special_tokens=False)["input_ids"]
+        for place, token in enumerate([*tokens, end]):
+            target_from.append(len(ids) - 1 if place else -1)
+            target_ids.append(token)
+            target_label.append(number)
+            if place < len(tokens):
+                ids.append(token)
+                depth.append(place)
+                owner.append(number)
+    same = np.asarray(owner)[:, None] == np.asarray(owner)[None, :]
+    first = FirstPass(
+        prefix=_prefill(lm.model, lm.params, np.asarray([prefix], np.int32), adapter),
+        label_ids=jnp.asarray(ids, jnp.int32),
+        label_depth=jnp.asarray(depth, jnp.int32),
+        label_mask=jnp.asarray(same & np.tril(np.ones_like(same))),
+        target_from=jnp.asarray(target_from, jnp.int32),
+        target_ids=jnp.asarray(target_ids, jnp.int32),
+        target_label=jnp.asarray(target_label, jnp.int32),
+        slots=jnp.asarray(slots, jnp.int32),
+        bias=jnp.zeros(len(names), jnp.float32),
+    )
+    if not calibrate:
+        return first
+    ids, mask = encode(lm, form, CONTENT_FREE)
+    scores = _scores(lm.model, lm.params, first, ids, mask, adapter)
+    return first.replace(bias=jax.nn.log_softmax(scores, axis=-1).mean(axis=0))
+
+
+def read_label(text: str, labels: Sequence[Label]) -> int | None:
+    """The index of the first label named in a generated answer, or None: the paper's reading of its first pass."""
+    found = [(text.lower().find(label.name), i) for i, label in enumerate(labels) if label.name in text.lower()]
+    return min(found)[1] if found else None
+
+
+def pad_batch(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both with rows repeated up to the batch bucket."""
+    rows = batch_bucket(len(ids))
+    return pad_rows(ids, rows), pad_rows(mask, rows)

@@ -1,0 +1,58 @@
+"""Log-probs of given tokens and KL to a reference model, without a [B, T, V] array of the whole sequence."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Scores(NamedTuple):
+    """Of N tokens in B rows, all [B, N] float32, in nats."""
+
+    logprobs: jax.Array  # of the token itself
+    entropy: jax.Array  # of the distribution it was drawn from
+    kl: jax.Array  # KL(reference || model) over the whole vocabulary; 0 without a reference
+
+
+def score(
+    unembed: Callable[[jax.Array], jax.Array],
+    hidden: jax.Array,
+    targets: jax.Array,
+    ref_hidden: jax.Array | None = None,
+    chunk: int = 32,
+) -> Scores:
+    """Scores of `targets` under the model, exact over the vocabulary.
+
+    Logits exist for `chunk` tokens a row at a time, and are computed again in the backward pass.
+
+    Args:
+      unembed: hidden [..., D] -> logits [..., V] float32.
+      hidden: [B, N, D], the state from which each target is predicted.
+      targets: [B, N] int32.
+      ref_hidden: [B, N, D] of the reference model, which shares `unembed`, or None.
+    """
+    batch, length = targets.shape
+
+    @jax.checkpoint
+    def one(hidden: jax.Array, targets: jax.Array, ref_hidden: jax.Array | None) -> Scores:
+        logps = jax.nn.log_softmax(unembed(hidden), axis=-1)
+        chosen = jnp.take_along_axis(logps, targets[..., None], axis=-1)[..., 0]
+        entropy = -jnp.sum(jnp.exp(logps) * logps, axis=-1)
+        if ref_hidden is None:
+            return Scores(chosen, entropy, jnp.zeros_like(chosen))
+        ref = jax.lax.stop_gradient(jax.nn.log_softmax(unembed(ref_hidden), axis=-1))
+        return Scores(chosen, entropy, jnp.sum(jnp.exp(ref) * (ref - logps), axis=-1))
+
+    if length <= chunk:
+        return one(hidden, targets, ref_hidden)
+    padded = -(-length // chunk) * chunk
+
+    def split(x: jax.Array | None) -> jax.Array | None:
+        if x is None:
+            return None
+        x = jnp.pad(x, ((0, 0), (0, padded - length)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, padded // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    scores = jax.lax.map(lambda args: one(*args), (split(hidden), split(targets), split(ref_hidden)))
+    return Scores(*(jnp.moveaxis(x, 0, 1).reshape(batch, padded)[:, :length] for x in scores))

@@ -1,0 +1,126 @@
+"""REINFORCE on the scale of singular values: the batch, the advantages and the loss."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sva.errors import UserError
+from sva.logprobs import score
+from sva.models import cache as kv_cache
+from sva.models.transformer import Transformer, positions_of, variables
+from sva.spectral.family import Family
+from sva.spectral.forms import Factored
+
+
+@struct.dataclass
+class Batch:
+    """B completions of P prompts and what they earned; completion r answers prompt r // (B / P).
+
+    Prompts are padded on the left, completions on the right. With several completions a prompt, the prompt is
+    computed once, forwards and backwards.
+    """
+
+    prompt_ids: jax.Array  # [P, T] int32
+    prompt_mask: jax.Array  # [P, T] int32
+    completion_ids: jax.Array  # [B, N] int32
+    completion_mask: jax.Array  # [B, N] int32, 1 for the tokens that are scored
+    advantages: jax.Array  # [B] float32, unitless; the reward itself where there is no baseline
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinforceConfig:
+    """Settings of the loss."""
+
+    kl_coef: float = 0.0  # lambda of arXiv 2501.06252; the paper tries 0, 0.1, 0.2, 0.3
+    baseline: str = "group"  # "none": the reward itself, as the paper; "group": standardised within a prompt's samples
+
+    def __post_init__(self) -> None:
+        if self.baseline not in ("none", "group"):
+            raise UserError(f"reinforce.baseline={self.baseline!r} is not known; use none or group")
+        if self.kl_coef < 0:
+            raise UserError(f"reinforce.kl_coef={self.kl_coef} must not be negative")
+
+
+def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
+    """[P, G] advantages of rewards [P, G], G samples a prompt.
+
+    "group" takes the group's mean away and divides by its standard deviation (GRPO, arXiv 2402.03300, section 4.1); a
+    group whose rewards are all equal teaches nothing and gets 0.
+    """
+    if cfg.baseline == "none":
+        return rewards
+    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    spread = rewards.std(axis=1, keepdims=True)
+    return jnp.where(spread > 0, centred / jnp.where(spread > 0, spread, 1.0), 0.0)
+
+
+def reinforce_loss(
+    raw: Mapping[str, Any],
+    spectra: Mapping[str, Any],
+    params: Mapping[str, Any],
+    batch: Batch,
+    *,
+    model: Transformer,
+    family: Family,
+    cfg: ReinforceConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of one batch, and its parts; take the gradient in argument 0 and nowhere else.
+
+        loss = 1/B sum_b ( -advantage_b sum_t log pi_z(y_t) + kl_coef sum_t KL(base || adapted)_t )
+
+    Transformer-Squared (arXiv 2501.06252), equation 1, as its public code has it: sums over the tokens of a
+    completion, KL of the base against the adapted model over the whole vocabulary. Prompt tokens get no gradient.
+    Deviations: the advantage may have a baseline (`ReinforceConfig`); the caller decides through `completion_mask`
+    whether the end token is scored (the public code never does).
+
+    Args:
+      raw: the expert's raw vectors, {weight name: [R]} or the model's nested tree of it.
+      spectra: of the same structure.
+      params: base weights.
+      batch: B completions.
+      model, family, cfg: static.
+    Returns:
+      (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion), `entropy` (nats a token), and
+      `logprobs` [B, N] (nats, 0 where masked).
+    """
+    adapter = jax.tree.map(lambda raw, spectrum: Factored(spectrum, family.z(raw, spectrum.s)), raw, spectra)
+    adapted = variables(model, params, adapter)
+    prompts, width = batch.prompt_ids.shape
+    rows, length = batch.completion_ids.shape
+    positions, valid = positions_of(batch.prompt_mask)
+    prompt_lengths = jnp.repeat(batch.prompt_mask.sum(axis=1), rows // prompts)
+    offsets, scored = positions_of(batch.completion_mask)
+
+    def predicting(collections: Mapping[str, Any]) -> jax.Array:
+        """[B, N, D], the state before each completion token."""
+        cache = kv_cache.init(model.cfg, prompts, width, model.dtype, scan=model.scan_layers)
+        hidden, cache = model.apply(collections, batch.prompt_ids, positions, valid, cache)
+        last = jnp.repeat(hidden[:, -1:], rows // prompts, axis=0)
+        cache = kv_cache.grow(kv_cache.repeat(cache, rows // prompts), length)
+        hidden, _ = model.apply(
+            collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, cache
+        )
+        return jnp.concatenate([last, hidden[:, :-1]], axis=1)
+
+    ref_hidden = jax.lax.stop_gradient(predicting({"params": params})) if cfg.kl_coef else None
+    scores = score(
+        lambda h: model.apply({"params": params}, h, method="unembed"),
+        predicting(adapted),
+        batch.completion_ids,
+        ref_hidden,
+    )
+    keep = batch.completion_mask.astype(jnp.float32)
+    size = batch.advantages.shape[0]
+    policy_loss = -jnp.sum(batch.advantages * jnp.sum(scores.logprobs * keep, axis=1)) / size
+    kl = jnp.sum(scores.kl * keep) / size
+    aux = {
+        "policy_loss": policy_loss,
+        "kl": kl,
+        "entropy": jnp.sum(scores.entropy * keep) / jnp.maximum(keep.sum(), 1),
+        "logprobs": scores.logprobs * keep,
+    }
+    return policy_loss + cfg.kl_coef * kl, aux

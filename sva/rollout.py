@@ -1,0 +1,103 @@
+"""Prompts to graded completions to a training batch."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva import chat
+from sva.buckets import left_pad, length_bucket
+from sva.generate import generate
+from sva.lm import LM, check_prompts, merge_params, pad_eos
+from sva.reinforce import Batch, ReinforceConfig, advantages
+from sva.sampling import Temperature
+from sva.spectral.forms import Spectrum
+from sva.tasks.base import Example, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Settings of one step's rollout."""
+
+    prompts: int = 8  # different prompts a step
+    samples: int = 8  # completions of each
+    temperature: float = 1.0
+    score_eos: bool = True  # train the end token too; the public code never does
+
+
+class Rollout(NamedTuple):
+    """One step's completions."""
+
+    batch: Batch  # of prompts * samples rows, host arrays
+    logprobs: np.ndarray  # [B, N] float32 nats, as the sampler saw them
+    rewards: np.ndarray  # [P, G] float32, +1 right, -1 wrong
+    texts: list[str]
+    tokens: int  # generated
+
+
+def rollout(
+    lm: LM,
+    spectra: Mapping[str, Spectrum],
+    z: Mapping[str, jax.Array],
+    task: Task,
+    examples: Sequence[Example],
+    key: jax.Array,
+    cfg: RolloutConfig,
+    loss: ReinforceConfig,
+    width: int,
+) -> Rollout:
+    """Samples from the adapted model (merged once), grades, and forms the batch.
+
+    Prompts are padded to `width` tokens (`prompt_width`), so that every step has the same shapes. Row r of the batch is sample r % G of prompt r // G, drawn with fold_in(key, r): a pure function of its arguments.
+    """
+    ids, mask = left_pad(*_encode(lm, task, examples), width)
+    rows = len(examples) * cfg.samples
+    eos = chat.end_tokens(lm)
+    out = generate(
+        lm.model,
+        merge_params(lm.model, lm.params, spectra, z),
+        ids,
+        mask,
+        jnp.asarray(task.max_new_tokens, jnp.int32),
+        pad_eos(eos),
+        jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
+        max_new_tokens=length_bucket(task.max_new_tokens),
+        sampling=Temperature(cfg.temperature),
+        samples=cfg.samples,
+    )
+    tokens, logprobs, lengths = (np.asarray(x) for x in out)
+    completions = chat.decode(lm, tokens, lengths)
+    right = [
+        task.grade(text, examples[row // cfg.samples]).correct for row, text in enumerate(completions)
+    ]
+    rewards = np.where(right, 1.0, -1.0).astype(np.float32).reshape(-1, cfg.samples)
+    scored = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+    if not cfg.score_eos:
+        scored &= ~np.isin(tokens, eos)
+    batch = Batch(
+        prompt_ids=ids,
+        prompt_mask=mask,
+        completion_ids=tokens,
+        completion_mask=scored.astype(np.int32),
+        advantages=np.asarray(advantages(rewards, loss)).reshape(-1),
+    )
+    return Rollout(batch, logprobs, rewards, completions, int(lengths.sum()))
+
+
+def prompt_width(lm: LM, task: Task, source: Sequence[Example]) -> int:
+    """The length bucket that holds every prompt of a split.
+
+    Raises:
+      UserError: a prompt is empty, or leaves too little of the model's context.
+    """
+    _, mask = _encode(lm, task, [source[i] for i in range(len(source))])
+    return length_bucket(mask.shape[1])
+
+
+def _encode(lm: LM, task: Task, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    ids, mask = chat.encode(lm, [chat.render(lm, task.question(example)) for example in examples])
+    check_prompts(mask.sum(axis=1), task.max_new_tokens, lm.model.cfg.max_position_embeddings)
+    return ids, mask

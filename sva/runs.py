@@ -1,0 +1,189 @@
+"""One training run from its configuration: a directory that can be killed, resumed, and read afterwards.
+
+    config.yaml          resolved settings; a directory of other settings is refused
+    state/               orbax, the last two steps
+    metrics.jsonl        one row a step;  tensorboard/  the same
+    expert.safetensors   the expert
+    result.json          accuracy before and after, settings, versions, command
+    records.jsonl        every held-out answer before and after
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from sva import evaluate as evaluation
+from sva.config import Config, to_yaml
+from sva.errors import UserError
+from sva.evaluate import Item, Record
+from sva.files import disk_error, write_atomically, write_json
+from sva.lm import LM, decompose, load, merge
+from sva.spectral.expert import Expert
+from sva.spectral.family import family
+from sva.stats import accuracy, paired_difference
+from sva.tasks import task as make_task
+from sva.tasks.base import Task
+from sva.train import fit
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "sva")
+
+
+def versions() -> dict[str, str]:
+    """What the run's numbers depend on: Python and the packages that compute."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def task_of(config: Config) -> Task:
+    """The task that a configuration trains."""
+    return make_task(config.task, routes=config.routes) if config.routes else make_task(config.task)
+
+
+def train_expert(
+    config: Config, *, lm: LM | None = None, progress: bool = True
+) -> tuple[Expert, dict[str, Any]]:
+    """Trains the expert that `config` describes, or goes on where its run directory stopped.
+
+    Args:
+      lm: the base model, if it is loaded already.
+    Returns:
+      The expert, and what result.json holds.
+    Raises:
+      UserError: the directory holds a run of other settings (named), another process works in it, or a setting does
+        not fit the model or the task.
+    """
+    run_dir = Path(config.run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(run_dir / ".lock", timeout=0):
+            return _train(config, run_dir, lm, progress)
+    except Timeout as error:
+        raise UserError(f"another process trains in {run_dir}; wait for it, or choose another run_dir") from error
+    except OSError as error:
+        raise disk_error(run_dir, error) from error
+
+
+def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tuple[Expert, dict[str, Any]]:
+    _claim(config, run_dir)
+    started = time.time()
+    task = task_of(config)
+    lm = lm or load(config.model, config.dtype, progress=progress)
+    spectra = decompose(lm, config.targets, progress=progress)
+    todo = evaluation.items(task, config.evaluate.split, config.evaluate.size)
+    before = _records(run_dir / "before.jsonl", lm, todo, config, "base", progress)
+    with tqdm(total=config.train.steps, desc=f"train {task.name}", unit="step", file=sys.stderr) as bar:
+
+        def show(row: Mapping[str, Any]) -> None:
+            bar.update(row["step"] + 1 - bar.n)
+            bar.set_postfix_str(
+                f"reward {row['reward']:+.2f} kl {row['kl']:.3f} grad {row['grad_norm']:.3f} "
+                f"{row['tokens_per_second']:.0f} tok/s"
+            )
+
+        state = fit(
+            lm,
+            spectra,
+            family(config.parametrisation),
+            task,
+            run_dir,
+            rollouts=config.rollout,
+            loss=config.reinforce,
+            cfg=config.train,
+            seed=config.seed,
+            on_step=show,
+        )
+    expert = Expert({k: np.asarray(v) for k, v in state.raw.items()}, config.parametrisation)
+    adapted = merge(lm, spectra, expert.z(spectra))
+    after = _records(run_dir / "after.jsonl", adapted, todo, config, "adapted", progress)
+    result = {
+        "task": task.name,
+        "model": lm.name,
+        "quantisation": lm.quantisation,
+        "fingerprint": lm.fingerprint,
+        "split": config.evaluate.split,
+        **compare(before, after),
+        "train_steps": int(state.step),
+        "seconds": round(time.time() - started, 1),
+        "config": OmegaConf.to_container(OmegaConf.structured(config), resolve=True),
+        "versions": versions(),
+        "command": " ".join(sys.argv),
+    }
+    expert = Expert(expert.raw, config.parametrisation, describe(lm, task, config, result))
+    expert.save(run_dir / "expert.safetensors")
+    write_json(run_dir / "result.json", result)
+    return expert, result
+
+
+def describe(lm: LM, task: Task, config: Config, result: Mapping[str, Any]) -> dict[str, Any]:
+    """An expert file's metadata."""
+    return {
+        "base": lm.name,
+        "fingerprint": lm.fingerprint,
+        "targets": config.targets,
+        "task": task.name,
+        "label": task.label,
+        "description": task.description,
+        "metrics": {name: result[name] for name in ("before", "after", "gain", "n")},
+        "config": result["config"],
+    }
+
+
+def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
+    """Accuracies of the same items before and after, and their paired difference, with 95 % intervals."""
+    old, new = (np.array([record.correct for record in records]) for records in (before, after))
+    return {
+        "n": len(old),
+        "before": accuracy(old)._asdict(),
+        "after": accuracy(new)._asdict(),
+        "gain": paired_difference(new, old)._asdict(),
+    }
+
+
+def _claim(config: Config, run_dir: Path) -> None:
+    """Writes the settings into a new directory; refuses one that holds others."""
+    path, new = run_dir / "config.yaml", to_yaml(config)
+    if not path.exists():
+        write_atomically(path, lambda p: p.write_text(new))
+        return
+    old_settings, new_settings = (_flat(OmegaConf.create(text)) for text in (path.read_text(), new))
+    differing = [
+        f"{name}: {old_settings.get(name)} there, {new_settings.get(name)} asked for"
+        for name in sorted(old_settings.keys() | new_settings.keys())
+        if old_settings.get(name) != new_settings.get(name)
+    ]
+    if differing:
+        raise UserError(
+            f"{run_dir} holds a run of other settings ({'; '.join(differing)}); choose another run_dir or delete it"
+        )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        settings |= _flat(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
+    return settings
+
+
+def _records(
+    path: Path, lm: LM, todo: Sequence[Item], config: Config, title: str, progress: bool
+) -> list[Record]:
+    """Graded answers, from `path` where an interrupted run has them already."""
+    if path.exists():
+        return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+    records = evaluation.evaluate(
+        lm, todo, batch_size=config.evaluate.batch_size, title=f"evaluate {title}", progress=progress
+    )
+    text = "".join(json.dumps(record._asdict()) + "\n" for record in records)
+    write_atomically(path, lambda p: p.write_text(text))
+    return records
+
+
