@@ -9,6 +9,12 @@ def length_bucket(tokens: int) -> int:
     return max(step, -(-tokens // step) * step)
 
 
+def budget_bucket(new_tokens: int) -> int:
+    """The smallest bucket of tokens to generate: multiples of 8 to 64, of 64 to 512, then of 256."""
+    step = 8 if new_tokens <= 64 else 64 if new_tokens <= 512 else 256
+    return max(step, -(-new_tokens // step) * step)
+
+
 def batch_bucket(rows: int) -> int:
     """The smallest bucket that holds `rows`: a power of two to 32, then multiples of 32."""
     if rows <= 32:

@@ -121,9 +121,7 @@ def decide(scores: jax.Array, first: FirstPass, slots: int) -> Decision:
 
 
 @partial(jax.jit, static_argnames=("model",))
-def _prefill(
-    model: Transformer, params: Mapping[str, Any], ids: jax.Array, adapter: Mapping[str, Any] | None
-) -> Cache:
+def _prefill(model: Transformer, params: Mapping[str, Any], ids: jax.Array, adapter: Mapping[str, Any] | None) -> Cache:
     cache = kv_cache.init(model.cfg, 1, ids.shape[1], model.dtype, scan=model.scan_layers)
     _, cache = model.apply(variables(model, params, adapter), ids, *positions_of(jnp.ones_like(ids)), cache)
     return cache

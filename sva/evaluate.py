@@ -1,7 +1,7 @@
 """Greedy answers to held-out prompts, graded, one record each."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -58,10 +58,11 @@ def generate(
     hidden, next_position = hidden[:, -1], positions[:, -1] + 1
     if samples > 1:
         cache = kv_cache.repeat(cache, samples)
-        hidden, next_position = jnp.repeat(hidden, samples, axis=0), jnp.repeat(next_position, samples, axis=0)
-    return decode(
-        model, collections, cache, hidden, next_position, limit, eos_ids, keys, sampling, max_new_tokens
-    )
+        hidden, next_position = (
+            jnp.repeat(hidden, samples, axis=0),
+            jnp.repeat(next_position, samples, axis=0),
+        )
+    return decode(model, collections, cache, hidden, next_position, limit, eos_ids, keys, sampling, max_new_tokens)
 
 
 def decode(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva import generate as generation
-from sva.buckets import batch_bucket, left_pad, length_bucket, pad_rows
+from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
 from sva.errors import UserError
 from sva.fetch import resolve
 from sva.generate import Generation
@@ -64,7 +64,7 @@ class LM:
         See `sva.logits`. Raises UserError for a token id outside the vocabulary or a z that does not fit.
         """
         ids, mask = self._check(input_ids, attention_mask, new_tokens=0)
-        adapter = None if z is None else factored(self._spectra_of(z), z)
+        adapter = None if z is None else factored(_fitting(self, z), z)
         return logits(self.model, self.params, ids, mask, adapter)
 
     def generate(
@@ -102,10 +102,10 @@ class LM:
         keys = jnp.concatenate([keys, jnp.repeat(keys[:1], rows - len(ids), axis=0)])
         params, adapter = self.params, None
         if z is not None and all(np.ndim(x) == 1 for x in z.values()):
-            params = merge_params(self.model, params, self._spectra_of(z), z)
+            params = merge_params(self.model, params, _fitting(self, z), z)
         elif z is not None:
             z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
-            adapter = factored(self._spectra_of(z), z)
+            adapter = factored(_fitting(self, z), z)
         length = length_bucket(int(mask.sum(axis=1).max()))
         ids, mask = left_pad(pad_rows(ids, rows), pad_rows(mask, rows), length)
         out = generation.generate(
@@ -117,7 +117,7 @@ class LM:
             pad_eos(eos_ids),
             keys,
             adapter,
-            max_new_tokens=length_bucket(max_new_tokens),
+            max_new_tokens=budget_bucket(max_new_tokens),
             sampling=sampling,
         )
         batch = np.shape(input_ids)[0]
@@ -142,16 +142,9 @@ class LM:
             raise UserError(f"input_ids and attention_mask must both be [B, T]; got {ids.shape} and {mask.shape}")
         if new_tokens:
             check_prompts(mask.sum(axis=1), new_tokens, cfg.max_position_embeddings)
-        if ids.size and not (0 <= ids.min() and ids.max() < cfg.vocab_size):
+        if ids.size and not (ids.min() >= 0 and ids.max() < cfg.vocab_size):
             raise UserError(f"input_ids hold {ids.min()} to {ids.max()}; the vocabulary has {cfg.vocab_size} tokens")
         return ids.astype(np.int32), mask.astype(np.int32)
-
-    def _spectra_of(self, z: Mapping[str, Any]) -> dict[str, Spectrum]:
-        missing = [name for name in z if name not in self.spectra]
-        if missing:
-            _decompose(self, missing)
-        check_fit(z, self.spectra)
-        return {name: self.spectra[name] for name in z}
 
 
 def load(
@@ -194,27 +187,37 @@ def decompose(lm: LM, targets: str = "mlp", *, progress: bool = True) -> dict[st
     Raises:
       UserError: `targets` matches nothing.
     """
-    names = select(expected(lm.model.cfg), targets)
+    return spectra_of(lm, select(expected(lm.model.cfg), targets), progress=progress)
+
+
+def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[str, Spectrum]:
+    """`decompose` for weights given by name.
+
+    Raises:
+      UserError: the model has no weight of such a name.
+    """
     missing = [name for name in names if name not in lm.spectra]
     if missing:
-        _decompose(lm, missing, progress)
+        weights = lm.named_params()
+        unknown = [name for name in missing if name not in weights]
+        if unknown:
+            raise UserError(f"{lm.name} has no weight {unknown[0]}; is the expert for another model?")
+        dtype = np.dtype(lm.model.dtype)
+        found = store.decompose(
+            {name: lambda name=name: np.asarray(weights[name], np.float32) for name in missing},
+            lm.fingerprint,
+            cache_dir() / "spectra" / f"{lm.fingerprint[:16]}-{dtype.name}",
+            progress=progress,
+        )
+        for name, (u, s, vt) in found.items():
+            lm.spectra[name] = Spectrum(jnp.asarray(u, dtype), jnp.asarray(s), jnp.asarray(vt, dtype))
     return {name: lm.spectra[name] for name in names}
 
 
-def _decompose(lm: LM, names: Sequence[str], progress: bool = True) -> None:
-    weights = lm.named_params()
-    unknown = [name for name in names if name not in weights]
-    if unknown:
-        raise UserError(f"{lm.name} has no weight {unknown[0]}; is the expert for another model?")
-    dtype = np.dtype(lm.model.dtype)
-    spectra = store.decompose(
-        {name: lambda name=name: np.asarray(weights[name], np.float32) for name in names},
-        lm.fingerprint,
-        cache_dir() / "spectra" / f"{lm.fingerprint[:16]}-{dtype.name}",
-        progress=progress,
-    )
-    for name, (u, s, vt) in spectra.items():
-        lm.spectra[name] = Spectrum(jnp.asarray(u, dtype), jnp.asarray(s), jnp.asarray(vt, dtype))
+def _fitting(lm: LM, z: Mapping[str, Any]) -> dict[str, Spectrum]:
+    spectra = spectra_of(lm, list(z))
+    check_fit(z, spectra)
+    return spectra
 
 
 def factored(spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str, Factored]:

@@ -101,9 +101,7 @@ def reinforce_loss(
         hidden, cache = model.apply(collections, batch.prompt_ids, positions, valid, cache)
         last = jnp.repeat(hidden[:, -1:], rows // prompts, axis=0)
         cache = kv_cache.grow(kv_cache.repeat(cache, rows // prompts), length)
-        hidden, _ = model.apply(
-            collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, cache
-        )
+        hidden, _ = model.apply(collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, cache)
         return jnp.concatenate([last, hidden[:, :-1]], axis=1)
 
     ref_hidden = jax.lax.stop_gradient(predicting({"params": params})) if cfg.kl_coef else None

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sva import chat
-from sva.buckets import left_pad, length_bucket
+from sva.buckets import budget_bucket, left_pad, length_bucket
 from sva.generate import generate
 from sva.lm import LM, check_prompts, merge_params, pad_eos
 from sva.reinforce import Batch, ReinforceConfig, advantages
@@ -24,6 +24,7 @@ class RolloutConfig:
 
     prompts: int = 8  # different prompts a step
     samples: int = 8  # completions of each
+    max_new_tokens: int | None = None  # the task's own budget by default
     temperature: float = 1.0
     score_eos: bool = True  # train the end token too; the public code never does
 
@@ -55,24 +56,23 @@ def rollout(
     """
     ids, mask = left_pad(*_encode(lm, task, examples), width)
     rows = len(examples) * cfg.samples
+    budget = cfg.max_new_tokens or task.max_new_tokens
     eos = chat.end_tokens(lm)
     out = generate(
         lm.model,
         merge_params(lm.model, lm.params, spectra, z),
         ids,
         mask,
-        jnp.asarray(task.max_new_tokens, jnp.int32),
+        jnp.asarray(budget, jnp.int32),
         pad_eos(eos),
         jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
-        max_new_tokens=length_bucket(task.max_new_tokens),
+        max_new_tokens=budget_bucket(budget),
         sampling=Temperature(cfg.temperature),
         samples=cfg.samples,
     )
     tokens, logprobs, lengths = (np.asarray(x) for x in out)
     completions = chat.decode(lm, tokens, lengths)
-    right = [
-        task.grade(text, examples[row // cfg.samples]).correct for row, text in enumerate(completions)
-    ]
+    right = [task.grade(text, examples[row // cfg.samples]).correct for row, text in enumerate(completions)]
     rewards = np.where(right, 1.0, -1.0).astype(np.float32).reshape(-1, cfg.samples)
     scored = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
     if not cfg.score_eos:

@@ -1,11 +1,11 @@
 """One training run from its configuration: a directory that can be killed, resumed, and read afterwards.
 
-    config.yaml          resolved settings; a directory of other settings is refused
-    state/               orbax, the last two steps
-    metrics.jsonl        one row a step;  tensorboard/  the same
-    expert.safetensors   the expert
-    result.json          accuracy before and after, settings, versions, command
-    records.jsonl        every held-out answer before and after
+config.yaml          resolved settings; a directory of other settings is refused
+state/               orbax, the last two steps
+metrics.jsonl        one row a step;  tensorboard/  the same
+expert.safetensors   the expert
+result.json          accuracy before and after, settings, versions, command
+records.jsonl        every held-out answer before and after
 """
 
 import json
@@ -48,9 +48,7 @@ def task_of(config: Config) -> Task:
     return make_task(config.task, routes=config.routes) if config.routes else make_task(config.task)
 
 
-def train_expert(
-    config: Config, *, lm: LM | None = None, progress: bool = True
-) -> tuple[Expert, dict[str, Any]]:
+def train_expert(config: Config, *, lm: LM | None = None, progress: bool = True) -> tuple[Expert, dict[str, Any]]:
     """Trains the expert that `config` describes, or goes on where its run directory stopped.
 
     Args:
@@ -173,9 +171,7 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def _records(
-    path: Path, lm: LM, todo: Sequence[Item], config: Config, title: str, progress: bool
-) -> list[Record]:
+def _records(path: Path, lm: LM, todo: Sequence[Item], config: Config, title: str, progress: bool) -> list[Record]:
     """Graded answers, from `path` where an interrupted run has them already."""
     if path.exists():
         return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
@@ -185,5 +181,3 @@ def _records(
     text = "".join(json.dumps(record._asdict()) + "\n" for record in records)
     write_atomically(path, lambda p: p.write_text(text))
     return records
-
-

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from sva.errors import UserError
 from sva.models.gguf import GGUFFile, read_gguf
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _CONTROL, _USER_DEFINED = 3, 4
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 
 
 class _Pre(NamedTuple):
@@ -28,11 +28,17 @@ class _Pre(NamedTuple):
     add_bos: bool = False  # unless the file says otherwise
 
 
+_LLAMA3 = _Pre(_CASELESS + r"\p{N}{1,3}" + _TAIL, whole_words=True, add_bos=True)
+_QWEN2 = _Pre(_CASELESS + r"\p{N}" + _TAIL)
 _PRE = {
     "smollm": _Pre(_GPT2, split_digits=True),
     "gpt-2": _Pre(_GPT2),
-    "llama-bpe": _Pre(_CASELESS + r"\p{N}{1,3}" + _TAIL, whole_words=True, add_bos=True),
-    "qwen2": _Pre(_CASELESS + r"\p{N}" + _TAIL),
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
 }
 
 
@@ -66,7 +72,13 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     tokens: list[str] = file.need("tokenizer.ggml.tokens")
-    pre, tokenizer = _byte_level_bpe(file, tokens)
+    model = file.need("tokenizer.ggml.model")
+    if model not in _MODELS:
+        raise UserError(
+            f"{file.path}: unsupported tokenizer.ggml.model {model!r}; supported: {', '.join(_MODELS)};"
+            " use the Hugging Face directory of this model"
+        )
+    add_bos, tokenizer = _MODELS[model](file, tokens)
     for token, kind in zip(tokens, file.get("tokenizer.ggml.token_type", ()), strict=False):
         if kind in (_CONTROL, _USER_DEFINED):
             added = AddedToken(token, special=bool(kind == _CONTROL), normalized=False)
@@ -77,14 +89,10 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
         if number is not None and number < len(tokens):
             special[f"{name}_token"] = tokens[number]
     ends = {
-        "bos": bool(file.get("tokenizer.ggml.add_bos_token", pre.add_bos)),
+        "bos": bool(file.get("tokenizer.ggml.add_bos_token", add_bos)),
         "eos": bool(file.get("tokenizer.ggml.add_eos_token", False)),
     }
-    ends = {
-        name: special[f"{name}_token"]
-        for name, wanted in ends.items()
-        if wanted and f"{name}_token" in special
-    }
+    ends = {name: special[f"{name}_token"] for name, wanted in ends.items() if wanted and f"{name}_token" in special}
     if ends:
         bos, eos = [ends["bos"]] if "bos" in ends else [], [ends["eos"]] if "eos" in ends else []
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -110,14 +118,9 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
     )
 
 
-def _byte_level_bpe(file: GGUFFile, tokens: list[str]) -> tuple[_Pre, Tokenizer]:
-    """The file's kind of word splitting, and the tokenizer without its special tokens."""
-    model, name = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
-    if model != "gpt2":
-        raise UserError(
-            f"{file.path}: unsupported tokenizer.ggml.model {model!r}; supported: 'gpt2' (byte-level BPE);"
-            " use the Hugging Face directory of this model"
-        )
+def _byte_level_bpe(file: GGUFFile, tokens: list[str]) -> tuple[bool, Tokenizer]:
+    """GPT-2's kind: (whether BOS goes in front by default, tokenizer without its special tokens)."""
+    name = file.get("tokenizer.ggml.pre", "default")
     if name not in _PRE:
         raise UserError(
             f"{file.path}: unsupported tokenizer.ggml.pre {name!r}; supported: {', '.join(_PRE)};"
@@ -128,8 +131,7 @@ def _byte_level_bpe(file: GGUFFile, tokens: list[str]) -> tuple[_Pre, Tokenizer]
     for merge in file.need("tokenizer.ggml.merges"):
         at = merge.find(" ", 1)
         merges.append((merge[:at], merge[at + 1 :]))
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, ignore_merges=pre.whole_words))
+    tokenizer = Tokenizer(models.BPE(_numbered(tokens), merges, ignore_merges=pre.whole_words))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             *([pre_tokenizers.Digits(individual_digits=True)] if pre.split_digits else []),
@@ -138,4 +140,44 @@ def _byte_level_bpe(file: GGUFFile, tokens: list[str]) -> tuple[_Pre, Tokenizer]
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    return pre, tokenizer
+    return pre.add_bos, tokenizer
+
+
+def _sentencepiece(file: GGUFFile, tokens: list[str]) -> tuple[bool, Tokenizer]:
+    """Llama 2's and Mistral's kind: (whether BOS goes in front by default, tokenizer without special tokens).
+
+    llama.cpp joins the neighbours whose joined text has the best score, leftmost first. As merges: every way
+    to split a token in two tokens, ranked by the token's score.
+    """
+    scores = file.need("tokenizer.ggml.scores")
+    vocabulary = _numbered(tokens)
+    order = sorted(vocabulary.values(), key=lambda number: -scores[number])
+    merges = [
+        (token[:at], token[at:])
+        for token in (tokens[number] for number in order)
+        for at in range(1, len(token))
+        if token[:at] in vocabulary and token[at:] in vocabulary
+    ]
+    unknown = file.get("tokenizer.ggml.unknown_token_id", 0)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True))
+    prefix = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if prefix else []),
+        ]
+    )
+    return True, tokenizer
+
+
+def _numbered(tokens: list[str]) -> dict[str, int]:
+    return {token: number for number, token in enumerate(tokens)}
+
+
+# tokenizer.ggml.model -> how it is built
+_MODELS = {"gpt2": _byte_level_bpe, "llama": _sentencepiece}

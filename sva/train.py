@@ -146,10 +146,10 @@ def fit(
     checkpoints = Checkpoints(run_dir / "state")
     state = init_state(spectra, family, cfg)
     restored = checkpoints.restore(state)
-    step, state = restored if restored else (0, state)
-    log = MetricsLog(run_dir, step)
+    start, state = restored if restored else (0, state)
+    log = MetricsLog(run_dir, start)
     try:
-        for step in range(step, cfg.steps):
+        for step in range(start, cfg.steps):
             started = time.perf_counter()
             examples = [source[i] for i in batch_indices(len(source), rollouts.prompts, step, seed)]
             z = _effective(state.raw, scales, family)

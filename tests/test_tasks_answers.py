@@ -160,7 +160,7 @@ READINGS = [
     ("text", "green river table", "green river table"),
     ("text", "Green river  table.", "green river table"),
     ("text", '"green river table"', "green river table"),
-    ("text", 'Here it is: "green river table"', "green river table"),
+    ("text", "a*b = 1", "a*b = 1"),
     ("text", "green, river, table", "green, river, table"),
     ("text", "", None),
 ]
@@ -176,6 +176,9 @@ def test_a_grade_compares_canonical_spellings():
     assert answers.grade("The capital is Ndjamena.", "name", ["N'Djamena", "Ndjamena"]).correct
     assert answers.grade("elbat", "word", ["table"]) == (False, "elbat")
     assert answers.grade("", "word", ["table"]) == (False, None)
+    assert answers.grade('Here it is:\n"green river"', "text", ["green river"]) == (True, "green river")
+    assert answers.grade("to: Ann", "text", ["To: Ann"]) == (True, "to: ann")
+    assert not answers.grade("to: Ann", "text", ["a"]).correct
 
 
 @pytest.mark.parametrize("form", answers.FORMS)
@@ -184,3 +187,131 @@ def test_a_grade_compares_canonical_spellings():
 )
 def test_no_text_makes_a_reader_raise_or_linger(form, text):
     answers.grade(text, form, ["7"])
+
+
+NUMBERS = [
+    ("16 - 3 - 4 = 9 eggs. 9 * 2 = $<<9*2=18>>18\n#### 18", "18"),
+    ("#### 1,080", "1080"),
+    ("#### -5", "-5"),
+    ("#### $18.00", "18"),
+    ("#### 18 dollars a day", "18"),
+    ("#### 18\n\nWait, let me check 20.", "18"),
+    ("#### 20 - 2 = 18", "18"),
+    ("The answer is 18.", "18"),
+    ("The answer is $1,080.", "1080"),
+    ("The answer is 18 because 20 - 2 = 18 and not 16.", "18"),
+    ("The answer is 9 * 2 = 18 dollars.", "18"),
+    ("The final answer is:\n18", "18"),
+    ("**Answer:** 18", "18"),
+    ("Answer: 18 eggs in 7 days.", "18"),
+    ("So the answer to the question is 18. She has 2 dogs.", "18"),
+    ("The answer is 12. No, wait: the answer is 18.", "18"),
+    ("The answer is eighteen.", "18"),
+    ("Let us find the answer. 9 * 2 = 18", "18"),
+    ("So \\boxed{18} in 3 days", "18"),
+    ("\\boxed{\\$1{,}080}", "1080"),
+    ("\\boxed{x = 18}", "18"),
+    ("\\boxed{18\\text{ eggs}}", "18"),
+    ("Then 9 * 2 = 18.", "18"),
+    ("She makes 9 * 2 = $18 every day.", "18"),
+    ("She makes $1,080.50", "1080.5"),
+    ("It weighs 18kg", "18"),
+    ("It is 25%.", "25"),
+    ("It is -5 degrees.", "-5"),
+    ("It is −5 degrees.", "-5"),
+    ("She owes -$5", "-5"),
+    ("She owes $-5", "-5"),
+    ("Between 10-15", "15"),
+    ("so x-3", "3"),
+    ("It is .5", "0.5"),
+    ("It is 18.", "18"),
+    ("It is 1/2", "0.5"),
+    ("It is 1/3", "1/3"),
+    ("It costs 2 million dollars", "2000000"),
+    ("She comes 3rd with 18 points", "18"),
+    ("1080.00", "1080"),
+    ("12,34", "34"),
+    ("No idea.", None),
+    ("", None),
+    ("9" * 100_000, None),
+    ("1/0", "1"),
+]
+
+
+@pytest.mark.parametrize(("completion", "number"), NUMBERS)
+def test_the_final_number_of_a_solution_is_found(completion, number):
+    assert answers.final_number(completion) == number
+
+
+ABCD = ("A", "B", "C", "D")
+PARTS = ("the roots", "a leaf", "water", "cold water")
+CHOICES = [
+    ("B", "B"),
+    ("b", "B"),
+    ("B.", "B"),
+    ("(B)", "B"),
+    ("**B**", "B"),
+    ("B) a leaf", "B"),
+    ("B. a leaf", "B"),
+    ("B: a leaf", "B"),
+    ("B - a leaf", "B"),
+    ("(b) a leaf", "B"),
+    ("B\n\nLeaves make sugar; the roots take up water.", "B"),
+    ("A", "A"),
+    ("A. the roots", "A"),
+    ("The answer is B.", "B"),
+    ("The answer is (B).", "B"),
+    ("The answer is: B", "B"),
+    ("the answer is b", "B"),
+    ("The correct answer is B) a leaf.", "B"),
+    ("The correct answer is option B.", "B"),
+    ("The answer to the question is B, a leaf", "B"),
+    ("The answer is B because leaves are green.", "B"),
+    ("The answer is A because roots are brown.", "A"),
+    ("The answer is A.", "A"),
+    ("The best choice is D.", "D"),
+    ("Option C is correct.", "C"),
+    ("B is the correct answer.", "B"),
+    ("Answer: D", "D"),
+    ("\\boxed{C}", "C"),
+    ("Roots are brown. Leaves are green. So the answer is B.", "B"),
+    ("The answer is A. No, that is wrong: the answer is B.", "B"),
+    ("I would say B.", "B"),
+    ("a leaf", "B"),
+    ("A leaf.", "B"),
+    ("The answer is a leaf.", "B"),
+    ("It is water.", "C"),
+    ("It is cold water.", "D"),
+    ("Plants need cold water to grow.", "D"),
+    ("Plants need the roots and a leaf.", None),
+    ("It is not water.", None),
+    ("Because plants need light", None),
+    ("The answer is because of light.", None),
+    ("A plant needs light.", None),
+    ("The answer is a plant.", None),
+    ("The answer is B or C.", None),
+    ("B and C", None),
+    ("Vitamin C is good. Plan B is better.", None),
+    ("E", None),
+    ("ABCD", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("completion", "label"), CHOICES)
+def test_the_chosen_option_is_found(completion, label):
+    assert answers.choice(completion, ABCD, PARTS) == label
+
+
+def test_options_may_be_numbered():
+    assert answers.choice("The answer is (2).", ("1", "2", "3"), ("red", "green", "blue")) == "2"
+    assert answers.choice("3", ("1", "2", "3"), ("red", "green", "blue")) == "3"
+    assert answers.choice("2.5", ("1", "2", "3"), ("red", "green", "blue")) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["\x00\x1b[31m", "=" * 1_000_000, "answer " * 5000, "(" * 9000, "1/" * 9000, "A " * 9000]
+)
+def test_no_solution_makes_a_reader_raise_or_linger(text):
+    answers.final_number(text)
+    answers.choice(text, ABCD, PARTS)

@@ -15,9 +15,7 @@ from sva.models.transformer import Transformer
 from sva.models.weights import expected, nest, split_name
 
 
-def load_params(
-    checkpoint: Checkpoint, model: Transformer, *, progress: bool = True
-) -> tuple[dict[str, Any], str]:
+def load_params(checkpoint: Checkpoint, model: Transformer, *, progress: bool = True) -> tuple[dict[str, Any], str]:
     """(params, fingerprint) of an open checkpoint; peak memory is one copy of the weights and one weight more.
 
     Weights come out in the model's dtype; layers are stacked as they are read where the model scans them.
@@ -45,7 +43,10 @@ def load_params(
         stack = stacks.setdefault(path, np.empty((model.cfg.num_layers, *stored.shape), model.dtype))
         stack[layer] = stored.astype(model.dtype, copy=False)
         if layer == model.cfg.num_layers - 1:
-            _merge(tree, {"layers": nest({".".join(path): jnp.asarray(stacks.pop(path))}, num_layers=0, scan=False)})
+            _merge(
+                tree,
+                {"layers": nest({".".join(path): jnp.asarray(stacks.pop(path))}, num_layers=0, scan=False)},
+            )
     return tree, fingerprint(digests.items())
 
 

@@ -55,13 +55,22 @@ class Expert:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically; the header carries the parametrisation and the metadata."""
-        header = {"format": FORMAT, "parametrisation": self.parametrisation, "sva": json.dumps(dict(self.metadata))}
+        header = {
+            "format": FORMAT,
+            "parametrisation": self.parametrisation,
+            "sva": json.dumps(dict(self.metadata)),
+        }
         tensors = {name: np.ascontiguousarray(raw, np.float32) for name, raw in self.raw.items()}
         write_atomically(Path(path), lambda p: safetensors.numpy.save_file(tensors, p, header))
 
     @classmethod
     def load(
-        cls, path: str | Path, *, fingerprint: str | None = None, base: str = "this model", transfer: bool = False
+        cls,
+        path: str | Path,
+        *,
+        fingerprint: str | None = None,
+        base: str = "this model",
+        transfer: bool = False,
     ) -> "Expert":
         """Reads an expert file.
 
@@ -131,9 +140,7 @@ def mix(zs: Sequence[Mapping[str, jax.Array]], alphas: Any) -> dict[str, jax.Arr
     return mixed
 
 
-def bank(
-    zs: Sequence[Mapping[str, jax.Array]], spectra: Mapping[str, Spectrum], slots: int
-) -> dict[str, jax.Array]:
+def bank(zs: Sequence[Mapping[str, jax.Array]], spectra: Mapping[str, Spectrum], slots: int) -> dict[str, jax.Array]:
     """The static bank {name: [slots, R] float32} over all `spectra`: slot 0 and every unused slot are the base.
 
     Expert k of `zs` lies in slot k + 1. Adding, dropping or replacing one keeps all shapes, so nothing recompiles.

@@ -24,7 +24,11 @@ FORMAT = "sva-spectrum-1"
 
 
 def decompose(
-    weights: Mapping[str, Callable[[], np.ndarray]], fingerprint: str, directory: Path, *, progress: bool = True
+    weights: Mapping[str, Callable[[], np.ndarray]],
+    fingerprint: str,
+    directory: Path,
+    *,
+    progress: bool = True,
 ) -> dict[str, Spectrum]:
     """Spectra {name: Spectrum of float32 host arrays}, from `directory` where they are sound, else computed and kept.
 

@@ -10,6 +10,8 @@ trailing full stop never matter. Nothing here evaluates text.
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 
 from sva.tasks.base import Grade
 
@@ -36,9 +38,9 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
     text = "".join(c if c == "\n" or not unicodedata.category(c).startswith("C") else " " for c in text)
     text = re.sub(r"\\(?:boxed|text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\[()\[\]]|\$", " ", text)
+    text = re.sub(r"\$([^$\n]+)\$", r"\1", re.sub(r"\\[()\[\]]", " ", text))
     text = text.replace("\u2019", "'").replace("\u2018", "'")
-    text = re.sub(r"[\"\u201c\u201d\u00ab\u00bb`*]|(?<!\w)'|'(?!\w)|(?<!\w)_+|_+(?!\w)", "", text)
+    text = re.sub(r"[\"\u201c\u201d\u00ab\u00bb`]|\*\*|(?<!\w)['_*]+(?=\S)|(?<=\S)['_*]+(?!\w)", "", text)
     text = re.sub(r"(?m)^\s*(?:[#>•-]+\s+)?", "", text)
     return re.sub(r"[ \t]+", " ", text).strip()
 
@@ -66,7 +68,7 @@ def _letters(text: str) -> str | None:
 
 def _number(text: str) -> str | None:
     text = _trim(text, "numbers?|words?|items?|total").lower()
-    text = _NUMBER_WORDS.get(text, text)
+    text = _NUMBER_WORDS.get(text, text).lstrip("$€£")
     if not re.fullmatch(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.0+)?", text):
         return None
     digits = text.partition(".")[0].replace(",", "").lstrip("+")
@@ -140,8 +142,6 @@ def find(completion: str, form: str) -> str | None:
     if len(completion) > _LONGEST:
         return None
     text = _PLEASANTRY.sub("", plain(completion), count=1)
-    if form == "text":  # a copy: the whole, or what stands after "Here it is:"
-        return read(text.rpartition(":")[2])
     if (bare := read(text)) is not None:
         return bare
     sentences = [_ASIDE.sub("", s).strip() for s in _SENTENCE_END.split(text)]
@@ -155,6 +155,131 @@ def find(completion: str, form: str) -> str | None:
 
 def grade(completion: str, form: str, accepted: Sequence[str]) -> Grade:
     """Right if the completion states exactly one answer of that form, and it is one of those accepted."""
-    answer = find(completion, form)
     read = FORMS[form]
-    return Grade(answer is not None and answer in {read(plain(right)) for right in accepted}, answer)
+    right = {read(plain(text)) for text in accepted} - {None}
+    answer = find(completion, form)
+    if form == "text" and answer not in right:  # what stands after "Here it is:"
+        copied = read(plain(completion[-_LONGEST:].rpartition(":")[2]))
+        answer = copied if copied in right else answer
+    return Grade(answer in right, answer)
+
+
+# --- worked solutions: a number at the end of some reasoning ---
+
+_SOLUTION_TAIL = 20_000  # characters at the end of a completion in which its final answer is looked for
+_MOST_DIGITS = 40
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+_AMOUNT = re.compile(
+    r"(?<![\w.])(?:(?<![)\]])(?P<minus>-))?[$€£]?(?P<inner>-)?"
+    r"(?P<value>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/(?P<divisor>\d+))?"
+    r"(?!\d|(?:st|nd|rd|th)\b)(?:\s?(?P<scale>thousand|million|billion)\b)?"
+)
+_ANSWER_IS = re.compile(r"\banswer\b[^\n.]{0,100}?(?:\bis\b|\bare\b|\bwas\b|[:=])\s*", re.IGNORECASE)
+_CLAUSE_END = re.compile(r"\.(?:\s|$)|\n|;")
+
+
+def _amounts(text: str) -> list[str]:
+    """The numbers in a text, canonically spelled ("-1080", "3.5", "1/3"), in their order."""
+    found = []
+    for match in _AMOUNT.finditer(text):
+        if len(match[0]) > _MOST_DIGITS:
+            continue
+        value = Fraction(match["value"].replace(",", "")) * _SCALES.get(match["scale"] or "", 1)
+        value /= int(match["divisor"] or 1) or 1
+        value = -value if match["minus"] or match["inner"] else value
+        decimal = Decimal(value.numerator) / Decimal(value.denominator)
+        exact = Fraction(decimal) == value
+        found.append(f"{decimal.normalize():f}" if exact else str(value))
+    return found
+
+
+def _first_amount(clause: str) -> str | None:
+    """The number that a clause names: the one after its last "=", else its first, else one in words."""
+    for part in (clause.rpartition("=")[2], clause):
+        if amounts := _amounts(part):
+            return amounts[0]
+    words = [_NUMBER_WORDS[word] for word in re.findall(r"[a-z]+", clause.lower()) if word in _NUMBER_WORDS]
+    return words[0] if words else None
+
+
+def final_number(completion: str) -> str | None:
+    """The number that a worked solution ends in, canonically spelled, else None.
+
+    In this order: after the last "####"; in the last \\boxed{}; in the last sentence that says what the
+    answer is; the last number of all. Signs, thousands, decimals, currencies and units are understood.
+    """
+    text = unicodedata.normalize("NFKC", completion[-_SOLUTION_TAIL:]).replace("\u2212", "-")
+    text = re.sub(r"\\[,!; ]|\\(?=[$%])|\*\*|`", "", text).replace("{,}", ",")
+    marked = text.rpartition("####")
+    if marked[1] and (number := _first_amount(marked[2].lstrip().partition("\n")[0])):
+        return number
+    boxes = re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", text)
+    if boxes and (number := _first_amount(boxes[-1])):
+        return number
+    for said in reversed(list(_ANSWER_IS.finditer(text))):
+        if number := _first_amount(_CLAUSE_END.split(text[said.end() :], maxsplit=1)[0]):
+            return number
+    amounts = _amounts(text)
+    return amounts[-1] if amounts else None
+
+
+# --- multiple choice ---
+
+
+def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """The label that a completion chooses, else None.
+
+    In this order: the last "answer is B"; a label that the completion begins with ("B", "(B) ...", "B. ...");
+    the full text of an option, as the answer or as the only option in a single sentence; the only label in
+    such a sentence. A label is a word of its own, and "a" as an article is none.
+
+    Args:
+      labels: as shown to the model, such as A to E or 1 to 4.
+      options: their texts, in the same order.
+    """
+    text = plain(completion[-_SOLUTION_TAIL:])
+    upper = "|".join(re.escape(label.upper()) for label in labels)
+    lower = "|".join(re.escape(label.lower()) for label in labels)
+    end = r"(?=\s*(?:$|[\n).,:;!]))(?!\.\d)"
+    # Upper case where a word follows; "A" before a word is an article unless that word says otherwise.
+    before_word = rf"(?!A\b)(?:{upper})(?![\w'/-]|\.\d)|A(?= (?:because|since|as|or|and)\b)"
+    label = rf"\(?(?P<label>(?i:{lower}){end}|{before_word})\)?"
+    other = rf"(?P<other> ?(?:or|and|/|,|&) ?(?:option )?\(?(?:{upper})(?![\w']))?"
+    said = re.compile(
+        r"(?i:\b(?:answer|choice|option|letter)\b(?:[^\n.]{0,60}?\b(?:is|was|be|choice|option|letter|number))?)"
+        rf"\s*[:=]?\s*{label}{other}"
+    )
+    is_right = re.compile(
+        rf"(?<![\w']){label}{other} (?:is|would be) (?:the )?(?:correct|right|best|answer)\b"
+    )
+    chosen = [match for rule in (said, is_right) for match in rule.finditer(text)]
+    if chosen:
+        last = max(chosen, key=lambda match: match.start())
+        return None if last["other"] else last["label"].upper()
+    if first := re.match(rf"\(?(?P<label>(?i:{lower}))(?:\)|[.:](?!\d)|\s*$|\s*\n|\s[-\u2013]\s)", text):
+        return first["label"].upper()
+    sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence]
+    if found := _option(sentences, labels, options):
+        return found
+    alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
+    return alone.pop() if len(sentences) == len(alone) == 1 else None
+
+
+def _option(sentences: Sequence[str], labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """The label of the option whose full text these sentences give."""
+    spelled = {_text(plain(option)): label for label, option in zip(labels, options, strict=True)}
+    for sentence in (" ".join(sentences), *sentences):
+        link = _LINK.search(sentence)
+        for part in (sentence, sentence[link.end() :] if link else "", sentence.rpartition(":")[2]):
+            if found := spelled.get(_text(part)):
+                return found
+    if len(sentences) != 1 or re.search(
+        r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", sentences[0], re.IGNORECASE
+    ):
+        return None
+    whole = _text(sentences[0]) or ""
+    named = [
+        option for option in spelled if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)
+    ]
+    longest = [option for option in named if not any(option != other and option in other for other in named)]
+    return spelled[longest[0]] if len(longest) == 1 else None

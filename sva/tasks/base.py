@@ -1,13 +1,13 @@
 """What a task is: rows to ask about, the words of the question, and a verdict on an answer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sva.errors import UserError
 
-Example = dict[str, Any]
+Example = Mapping[str, Any]
 SPLITS = ("train", "validation", "test")
 
 

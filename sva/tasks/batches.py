@@ -14,8 +14,8 @@ def _shuffled(num_examples: int, seed: int) -> Any:
 def batch_indices(num_examples: int, batch_size: int, step: int, seed: int) -> list[int]:
     """The `batch_size` row numbers of a step (from 0); the same in every process, on every day.
 
-    Each pass over the rows has an order of its own, and the passes follow one another without a gap: every row
-    comes once before any comes twice, also where the batch size does not divide their number.
+    Each pass over the rows has an order of its own, and passes follow one another without a gap: every row
+    comes once before any comes twice, whatever the batch size.
     """
     if num_examples < 1:
         raise ValueError(f"no rows to make batches of (num_examples = {num_examples})")

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from filelock import FileLock
 
 from sva.paths import cache_dir
+from sva.tasks import arc, gsm8k
 from sva.tasks import procedural as made
 from sva.tasks.base import SPLITS, Example
 
@@ -55,6 +56,49 @@ class SvaProcedural(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         assert isinstance(config, SeedConfig)
         yield from enumerate(made.rows(config.task, split, config.seed))
+
+
+@dataclass
+class BenchmarkConfig(tfds.core.BuilderConfig):
+    """Which published benchmark; `files` are upstream's splits."""
+
+    files: tuple[str, ...] = ()
+    license: str = ""
+
+
+class SvaBenchmarks(tfds.core.GeneratorBasedBuilder):
+    """GSM8K and ARC with upstream's rows, fields and order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        BenchmarkConfig(name="gsm8k", files=("train", "test"), license=gsm8k.Gsm8k.licence),
+        *(BenchmarkConfig(name=name, files=SPLITS, license=arc.Arc.licence) for name in arc.NAMES),
+    ]
+    code_path = None  # see SvaProcedural
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        assert isinstance(self.builder_config, BenchmarkConfig)
+        texts = tfds.features.Sequence(tfds.features.Text())
+        choices = tfds.features.FeaturesDict({"text": texts, "label": texts})
+        names = gsm8k.FIELDS if self.builder_config.name == "gsm8k" else arc.FIELDS
+        fields = {name: choices if name == "choices" else tfds.features.Text() for name in names}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="A published benchmark, unchanged.",
+            features=tfds.features.FeaturesDict(fields),
+            license=self.builder_config.license,
+            disable_shuffling=True,  # upstream's order: GSM8K is split by it
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        assert isinstance(self.builder_config, BenchmarkConfig)
+        return {split: self._generate_examples(split) for split in self.builder_config.files}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
+        name = self.builder_config.name if self.builder_config else ""
+        yield from enumerate(
+            gsm8k.upstream_rows(split) if name == "gsm8k" else arc.upstream_rows(name, split)
+        )
 
 
 class Rows(Sequence[Example]):
@@ -120,3 +164,9 @@ def procedural(name: str, seed: int, split: str) -> Rows:
     listed = {config.name: config for config in SvaProcedural.BUILDER_CONFIGS}
     config = SeedConfig(name=f"{name}-seed{seed}", task=name, seed=seed) if seed else listed[name]
     return prepared(SvaProcedural, config, place)[split]
+
+
+def benchmark(name: str, split: str) -> Rows:
+    """A split, as upstream cuts it, of GSM8K or ARC."""
+    config = next(config for config in SvaBenchmarks.BUILDER_CONFIGS if config.name == name)
+    return prepared(SvaBenchmarks, config, cache_dir() / "datasets" / "benchmarks")[split]

@@ -1,0 +1,62 @@
+"""GSM8K: school mathematics in words, answered by a number (Cobbe et al., arXiv 2110.14168)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sva.tasks import answers, upstream
+from sva.tasks.base import Example, Grade, Task
+
+FIELDS = ("question", "answer")
+FILES = {
+    "train": upstream.File("gsm8k_train", "9556bf9d7dba73d7fcaaeff6ca814c71684db1d8e8d485d83ec62f1c428b888d"),
+    "test": upstream.File("gsm8k_test", "51b901a6559b123df91167acbe3ed6d6d5d404ee6fa0773a4da19fd9d44c767a"),
+}
+_PUBLISHED = (
+    "https://raw.githubusercontent.com/openai/grade-school-math/"
+    "3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/{split}.jsonl"
+)
+
+
+def upstream_rows(split: str) -> list[upstream.Row]:
+    """All rows of upstream's train or test file, in its order."""
+    url = _PUBLISHED.format(split=split)
+    return upstream.read(FILES[split], FIELDS, "github.com", lambda: upstream.json_lines(url))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gsm8k(Task):
+    """Rows 0, 2, 4, ... of upstream's train file train, the odd ones validate; upstream's test file tests.
+
+    So does the public code of Transformer-Squared (SakanaAI/self-adaptive-llms, commit 03a41ae).
+    """
+
+    name: str = "gsm8k"
+    label: str = "math"
+    description: str = "a mathematical problem told in words"
+    max_new_tokens: int = 512
+    licence: str = "MIT"
+    origin: str = "github.com/openai/grade-school-math"
+
+    def _rows(self, split: str) -> Sequence[Example]:
+        from sva.tasks import builders  # tensorflow-datasets takes half a second to import
+
+        if split == "test":
+            return builders.benchmark(self.name, "test")
+        rows = builders.benchmark(self.name, "train")
+        return rows[1::2] if split == "validation" else rows[::2]
+
+    def question(self, example: Example) -> str:
+        return (
+            f'{example["question"]}\n\nSolve this step by step, then end with "The answer is" and the number.'
+        )
+
+    def grade(self, completion: str, example: Example) -> Grade:
+        answer = answers.final_number(completion)
+        return Grade(answer is not None and answer == gold(example), answer)
+
+
+def gold(example: Example) -> str:
+    """The right number, canonically spelled; stands after "####"."""
+    number = answers.final_number(example["answer"])
+    assert number is not None, example
+    return number
