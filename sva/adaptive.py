@@ -1,0 +1,157 @@
+"""A language model with experts loaded: questions in, answers out, in two passes."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva import chat, dispatch
+from sva.adapt import Prompts, TwoPass, choose, mixture, two_pass
+from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
+from sva.dispatch import FirstPass, Template
+from sva.errors import UserError
+from sva.lm import LM, check_prompts, pad_eos, row_keys, spectra_of
+from sva.sampling import Greedy, Sampling
+from sva.spectral.expert import Expert, bank
+from sva.tasks.labels import OTHER, Label
+
+SLOTS = 8  # of the bank: the base, experts, and room for more without recompiling
+OTHER_LABEL = Label(OTHER, "anything else")
+
+
+class Answer(NamedTuple):
+    """One question's answer."""
+
+    text: str
+    label: str  # what the first pass chose
+    prob: float  # how sure it was, calibrated
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveLM:
+    """Everything that two passes need, made once by `build`."""
+
+    lm: LM
+    labels: tuple[Label, ...]
+    spectra: Mapping[str, Any]  # the model's nested trees
+    bank: Mapping[str, Any]
+    form: Template
+    first: FirstPass
+    classifier: jax.Array | None  # [E_max], the mixture of the first pass; None for the base
+
+    def asked(self, questions: Sequence[str]) -> Prompts:
+        """The questions inside the classification question, in their buckets."""
+        return Prompts(*_pad(*dispatch.encode(self.lm, self.form, questions)))
+
+    def choose(self, questions: Sequence[str]) -> np.ndarray:
+        """[B, C] probabilities of the labels: the first pass alone."""
+        decision = choose(
+            self.lm.model,
+            self.lm.params,
+            self.spectra,
+            self.bank,
+            self.first,
+            self.classifier,
+            self.asked(questions),
+        )
+        return np.asarray(decision.probs)[: len(questions)]
+
+    def choose_generated(self, questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
+        """The labels that the base model writes when it is asked freely, as in the paper; "other" when it names none."""
+        texts = [self.form.before + question + self.form.after for question in questions]
+        ids, mask = chat.encode(self.lm, texts)
+        out = self.lm.generate(ids, mask, max_new_tokens, chat.end_tokens(self.lm))
+        read = [dispatch.read_label(text, self.labels) for text in chat.decode(self.lm, out.tokens, out.lengths)]
+        return [OTHER if i is None else self.labels[i].name for i in read]
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling | None = None,
+        key: jax.Array | None = None,
+    ) -> list[Answer]:
+        """Both passes over one batch of questions, in one compiled call.
+
+        Raises:
+          UserError: an empty question, one that is too long for the context, or sampling without a key.
+        """
+        sampling = sampling or Greedy()
+        ids, mask = chat.encode(self.lm, [chat.render(self.lm, question) for question in questions])
+        check_prompts(mask.sum(axis=1), max_new_tokens, self.lm.model.cfg.max_position_embeddings)
+        prompts = Prompts(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
+        keys = row_keys(key, len(questions), sampling)
+        keys = jnp.concatenate([keys, jnp.repeat(keys[:1], len(prompts.ids) - len(questions), axis=0)])
+        out: TwoPass = two_pass(
+            self.lm.model,
+            self.lm.params,
+            self.spectra,
+            self.bank,
+            self.first,
+            self.classifier,
+            self.asked(questions),
+            prompts,
+            jnp.asarray(max_new_tokens, jnp.int32),
+            pad_eos(chat.end_tokens(self.lm)),
+            keys,
+            max_new_tokens=budget_bucket(max_new_tokens),
+            sampling=sampling,
+        )
+        size = len(questions)
+        probs, tokens, lengths = (
+            np.asarray(x)[:size] for x in (out.decision.probs, out.generation.tokens, out.generation.lengths)
+        )
+        texts = chat.decode(self.lm, tokens, lengths)
+        return [
+            Answer(text, self.labels[row.argmax()].name, float(row.max()), int(length))
+            for text, row, length in zip(texts, probs, lengths, strict=True)
+        ]
+
+
+def build(
+    lm: LM,
+    experts: Sequence[Expert],
+    *,
+    classifier: Expert | None = None,
+    calibrate: bool = True,
+    progress: bool = True,
+) -> AdaptiveLM:
+    """The model with these experts in the slots of one static bank.
+
+    Args:
+      lm: the base model of all of them.
+      experts: at least one; each one's metadata gives its label and its description.
+      classifier: the expert that the first pass runs on (the paper's second dispatcher); None for the base model.
+      calibrate: see `dispatch.prepare`.
+      progress: show a bar while missing spectra are decomposed.
+    Raises:
+      UserError: no experts, too many, two of one label, or one without a label.
+    """
+    if not experts:
+        raise UserError("two passes need at least one expert; train one with sva train")
+    labels = tuple(
+        Label(expert.metadata.get("label", ""), expert.metadata.get("description", "")) for expert in experts
+    )
+    if not all(label.name for label in labels):
+        raise UserError("an expert carries no label; train it again with a task that has one")
+    everyone = [*experts, *([classifier] if classifier else [])]
+    names = list(dict.fromkeys(name for expert in everyone for name in expert.raw))
+    spectra = spectra_of(lm, names, progress=progress)
+    table = bank([expert.z(spectra) for expert in everyone], spectra, max(SLOTS, len(everyone) + 1))
+    nested, rows = lm.model.nest(spectra), lm.model.nest(table)
+    slots = next(iter(table.values())).shape[0]
+    alphas = jax.nn.one_hot(len(everyone), slots) if classifier else None
+    adapter = mixture(nested, rows, alphas[None, :]) if alphas is not None else None
+    labels = (*labels, OTHER_LABEL)
+    first = dispatch.prepare(lm, labels, [*range(1, len(experts) + 1), 0], adapter=adapter, calibrate=calibrate)
+    return AdaptiveLM(lm, labels, nested, rows, dispatch.template(lm, labels), first, alphas)
+
+
+def _pad(ids: np.ndarray, mask: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    rows = batch_bucket(len(ids))
+    return jnp.asarray(pad_rows(ids, rows)), jnp.asarray(pad_rows(mask, rows))
