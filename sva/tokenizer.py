@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint: a Hugging Face directory's own, or built from a GGUF file's vocabulary."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -78,7 +78,12 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
             f"{file.path}: unsupported tokenizer.ggml.model {model!r}; supported: {', '.join(_MODELS)};"
             " use the Hugging Face directory of this model"
         )
-    add_bos, tokenizer = _MODELS[model](file, tokens)
+    try:
+        add_bos, tokenizer = _MODELS[model](file, tokens)
+    except UserError:
+        raise
+    except Exception as error:  # bare Exception is what the tokenizers library raises
+        raise UserError(f"{file.path}: its vocabulary is damaged ({error}); fetch it again") from error
     for token, kind in zip(tokens, file.get("tokenizer.ggml.token_type", ()), strict=False):
         if kind in (_CONTROL, _USER_DEFINED):
             added = AddedToken(token, special=bool(kind == _CONTROL), normalized=False)
@@ -107,13 +112,11 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
             ],
             special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(ends.values())],
         )
-    context: Any = file.get(f"{file.get('general.architecture')}.context_length")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=file.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
-        **({"model_max_length": context} if context else {}),
         **special,
     )
 
