@@ -42,9 +42,7 @@ def task(name: str, grader: str = "strict", routes: Sequence[str] = ()) -> Task:
     if grader not in GRADERS:
         raise UserError(f"task {name}: no grader {grader!r}; there is {', '.join(GRADERS)}")
     if bool(routes) != (name == "routing"):
-        raise UserError(
-            f"task {name}: routes = {list(routes)}; the task routing needs some, no other takes any"
-        )
+        raise UserError(f"task {name}: routes = {list(routes)}; the task routing needs some, no other takes any")
     if name == "routing":
         tasks = [task(route, grader) for route in routes]
         return routing(tasks if OTHER in {t.label for t in tasks} else [*tasks, task(OTHER, grader)])

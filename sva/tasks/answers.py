@@ -26,9 +26,7 @@ _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_SPELLED.split())
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|,? (?=(?:because|since)\b)")
 _PLEASANTRY = re.compile(r"(?:sure|certainly|of course|okay|ok)[!,.:]\s*(?=\S)", re.IGNORECASE)
 _ASIDE = re.compile(r"(?<=\S)\s*\([^()]*\s[^()]*\)")
-_LINK = re.compile(
-    r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes)\b|[:=→]", re.IGNORECASE
-)
+_LINK = re.compile(r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes)\b|[:=→]", re.IGNORECASE)
 _VERB = re.compile(r"\s(?:is|are|comes|has|have)\s(?!not\b)", re.IGNORECASE)
 _PRONOUNS = {"it", "this", "that", "there", "here", "he", "she", "answer", "they", "which", "what"}
 
@@ -100,9 +98,7 @@ def _name(text: str) -> str | None:
     words = _trim(text, "city").casefold().split()
     fits = 0 < len(words) <= 5 and re.fullmatch(r"[^\W\d_][\w'. ,-]*", " ".join(words))
     return (
-        " ".join(words)
-        if fits and not {"the", "of", "capital", "is", "and", "or", *_PRONOUNS} & set(words)
-        else None
+        " ".join(words) if fits and not {"the", "of", "capital", "is", "and", "or", *_PRONOUNS} & set(words) else None
     )
 
 
@@ -249,9 +245,7 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
         r"(?i:\b(?:answer|choice|option|letter)\b(?:[^\n.]{0,60}?\b(?:is|was|be|choice|option|letter|number))?)"
         rf"\s*[:=]?\s*{label}{other}"
     )
-    is_right = re.compile(
-        rf"(?<![\w']){label}{other} (?:is|would be) (?:the )?(?:correct|right|best|answer)\b"
-    )
+    is_right = re.compile(rf"(?<![\w']){label}{other} (?:is|would be) (?:the )?(?:correct|right|best|answer)\b")
     chosen = [match for rule in (said, is_right) for match in rule.finditer(text)]
     if chosen:
         last = max(chosen, key=lambda match: match.start())
@@ -273,13 +267,9 @@ def _option(sentences: Sequence[str], labels: Sequence[str], options: Sequence[s
         for part in (sentence, sentence[link.end() :] if link else "", sentence.rpartition(":")[2]):
             if found := spelled.get(_text(part)):
                 return found
-    if len(sentences) != 1 or re.search(
-        r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", sentences[0], re.IGNORECASE
-    ):
+    if len(sentences) != 1 or re.search(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", sentences[0], re.IGNORECASE):
         return None
     whole = _text(sentences[0]) or ""
-    named = [
-        option for option in spelled if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)
-    ]
+    named = [option for option in spelled if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)]
     longest = [option for option in named if not any(option != other and option in other for other in named)]
     return spelled[longest[0]] if len(longest) == 1 else None

@@ -47,9 +47,7 @@ def _from_requests(requests: Sequence[upstream.Row]) -> list[upstream.Row]:
         question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
         labels = [chr(ord("A") + i) for i in range(len(doc["choices"]))]
         choices = {"text": doc["choices"], "label": labels}
-        rows[doc["id"]] = dict(
-            id=doc["id"], question=question, choices=choices, answerKey=labels[doc["gold"]]
-        )
+        rows[doc["id"]] = dict(id=doc["id"], question=question, choices=choices, answerKey=labels[doc["gold"]])
     return list(rows.values())
 
 
@@ -70,9 +68,7 @@ class Arc(Task):
 
     def question(self, example: Example) -> str:
         choices = example["choices"]
-        listed = "\n".join(
-            f"{label}. {text}" for label, text in zip(choices["label"], choices["text"], strict=True)
-        )
+        listed = "\n".join(f"{label}. {text}" for label, text in zip(choices["label"], choices["text"], strict=True))
         return f"{example['question']}\n\n{listed}\n\nAnswer with the letter of the right choice only."
 
     def grade(self, completion: str, example: Example) -> Grade:

@@ -96,9 +96,7 @@ class SvaBenchmarks(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
         name = self.builder_config.name if self.builder_config else ""
-        yield from enumerate(
-            gsm8k.upstream_rows(split) if name == "gsm8k" else arc.upstream_rows(name, split)
-        )
+        yield from enumerate(gsm8k.upstream_rows(split) if name == "gsm8k" else arc.upstream_rows(name, split))
 
 
 class Rows(Sequence[Example]):

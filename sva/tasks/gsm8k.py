@@ -46,9 +46,7 @@ class Gsm8k(Task):
         return rows[1::2] if split == "validation" else rows[::2]
 
     def question(self, example: Example) -> str:
-        return (
-            f'{example["question"]}\n\nSolve this step by step, then end with "The answer is" and the number.'
-        )
+        return f'{example["question"]}\n\nSolve this step by step, then end with "The answer is" and the number.'
 
     def grade(self, completion: str, example: Example) -> Grade:
         answer = answers.final_number(completion)

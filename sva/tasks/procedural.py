@@ -92,16 +92,12 @@ def _strings(things: Sequence[object]) -> tuple[str, ...]:
 
 def _last_letter(deck: Deck) -> Iterator[Item]:
     for word in deck.words():
-        yield Item(
-            f'What is the last letter of the word "{word}"? Answer with the letter only.', word[-1], (word,)
-        )
+        yield Item(f'What is the last letter of the word "{word}"? Answer with the letter only.', word[-1], (word,))
 
 
 def _second_letter(deck: Deck) -> Iterator[Item]:
     for word in deck.words():
-        yield Item(
-            f'What is the second letter of the word "{word}"? Answer with the letter only.', word[1], (word,)
-        )
+        yield Item(f'What is the second letter of the word "{word}"? Answer with the letter only.', word[1], (word,))
 
 
 def _first_letters(deck: Deck) -> Iterator[Item]:
@@ -161,9 +157,7 @@ def _sort3(deck: Deck) -> Iterator[Item]:
 
 def _alphabetical(deck: Deck) -> Iterator[Item]:
     for hand in deck.hands(deck.words(), 3):
-        question = (
-            f"Which of these words comes first in the alphabet: {_listed(hand)}? Answer with the word only."
-        )
+        question = f"Which of these words comes first in the alphabet: {_listed(hand)}? Answer with the word only."
         yield Item(question, min(hand), tuple(hand))
 
 
@@ -190,8 +184,7 @@ def _list_last(deck: Deck) -> Iterator[Item]:
 def _reverse_words(deck: Deck) -> Iterator[Item]:
     for hand in deck.hands(deck.words(), 3):
         question = (
-            f"Write these words in reverse order: {_listed(hand)}. "
-            "Answer with the words only, separated by commas."
+            f"Write these words in reverse order: {_listed(hand)}. Answer with the words only, separated by commas."
         )
         yield Item(question, _listed(hand[::-1]), tuple(hand))
 

@@ -61,9 +61,7 @@ def read(file: File, fields: Sequence[str], publisher: str, publish: Callable[[]
                 f"fetched from {publisher} ({error}); set $SVA_DATA to a folder that has it"
             ) from error
     if checksum(rows) != file.sha256:
-        raise UserError(
-            f"{where}: the {len(rows)} rows of {file.stem} are not upstream's; copy the file anew"
-        )
+        raise UserError(f"{where}: the {len(rows)} rows of {file.stem} are not upstream's; copy the file anew")
     return rows
 
 

@@ -1,0 +1,140 @@
+"""A user's own task: a file with one {"prompt": ..., "answer": ...} a line."""
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sva.errors import UserError
+from sva.tasks import answers
+from sva.tasks.base import SPLITS, Example, Grade, Task
+
+GRADERS = {
+    "exact": "text",
+    **{form: form for form in answers.FORMS if form != "text"},
+    "solution": "solution",
+}
+"""What a line's "grader" may be: "exact" compares whole texts (but for case, quotes, a trailing full stop),
+a form of `answers.FORMS` the one answer of that form, "solution" the number that a solution ends in."""
+
+
+def split_of(prompt: str) -> str:
+    """Which split a prompt belongs to: 80 % train, 10 % validation, 10 % test, by a hash of its words.
+
+    A line keeps its split whatever other lines the file has; case and white space do not matter, so a prompt
+    that occurs twice is never in two splits.
+    """
+    words = " ".join(prompt.casefold().split())
+    share = int.from_bytes(hashlib.blake2s(words.encode(), digest_size=4).digest(), "big") % 100
+    return "train" if share < 80 else "validation" if share < 90 else "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jsonl(Task):
+    """The lines of a file; made by `from_jsonl`."""
+
+    path: str
+    grader: str = "exact"
+
+    def _rows(self, split: str) -> Sequence[Example]:
+        rows = read(Path(self.path), self.grader)
+        chosen = [row for row in rows if split_of(row["prompt"]) == split]
+        if not chosen:
+            sizes = Counter(split_of(row["prompt"]) for row in rows)
+            counts = ", ".join(f"{name} {sizes[name]}" for name in SPLITS)
+            raise UserError(f"{self.path}: none of its {len(rows)} lines falls in {split} ({counts}); add lines")
+        return chosen
+
+    def question(self, example: Example) -> str:
+        return example["prompt"]
+
+    def grade(self, completion: str, example: Example) -> Grade:
+        return _grade(completion, example)
+
+
+def read(path: Path, grader: str) -> list[Example]:
+    """The rows of a file, checked: prompt, answer and grader (`grader` where a line names none) are texts.
+
+    Raises:
+      UserError: no such file, or a line that is not what it should be, by its number.
+    """
+    if not path.is_file():
+        raise UserError(f"task file {path} does not exist")
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            rows.append(_row(line, grader, f"{path}, line {number}"))
+    if not rows:
+        raise UserError(f'{path} is empty; write one {{"prompt": ..., "answer": ...}} a line')
+    return rows
+
+
+def _row(line: bytes, grader: str, where: str) -> Example:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UserError(f'{where} is not an object like {{"prompt": ..., "answer": ...}}')
+    for name in ("prompt", "answer"):
+        if name not in row:
+            raise UserError(f"{where} has no {name!r}; it has {', '.join(map(repr, row)) or 'nothing'}")
+    for name in difflib.get_close_matches("grader", row.keys() - {"grader"}):
+        raise UserError(f"{where} has {name!r}; did you mean 'grader'?")
+    answer = row["answer"]
+    is_integer = isinstance(answer, int) and not isinstance(answer, bool)
+    fields: dict[str, Any] = {"grader": grader, **row, "answer": str(answer) if is_integer else answer}
+    for name in ("prompt", "answer", "grader"):
+        if not isinstance(fields[name], str) or not fields[name].strip():
+            raise UserError(f"{where}: {name!r} is {fields[name]!r}, not a text")
+    if fields["grader"] not in GRADERS:
+        raise UserError(f"{where}: no grader {fields['grader']!r}; there are {', '.join(GRADERS)}")
+    if not _grade(fields["answer"], fields).correct:
+        gold, name = fields["answer"], fields["grader"]
+        raise UserError(f"{where}: the answer {gold!r} is nothing that the grader {name!r} can read")
+    return fields
+
+
+def _grade(completion: str, row: Example) -> Grade:
+    form = GRADERS[row["grader"]]
+    if form != "solution":
+        return answers.grade(completion, form, [row["answer"]])
+    answer = answers.final_number(completion)
+    return Grade(answer is not None and answer == answers.final_number(row["answer"]), answer)
+
+
+def from_jsonl(
+    path: str | Path,
+    *,
+    grader: str = "exact",
+    label: str = "own",
+    description: str = "",
+    max_new_tokens: int = 64,
+) -> Jsonl:
+    """A task from a file with one {"prompt": ..., "answer": ...} a line; a line may name its own "grader".
+
+    Lines are split by `split_of`: 80 % train, 10 % validation, 10 % test.
+
+    Args:
+      grader: for lines that name none; one of `GRADERS`.
+      label: the one word that a dispatcher answers with; `description` (default: the file's name) explains.
+    Raises:
+      UserError: no such file; a line that is not JSON or lacks a field; an answer its grader cannot read.
+    """
+    path = Path(path).expanduser()
+    task = Jsonl(
+        name=path.stem,
+        label=label,
+        description=description or path.stem.replace("_", " "),
+        max_new_tokens=max_new_tokens,
+        licence="the user's own",
+        origin=path.name,
+        path=str(path),
+        grader=grader,
+    )
+    read(path, grader)
+    return task
