@@ -161,18 +161,14 @@ def test_what_the_hub_refuses_is_one_line(
     error: type[hub_errors.HfHubHTTPError], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise error(
-            "line one\nline two", response=httpx2.Response(403, request=httpx2.Request("GET", "http://hub"))
-        )
+        raise error("line one\nline two", response=httpx2.Response(403, request=httpx2.Request("GET", "http://hub")))
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     assert says in error_of("Someone/Else")
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_silent_hub_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_silent_hub_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def time_out(*_: object, timeout: float, **__: object) -> None:
         raise httpx2.ReadTimeout(f"after {timeout} s")
 
@@ -184,9 +180,7 @@ def test_a_silent_hub_is_given_up(
 # The package.
 
 
-def test_the_package_gives_its_file_and_says_so(
-    tiny: fetch.Packaged, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_package_gives_its_file_and_says_so(tiny: fetch.Packaged, capsys: pytest.CaptureFixture[str]) -> None:
     found = fetch.resolve("tiny")
     assert found.read_bytes() == GGUF
     assert "Q4_1-quantised weights of the Python package tiny-model 1.0" in capsys.readouterr().err
