@@ -1,0 +1,170 @@
+"""The `sva` command. Exit codes: 0 done, 2 the user's mistake (one line says which), 1 anything else."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sva.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        from sva import runtime
+
+        runtime.start()
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"sva: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nsva: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sva", description="Train, mix and serve singular-value experts for language models."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    model = {"default": "smollm2-135m-instruct", "help": "path, hub id or known name (default: %(default)s)"}
+    sub = command("demo", _demo, "Train one expert live, load others, answer a mixed set in two passes.")
+    sub.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where results go (default: %(default)s)")
+    sub = command("fetch", _fetch, "Find or download a model and print where it is.")
+    sub.add_argument("model", nargs="?", **model)
+    sub = command("decompose", _decompose, "Decompose the target weights of a model, and keep them in the cache.")
+    sub.add_argument("model", nargs="?", **model)
+    sub.add_argument("--targets", default="mlp", help="mlp, attention, attention_full, all or a regular expression")
+    sub = command("train", _train, "Train one expert, or go on where its run directory stopped.")
+    sub.add_argument("config", help="a YAML file, see configs/")
+    sub.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it, e.g. train.lr=2e-3")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    sub = command("evaluate", _evaluate, "Accuracy of a model, with or without an expert, on a task's held-out rows.")
+    sub.add_argument("task", help="a task's name, or a .jsonl file")
+    sub.add_argument("--model", **model)
+    sub.add_argument("--expert", type=Path, help="an expert file to merge first")
+    sub.add_argument("--split", default="test")
+    sub.add_argument("--size", type=int, default=200, help="rows at most (default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    sub = command("generate", _generate, "Answer prompts; with several experts, in two passes.")
+    sub.add_argument("prompts", nargs="+")
+    sub.add_argument("--model", **model)
+    sub.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
+    sub.add_argument("--max-new-tokens", type=int, default=64)
+    sub = command("expert", _expert, "Show what an expert file holds.")
+    sub.add_argument("action", choices=["show"])
+    sub.add_argument("path", type=Path)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from sva.demo import demo
+
+    demo(arguments.dir)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from sva.fetch import resolve
+
+    print(resolve(arguments.model))
+
+
+def _decompose(arguments: argparse.Namespace) -> None:
+    from sva.lm import decompose, load
+
+    spectra = decompose(load(arguments.model), arguments.targets)
+    print(f"{len(spectra)} weights, {sum(x.s.shape[0] for x in spectra.values())} singular values")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from sva import config, runs
+
+    settings = config.load(arguments.config, arguments.overrides)
+    _, result = runs.train_expert(settings)
+    _print(result, arguments.json, f"expert: {Path(settings.run_dir) / 'expert.safetensors'}\n{summary(result)}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from sva import evaluate
+    from sva.lm import decompose, load, merge
+    from sva.spectral.expert import Expert
+    from sva.stats import accuracy
+    from sva.tasks import task
+
+    if arguments.size < 1:
+        raise UserError(f"--size {arguments.size} must be at least 1")
+    todo = evaluate.items(task(arguments.task), arguments.split, arguments.size)
+    lm = load(arguments.model)
+    if arguments.expert:
+        expert = Expert.load(arguments.expert, fingerprint=lm.fingerprint, base=lm.name)
+        spectra = decompose(lm, str(expert.metadata["targets"]))
+        lm = merge(lm, spectra, expert.z(spectra))
+    records = evaluate.evaluate(lm, todo)
+    score = accuracy(np.array([record.correct for record in records]))
+    result = {"task": arguments.task, "model": lm.name, "quantisation": lm.quantisation, "n": len(records)}
+    result |= {"accuracy": score._asdict(), "records": [record._asdict() for record in records]}
+    text = f"{arguments.task}: {percent(score._asdict())}, n = {len(records)}, weights {lm.quantisation or 'as stored'}"
+    _print(result, arguments.json, text)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from sva import chat
+    from sva.adaptive import build
+    from sva.lm import load
+    from sva.spectral.expert import Expert
+
+    lm = load(arguments.model)
+    if arguments.expert:
+        experts = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in arguments.expert]
+        for answer in build(lm, experts).answer(arguments.prompts, arguments.max_new_tokens):
+            print(f"[{answer.label} {answer.prob:.0%}] {answer.text}")
+        return
+    ids, mask = chat.encode(lm, [chat.render(lm, prompt) for prompt in arguments.prompts])
+    out = lm.generate(ids, mask, arguments.max_new_tokens, chat.end_tokens(lm))
+    print("\n".join(chat.decode(lm, out.tokens, out.lengths)))
+
+
+def _expert(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from sva.spectral.expert import Expert
+
+    expert = Expert.load(arguments.path)
+    values = np.concatenate([np.asarray(raw) for raw in expert.raw.values()])
+    print(f"{arguments.path}: {len(expert.raw)} weights, {values.size} values, {expert.parametrisation}")
+    print(f"raw values {values.min():.4f} to {values.max():.4f}, standard deviation {values.std():.4f}")
+    print(json.dumps(dict(expert.metadata), indent=2))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A training result in one line."""
+    return (
+        f"{result['task']}: {percent(result['before'])} before, {percent(result['after'])} after, "
+        f"gain {percent(result['gain'])} (greedy, {result['split']}, n = {result['n']})"
+    )
+
+
+def percent(interval: dict[str, float]) -> str:
+    """'72.0 % [65.3, 77.9]'."""
+    return f"{interval['mean']:.1%} [{interval['low']:.1%}, {interval['high']:.1%}]"
+
+
+def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result, indent=2) if as_json else text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
