@@ -1,5 +1,6 @@
 """The tokenizer of a checkpoint: a Hugging Face directory's own, or built from a GGUF file's vocabulary."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,21 +57,33 @@ def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerFast | None":
     return _from_gguf(read_gguf(path)) if path.is_file() else _from_directory(path)
 
 
+def _fast_tokenizer() -> "type[PreTrainedTokenizerFast]":
+    """transformers' class, imported when it is needed (1 s) and without its advice to install torch."""
+    switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        from transformers import PreTrainedTokenizerFast
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
+    return PreTrainedTokenizerFast
+
+
 def _from_directory(directory: Path) -> "PreTrainedTokenizerFast | None":
     if not (directory / "tokenizer.json").is_file():
         return None
-    from transformers import PreTrainedTokenizerFast
-
+    fast = _fast_tokenizer()
     try:
-        return PreTrainedTokenizerFast.from_pretrained(directory)
+        return fast.from_pretrained(directory)
     except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{directory}: its tokenizer cannot be read ({reason}); fetch it again") from error
 
 
 def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
-    from transformers import PreTrainedTokenizerFast
-
     tokens: list[str] = file.need("tokenizer.ggml.tokens")
     model = file.need("tokenizer.ggml.model")
     if model not in _MODELS:
@@ -112,7 +125,7 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
             ],
             special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(ends.values())],
         )
-    return PreTrainedTokenizerFast(
+    return _fast_tokenizer()(
         tokenizer_object=tokenizer,
         chat_template=file.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,

@@ -213,9 +213,7 @@ def test_unmapped_unexpected_and_wrong_shape_are_different_errors():
     model = {f"w{i}": (2, i) for i in range(6)}
     match(model, dict(model))
     text = message(match, model, {"w0": (2, 0), "other": (9,)}, "there")
-    assert text.startswith(
-        "there: unmapped: the checkpoint has no tensor for w1 [2, 1], w2 [2, 2], w3 [2, 3] and 2"
-    )
+    assert text.startswith("there: unmapped: the checkpoint has no tensor for w1 [2, 1], w2 [2, 2], w3 [2, 3] and 2")
     assert "other [9]" in text
     text = message(match, model, model | {"x": (1,), "y": (2, 2)})
     assert text.startswith("unexpected: the model has no weight for x [1], y [2, 2]")

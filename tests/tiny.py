@@ -3,9 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
+import pytest
 import torch
 import transformers
+
+from sva.fetch import KNOWN
+from sva.models.config import from_hf
+from sva.paths import cache_dir
 
 VOCAB = 128
 _SIZES: dict[str, Any] = {
@@ -87,7 +93,93 @@ def logits(model: torch.nn.Module, input_ids: np.ndarray, attention_mask: np.nda
     mask = torch.tensor(np.asarray(attention_mask))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        out = model(
-            torch.tensor(np.asarray(input_ids)), attention_mask=mask, position_ids=positions, use_cache=False
-        )
+        out = model(torch.tensor(np.asarray(input_ids)), attention_mask=mask, position_ids=positions, use_cache=False)
     return out.logits.numpy()
+
+
+_GGUF_NAMES = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+
+
+def write_gguf(
+    model: torch.nn.Module, path: Path | str, *, packed: str = "F32", metadata: dict[str, Any] | None = None
+) -> None:
+    """Writes a torch model as llama.cpp's converter would: its names, Llama's q and k rows in rotary pairs.
+
+    Matrices are stored as `packed`; `metadata` adds settings or, with the value None, leaves one out (keys
+    without the architecture in front).
+    """
+    cfg = from_hf(model.config.to_dict())
+    kind = {"mistral": "llama"}.get(cfg.architecture, cfg.architecture)
+    settings: dict[str, Any] = {
+        "block_count": cfg.num_layers,
+        "context_length": cfg.max_position_embeddings,
+        "embedding_length": cfg.hidden_size,
+        "feed_forward_length": cfg.intermediate_size,
+        "attention.head_count": cfg.num_heads,
+        "attention.head_count_kv": cfg.num_kv_heads,
+        "attention.key_length": cfg.head_dim,
+        "attention.value_length": cfg.head_dim,
+        "attention.layer_norm_rms_epsilon": cfg.rms_norm_eps,
+        "rope.dimension_count": cfg.head_dim,
+        "rope.freq_base": cfg.rope.theta,
+    }
+    writer = gguf.GGUFWriter(path, kind)
+    for key, value in (settings | (metadata or {})).items():
+        if isinstance(value, float):
+            writer.add_float32(f"{kind}.{key}", value)
+        elif isinstance(value, str):
+            writer.add_string(f"{kind}.{key}", value)
+        elif isinstance(value, list):
+            writer.add_array(f"{kind}.{key}", value)
+        elif value is not None:
+            writer.add_uint32(f"{kind}.{key}", value)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if cfg.rope.kind == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(model))
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach().numpy()
+        parts = name.split(".")
+        heads = {"q_proj": cfg.num_heads, "k_proj": cfg.num_kv_heads}.get(parts[-2])
+        if kind == "llama" and heads:
+            halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+            weight = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+        layer = f"blk.{parts[2]}." if parts[1] == "layers" else ""
+        stored = gguf.GGMLQuantizationType[packed if weight.ndim == 2 else "F32"]
+        data = weight if stored == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(weight, stored)
+        writer.add_tensor(f"{layer}{_GGUF_NAMES[parts[-2]]}.{parts[-1]}", data, raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _llama3_factors(model: torch.nn.Module) -> np.ndarray:
+    """By how much the model's rotary frequencies are below theta's."""
+    rope = model.config.rope_parameters
+    dim = model.config.head_dim
+    return (rope["rope_theta"] ** (-np.arange(0, dim, 2) / dim) / model.model.rotary_emb.inv_freq.numpy()).astype("f4")
+
+
+def smollm2() -> Path:
+    """The small real model where it was fetched before; skips the test where it was not (93 MB)."""
+    packaged = KNOWN["smollm2-135m-instruct-q4_1"].packaged
+    path = cache_dir() / "models" / f"{packaged.package}-{packaged.version}" / Path(packaged.member).name
+    if not path.is_file():
+        pytest.skip("SmolLM2 is not in the cache; `sva fetch smollm2-135m-instruct-q4_1` brings it")
+    return path

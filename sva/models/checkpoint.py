@@ -67,16 +67,12 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise UserError(
-                f"{path} is neither a GGUF file nor a directory; give the directory that holds config.json"
-            )
+            raise UserError(f"{path} is neither a GGUF file nor a directory; give the directory that holds config.json")
         from sva.models.gguf import open_gguf
 
         return open_gguf(path)
     if not path.is_dir():
-        raise UserError(
-            f"{path}: no such file or directory; give a model directory, a .gguf file or a model name"
-        )
+        raise UserError(f"{path}: no such file or directory; give a model directory, a .gguf file or a model name")
     config = _read_config(path)
     tensors = _completed(_tensors(path))
 
@@ -87,9 +83,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(path, config, {name: t.shape for name, t in tensors.items()}, read)
 
 
-def match(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: Any = ""
-) -> None:
+def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: Any = "") -> None:
     """Nothing, if both name the same weights with the same shapes.
 
     Args:
@@ -113,9 +107,7 @@ def match(
         also = f"; and it holds {_some(unexpected)} that no weight takes" if unexpected else ""
         raise UserError(f"{lead}unmapped: the checkpoint has no tensor for {_some(unmapped)}{also}")
     if unexpected:
-        raise UserError(
-            f"{lead}unexpected: the model has no weight for {_some(unexpected)}; is config.json its own?"
-        )
+        raise UserError(f"{lead}unexpected: the model has no weight for {_some(unexpected)}; is config.json its own?")
     if wrong:
         raise UserError(f"{lead}wrong shape: {_some(wrong)}; is config.json the checkpoint's own?")
 
@@ -165,9 +157,7 @@ def _read_config(directory: Path) -> ModelConfig:
     """config.json with the token ids of generation_config.json added."""
     where = directory / "config.json"
     if not where.is_file():
-        raise UserError(
-            f"{directory} has no config.json; give a Hugging Face model directory or a .gguf file"
-        )
+        raise UserError(f"{directory} has no config.json; give a Hugging Face model directory or a .gguf file")
     config = from_hf(read_json(where), str(where))
     where = directory / "generation_config.json"
     if not where.is_file():
@@ -196,11 +186,7 @@ def _tensors(directory: Path) -> dict[str, _Tensor]:
         files = [single]
     elif index.is_file():
         promised = read_json(index).get("weight_map") or {}
-        if (
-            not isinstance(promised, dict)
-            or not all(isinstance(f, str) for f in promised.values())
-            or not promised
-        ):
+        if not isinstance(promised, dict) or not all(isinstance(f, str) for f in promised.values()) or not promised:
             raise UserError(f"{index} has no weight_map; fetch it again")
         files = [directory / name for name in sorted(set(promised.values()))]
         absent = [file.name for file in files if not file.is_file()]
@@ -214,22 +200,16 @@ def _tensors(directory: Path) -> dict[str, _Tensor]:
     for file in files:
         for name, tensor in _header(file).items():
             if name in tensors:
-                raise UserError(
-                    f"{name} is set twice, in {tensors[name].file.name} and in {file}; delete one of them"
-                )
+                raise UserError(f"{name} is set twice, in {tensors[name].file.name} and in {file}; delete one of them")
             tensors[name] = tensor
-    lost = [
-        name for name, shard in promised.items() if name not in tensors or tensors[name].file.name != shard
-    ]
+    lost = [name for name, shard in promised.items() if name not in tensors or tensors[name].file.name != shard]
     if lost:
         raise UserError(f"{index} promises {_some(lost)}, not in the file it names; fetch the model again")
     return tensors
 
 
 def _no_weights(directory: Path) -> str:
-    pickles = sorted(f.name for f in directory.glob("*.bin")) + sorted(
-        f.name for f in directory.glob("*.pt*")
-    )
+    pickles = sorted(f.name for f in directory.glob("*.bin")) + sorted(f.name for f in directory.glob("*.pt*"))
     if not pickles:
         return f"{directory} has no *.safetensors files; fetch the model again"
     return (

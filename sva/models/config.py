@@ -140,9 +140,7 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     kv_heads = heads if read.get("num_key_value_heads") is None else read.size("num_key_value_heads")
     if heads % kv_heads:
-        raise UserError(
-            f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
-        )
+        raise UserError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     if read.get("head_dim") is not None:
         head_dim = read.size("head_dim")
     elif hidden % heads == 0:
@@ -213,9 +211,7 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(cfg.rope),
         "tie_word_embeddings": cfg.tie_word_embeddings,
         "bos_token_id": cfg.bos_token_id,
-        "eos_token_id": cfg.eos_token_ids[0]
-        if len(cfg.eos_token_ids) == 1
-        else list(cfg.eos_token_ids) or None,
+        "eos_token_id": cfg.eos_token_ids[0] if len(cfg.eos_token_ids) == 1 else list(cfg.eos_token_ids) or None,
         "pad_token_id": cfg.pad_token_id,
     }
     if kind in ("llama", "qwen3"):
@@ -288,9 +284,7 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
     """The model type, from `model_type` or, in old configs without one, from the class name."""
     listed = config.get("architectures") or []
     listed = [str(c) for c in listed] if isinstance(listed, list | tuple) else [str(listed)]
-    known = {
-        f"{_CLASS_PREFIXES[a]}{end}".lower(): a for a in ARCHITECTURES for end in ("ForCausalLM", "Model")
-    }
+    known = {f"{_CLASS_PREFIXES[a]}{end}".lower(): a for a in ARCHITECTURES for end in ("ForCausalLM", "Model")}
     kind = config.get("model_type") or next((known[c.lower()] for c in listed if c.lower() in known), None)
     supported = f"supported: {', '.join(ARCHITECTURES)}"
     if kind not in ARCHITECTURES:
@@ -322,13 +316,9 @@ def _windows(kind: str, num_layers: int, read: _Reader) -> tuple[int, ...]:
         return tuple(window if i >= first else 0 for i in range(num_layers))
     allowed = ("full_attention", "sliding_attention")
     if not isinstance(types, Sequence) or len(types) != num_layers or any(t not in allowed for t in types):
-        raise UserError(
-            f"{read.where}: layer_types must hold {num_layers} entries, each one of {', '.join(allowed)}"
-        )
+        raise UserError(f"{read.where}: layer_types must hold {num_layers} entries, each one of {', '.join(allowed)}")
     if "sliding_attention" in types and not window:
-        raise UserError(
-            f"{read.where}: layer_types has sliding_attention; set use_sliding_window and sliding_window"
-        )
+        raise UserError(f"{read.where}: layer_types has sliding_attention; set use_sliding_window and sliding_window")
     return tuple(window if t == "sliding_attention" else 0 for t in types)
 
 
@@ -364,17 +354,10 @@ def _rope(config: Mapping[str, Any], head_dim: int, max_positions: int, where: s
         original = int(_number(original, where, f"{key}.original_max_position_embeddings"))
         low, high = number("low_freq_factor"), number("high_freq_factor")
         if low >= high:
-            raise UserError(
-                f"{where}: {key}.low_freq_factor {low} must be smaller than {key}.high_freq_factor {high}"
-            )
+            raise UserError(f"{where}: {key}.low_freq_factor {low} must be smaller than {key}.high_freq_factor {high}")
         return Rope(theta, "llama3", number("factor"), low, high, original)
     factors = given.get("short_factor")
-    if (
-        kind == "longrope"
-        and factors
-        and factors == given.get("long_factor")
-        and given.get("attention_factor") == 1
-    ):
+    if kind == "longrope" and factors and factors == given.get("long_factor") and given.get("attention_factor") == 1:
         if len(factors) != head_dim // 2:
             raise UserError(
                 f"{where}: {key}.short_factor has {len(factors)} entries, head_dim asks for {head_dim // 2}"

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from sva.errors import UserError
 from sva.files import disk_error
+from sva.models.checkpoint import read_json
 from sva.models.config import ModelConfig, to_hf
 
 _METADATA = {"format": "pt"}  # what transformers looks for; it says nothing about the tensors
@@ -102,6 +103,9 @@ def _write(
         shutil.copymode(directory / "config.json", directory / file)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
+        settings = directory / "tokenizer_config.json"
+        # transformers 5 writes a class name of its own that 4 does not know; this one both know
+        _write_json(settings, read_json(settings) | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _save(shard: dict[str, np.ndarray], file: Path) -> None:

@@ -87,9 +87,7 @@ class GGUFFile:
 
     def need(self, key: str) -> Any:
         if key not in self.metadata:
-            raise UserError(
-                f"{self.path}: the metadata key {key} is missing; fetch another conversion of the model"
-            )
+            raise UserError(f"{self.path}: the metadata key {key} is missing; fetch another conversion of the model")
         return self.metadata[key]
 
     def read(self, name: str) -> np.ndarray:
@@ -123,11 +121,7 @@ def read_gguf(path: Path | str) -> GGUFFile:
         with open(path, "rb") as stream:
             magic = stream.read(24)
             if magic[:4] != b"GGUF":
-                hint = (
-                    "it is a Git LFS pointer: run `git lfs pull`"
-                    if magic.startswith(b"version https")
-                    else ""
-                )
+                hint = "it is a Git LFS pointer: run `git lfs pull`" if magic.startswith(b"version https") else ""
                 raise UserError(f"{path} is not a GGUF file; {hint or 'fetch it again'}")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Parser(path, data, size).file()
@@ -161,9 +155,7 @@ def open_gguf(path: Path | str) -> Checkpoint:
         elif layer and layer[2] in _LAYER_NAMES:
             named[f"model.layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.{layer[3]}"] = name
         else:
-            raise UserError(
-                f"{file.path}: unexpected: no weight of a {config.architecture} model takes {name}"
-            )
+            raise UserError(f"{file.path}: unexpected: no weight of a {config.architecture} model takes {name}")
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     permuted = heads if file.get("general.architecture") == "llama" else {}
 
@@ -189,15 +181,11 @@ def _config(file: GGUFFile) -> ModelConfig:
     where = file.path
     kind = file.need("general.architecture")
     if kind not in ARCHITECTURES:
-        raise UserError(
-            f"{where}: unsupported architecture {kind}; supported GGUF files: {', '.join(ARCHITECTURES)}"
-        )
+        raise UserError(f"{where}: unsupported architecture {kind}; supported GGUF files: {', '.join(ARCHITECTURES)}")
     if file.get(f"{kind}.expert_count"):
         raise UserError(f"{where}: mixture-of-experts models are not supported; use a dense one")
     if "token_embd.weight" not in file.tensors:
-        raise UserError(
-            f"{where}: unmapped: the file has no tensor for token_embd.weight; fetch another conversion"
-        )
+        raise UserError(f"{where}: unmapped: the file has no tensor for token_embd.weight; fetch another conversion")
 
     def key(name: str, default: Any = None) -> Any:
         """A number or string; a list with one value per layer counts if all are the same."""
@@ -213,7 +201,7 @@ def _config(file: GGUFFile) -> ModelConfig:
         return key(name)
 
     heads, hidden = need("attention.head_count"), need("embedding_length")
-    head_dim = key("attention.key_length") or key("rope.dimension_count") or hidden // heads
+    head_dim = key("attention.key_length") or key("rope.dimension_count") or hidden // max(1, heads)
     for name in ("rope.dimension_count", "attention.value_length"):
         if key(name, head_dim) != head_dim:
             raise UserError(f"{where}: {kind}.{name} {key(name)} must be the head's width {head_dim}")
@@ -264,15 +252,11 @@ def _rope_factors(file: GGUFFile, config: ModelConfig) -> tuple[float, ...]:
     factors = file.read(_ROPE_FACTORS)
     num = config.head_dim // 2
     if factors.shape != (num,) or not np.all(factors > 0):
-        raise UserError(
-            f"{file.path}: {_ROPE_FACTORS} must hold {num} positive factors; it is {factors.shape}"
-        )
+        raise UserError(f"{file.path}: {_ROPE_FACTORS} must hold {num} positive factors; it is {factors.shape}")
     if np.all(factors == 1):
         return ()
     if config.rope.kind != "default":
-        raise UserError(
-            f"{file.path}: {_ROPE_FACTORS} together with rope scaling {config.rope.kind} is not supported"
-        )
+        raise UserError(f"{file.path}: {_ROPE_FACTORS} together with rope scaling {config.rope.kind} is not supported")
     return tuple(map(_shortest, factors.tolist()))
 
 
@@ -361,9 +345,7 @@ class _Parser:
         number = self.scalar("<I")
         kind = next((k for k in gguf.GGMLQuantizationType if k == number), None)
         if kind is None or not _can_unpack(kind):
-            raise UserError(
-                f"{self.path}: {name} is packed as {kind.name if kind else number}, which is not supported"
-            )
+            raise UserError(f"{self.path}: {name} is packed as {kind.name if kind else number}, which is not supported")
         if shape and shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             raise ValueError(f"rows of {name} have {shape[-1]} numbers, which {kind.name} cannot pack")
         if any(axis > self.size * 8 for axis in shape):

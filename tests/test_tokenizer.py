@@ -1,0 +1,225 @@
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+
+import gguf
+import pytest
+import tiny
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from sva.errors import UserError
+from sva.models.checkpoint import open_checkpoint
+from sva.models.export import save_checkpoint
+from sva.paths import data_dir
+from sva.tokenizer import load_tokenizer
+
+# sha256 of llama.cpp's ids of GSM8K's test questions, made by experiments/tokenizer_parity.py
+# with llama-cpp-python 0.3.36 and SmolLM2-135M-Instruct.Q4_1.gguf
+LLAMA_CPP_GSM8K = "7c7fbac869141caf1efcbd13b9aa3dd0c213481b15ca3c150fff737a42d87d79"
+
+TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
+SPECIAL = ["<|end|>", "<|start|>", "<|user|>"]
+WORDS = ["th", "the", "Ġthe", "12", "Ġ1", "ĠĠ", "'s"]
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+MERGES = ["t h", "th e", "Ġ the", "1 2", "Ġ 1", "Ġ Ġ", "' s"]
+
+
+def bpe_gguf(path, pre="smollm", model="gpt2", tokens=(), types=(), merges=MERGES, **settings):
+    """A file with a small byte-level vocabulary; `settings` are tokenizer.ggml.* keys."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    tokens = [*SPECIAL, *BYTES, *WORDS, *tokens]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3 - len(types)) + list(types))
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_chat_template(TEMPLATE)
+    for key, value in settings.items():
+        add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+        add(f"tokenizer.ggml.{key}", value)
+    return finished(writer, path)
+
+
+def sentencepiece_gguf(path, pieces, **settings):
+    """A file with control tokens, the 256 bytes, then `pieces`, best first."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *pieces]
+    writer.add_token_list(tokens)
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(pieces))
+    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(pieces))])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for key, value in settings.items():
+        writer.add_bool(f"tokenizer.ggml.{key}", value)
+    return finished(writer, path)
+
+
+def finished(writer, path):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def pieces_of(tokenizer, text):
+    return tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("smollm", ["the", "Ġ", "1", "2", "3", "Ġthe", "'s", "Ġ", "1"]),
+        ("gpt-2", ["the", "Ġ", "12", "3", "Ġthe", "'s", "Ġ1"]),
+        ("llama-bpe", ["the", "Ġ", "12", "3", "Ġthe", "'s", "Ġ", "1"]),
+        ("qwen2", ["the", "Ġ", "1", "2", "3", "Ġthe", "'s", "Ġ", "1"]),
+    ],
+)
+def test_words_are_cut_as_the_file_says(pre, expected, tmp_path):
+    tokenizer = load_tokenizer(bpe_gguf(tmp_path / "m.gguf", pre))
+    assert pieces_of(tokenizer, "the 123 the's 1") == expected
+    text = "Grüße, 日本 🙂\n\n\t x  12"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_llama3_takes_a_whole_word_that_is_a_token_and_ignores_case_in_contractions(tmp_path):
+    for pre, expected in [("llama-bpe", ["eht"]), ("qwen2", ["e", "h", "t"])]:
+        path = bpe_gguf(tmp_path / f"{pre}.gguf", pre, tokens=["eht"], types=[1])
+        assert pieces_of(load_tokenizer(path), "eht") == expected
+    qwen, gpt = (load_tokenizer(bpe_gguf(tmp_path / "m.gguf", pre)) for pre in ("qwen2", "gpt-2"))
+    offsets = [t(["x'Sa"], return_offsets_mapping=True)["offset_mapping"][0] for t in (qwen, gpt)]
+    assert offsets[0] == offsets[1] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
+def test_special_tokens_are_parsed_and_skipped(tmp_path):
+    tokenizer = load_tokenizer(bpe_gguf(tmp_path / "m.gguf", tokens=["<tool>"], types=[4]))
+    assert pieces_of(tokenizer, "the<|user|><tool>the<|end|>") == ["the", "<|user|>", "<tool>", "the", "<|end|>"]
+    ids = tokenizer("the<|user|><tool><|end|>")["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the<tool>"
+    assert tokenizer.decode(ids) == "the<|user|><tool><|end|>"
+
+
+def test_the_file_says_which_tokens_are_special_and_what_goes_in_front(tmp_path):
+    def ids(pre, **settings):
+        return load_tokenizer(bpe_gguf(tmp_path / "m.gguf", pre, **settings))("the")["input_ids"]
+
+    the = 3 + len(BYTES) + WORDS.index("the")
+    assert ids("smollm") == ids("qwen2") == [the]
+    assert ids("llama-bpe") == [1, the]
+    assert ids("llama-bpe", add_bos_token=False) == [the]
+    assert ids("smollm", add_bos_token=True, add_eos_token=True) == [1, the, 0]
+    tokenizer = load_tokenizer(bpe_gguf(tmp_path / "m.gguf", padding_token_id=2, unknown_token_id=0))
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|start|>", "<|end|>")
+    assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (2, 0)
+    assert load_tokenizer(bpe_gguf(tmp_path / "m.gguf")).pad_token is None
+
+
+def test_the_chat_template_comes_along(tmp_path):
+    tokenizer = load_tokenizer(bpe_gguf(tmp_path / "m.gguf"))
+    turns = [{"role": "user", "content": "the"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "<|user|>the"
+
+
+def test_sentencepiece_joins_the_best_pair_first_and_falls_back_to_bytes(tmp_path):
+    pieces = ["ab", "bc", "▁a", "abc", "▁", "a", "b", "c"]
+    tokenizer = load_tokenizer(sentencepiece_gguf(tmp_path / "m.gguf", pieces))
+    assert pieces_of(tokenizer, "abc") == ["▁", "abc"]
+    assert pieces_of(tokenizer, "a bc") == ["▁a", "▁", "bc"]
+    assert pieces_of(tokenizer, "é") == ["▁", "<0xC3>", "<0xA9>"]
+    assert tokenizer("abc é")["input_ids"][0] == 1
+    assert tokenizer.decode(tokenizer("abc é\n", add_special_tokens=False)["input_ids"]) == "abc é\n"
+    bare = load_tokenizer(sentencepiece_gguf(tmp_path / "m.gguf", pieces, add_space_prefix=False))
+    assert pieces_of(bare, "abc") == ["abc"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"pre": "poro"}, ["tokenizer.ggml.pre 'poro'", "smollm, gpt-2, llama-bpe"]),
+        ({"pre": None}, ["tokenizer.ggml.pre 'default'"]),
+        ({"model": "t5"}, ["tokenizer.ggml.model 't5'", "gpt2, llama"]),
+        ({"merges": ["t h", "zz q"]}, ["its vocabulary is damaged"]),
+    ],
+)
+def test_vocabularies_that_cannot_be_built_are_named(settings, words, tmp_path):
+    path = bpe_gguf(tmp_path / "m.gguf", **settings)
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_saved_tokenizer_is_the_same_to_sva_and_transformers(tmp_path):
+    tiny.make("llama", tmp_path / "old")
+    checkpoint = open_checkpoint(tmp_path / "old")
+    tokenizer = load_tokenizer(bpe_gguf(tmp_path / "m.gguf", "llama-bpe"))
+    tensors = [(name, checkpoint.read(name)) for name in checkpoint.shapes]
+    save_checkpoint(tmp_path / "new", checkpoint.config, tensors, tokenizer)
+    text = "<|user|>the 123 the's\n é"
+    for again in (
+        load_tokenizer(tmp_path / "new"),
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "new"),
+    ):
+        assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert again.chat_template == TEMPLATE
+        assert (again.bos_token_id, again.eos_token_id, again.pad_token_id) == (1, 0, None)
+    # a class that transformers 4 knows too
+    assert json.loads((tmp_path / "new" / "tokenizer_config.json").read_text())["tokenizer_class"] == (
+        "PreTrainedTokenizerFast"
+    )
+
+
+def test_a_directorys_own_files_are_used(tmp_path):
+    assert load_tokenizer(tmp_path) is None
+    plain = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *BYTES])}, []))
+    plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    plain.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).eos_token is None
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizerFast", "eos_token": "<|end|>", "chat_template": "old"})
+    )
+    assert load_tokenizer(tmp_path).eos_token_id == 0
+    assert load_tokenizer(tmp_path).chat_template == "old"
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    assert load_tokenizer(tmp_path).chat_template == TEMPLATE
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer cannot be read") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_tokenizers_need_no_torch_and_print_nothing(tmp_path):
+    path = bpe_gguf(tmp_path / "m.gguf")
+    tokenizer = load_tokenizer(path)
+    tokenizer.save_pretrained(tmp_path / "directory")
+    expected = tokenizer("the 12")["input_ids"]
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from sva.tokenizer import load_tokenizer\n"
+        f"for p in ({str(path)!r}, {str(tmp_path / 'directory')!r}): print(load_tokenizer(p)('the 12')['input_ids'])"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(expected)] * 2, done.stderr
+    assert done.stderr == ""
+
+
+def test_smollm2_token_ids_are_llama_cpps_on_gsm8k():
+    folder = data_dir()
+    if folder is None or not (folder / "gsm8k_test.jsonl.gz").is_file():
+        pytest.skip("gsm8k_test.jsonl.gz is not in $SVA_DATA nor in ../shared/data")
+    tokenizer = load_tokenizer(tiny.smollm2())
+    with gzip.open(folder / "gsm8k_test.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["question"] for line in lines]
+    assert len(texts) == 1319
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    written = "".join(" ".join(map(str, row)) + "\n" for row in rows)
+    assert hashlib.sha256(written.encode()).hexdigest() == LLAMA_CPP_GSM8K
