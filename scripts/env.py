@@ -40,9 +40,7 @@ def fingerprints(version):
     """What each mode is made from, as a hash: the files, Python's version, where the checkout lies."""
     place = "\0".join([str(ROOT), version, platform.machine()])
     return {
-        mode: hashlib.sha256(
-            place.encode() + b"".join((ROOT / name).read_bytes() for name in names)
-        ).hexdigest()
+        mode: hashlib.sha256(place.encode() + b"".join((ROOT / name).read_bytes() for name in names)).hexdigest()
         for mode, names in MADE_FROM.items()
     }
 
