@@ -61,7 +61,7 @@ class AdaptiveLM:
         return np.asarray(decision.probs)[: len(questions)]
 
     def choose_generated(self, questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
-        """The labels that the base model writes when it is asked freely, as in the paper; "other" when it names none."""
+        """The labels that the base model writes when it is asked freely, as in the paper; "other" if it names none."""
         texts = [self.form.before + question + self.form.after for question in questions]
         ids, mask = chat.encode(self.lm, texts)
         out = self.lm.generate(ids, mask, max_new_tokens, chat.end_tokens(self.lm))

@@ -52,7 +52,8 @@ def rollout(
 ) -> Rollout:
     """Samples from the adapted model (merged once), grades, and forms the batch.
 
-    Prompts are padded to `width` tokens (`prompt_width`), so that every step has the same shapes. Row r of the batch is sample r % G of prompt r // G, drawn with fold_in(key, r): a pure function of its arguments.
+    Prompts are padded to `width` tokens (`prompt_width`), so that every step has the same shapes. Row r of
+    the batch is sample r % G of prompt r // G, drawn with fold_in(key, r): a pure function of its arguments.
     """
     ids, mask = left_pad(*_encode(lm, task, examples), width)
     rows = len(examples) * cfg.samples

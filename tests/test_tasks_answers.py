@@ -176,15 +176,12 @@ def test_a_grade_compares_canonical_spellings():
     assert answers.grade("The capital is Ndjamena.", "name", ["N'Djamena", "Ndjamena"]).correct
     assert answers.grade("elbat", "word", ["table"]) == (False, "elbat")
     assert answers.grade("", "word", ["table"]) == (False, None)
-    assert answers.grade('Here it is:\n"green river"', "text", ["green river"]) == (True, "green river")
     assert answers.grade("to: Ann", "text", ["To: Ann"]) == (True, "to: ann")
-    assert not answers.grade("to: Ann", "text", ["a"]).correct
+    assert not answers.grade("Here it is: green river", "text", ["green river"]).correct
 
 
 @pytest.mark.parametrize("form", answers.FORMS)
-@pytest.mark.parametrize(
-    "text", ["\x00\x1b[31m", "=" * 1_000_000, "is " * 600, "(" * 2000, "a b\n" * 400, "¼ ½"]
-)
+@pytest.mark.parametrize("text", ["\x00\x1b[31m", "=" * 1_000_000, "is " * 600, "(" * 2000, "a b\n" * 400, "¼ ½"])
 def test_no_text_makes_a_reader_raise_or_linger(form, text):
     answers.grade(text, form, ["7"])
 

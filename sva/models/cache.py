@@ -38,7 +38,7 @@ def init(cfg: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, *, scan: bo
 
 
 def extend(cache: Cache, positions: jax.Array, valid: jax.Array) -> Cache:
-    """The cache with T new slots marked as written (`positions`, `valid` are [B, T]); keys and values are the model's."""
+    """The cache with T new slots marked as written (`positions`, `valid` are [B, T]); the model writes their values."""
     start = (jnp.zeros((), jnp.int32), cache.index)
     return cache.replace(
         positions=jax.lax.dynamic_update_slice(cache.positions, positions, start),

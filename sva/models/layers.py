@@ -31,7 +31,8 @@ class SpectralDense(nn.Module):
         adapter: Any = self.get_variable("adapter", "weight")
         y = dot(x, w) if adapter is None else adapter(x, w)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+            y = y + jnp.reshape(bias, (1,) * (y.ndim - 1) + bias.shape)
         return y
 
 

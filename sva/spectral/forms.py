@@ -53,7 +53,7 @@ class Factored:
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """[B, T, D_out] from x [B, T, D_in]; w is not used."""
         u, s, vt = self.spectrum
-        return dot(_scale(dot(x, vt), s * self.z), u)
+        return dot(_scale(dot(x, vt), times(s, self.z)), u)
 
 
 @struct.dataclass
@@ -71,7 +71,7 @@ class Delta:
 
 def delta(spectrum: Spectrum, z: jax.Array) -> Delta:
     """The delta form of z ([R] or [B, R]) on all R components."""
-    return Delta(spectrum.u, spectrum.vt, spectrum.s * (z - 1))
+    return Delta(spectrum.u, spectrum.vt, times(spectrum.s, z - 1))
 
 
 def merge(spectrum: Spectrum, z: jax.Array) -> jax.Array:
@@ -87,8 +87,13 @@ def merge(spectrum: Spectrum, z: jax.Array) -> jax.Array:
       [D_out, D_in] in the dtype of u; with float32 factors z = 1 reproduces W to about 1e-6 relative (Frobenius).
     """
     u, s, vt = spectrum
-    scaled = u * (s * z).astype(u.dtype)
+    scaled = u * (s * z).astype(u.dtype)[None, :]
     return jnp.matmul(scaled, vt, precision=jax.lax.Precision.HIGHEST)
+
+
+def times(s: jax.Array, z: jax.Array) -> jax.Array:
+    """s [R] times z [R] or [B, R]."""
+    return jnp.reshape(s, (1,) * (z.ndim - 1) + s.shape) * z
 
 
 def _scale(h: jax.Array, scale: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ _SPELLED = (
 _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_SPELLED.split())}
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|,? (?=(?:because|since)\b)")
-_PLEASANTRY = re.compile(r"(?:sure|certainly|of course|okay|ok)[!,.:]\s*(?=\S)", re.IGNORECASE)
+_PLEASANTRY = re.compile(r"\A(?:sure|certainly|of course|okay|ok)[!,.:]\s*(?=\S)", re.IGNORECASE)
 _ASIDE = re.compile(r"(?<=\S)\s*\([^()]*\s[^()]*\)")
 _LINK = re.compile(r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes)\b|[:=→]", re.IGNORECASE)
 _VERB = re.compile(r"\s(?:is|are|comes|has|have)\s(?!not\b)", re.IGNORECASE)
@@ -126,8 +126,9 @@ def _stated(sentence: str, read: Callable[[str], str | None]) -> str | None:
     if (bare := read(sentence)) is not None:
         return bare
     links = list(_LINK.finditer(sentence))
-    if links and (tail := read(sentence[links[-1].end() :])) is not None:
-        return tail
+    for link in links[:-9:-1]:  # from the last; a sentence with more is no answer
+        if (tail := read(sentence[link.end() :])) is not None:
+            return tail
     verb = _VERB.search(sentence)
     return read(sentence[: verb.start()]) if verb and len(links) <= 1 else None
 
@@ -137,7 +138,7 @@ def find(completion: str, form: str) -> str | None:
     read = FORMS[form]
     if len(completion) > _LONGEST:
         return None
-    text = _PLEASANTRY.sub("", plain(completion), count=1)
+    text = _PLEASANTRY.sub("", plain(completion))
     if (bare := read(text)) is not None:
         return bare
     sentences = [_ASIDE.sub("", s).strip() for s in _SENTENCE_END.split(text)]
@@ -154,9 +155,6 @@ def grade(completion: str, form: str, accepted: Sequence[str]) -> Grade:
     read = FORMS[form]
     right = {read(plain(text)) for text in accepted} - {None}
     answer = find(completion, form)
-    if form == "text" and answer not in right:  # what stands after "Here it is:"
-        copied = read(plain(completion[-_LONGEST:].rpartition(":")[2]))
-        answer = copied if copied in right else answer
     return Grade(answer in right, answer)
 
 
@@ -225,15 +223,17 @@ def final_number(completion: str) -> str | None:
 def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The label that a completion chooses, else None.
 
-    In this order: the last "answer is B"; a label that the completion begins with ("B", "(B) ...", "B. ...");
-    the full text of an option, as the answer or as the only option in a single sentence; the only label in
-    such a sentence. A label is a word of its own, and "a" as an article is none.
+    In this order: the full text of an option and no more; the last "answer is B"; a label that the completion
+    begins with ("B", "(B) ...", "B. ..."); a sentence that gives an option in full; and where there is one sentence
+    only, the only option, else the only label, in it. A label is a word of its own; the article "a" is none.
 
     Args:
       labels: as shown to the model, such as A to E or 1 to 4.
       options: their texts, in the same order.
     """
     text = plain(completion[-_SOLUTION_TAIL:])
+    if found := _given(text, labels, options):
+        return found
     upper = "|".join(re.escape(label.upper()) for label in labels)
     lower = "|".join(re.escape(label.lower()) for label in labels)
     end = r"(?=\s*(?:$|[\n).,:;!]))(?!\.\d)"
@@ -253,23 +253,36 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
     if first := re.match(rf"\(?(?P<label>(?i:{lower}))(?:\)|[.:](?!\d)|\s*$|\s*\n|\s[-\u2013]\s)", text):
         return first["label"].upper()
     sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence]
-    if found := _option(sentences, labels, options):
-        return found
-    alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
-    return alone.pop() if len(sentences) == len(alone) == 1 else None
-
-
-def _option(sentences: Sequence[str], labels: Sequence[str], options: Sequence[str]) -> str | None:
-    """The label of the option whose full text these sentences give."""
-    spelled = {_text(plain(option)): label for label, option in zip(labels, options, strict=True)}
-    for sentence in (" ".join(sentences), *sentences):
-        link = _LINK.search(sentence)
-        for part in (sentence, sentence[link.end() :] if link else "", sentence.rpartition(":")[2]):
-            if found := spelled.get(_text(part)):
-                return found
-    if len(sentences) != 1 or re.search(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", sentences[0], re.IGNORECASE):
+    for sentence in sentences:
+        if found := _given(sentence, labels, options):
+            return found
+    if len(sentences) != 1:
         return None
-    whole = _text(sentences[0]) or ""
-    named = [option for option in spelled if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)]
+    alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
+    return _mentioned(text, labels, options) or (alone.pop() if len(alone) == 1 else None)
+
+
+def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """The label of the option whose full text this is, or is what comes after "is" or a colon."""
+    link = _LINK.search(text)
+    for part in (text, text[link.end() :] if link else "", text.rpartition(":")[2]):
+        for spell in (lambda words: words.strip(" \n.!"), _text):  # as it is written, else whatever its case
+            same = [
+                label
+                for label, option in zip(labels, options, strict=True)
+                if spell(plain(option)) == spell(part) and option.upper() not in labels
+            ]
+            if len(same) == 1:
+                return same[0]
+    return None
+
+
+def _mentioned(sentence: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
+    """The label of the only option that a sentence has in it, word for word."""
+    if re.search(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", sentence, re.IGNORECASE):
+        return None
+    spelled = {_text(plain(option)) or option: label for label, option in zip(labels, options, strict=True)}
+    whole = _text(sentence) or ""
+    named = [option for option in spelled if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)]
     longest = [option for option in named if not any(option != other and option in other for other in named)]
     return spelled[longest[0]] if len(longest) == 1 else None

@@ -15,6 +15,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from filelock import FileLock
 
+from sva.errors import UserError
+from sva.files import disk_error
 from sva.paths import cache_dir
 from sva.tasks import arc, gsm8k
 from sva.tasks import procedural as made
@@ -130,30 +132,36 @@ def _quietly() -> Iterator[None]:
 
 
 def prepared(builder_cls: type[tfds.core.GeneratorBasedBuilder], config: Any, place: Path) -> dict[str, Rows]:
-    """The splits of a dataset, prepared under `place` if they are not there whole.
+    """The splits of a dataset, prepared under `place` if they are not there.
 
     Several processes may ask at once: one prepares, the others wait. Files that cannot be read are made anew.
+
+    Raises:
+      UserError: the disk is full or the cache cannot be written to.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(place / ".lock"):
-        for attempt in range(2):
-            with _quietly():
-                builder = builder_cls(data_dir=place, config=config, file_format=_FILE_FORMAT)
-                builder.download_and_prepare(
-                    download_dir=place / "downloads",
-                    download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-                )
-                try:
-                    sources: Any = builder.as_data_source()  # a dict: one source for each split
-                    splits = {name: Rows(source) for name, source in sources.items()}
-                    for rows in splits.values():
-                        _ = rows[0], rows[-1]
-                    return splits
-                except Exception:
-                    if attempt:
-                        raise
-                    shutil.rmtree(builder.data_path)
-    raise AssertionError("unreachable")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / ".lock"), _quietly():
+            try:
+                return _splits(builder_cls, config, place)
+            except UserError:
+                raise
+            except Exception:
+                shutil.rmtree(place / builder_cls.name / config.name, ignore_errors=True)
+                return _splits(builder_cls, config, place)
+    except OSError as error:
+        raise disk_error(place, error) from error
+
+
+def _splits(builder_cls: type[tfds.core.GeneratorBasedBuilder], config: Any, place: Path) -> dict[str, Rows]:
+    builder = builder_cls(data_dir=place, config=config, file_format=_FILE_FORMAT)
+    without_gcs = tfds.download.DownloadConfig(try_download_gcs=False)
+    builder.download_and_prepare(download_dir=place / "downloads", download_config=without_gcs)
+    sources: Any = builder.as_data_source()  # a dict: one source for each split
+    splits = {name: Rows(source) for name, source in sources.items()}
+    for rows in splits.values():
+        _ = rows[0], rows[-1]  # what is cut short or is no record shows here
+    return splits
 
 
 def procedural(name: str, seed: int, split: str) -> Rows:

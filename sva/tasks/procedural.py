@@ -152,7 +152,8 @@ def _sort3(deck: Deck) -> Iterator[Item]:
             f"Sort these numbers from smallest to largest: {_listed(hand)}. "
             "Answer with the numbers only, separated by commas."
         )
-        yield Item(question, _listed(sorted(hand)), _strings(hand))
+        if hand != sorted(hand):
+            yield Item(question, _listed(sorted(hand)), _strings(hand))
 
 
 def _alphabetical(deck: Deck) -> Iterator[Item]:

@@ -1,0 +1,170 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sva.errors import UserError
+from sva.spectral import store
+from sva.spectral.expert import Expert, bank, mix, mix_rows
+from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
+from sva.spectral.forms import Factored, Spectrum, delta, dot, merge
+from sva.spectral.svd import reconstruction_error, svd
+from sva.trees import select
+
+
+def _weight(out, into, rank=None, seed=0):
+    rng = np.random.default_rng(seed)
+    rank = rank or min(out, into)
+    return (rng.standard_normal((out, rank)) @ rng.standard_normal((rank, into))).astype(np.float32)
+
+
+def _close(a, b, bound=1e-4):
+    a, b = np.asarray(a), np.asarray(b)
+    assert np.abs(a - b).max() <= bound * max(np.abs(b).max(), 1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(out=st.integers(1, 24), into=st.integers(1, 24), rank=st.integers(1, 24), seed=st.integers(0, 99))
+def test_forms_agree_in_value_and_gradient(out, into, rank, seed):
+    w = _weight(out, into, min(rank, out, into), seed)
+    spectrum = Spectrum(*map(jnp.asarray, svd(w)))
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.standard_normal((2, 3, into)), jnp.float32)
+    z = jnp.asarray(rng.uniform(0.5, 1.5, spectrum.s.shape), jnp.float32)
+    g = jnp.asarray(rng.standard_normal((2, 3, out)), jnp.float32)
+    forms = {
+        "dense": lambda z: dot(x, merge(spectrum, z)),
+        "factored": lambda z: Factored(spectrum, z)(x, jnp.asarray(w)),
+        "delta": lambda z: delta(spectrum, z)(x, jnp.asarray(w)),
+    }
+    values = {name: form(z) for name, form in forms.items()}
+    grads = {name: jax.grad(lambda z, form=form: jnp.sum(form(z) * g))(z) for name, form in forms.items()}
+    for name in ("factored", "delta"):
+        _close(values[name], values["dense"])
+        assert np.linalg.norm(grads[name] - grads["dense"]) <= 1e-4 * max(np.linalg.norm(grads["dense"]), 1e-3)
+
+
+def test_factored_backward_forms_nothing_of_the_weights_shape():
+    w = _weight(13, 7)
+    spectrum = Spectrum(*map(jnp.asarray, svd(w)))
+    x = jnp.ones((2, 3, 7))
+    jaxpr = jax.make_jaxpr(jax.grad(lambda z: jnp.sum(Factored(spectrum, z)(x, jnp.asarray(w)) ** 2)))(jnp.ones(7))
+    shapes = {var.aval.shape for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general" for var in eqn.outvars}
+    assert shapes
+    assert not shapes & {(13, 7), (7, 13)}
+
+
+def test_a_z_per_row_equals_one_row_at_a_time_and_base_rows_of_delta_are_the_base():
+    w = jnp.asarray(_weight(9, 5))
+    spectrum = Spectrum(*map(jnp.asarray, svd(np.asarray(w))))
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 4, 5)), jnp.float32)
+    z = jnp.stack([jnp.ones(5), jnp.linspace(0.5, 1.5, 5), jnp.full(5, 2.0)])
+    rows = Factored(spectrum, z)(x, w)
+    for i in range(3):
+        _close(rows[i], Factored(spectrum, z[i])(x[i : i + 1], w)[0])
+    np.testing.assert_array_equal(delta(spectrum, z)(x, w)[0], dot(x, w)[0])
+
+
+def test_svd_holds_its_error_also_for_rank_deficient_weights():
+    for w in (_weight(40, 12), _weight(12, 40), _weight(20, 20, rank=3), np.zeros((4, 6), np.float32)):
+        spectrum = svd(w)
+        assert reconstruction_error(w, spectrum) < 1e-6
+        assert np.abs(spectrum.u.T @ spectrum.u - np.eye(len(spectrum.s))).max() < 1e-5
+        assert (np.diff(spectrum.s) <= 0).all()
+
+
+def test_constant_p_and_unit_z_are_the_identity():
+    s = jnp.asarray(np.linspace(3, 0.01, 50), jnp.float32)
+    np.testing.assert_array_equal(LINEAR.z(LINEAR.init(s), s), np.ones(50, np.float32))
+    for p in (-2.0, 0.1, 3.0):
+        assert np.abs(SIGMOID_NUCLEAR.z(jnp.full(50, p), s) - 1).max() < 1e-5
+    z = SIGMOID_NUCLEAR.z(jnp.asarray(np.random.default_rng(0).standard_normal(50), jnp.float32), s)
+    assert float(jnp.sum(s * z)) == pytest.approx(float(jnp.sum(s)), rel=1e-5)
+    with pytest.raises(UserError, match="linear, sigmoid_nuclear"):
+        family("sigmoid")
+
+
+def test_mixture_stands_around_the_base():
+    zs = [{"a": jnp.asarray([2.0, 1.0])}, {"a": jnp.asarray([1.0, 3.0]), "b": jnp.asarray([4.0])}]
+    mixed = mix(zs, [0.5, 2.0])
+    np.testing.assert_allclose(mixed["a"], [1.5, 5.0])
+    np.testing.assert_allclose(mixed["b"], [7.0])
+    np.testing.assert_allclose(mix(zs, {"a": [1, 0], "b": [0, 0]})["b"], [1.0])
+    with pytest.raises(UserError, match="2 alphas"):
+        mix(zs, [1.0])
+
+
+def test_bank_slots_mix_by_row_and_slot_zero_is_the_base():
+    spectra = {"a": Spectrum(jnp.ones((2, 2)), jnp.ones(2), jnp.ones((2, 2)))}
+    table = bank([{"a": jnp.asarray([2.0, 3.0])}], spectra, 3)
+    np.testing.assert_allclose(table["a"], [[1, 1], [2, 3], [1, 1]])
+    rows = mix_rows(table["a"], jnp.asarray([[1.0, 0, 0], [0, 1, 0], [0, 0.5, 0]]))
+    np.testing.assert_allclose(rows, [[1, 1], [2, 3], [1.5, 2]])
+    with pytest.raises(UserError, match="the bank has 1"):
+        bank([{}], spectra, 1)
+
+
+def test_expert_file_round_trips_and_refuses_another_base(tmp_path):
+    path = tmp_path / "e.safetensors"
+    Expert({"a": np.arange(3.0)}, "sigmoid_nuclear", {"fingerprint": "f" * 64, "base": "mine"}).save(path)
+    expert = Expert.load(path, fingerprint="f" * 64)
+    np.testing.assert_array_equal(expert.raw["a"], np.arange(3.0))
+    assert expert.parametrisation == "sigmoid_nuclear"
+    with pytest.raises(UserError, match=r"mine .* not on yours"):
+        Expert.load(path, fingerprint="0" * 64, base="yours")
+    assert Expert.load(path, fingerprint="0" * 64, transfer=True).raw.keys() == {"a"}
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match="damaged"):
+        Expert.load(path)
+
+
+def test_expert_that_does_not_fit_is_refused():
+    spectra = {"a": Spectrum(jnp.ones((2, 2)), jnp.ones(2), jnp.ones((2, 2)))}
+    for raw, reason in (({"b": [1.0]}, "not among"), ({"a": [1.0]}, "1 entries"), ({"a": [1.0, np.nan]}, "NaN")):
+        with pytest.raises(UserError, match=reason):
+            Expert({name: np.asarray(x) for name, x in raw.items()}).z(spectra)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "foreign"])
+def test_damaged_or_foreign_spectra_are_noticed_and_made_again(tmp_path, capsys, damage):
+    w = _weight(8, 6)
+    calls = []
+
+    def read():
+        calls.append(1)
+        return w
+
+    first = store.decompose({"a": read}, "f1", tmp_path, progress=False)
+    store.decompose({"a": read}, "f1", tmp_path, progress=False)
+    assert len(calls) == 1
+    path = tmp_path / "a.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-5] ^= 1
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(data[:-9])
+    fingerprint = "f2" if damage == "foreign" else "f1"
+    again = store.decompose({"a": read}, fingerprint, tmp_path, progress=False)
+    assert len(calls) == 2
+    assert "decomposing again" in capsys.readouterr().err
+    np.testing.assert_array_equal(first["a"].s, again["a"].s)
+
+
+def test_a_weight_with_nan_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a\.b: .*NaN"):
+        store.decompose({"a.b": lambda: np.full((2, 2), np.nan)}, "f", tmp_path, progress=False)
+
+
+def test_targets_select_or_say_why_not():
+    parts = ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.o_proj", "input_layernorm")
+    names = [f"model.layers.{i}.{part}.weight" for i in range(2) for part in parts]
+    assert len(select(names, "mlp")) == 4
+    assert len(select(names, "attention")) == 2
+    assert select(names, r"layers\.1\.mlp\.up") == ["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(UserError, match="matches no weight"):
+        select(names, "mpl")
+    with pytest.raises(UserError, match="regular expression"):
+        select(names, "(")

@@ -1,0 +1,112 @@
+"""A user's own task from a JSONL file."""
+
+import json
+
+import pytest
+
+import sva.tasks
+from sva.errors import UserError
+from sva.tasks import from_jsonl
+from sva.tasks.jsonl import GRADERS, split_of
+
+
+def written(path, rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def squares(tmp_path):
+    rows = [{"prompt": f"What is {n} squared?", "answer": n * n, "id": n} for n in range(200)]
+    return written(tmp_path / "squares.jsonl", rows)
+
+
+def test_a_file_is_a_task(squares):
+    task = from_jsonl(squares, grader="number", label="squares", description="squares of numbers")
+    sizes = [len(task.source(split)) for split in sva.tasks.SPLITS]
+    assert sum(sizes) == 200
+    assert min(sizes) > 8
+    assert sizes[0] > 140
+    row = task.source("test")[0]
+    assert task.question(row) == row["prompt"]
+    assert task.grade(f"The answer is {row['answer']}.", row).correct
+    assert not task.grade("7 and 8", row).correct
+
+
+def test_a_path_is_a_task_by_name(squares):
+    task = sva.tasks.task(str(squares))
+    assert task.name == "squares"
+    row = task.source("train")[0]
+    assert task.grade(row["answer"], row) == (True, row["answer"])
+    assert not task.grade(f"The answer is {row['answer']}.", row).correct  # "exact" is the default
+
+
+def test_no_prompt_is_in_two_splits(tmp_path):
+    rows = [{"prompt": f"{space}Prompt {n} ", "answer": "x"} for n in range(99) for space in ("", "  ")]
+    task = from_jsonl(written(tmp_path / "twice.jsonl", rows))
+    prompts = [{row["prompt"].strip() for row in task.source(split)} for split in sva.tasks.SPLITS]
+    assert not prompts[0] & prompts[1]
+    assert not prompts[0] & prompts[2]
+    assert not prompts[1] & prompts[2]
+    assert split_of("A  b") == split_of("a b\n")
+
+
+@pytest.mark.parametrize(
+    ("grader", "gold", "right", "wrong"),
+    [
+        ("exact", "a*b = 1", "A*b = 1.", "ab = 1"),
+        ("number", "1,080", "It is 1080.", "1081"),
+        ("numbers", "1, 2", "1 2", "2, 1"),
+        ("word", "apple", "The word is Apple.", "apples"),
+        ("words", "a, b, c", "a b c", "c b a"),
+        ("letter", "e", "E.", "f"),
+        ("letters", "ta", "t, a", "at"),
+        ("name", "New York", "The city is New York.", "York"),
+        ("solution", "so 2 + 2 = 4", "2 and 2 are 4 eggs. The answer is 4.", "The answer is 5."),
+    ],
+)
+def test_each_grader_reads_its_form(tmp_path, grader, gold, right, wrong):
+    rows = [{"prompt": f"p{n}", "answer": gold, "grader": grader} for n in range(20)]
+    task = from_jsonl(written(tmp_path / "own.jsonl", rows))
+    row = task.source("train")[0]
+    assert task.grade(gold, row).correct
+    assert task.grade(right, row).correct
+    assert not task.grade(wrong, row).correct
+
+
+def test_the_table_above_is_whole():
+    assert set(GRADERS) == {"exact", "number", "numbers", "word", "words", "letter", "letters", "name", "solution"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "answer": ', r"line 2 is not JSON"),
+        ('["a", "b"]', r"line 2 is not an object"),
+        ('{"prompt": "a"}', r"line 2 has no 'answer'; it has 'prompt'"),
+        ('{"question": "a", "answer": "b"}', r"line 2 has no 'prompt'; it has 'question', 'answer'"),
+        ('{"prompt": "a", "answer": null}', r"line 2: 'answer' is None, not a text"),
+        ('{"prompt": "a", "answer": true}', r"line 2: 'answer' is True, not a text"),
+        ('{"prompt": " ", "answer": "b"}', r"line 2: 'prompt' is ' ', not a text"),
+        ('{"prompt": "a", "answer": "b", "grader": "fair"}', r"line 2: no grader 'fair'; there are exact"),
+        ('{"prompt": "a", "answer": "b", "gradr": "word"}', r"line 2 has 'gradr'; did you mean 'grader'"),
+        ('{"prompt": "a", "answer": "b", "grader": "number"}', r"line 2: the answer 'b' is nothing that .*'number'"),
+        ("\udcff", r"line 2 is not JSON"),
+    ],
+)
+def test_a_broken_line_is_named_by_its_number(tmp_path, line, message):
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b'{"prompt": "p", "answer": "a"}\n' + line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(UserError, match=message):
+        from_jsonl(path)
+
+
+def test_files_that_are_no_task_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        sva.tasks.task(str(tmp_path / "nothing.jsonl"))
+    with pytest.raises(UserError, match="is empty"):
+        from_jsonl(written(tmp_path / "empty.jsonl", ["\n\n"]))
+    with pytest.raises(UserError, match="no grader 'fair'"):
+        from_jsonl(written(tmp_path / "own.jsonl", [{"prompt": "p", "answer": "a"}]), grader="fair")
+    with pytest.raises(UserError, match=r"none of its 1 lines falls in .*add lines"):
+        [from_jsonl(tmp_path / "own.jsonl").source(split) for split in sva.tasks.SPLITS]
