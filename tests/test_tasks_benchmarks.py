@@ -60,7 +60,7 @@ def test_every_gsm8k_gold_is_right_and_its_neighbours_wrong(split):
 @pytest.mark.parametrize("name", arc.NAMES)
 def test_every_arc_gold_is_right_and_other_choices_wrong(name):
     task = sva.tasks.task(name)
-    for row in task.source("test"):
+    for row in task.source("test")[:400]:
         for label, text in zip(row["choices"]["label"], row["choices"]["text"], strict=True):
             right = label == row["answerKey"]
             if text in row["choices"]["label"]:  # carbon, "C", as choice A
