@@ -38,7 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    model = {"default": "smollm2-135m-instruct", "help": "path, hub id or known name (default: %(default)s)"}
+    model: dict[str, Any] = {
+        "default": "smollm2-135m-instruct",
+        "help": "path, hub id or known name (default: %(default)s)",
+    }
     sub = command("demo", _demo, "Train one expert live, load others, answer a mixed set in two passes.")
     sub.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where results go (default: %(default)s)")
     sub = command("fetch", _fetch, "Find or download a model and print where it is.")

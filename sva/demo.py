@@ -31,7 +31,6 @@ LIVE_SETTINGS = (  # those of configs/smollm2-largest.yaml
     "train.micro_batch=4",
     "train.remat=false",
 )
-SHIPPED = ("list_last", "parity")  # trained earlier, by configs/smollm2-*.yaml
 PER_KIND = 80  # held-out prompts of each kind in the mixed set
 BATCH = 32
 
@@ -47,9 +46,9 @@ def demo(directory: Path) -> dict[str, Any]:
     live, trained = train_expert(settings, lm=lm)
     curve = metrics.read(directory / LIVE / "metrics.jsonl")
     plots.learning_curve(curve, f"SVF on {lm.name}: {LIVE}", directory / "learning_curve.png")
-    experts = [live, *(load_shipped(lm, name) for name in SHIPPED)]
+    experts = [live, *load_shipped(lm)]
     say(f"3/4  the base model and each of {len(experts)} experts, alone, on a mixed set they have not seen")
-    kinds = [LIVE, *SHIPPED, OTHER]
+    kinds = [*(str(expert.metadata["task"]) for expert in experts), OTHER]
     todo = mixed(kinds)
     answers = {"base": evaluate.evaluate(lm, todo, batch_size=BATCH, title="base")}
     for name, expert in zip(kinds, experts, strict=False):
@@ -87,10 +86,10 @@ def demo(directory: Path) -> dict[str, Any]:
     return result
 
 
-def load_shipped(lm: LM, name: str) -> Expert:
-    """An expert that comes with the package."""
-    path = Path(str(resources.files("sva") / "assets" / f"{name}.safetensors"))
-    return Expert.load(path, fingerprint=lm.fingerprint, base=lm.name)
+def load_shipped(lm: LM) -> list[Expert]:
+    """The experts that come with the package, each trained by the configuration of its name in configs/."""
+    files = sorted(Path(str(resources.files("sva"))).glob("assets/*.safetensors"))
+    return [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in files]
 
 
 def mixed(kinds: Sequence[str]) -> list[Item]:

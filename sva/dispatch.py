@@ -26,7 +26,7 @@ from sva.errors import UserError
 from sva.lm import LM
 from sva.models import cache as kv_cache
 from sva.models.cache import Cache
-from sva.models.transformer import Transformer, positions_of, variables
+from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.tasks.labels import OTHER, Label, instruction
 
 _MARK = "\N{REPLACEMENT CHARACTER}"
@@ -79,7 +79,8 @@ def label_scores(
         prefix = jnp.broadcast_to(prefix, (*x.shape[:-2], start, x.shape[-1]))
         return jax.lax.dynamic_update_slice(x, prefix, (0,) * x.ndim)
 
-    cache = empty.replace(
+    cache = dataclasses.replace(
+        empty,
         kv=jax.tree.map(place, empty.kv, first.prefix.kv),
         positions=empty.positions.at[:, :start].set(first.prefix.positions),
         valid=empty.valid.at[:, :start].set(first.prefix.valid),
@@ -104,10 +105,10 @@ def label_scores(
         ],
         axis=2,
     )
-    hidden, _ = model.apply(collections, all_ids, all_positions, all_valid, cache, visible)
+    hidden, _ = apply(model, collections, all_ids, all_positions, all_valid, cache, visible)
     states = hidden[:, length - 1 :]  # the prompt's last, then one a label token
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
-    logps = jax.nn.log_softmax(model.apply(collections, states, method="unembed"), axis=-1)
+    logps = jax.nn.log_softmax(apply(model, collections, states, method="unembed"), axis=-1)
     picked = logps[:, first.target_from + 1, first.target_ids]
     return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.slots.shape[0]).T
 
@@ -123,7 +124,7 @@ def decide(scores: jax.Array, first: FirstPass, slots: int) -> Decision:
 @partial(jax.jit, static_argnames=("model",))
 def _prefill(model: Transformer, params: Mapping[str, Any], ids: jax.Array, adapter: Mapping[str, Any] | None) -> Cache:
     cache = kv_cache.init(model.cfg, 1, ids.shape[1], model.dtype, scan=model.scan_layers)
-    _, cache = model.apply(variables(model, params, adapter), ids, *positions_of(jnp.ones_like(ids)), cache)
+    _, cache = apply(model, variables(model, params, adapter), ids, *positions_of(jnp.ones_like(ids)), cache)
     return cache
 
 
@@ -212,7 +213,7 @@ def prepare(
         return first
     ids, mask = encode(lm, form, CONTENT_FREE)
     scores = _scores(lm.model, lm.params, first, ids, mask, adapter)
-    return first.replace(bias=jax.nn.log_softmax(scores, axis=-1).mean(axis=0))
+    return dataclasses.replace(first, bias=jax.nn.log_softmax(scores, axis=-1).mean(axis=0))
 
 
 def read_label(text: str, labels: Sequence[Label]) -> int | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sva.models import cache as kv_cache
 from sva.models.cache import Cache
-from sva.models.transformer import Transformer, positions_of, variables
+from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.sampling import Sampling
 
 
@@ -54,7 +54,7 @@ def generate(
     cache = kv_cache.init(model.cfg, prompt_ids.shape[0], slots, model.dtype, scan=model.scan_layers)
     collections = variables(model, params, adapter)
     positions, valid = positions_of(prompt_mask)
-    hidden, cache = model.apply(collections, prompt_ids, positions, valid, cache)
+    hidden, cache = apply(model, collections, prompt_ids, positions, valid, cache)
     hidden, next_position = hidden[:, -1], positions[:, -1] + 1
     if samples > 1:
         cache = kv_cache.repeat(cache, samples)
@@ -81,7 +81,7 @@ def decode(
     batch = hidden.shape[0]
 
     def sample(hidden: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(collections, hidden, method="unembed")
+        logits = apply(model, collections, hidden, method="unembed")
         token = sampling(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
         chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
         return token, chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -102,7 +102,7 @@ def decode(
     def advance(state):
         step, cache, out, done, token = state
         position = (next_position + step - 1)[:, None]
-        hidden, cache = model.apply(collections, token[:, None], position, jnp.ones_like(position, bool), cache)
+        hidden, cache = apply(model, collections, token[:, None], position, jnp.ones_like(position, bool), cache)
         out, done, token = record(out, done, *sample(hidden[:, -1], step), step)
         return step + 1, cache, out, done, token
 

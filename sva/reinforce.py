@@ -11,7 +11,7 @@ from flax import struct
 from sva.errors import UserError
 from sva.logprobs import score
 from sva.models import cache as kv_cache
-from sva.models.transformer import Transformer, positions_of, variables
+from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.spectral.family import Family
 from sva.spectral.forms import Factored
 
@@ -98,15 +98,15 @@ def reinforce_loss(
     def predicting(collections: Mapping[str, Any]) -> jax.Array:
         """[B, N, D], the state before each completion token."""
         cache = kv_cache.init(model.cfg, prompts, width, model.dtype, scan=model.scan_layers)
-        hidden, cache = model.apply(collections, batch.prompt_ids, positions, valid, cache)
+        hidden, cache = apply(model, collections, batch.prompt_ids, positions, valid, cache)
         last = jnp.repeat(hidden[:, -1:], rows // prompts, axis=0)
         cache = kv_cache.grow(kv_cache.repeat(cache, rows // prompts), length)
-        hidden, _ = model.apply(collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, cache)
+        hidden, _ = apply(model, collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, cache)
         return jnp.concatenate([last, hidden[:, :-1]], axis=1)
 
     ref_hidden = jax.lax.stop_gradient(predicting({"params": params})) if cfg.kl_coef else None
     scores = score(
-        lambda h: model.apply({"params": params}, h, method="unembed"),
+        lambda h: apply(model, {"params": params}, h, method="unembed"),
         predicting(adapted),
         batch.completion_ids,
         ref_hidden,

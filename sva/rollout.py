@@ -79,11 +79,11 @@ def rollout(
     if not cfg.score_eos:
         scored &= ~np.isin(tokens, eos)
     batch = Batch(
-        prompt_ids=ids,
-        prompt_mask=mask,
-        completion_ids=tokens,
-        completion_mask=scored.astype(np.int32),
-        advantages=np.asarray(advantages(rewards, loss)).reshape(-1),
+        prompt_ids=jnp.asarray(ids),
+        prompt_mask=jnp.asarray(mask),
+        completion_ids=jnp.asarray(tokens),
+        completion_mask=jnp.asarray(scored, jnp.int32),
+        advantages=advantages(jnp.asarray(rewards), loss).reshape(-1),
     )
     return Rollout(batch, logprobs, rewards, completions, int(lengths.sum()))
 

@@ -45,8 +45,8 @@ class TrainConfig:
 class ExpertState:
     """All that training changes: under a megabyte for a 135M model, under 10 for an 8B one."""
 
-    raw: dict[str, jax.Array]
-    opt_state: optax.OptState
+    raw: Any  # {weight name: [R]}
+    opt_state: Any
     step: jax.Array  # [] int32, updates done
 
 
@@ -101,7 +101,7 @@ def train_step(
     (sums, gap), _ = jax.lax.scan(add, start, pieces)
     grads, metrics = jax.tree.map(lambda x: x / count, sums)
     updates, opt_state = cfg.optimizer().update(grads, state.opt_state, state.raw)
-    raw = optax.apply_updates(state.raw, updates)
+    raw: Any = optax.apply_updates(state.raw, updates)
     z = jax.tree.map(lambda raw, spectrum: family.z(raw, spectrum.s), model.nest(raw), spectra)
     metrics |= {
         "grad_norm": optax.global_norm(grads),

@@ -1,5 +1,7 @@
 """The key/value cache as a pytree of fixed shape."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -40,7 +42,8 @@ def init(cfg: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, *, scan: bo
 def extend(cache: Cache, positions: jax.Array, valid: jax.Array) -> Cache:
     """The cache with T new slots marked as written (`positions`, `valid` are [B, T]); the model writes their values."""
     start = (jnp.zeros((), jnp.int32), cache.index)
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         positions=jax.lax.dynamic_update_slice(cache.positions, positions, start),
         valid=jax.lax.dynamic_update_slice(cache.valid, valid, start),
         index=cache.index + positions.shape[1],
@@ -53,7 +56,8 @@ def repeat(cache: Cache, rows: int) -> Cache:
     def spread(x: jax.Array) -> jax.Array:
         return jnp.repeat(x, rows, axis=x.ndim - 4)
 
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         kv=jax.tree.map(spread, cache.kv),
         positions=jnp.repeat(cache.positions, rows, axis=0),
         valid=jnp.repeat(cache.valid, rows, axis=0),
@@ -66,7 +70,8 @@ def grow(cache: Cache, slots: int) -> Cache:
     def pad(x: jax.Array, axis: int) -> jax.Array:
         return jnp.pad(x, [(0, slots if i == axis % x.ndim else 0) for i in range(x.ndim)])
 
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         kv=jax.tree.map(lambda x: pad(x, -2), cache.kv),
         positions=pad(cache.positions, 1),
         valid=pad(cache.valid, 1),

@@ -1,5 +1,6 @@
 """The decoder of the Llama family, and its logits as a pure function."""
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -35,10 +36,10 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0, "adapter": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(0, 0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
                 length=cfg.num_layers,
             )
-            self.layers = stacked(cfg)
+            self.layers: Any = stacked(cfg)
         else:
             self.layers = [block(cfg) for _ in range(cfg.num_layers)]
         self.norm = RMSNorm(cfg.rms_norm_eps)
@@ -90,7 +91,7 @@ class Transformer(nn.Module):
                 x, new = block(x, None if cache is None else cache.kv[layer], window, rope, mask, distance, index)
                 kv.append(new)
             kv = tuple(kv)
-        return self.norm(x), None if cache is None else cache.replace(kv=kv)
+        return self.norm(x), None if cache is None else dataclasses.replace(cache, kv=kv)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """[..., V] float32 logits of hidden [..., D]."""
@@ -102,6 +103,11 @@ class Transformer(nn.Module):
         if any(name in named for name in ("embed_tokens", "layers", "layers_0", "norm")):
             return dict(named)
         return nest(named, num_layers=self.cfg.num_layers, scan=self.scan_layers)
+
+
+def apply(model: Transformer, collections: Mapping[str, Any], *args: Any, method: str | None = None) -> Any:
+    """What `__call__`, or the method named, returns with these variables: `model.apply`, typed as its result is."""
+    return model.apply(dict(collections), *args, method=method)
 
 
 def variables(model: Transformer, params: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -134,5 +140,5 @@ def logits(
       [B, T, V] float32; where the mask is 0 the values mean nothing.
     """
     collections = variables(model, params, adapter)
-    hidden, _ = model.apply(collections, input_ids, *positions_of(attention_mask))
-    return model.apply(collections, hidden, method="unembed")
+    hidden, _ = apply(model, collections, input_ids, *positions_of(attention_mask))
+    return apply(model, collections, hidden, method="unembed")

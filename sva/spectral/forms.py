@@ -10,7 +10,7 @@ A layer holds its frozen weight and, perhaps, an adapter: any pytree that is cal
 the layer's product. `Factored` and `Delta` are two such; the model knows neither by name.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from flax import struct
 class Spectrum(NamedTuple):
     """Singular value decomposition of one weight [D_out, D_in], R = min(D_out, D_in), s descending."""
 
-    u: jax.Array  # [D_out, R]
-    s: jax.Array  # [R]
-    vt: jax.Array  # [R, D_in]
+    u: Any  # [D_out, R], jax or host array
+    s: Any  # [R]
+    vt: Any  # [R, D_in]
 
 
 class LinearAdapter(Protocol):
