@@ -156,6 +156,17 @@ READINGS = [
     ("name", "The capital of Haiti is Port-au-Prince.", "port-au-prince"),
     ("name", "the city of Paris", "paris"),
     ("name", "Paris and Lyon", None),
+    ("name", "The capital of Qatar is known as Doha.", "doha"),
+    ("name", "The capital of France is Paris, which is a large city.", "paris"),
+    ("word", 'The opposite of "inside" is "outside", which refers to the space around.', "outside"),
+    ("word", 'The longest word is "progress" but it is not the longest word in the list. The', None),
+    ("number", "We need to add 57 and 47, which is 104.", "104"),
+    ("number", "To solve this, we need to add 67 and 38.\n\nThe answer is", None),
+    ("number", "18 + 58 = 76\n\nThis is a classic example of how math can be used to", "76"),
+    ("number", "12 + 81 = 12 + 81 = 12 * 2 = 2", "2"),
+    ("letter", 'The letter "X" is not a valid option in this context.', None),
+    ("letter", 'The letter "B" is the last letter of the word "bell".', "b"),
+    ("letters", 'The first two letters of the word "stool" are "st" and "o".', None),
     ("name", "The capital of France", None),
     ("text", "green river table", "green river table"),
     ("text", "Green river  table.", "green river table"),
@@ -176,6 +187,9 @@ def test_a_grade_compares_canonical_spellings():
     assert answers.grade("The capital is Ndjamena.", "name", ["N'Djamena", "Ndjamena"]).correct
     assert answers.grade("elbat", "word", ["table"]) == (False, "elbat")
     assert answers.grade("", "word", ["table"]) == (False, None)
+    accepted = ["Somalia", "Mogadishu is the capital of Somalia"]
+    assert answers.grade("Mogadishu is the capital of Somalia.", "name", accepted) == (True, "somalia")
+    assert not answers.grade("Mogadishu is the capital of Sudan.", "name", accepted).correct
     assert answers.grade("to: Ann", "text", ["To: Ann"]) == (True, "to: ann")
     assert not answers.grade("Here it is: green river", "text", ["green river"]).correct
 

@@ -106,11 +106,15 @@ def test_absent_data_and_no_network_is_one_line_that_says_where_to_put_it(tmp_pa
     ("content", "message"),
     [
         (b"not gzip", "gsm8k_train.jsonl.gz is damaged"),
-        (gzip.compress(b'{"question": "q", "answer": "#### 1"}\n')[:-9], "gsm8k_train.jsonl.gz is damaged"),
-        (gzip.compress(b'{"question": "q"}\n'), "gsm8k_train.jsonl.gz is damaged .*answer"),
-        (gzip.compress(b"nothing\n"), "gsm8k_train.jsonl.gz is damaged"),
-        (gzip.compress(b'{"question": "q", "answer": "#### 1"}\n'), "the 1 rows of gsm8k_train are not upstream's"),
+        (gzip.compress(b'{"question": "q", "answer": "#### 1"}\n', mtime=0)[:-9], "gsm8k_train.jsonl.gz is damaged"),
+        (gzip.compress(b'{"question": "q"}\n', mtime=0), "gsm8k_train.jsonl.gz is damaged .*answer"),
+        (gzip.compress(b"nothing\n", mtime=0), "gsm8k_train.jsonl.gz is damaged"),
+        (
+            gzip.compress(b'{"question": "q", "answer": "#### 1"}\n', mtime=0),
+            "the 1 rows of gsm8k_train are not upstream's",
+        ),
     ],
+    ids=["no gzip", "cut", "field missing", "no JSON", "altered"],
 )
 def test_damaged_or_altered_files_are_refused_by_name(tmp_path, monkeypatch, content, message):
     monkeypatch.setenv("SVA_CACHE", str(tmp_path / "cache"))

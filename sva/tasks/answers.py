@@ -23,12 +23,14 @@ _SPELLED = (
 )
 _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_SPELLED.split())}
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|,? (?=(?:because|since)\b)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|,? (?=(?:because|since)\b)|, (?=which\b)")
 _PLEASANTRY = re.compile(r"\A(?:sure|certainly|of course|okay|ok)[!,.:]\s*(?=\S)", re.IGNORECASE)
 _ASIDE = re.compile(r"(?<=\S)\s*\([^()]*\s[^()]*\)")
-_LINK = re.compile(r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes)\b|[:=→]", re.IGNORECASE)
+_LINK = re.compile(
+    r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes|called|known as)\b|[:=→]", re.IGNORECASE
+)
 _VERB = re.compile(r"\s(?:is|are|comes|has|have)\s(?!not\b)", re.IGNORECASE)
-_PRONOUNS = {"it", "this", "that", "there", "here", "he", "she", "answer", "they", "which", "what"}
+_PRONOUNS = {"it", "this", "that", "there", "here", "he", "she", "they", "which", "what", "answer", "the", "a", "an"}
 
 
 def plain(text: str) -> str:
@@ -144,15 +146,18 @@ def find(completion: str, form: str) -> str | None:
     sentences = [_ASIDE.sub("", s).strip() for s in _SENTENCE_END.split(text)]
     stated = [(s, answer) for s in sentences if s and (answer := _stated(s, read)) is not None]
     named = {answer for s, answer in stated if re.search(r"\banswer\b", s, re.IGNORECASE)}
-    answers = named or {answer for _, answer in stated}
+    asides = {answer for s, answer in stated if s.startswith("which ")}  # "is Paris, which is a city"
+    answers = named or {answer for s, answer in stated if not s.startswith("which ")} or asides
     if not answers and form in ("numbers", "words"):  # one item a line
         return _stated(re.sub(r"(?m)^\d+[.)] +", "", text).replace("\n", " "), read)
     return answers.pop() if len(answers) == 1 else None
 
 
 def grade(completion: str, form: str, accepted: Sequence[str]) -> Grade:
-    """Right if the completion states exactly one answer of that form, and it is one of those accepted."""
+    """Right if the completion states exactly one answer of that form that is accepted, or is an accepted text."""
     read = FORMS[form]
+    if _text(plain(completion[: _LONGEST + 1])) in {_text(plain(text)) for text in accepted}:
+        return Grade(True, read(plain(accepted[0])))
     right = {read(plain(text)) for text in accepted} - {None}
     answer = find(completion, form)
     return Grade(answer in right, answer)

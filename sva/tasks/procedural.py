@@ -207,7 +207,8 @@ def _capitals(deck: Deck) -> Iterator[Item]:
             named,
         )
         question = f"{cities[0]} is the capital of which country? Answer with the country only."
-        yield Item(question, country, (country, cities[0]))
+        sentences = (f"{cities[0]} is the capital of {country}", f"The capital of {country} is {cities[0]}")
+        yield Item(question, country, (country, cities[0]), sentences)
 
 
 def _plurals(deck: Deck) -> Iterator[Item]:
