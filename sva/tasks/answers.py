@@ -30,7 +30,7 @@ _LINK = re.compile(
     r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes|called|known as)\b|[:=→]", re.IGNORECASE
 )
 _VERB = re.compile(r"\s(?:is|are|comes|has|have)\s(?!not\b)", re.IGNORECASE)
-_PRONOUNS = {"it", "this", "that", "there", "here", "he", "she", "they", "which", "what", "answer", "the", "a", "an"}
+_PRONOUNS = {"it", "this", "that", "there", "here", "he", "she", "they", "which", "what", "answer", "the"}
 
 
 def plain(text: str) -> str:

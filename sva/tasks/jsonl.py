@@ -93,7 +93,7 @@ def _row(line: bytes, grader: str, where: str) -> Example:
             raise UserError(f"{where}: {name!r} is {fields[name]!r}, not a text")
     if fields["grader"] not in GRADERS:
         raise UserError(f"{where}: no grader {fields['grader']!r}; there are {', '.join(GRADERS)}")
-    if not _grade(fields["answer"], fields).correct:
+    if _grade(fields["answer"], fields).answer is None:
         gold, name = fields["answer"], fields["grader"]
         raise UserError(f"{where}: the answer {gold!r} is nothing that the grader {name!r} can read")
     return fields
