@@ -21,7 +21,7 @@ from sva.stats import accuracy, paired_difference
 from sva.tasks import task as make_task
 from sva.tasks.labels import OTHER
 
-MODEL = "smollm2-135m-instruct"
+MODEL = "smollm2-135m-instruct-q4_1"  # what the shipped experts were trained on, also where a hub answers
 LIVE = "largest"  # trained here and now
 LIVE_SETTINGS = (  # those of configs/smollm2-largest.yaml
     f"model={MODEL}",

@@ -38,4 +38,4 @@ def test_every_shipped_config_loads():
     from pathlib import Path
 
     for path in sorted(Path("configs").glob("*.yaml")):
-        assert config.load(path).model == "smollm2-135m-instruct"
+        assert config.load(path).model == "smollm2-135m-instruct-q4_1"
