@@ -193,7 +193,7 @@ def _reverse_words(deck: Deck) -> Iterator[Item]:
 def _opposites(deck: Deck) -> Iterator[Item]:
     for left, right in deck.entries("opposites"):
         for (word, *_), (answer, *also) in ((left, right), (right, left)):
-            question = f'What is the opposite of "{word}"? Answer with one word.'
+            question = f"What is the antonym of {word}? Answer with one word."
             yield Item(question, answer, (word, answer), tuple(also))
 
 
@@ -254,7 +254,7 @@ KINDS = {
     "copy": Kind("other", "text", _copy),
 }
 
-MIXTURES = {"other": ("opposites", "capitals", "plurals", "copy")}
+MIXTURES = {"other": ("opposites", "capitals", "plurals")}
 """Tasks that take turns between kinds, until the smallest has no more."""
 
 NAMES = (*KINDS, *MIXTURES)
