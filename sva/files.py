@@ -3,11 +3,16 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
 
 from sva.errors import UserError
 
@@ -45,6 +50,17 @@ def disk_error(path: Path, error: OSError) -> UserError:
             "runs (run_dir=...) and caches ($SVA_CACHE) elsewhere; what was finished before is kept"
         )
     return UserError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file (not atomically); what the library says of a full disk is an OSError again."""
+    try:
+        safetensors.numpy.save_file(dict(tensors), path, dict(metadata))
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from sva.errors import UserError
-from sva.files import disk_error
+from sva.files import disk_error, save_tensors
 from sva.models.checkpoint import read_json
 from sva.models.config import ModelConfig, to_hf
 
@@ -72,7 +69,7 @@ def _write(
     dtype = ""
 
     def flush() -> None:
-        _save(shard, directory / f"{len(shards)}.safetensors")
+        save_tensors(directory / f"{len(shards)}.safetensors", shard, _METADATA)
         shards.append(list(shard))
         shard.clear()
 
@@ -106,17 +103,6 @@ def _write(
         settings = directory / "tokenizer_config.json"
         # transformers 5 writes a class name of its own that 4 does not know; this one both know
         _write_json(settings, read_json(settings) | {"tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _save(shard: dict[str, np.ndarray], file: Path) -> None:
-    """Writes one safetensors file; what the library reports of a full disk becomes an OSError again."""
-    try:
-        save_file(shard, file, metadata=_METADATA)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

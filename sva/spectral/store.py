@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 from tqdm import tqdm
 
 from sva.errors import UserError
-from sva.files import write_atomically
+from sva.files import save_tensors, write_atomically
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import reconstruction_error, svd
 
@@ -74,7 +73,7 @@ def _write(path: Path, spectrum: Spectrum, fingerprint: str, name: str, error: f
         "sha256": _digest(spectrum),
         "relative_error": f"{error:.3e}",
     }
-    safetensors.numpy.save_file({k: np.asarray(v) for k, v in spectrum._asdict().items()}, path, metadata)
+    save_tensors(path, {k: np.asarray(v) for k, v in spectrum._asdict().items()}, metadata)
 
 
 def _read(path: Path, fingerprint: str, name: str) -> Spectrum | None:
