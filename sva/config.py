@@ -1,17 +1,19 @@
 """One training run's settings: a YAML file and `a.b=c` overrides, typed by the modules' own dataclasses."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from sva.errors import UserError
+from sva.errors import UserError, at_least
 from sva.reinforce import ReinforceConfig
 from sva.rollout import RolloutConfig
-from sva.train import TrainConfig
+from sva.spectral.family import family
+from sva.train import TrainConfig, check_micro_batch
 from sva.trees import nearest
 
 
@@ -22,6 +24,10 @@ class EvaluateConfig:
     split: str = "test"
     size: int = 200
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        at_least("evaluate.size", self.size, 1)
+        at_least("evaluate.batch_size", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
+    def __post_init__(self) -> None:
+        family(self.parametrisation)
+        check_micro_batch(self.rollout, self.train)
+
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The settings of a YAML file with `name=value` overrides on top; defaults are in the dataclasses.
@@ -50,27 +60,27 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         type or out of range.
     """
     merged = OmegaConf.structured(Config)
-    layers = []
+    layers: list[tuple[str, Any]] = []
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"no configuration file at {path}; see configs/ for examples")
         try:
-            layers.append(OmegaConf.load(path))
+            layer = OmegaConf.load(path)
         except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path} is not readable as YAML: {_one_line(error)}") from error
+        if not OmegaConf.is_dict(layer):
+            raise UserError(f"{path} holds a list; write one `name: value` a line")
+        layers.append((str(path), layer))
     for override in overrides:
-        if "=" not in override:
+        if not override.partition("=")[0] or "=" not in override:
             raise UserError(f"{override!r} is no override; write name=value, e.g. train.lr=2e-3")
-        layers.append(OmegaConf.from_dotlist([override]))
-    try:
-        for layer in layers:
-            merged = OmegaConf.merge(merged, layer)
-        return OmegaConf.to_object(merged)  # pyright: ignore[reportReturnType]
-    except ConfigKeyError as error:
-        key = str(error.full_key)
-        raise UserError(f"unknown setting {key!r}{nearest(key, settings())}") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"setting {getattr(error, 'full_key', '')!r}: {_one_line(error)}") from error
+        try:
+            layers.append((override, OmegaConf.from_dotlist([override])))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"{override!r} is not readable: {_one_line(error)}") from error
+    for where, layer in layers:
+        merged = _explained(where, OmegaConf.merge, merged, layer)
+    return _explained("the settings", OmegaConf.to_object, merged)
 
 
 def settings() -> list[str]:
@@ -84,6 +94,18 @@ def settings() -> list[str]:
 def to_yaml(config: Config) -> str:
     """The resolved settings as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def _explained(where: str, action: Callable[..., Any], *args: Any) -> Any:
+    """What `action` returns; OmegaConf's errors become one line that names the setting, or else `where`."""
+    try:
+        return action(*args)
+    except ConfigKeyError as error:
+        key = str(error.full_key)
+        raise UserError(f"unknown setting {key!r}{nearest(key, settings())}") from error
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{f'setting {key!r}' if key else where}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

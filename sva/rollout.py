@@ -10,6 +10,7 @@ import numpy as np
 
 from sva import chat
 from sva.buckets import budget_bucket, left_pad, length_bucket
+from sva.errors import above, at_least
 from sva.generate import generate
 from sva.lm import LM, check_prompts, merge_params, pad_eos
 from sva.reinforce import Batch, ReinforceConfig, advantages
@@ -28,11 +29,18 @@ class RolloutConfig:
     temperature: float = 1.0
     score_eos: bool = True  # train the end token too; the public code never does
 
+    def __post_init__(self) -> None:
+        at_least("rollout.prompts", self.prompts, 1)
+        at_least("rollout.samples", self.samples, 1)
+        if self.max_new_tokens is not None:
+            at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
+        above("rollout.temperature", self.temperature, 0)
+
 
 class Rollout(NamedTuple):
     """One step's completions."""
 
-    batch: Batch  # of prompts * samples rows, host arrays
+    batch: Batch  # of prompts * samples rows
     logprobs: np.ndarray  # [B, N] float32 nats, as the sampler saw them
     rewards: np.ndarray  # [P, G] float32, +1 right, -1 wrong
     texts: list[str]

@@ -5,7 +5,7 @@ state/               orbax, the last two steps
 metrics.jsonl        one row a step;  tensorboard/  the same
 expert.safetensors   the expert
 result.json          accuracy before and after, settings, versions, command
-records.jsonl        every held-out answer before and after
+before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
 """
 
 import json
@@ -60,23 +60,31 @@ def train_expert(config: Config, *, lm: LM | None = None, progress: bool = True)
         not fit the model or the task.
     """
     run_dir = Path(config.run_dir)
+    lock = FileLock(run_dir / ".lock", timeout=0)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(run_dir / ".lock", timeout=0):
-            return _train(config, run_dir, lm, progress)
+        lock.acquire()
     except Timeout as error:
         raise UserError(f"another process trains in {run_dir}; wait for it, or choose another run_dir") from error
     except OSError as error:
         raise disk_error(run_dir, error) from error
+    try:
+        return _train(config, run_dir, lm, progress)
+    finally:
+        lock.release()
 
 
 def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tuple[Expert, dict[str, Any]]:
-    _claim(config, run_dir)
+    settings = run_dir / "config.yaml"
+    if settings.exists():
+        _check_same(config, settings)
     started = time.time()
     task = task_of(config)
     lm = lm or load(config.model, config.dtype, progress=progress)
     spectra = decompose(lm, config.targets, progress=progress)
     todo = evaluation.items(task, config.evaluate.split, config.evaluate.size)
+    # Only now: a directory is not taken by settings that name no task, no model or no weight.
+    write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
     before = _records(run_dir / "before.jsonl", lm, todo, config, "base", progress)
     with tqdm(total=config.train.steps, desc=f"train {task.name}", unit="step", file=sys.stderr) as bar:
 
@@ -146,13 +154,9 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
     }
 
 
-def _claim(config: Config, run_dir: Path) -> None:
-    """Writes the settings into a new directory; refuses one that holds others."""
-    path, new = run_dir / "config.yaml", to_yaml(config)
-    if not path.exists():
-        write_atomically(path, lambda p: p.write_text(new))
-        return
-    old_settings, new_settings = (_flat(OmegaConf.create(text)) for text in (path.read_text(), new))
+def _check_same(config: Config, path: Path) -> None:
+    """Raises UserError where the settings of the run at `path` are others."""
+    old_settings, new_settings = (_flat(OmegaConf.create(text)) for text in (path.read_text(), to_yaml(config)))
     differing = [
         f"{name}: {old_settings.get(name)} there, {new_settings.get(name)} asked for"
         for name in sorted(old_settings.keys() | new_settings.keys())
@@ -160,7 +164,7 @@ def _claim(config: Config, run_dir: Path) -> None:
     ]
     if differing:
         raise UserError(
-            f"{run_dir} holds a run of other settings ({'; '.join(differing)}); choose another run_dir or delete it"
+            f"{path.parent} holds a run of other settings ({'; '.join(differing)}); choose another run_dir or delete it"
         )
 
 

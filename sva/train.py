@@ -14,7 +14,7 @@ import optax
 from flax import struct
 
 from sva.checkpoint import Checkpoints
-from sva.errors import UserError
+from sva.errors import UserError, above, at_least
 from sva.lm import LM
 from sva.metrics import MetricsLog
 from sva.models.transformer import Transformer
@@ -36,9 +36,23 @@ class TrainConfig:
     micro_batch: int = 2  # prompts whose completions' activations are held at once
     remat: bool = True  # recompute each layer in the backward pass: a third more work, a fraction of the memory
 
+    def __post_init__(self) -> None:
+        at_least("train.steps", self.steps, 0)
+        above("train.lr", self.lr, 0)
+        above("train.clip_norm", self.clip_norm, 0)
+        at_least("train.micro_batch", self.micro_batch, 1)
+
     def optimizer(self) -> optax.GradientTransformation:
         """Clipped Adam, as the public code."""
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), optax.adam(self.lr))
+
+
+def check_micro_batch(rollouts: RolloutConfig, cfg: TrainConfig) -> None:
+    """Raises UserError unless a step's prompts fall into whole micro-batches."""
+    if rollouts.prompts % cfg.micro_batch:
+        raise UserError(
+            f"rollout.prompts={rollouts.prompts} is no multiple of train.micro_batch={cfg.micro_batch}; change one"
+        )
 
 
 @struct.dataclass
@@ -135,10 +149,7 @@ def fit(
       UserError: the prompts are no multiple of the micro-batch, or the disk is full.
       FloatingPointError: the loss or the gradient is not finite; the last sound state is kept.
     """
-    if rollouts.prompts % cfg.micro_batch:
-        raise UserError(
-            f"rollout.prompts={rollouts.prompts} is no multiple of train.micro_batch={cfg.micro_batch}; change one"
-        )
+    check_micro_batch(rollouts, cfg)
     source = task.source("train")
     width = prompt_width(lm, task, source)
     nested = lm.model.nest(spectra)

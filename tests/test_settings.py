@@ -18,7 +18,24 @@ def test_overrides_win_over_the_file_and_defaults_fill_the_rest(tmp_path):
         ("train.stepz=3", "did you mean train.steps"),
         ("train.steps=many", "train.steps"),
         ("train.steps", "write name=value"),
+        ("=3", "write name=value"),
+        ("seed=[1", "'seed=.1' is not readable"),
+        ("train=3", "train=3: "),
+        ("task=${tsk}", "'task'.*tsk"),
         ("reinforce.baseline=mean", "none or group"),
+        ("reinforce.kl_coef=-1", "must not be negative"),
+        ("parametrisation=sigmoid", "linear, sigmoid_nuclear"),
+        ("rollout.prompts=0", "rollout.prompts=0 must be at least 1"),
+        ("rollout.samples=0", "rollout.samples=0 must be at least 1"),
+        ("rollout.max_new_tokens=0", "rollout.max_new_tokens=0 must be at least 1"),
+        ("rollout.temperature=0", "rollout.temperature=0.0 must be above 0"),
+        ("train.steps=-1", "train.steps=-1 must be at least 0"),
+        ("train.lr=0", "train.lr=0.0 must be above 0"),
+        ("train.clip_norm=nan", "train.clip_norm=nan must be above 0"),
+        ("train.micro_batch=0", "train.micro_batch=0 must be at least 1"),
+        ("train.micro_batch=3", "no multiple of train.micro_batch=3"),
+        ("evaluate.size=0", "evaluate.size=0 must be at least 1"),
+        ("evaluate.batch_size=0", "evaluate.batch_size=0 must be at least 1"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override, reason):
@@ -27,11 +44,21 @@ def test_a_wrong_setting_is_named_in_one_line(override, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_broken_or_absent_files_are_named(tmp_path):
-    (tmp_path / "b.yaml").write_text("a: [1")
-    for name in ("b.yaml", "none.yaml"):
-        with pytest.raises(UserError, match=name):
-            config.load(tmp_path / name)
+@pytest.mark.parametrize("content", [b"task: [1", b"- task", b"train: 3", b"\xff\xfe", None])
+def test_broken_or_absent_files_are_named(content, tmp_path):
+    path = tmp_path / "b.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"b\.yaml") as caught:
+        config.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_resolved_settings_read_back_as_the_same(tmp_path):
+    settings = config.load(overrides=["task=routing", "routes=[sum3,other]", "train.lr=3e-3", "rollout.samples=2"])
+    (tmp_path / "c.yaml").write_text(config.to_yaml(settings))
+    assert config.load(tmp_path / "c.yaml") == settings
+    assert settings.routes == ("sum3", "other")
 
 
 def test_every_shipped_config_loads():
