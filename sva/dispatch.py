@@ -173,7 +173,7 @@ def prepare(
       adapter: of the classification expert, or None for the base model (the paper's prompt dispatcher).
       calibrate: take off each label's mean log-probability under prompts without content.
     Raises:
-      UserError: no label but "other", two labels of one name, or no "other".
+      UserError: no label but "other", two labels of one name, no "other", or a model without an end token.
     """
     names = [label.name for label in labels]
     if len(set(names)) != len(names):
@@ -185,11 +185,13 @@ def prepare(
     form = template(lm, labels)
     # As in chat.encode: a rendered chat already holds its special tokens.
     prefix = tokenizer(form.before, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    end = chat.end_tokens(lm)[-1]
+    ends = chat.end_tokens(lm)
+    if not ends:
+        raise UserError(f"{lm.name} names no end token, which ends a label; set eos_token_id in its config.json")
     ids, depth, owner, target_from, target_ids, target_label = [], [], [], [], [], []
     for number, name in enumerate(names):
         tokens = tokenizer(name, add_special_tokens=False)["input_ids"]
-        for place, token in enumerate([*tokens, end]):
+        for place, token in enumerate([*tokens, ends[-1]]):
             target_from.append(len(ids) - 1 if place else -1)
             target_ids.append(token)
             target_label.append(number)

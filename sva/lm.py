@@ -63,8 +63,8 @@ class LM:
 
         See `sva.logits`. Raises UserError for a token id outside the vocabulary or a z that does not fit.
         """
-        ids, mask = self._check(input_ids, attention_mask, new_tokens=0)
-        adapter = None if z is None else factored(_fitting(self, z), z)
+        ids, mask = self._check(input_ids, attention_mask)
+        adapter = None if z is None else factored(_fitting(self, z, len(ids)), z)
         return logits(self.model, self.params, ids, mask, adapter)
 
     def generate(
@@ -96,16 +96,19 @@ class LM:
           UserError: an empty prompt, prompts that do not leave max_new_tokens of the context, a missing key.
         """
         sampling = sampling or Greedy()
-        ids, mask = self._check(input_ids, attention_mask, new_tokens=max_new_tokens)
+        ids, mask = self._check(input_ids, attention_mask)
+        check_prompts(mask.sum(axis=1), max_new_tokens, self.model.cfg.max_position_embeddings)
         rows = batch_bucket(len(ids))
         keys = row_keys(key, len(ids), sampling)
         keys = jnp.concatenate([keys, jnp.repeat(keys[:1], rows - len(ids), axis=0)])
         params, adapter = self.params, None
-        if z is not None and all(np.ndim(x) == 1 for x in z.values()):
-            params = merge_params(self.model, params, _fitting(self, z), z)
-        elif z is not None:
-            z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
-            adapter = factored(_fitting(self, z), z)
+        if z is not None:
+            spectra = _fitting(self, z, len(ids))
+            if all(np.ndim(x) == 1 for x in z.values()):
+                params = merge_params(self.model, params, spectra, z)
+            else:
+                z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
+                adapter = factored(spectra, z)
         length = length_bucket(int(mask.sum(axis=1).max()))
         ids, mask = left_pad(pad_rows(ids, rows), pad_rows(mask, rows), length)
         out = generation.generate(
@@ -134,14 +137,14 @@ class LM:
         tensors = ((name, np.asarray(weight)) for name, weight in self.named_params().items())
         save_checkpoint(Path(directory), self.model.cfg, tensors, self.tokenizer)
 
-    def _check(self, input_ids: Any, attention_mask: Any, new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def _check(self, input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask as host arrays, once they make sense."""
         ids, mask = np.asarray(input_ids), np.asarray(attention_mask)
         cfg = self.model.cfg
         if ids.ndim != 2 or ids.shape != mask.shape or ids.shape[0] == 0:
             raise UserError(f"input_ids and attention_mask must both be [B, T]; got {ids.shape} and {mask.shape}")
-        if new_tokens:
-            check_prompts(mask.sum(axis=1), new_tokens, cfg.max_position_embeddings)
+        if ids.dtype.kind not in "iu":
+            raise UserError(f"input_ids must be whole numbers, not {ids.dtype}")
         if ids.size and not (ids.min() >= 0 and ids.max() < cfg.vocab_size):
             raise UserError(f"input_ids hold {ids.min()} to {ids.max()}; the vocabulary has {cfg.vocab_size} tokens")
         return ids.astype(np.int32), mask.astype(np.int32)
@@ -194,14 +197,15 @@ def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[s
     """`decompose` for weights given by name.
 
     Raises:
-      UserError: the model has no weight of such a name.
+      UserError: the model has no linear layer with a weight of such a name.
     """
     missing = [name for name in names if name not in lm.spectra]
     if missing:
         weights = lm.named_params()
-        unknown = [name for name in missing if name not in weights]
+        adaptable = set(select(weights, "all"))
+        unknown = [name for name in missing if name not in adaptable]
         if unknown:
-            raise UserError(f"{lm.name} has no weight {unknown[0]}; is the expert for another model?")
+            raise UserError(f"{lm.name} has no linear layer {unknown[0]} to adapt; is the expert for another model?")
         dtype = np.dtype(lm.model.dtype)
         found = store.decompose(
             {name: lambda name=name: np.asarray(weights[name], np.float32) for name in missing},
@@ -214,9 +218,9 @@ def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[s
     return {name: lm.spectra[name] for name in names}
 
 
-def _fitting(lm: LM, z: Mapping[str, Any]) -> dict[str, Spectrum]:
+def _fitting(lm: LM, z: Mapping[str, Any], rows: int) -> dict[str, Spectrum]:
     spectra = spectra_of(lm, list(z))
-    check_fit(z, spectra)
+    check_fit(z, spectra, rows)
     return spectra
 
 
@@ -255,6 +259,8 @@ def row_keys(key: jax.Array | None, rows: int, sampling: Sampling) -> jax.Array:
         if not isinstance(sampling, Greedy):
             raise UserError(f"sampling with {sampling} needs a key: pass key=jax.random.key(seed)")
         key = jax.random.key(0)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise UserError("key is one of JAX's old untyped keys; make it with jax.random.key(seed)")
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
     if key.shape != (rows,):

@@ -27,7 +27,7 @@ class Batch:
     prompt_ids: jax.Array  # [P, T] int32
     prompt_mask: jax.Array  # [P, T] int32
     completion_ids: jax.Array  # [B, N] int32
-    completion_mask: jax.Array  # [B, N] int32, 1 for the tokens that are scored
+    completion_mask: jax.Array  # [B, N] int32, 1 for the tokens that are read and scored: the first ones of a row
     advantages: jax.Array  # [B] float32, unitless; the reward itself where there is no baseline
 
 
@@ -84,8 +84,8 @@ def reinforce_loss(
       batch: B completions.
       model, family, cfg: static.
     Returns:
-      (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion), `entropy` (nats a token), and
-      `logprobs` [B, N] (nats, 0 where masked).
+      (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion; 0 where kl_coef is 0), `entropy` (nats a
+      token), and `logprobs` [B, N] (nats, 0 where masked).
     """
     adapter = jax.tree.map(lambda raw, spectrum: Factored(spectrum, family.z(raw, spectrum.s)), raw, spectra)
     adapted = variables(model, params, adapter)

@@ -59,9 +59,11 @@ class TopP:
     def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
         """Token ids [B]."""
         logits = logits / self.temperature
+        if self.p == 1:  # rounding lets the cumulated mass reach 1 before the last token
+            return _draw(logits, keys)
         ranked = jnp.sort(logits, axis=-1, descending=True)
         probs = jax.nn.softmax(ranked, axis=-1)
-        before = jnp.cumsum(probs, axis=-1) - probs  # mass of strictly likelier tokens
+        before = jnp.cumsum(probs, axis=-1) - probs  # mass of likelier tokens; of equals at the edge, all are kept
         least = jnp.min(jnp.where(before < self.p, ranked, jnp.inf), axis=-1, keepdims=True)
         return _draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
 

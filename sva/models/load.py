@@ -24,7 +24,7 @@ def load_params(checkpoint: Checkpoint, model: Transformer, *, progress: bool = 
       UserError: a weight is missing, unexpected, given twice, of the wrong shape, or holds NaN or infinite values.
     """
     specs = expected(model.cfg)
-    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes)
+    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
     digests: dict[str, str] = {}
     tree: dict[str, Any] = {}
     stacks: dict[tuple[str, ...], np.ndarray] = {}

@@ -19,10 +19,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from sva.errors import UserError
-from sva.files import write_atomically
+from sva.files import save_tensors, write_atomically
 from sva.spectral.family import family
 from sva.spectral.forms import Spectrum
 
@@ -62,7 +61,7 @@ class Expert:
             "sva": json.dumps(dict(self.metadata)),
         }
         tensors = {name: np.ascontiguousarray(raw, np.float32) for name, raw in self.raw.items()}
-        write_atomically(Path(path), lambda p: safetensors.numpy.save_file(tensors, p, header))
+        write_atomically(Path(path), lambda p: save_tensors(p, tensors, header))
 
     @classmethod
     def load(
@@ -104,14 +103,17 @@ class Expert:
         return expert
 
 
-def check_fit(vectors: Mapping[str, Any], spectra: Mapping[str, Spectrum]) -> None:
-    """Raises UserError unless every vector [..., R] is finite and has a spectrum of its length."""
+def check_fit(vectors: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: int | None = None) -> None:
+    """Raises UserError unless every vector is finite and as long as its spectrum: [R], with `rows` also [rows, R]."""
     for name, vector in vectors.items():
         if name not in spectra:
             raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
-        length, rank = np.shape(vector)[-1], np.shape(spectra[name].s)[-1]
-        if length != rank:
-            raise UserError(f"{name}: z has {length} entries, its spectrum has {rank}")
+        shape, rank = np.shape(vector), np.shape(spectra[name].s)[-1]
+        if len(shape) != 1 and (rows is None or len(shape) != 2 or shape[0] != rows):
+            wanted = f"[{rank}]" if rows is None else f"[{rank}] or, one a row, [{rows}, {rank}]"
+            raise UserError(f"{name}: z has shape {list(shape)}, expected {wanted}")
+        if shape[-1] != rank:
+            raise UserError(f"{name}: z has {shape[-1]} entries, its spectrum has {rank}")
         if not isinstance(vector, jax.core.Tracer) and not np.isfinite(np.asarray(vector)).all():
             raise UserError(f"{name}: z holds NaN or infinite values")
 
