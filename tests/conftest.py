@@ -1,5 +1,7 @@
 """Settings of every test: JAX is strict about rank, and compiled functions are kept between runs."""
 
+from collections.abc import Iterator
+
 import jax
 import pytest
 
@@ -9,3 +11,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # A size limit makes JAX lock the directory, which several workers write to at once.
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_compilation_cache_max_size", 2**31)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """`sva.testing.toy_lm()`, and a cache directory of the module's own."""
+    from sva.testing import toy_lm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield toy_lm()
