@@ -85,8 +85,7 @@ class AdaptiveLM:
         ids, mask = chat.encode(self.lm, [chat.render(self.lm, question) for question in questions])
         check_prompts(mask.sum(axis=1), max_new_tokens, self.lm.model.cfg.max_position_embeddings)
         prompts = Prompts(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
-        keys = row_keys(key, len(questions), sampling)
-        keys = jnp.concatenate([keys, jnp.repeat(keys[:1], len(prompts.ids) - len(questions), axis=0)])
+        keys = row_keys(key, len(questions), len(prompts.ids), sampling)
         out: TwoPass = two_pass(
             self.lm.model,
             self.lm.params,

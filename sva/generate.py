@@ -16,9 +16,9 @@ from sva.sampling import Sampling
 class Generation(NamedTuple):
     """What was generated, N = max_new_tokens."""
 
-    tokens: jax.Array  # [B, N] int32; a row's end token is its last one, 0 after it
-    logprobs: jax.Array  # [B, N] float32 nats, of softmax(logits) before any temperature or cut; 0 after the end
-    lengths: jax.Array  # [B] int32, tokens generated, the end token among them
+    tokens: Any  # [B, N] int32; a row's end token is its last one, 0 after it
+    logprobs: Any  # [B, N] float32 nats, of softmax(logits) before any temperature or cut; 0 after the end
+    lengths: Any  # [B] int32, tokens generated, the end token among them
 
 
 @partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling", "samples"))

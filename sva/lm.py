@@ -91,7 +91,7 @@ class LM:
           z: effective z; one for all rows ({name: [R]}) is merged into the weights once, one a row ({name: [B, R]})
             runs in the factored form.
         Returns:
-          Generation: tokens [B, max_new_tokens], logprobs [B, max_new_tokens], lengths [B].
+          Generation: tokens [B, max_new_tokens], logprobs [B, max_new_tokens], lengths [B], host arrays.
         Raises:
           UserError: an empty prompt, prompts that do not leave max_new_tokens of the context, a missing key.
         """
@@ -99,8 +99,7 @@ class LM:
         ids, mask = self._check(input_ids, attention_mask)
         check_prompts(mask.sum(axis=1), max_new_tokens, self.model.cfg.max_position_embeddings)
         rows = batch_bucket(len(ids))
-        keys = row_keys(key, len(ids), sampling)
-        keys = jnp.concatenate([keys, jnp.repeat(keys[:1], rows - len(ids), axis=0)])
+        keys = row_keys(key, len(ids), rows, sampling)
         params, adapter = self.params, None
         if z is not None:
             spectra = _fitting(self, z, len(ids))
@@ -123,10 +122,8 @@ class LM:
             max_new_tokens=budget_bucket(max_new_tokens),
             sampling=sampling,
         )
-        batch = np.shape(input_ids)[0]
-        return Generation(
-            out.tokens[:batch, :max_new_tokens], out.logprobs[:batch, :max_new_tokens], out.lengths[:batch]
-        )
+        tokens, logprobs, lengths = (np.asarray(x)[: np.shape(input_ids)[0]] for x in out)  # sliced on the host:
+        return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], lengths)  # nothing to compile
 
     def save(self, directory: str | Path) -> None:
         """Writes a Hugging Face checkpoint (config, safetensors, tokenizer) that transformers loads.
@@ -253,8 +250,8 @@ def _merge_all(spectra: dict[str, Spectrum], z: dict[str, jax.Array]) -> dict[st
     return {name: forms.merge(spectra[name], z[name]) for name in z}
 
 
-def row_keys(key: jax.Array | None, rows: int, sampling: Sampling) -> jax.Array:
-    """One typed key a row: [rows]; of a single key, row i takes fold_in(key, i)."""
+def row_keys(key: jax.Array | None, rows: int, bucket: int, sampling: Sampling) -> jax.Array:
+    """One typed key a row, [bucket], for `rows` prompts padded to it; of a single key, row i takes fold_in(key, i)."""
     if key is None:
         if not isinstance(sampling, Greedy):
             raise UserError(f"sampling with {sampling} needs a key: pass key=jax.random.key(seed)")
@@ -262,10 +259,11 @@ def row_keys(key: jax.Array | None, rows: int, sampling: Sampling) -> jax.Array:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise UserError("key is one of JAX's old untyped keys; make it with jax.random.key(seed)")
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(bucket))
     if key.shape != (rows,):
         raise UserError(f"{rows} prompts need one key or {rows}; got {key.shape}")
-    return key
+    data = pad_rows(np.asarray(jax.random.key_data(key)), bucket)
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(key))
 
 
 def pad_eos(eos_ids: Sequence[int]) -> np.ndarray:

@@ -13,6 +13,20 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_max_size", 2**31)
 
 
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Grows by the name of every function that XLA is asked for meanwhile, compiled anew or kept on disk."""
+    names: list[str] = []
+
+    def listen(event: str, _: float, **about: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(str(about.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """`sva.testing.toy_lm()`, and a cache directory of the module's own."""

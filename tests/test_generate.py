@@ -1,127 +1,152 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 import torch
+from margins import assert_same_tokens
 
+import sva
 from sva import generate as generation
-from sva.errors import UserError
-from sva.lm import LM, decompose, load
-from sva.sampling import Greedy, Temperature, TopP
+from sva.sampling import Greedy, Temperature
+from sva.testing import toy_lm
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[torch.nn.Module, LM]:
-    directory = tmp_path_factory.mktemp("tiny")
-    return tiny.make("qwen3", directory), load(str(directory), progress=False)
-
-
-def _prompts(lm, rows=3, width=9):
-    ids = np.random.default_rng(0).integers(0, lm.model.cfg.vocab_size, (rows, width))
+def _prompts(vocab, rows=4, width=9):
+    ids = np.random.default_rng(0).integers(0, vocab, (rows, width))
     mask = np.ones_like(ids)
     mask[1, :4] = 0
+    mask[-1, :8] = 0
     return ids, mask
 
 
-def test_greedy_tokens_equal_transformers_by_the_margin_rule(pair):
-    torch_model, lm = pair
-    ids, mask = _prompts(lm)
-    ours = lm.generate(ids, mask, 10)
-    settings = dict(max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
-    theirs = torch_model.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **settings).numpy()[:, 9:]
-    for row in range(3):
-        differing = np.flatnonzero(np.asarray(ours.tokens[row]) != theirs[row])
-        if differing.size:
-            full = np.concatenate([ids[row][mask[row] > 0], theirs[row][: differing[0]]])[None]
-            top = np.sort(np.asarray(lm.logits(full, np.ones_like(full)))[0, -1])[-2:]
-            assert top[1] - top[0] < 1e-3
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_greedy_tokens_and_ends_equal_transformers(kind, tmp_path):
+    torch_model = tiny.make(kind, tmp_path)
+    lm = sva.load(str(tmp_path), scan_layers=kind in ("llama", "qwen2"), progress=False)
+    ids, mask = _prompts(tiny.VOCAB)
+    settings = dict(max_new_tokens=20, do_sample=False, pad_token_id=0)
+
+    def theirs(**changes):
+        out = torch_model.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **settings, **changes)
+        return np.pad(out[:, 9:].numpy(), [(0, 0), (0, 20 - (out.shape[1] - 9))])
+
+    def logits(text):
+        return tiny.logits(torch_model, text[None], np.ones_like(text[None]))[0, -1]
+
+    free = theirs(eos_token_id=None)
+    assert_same_tokens(lm.generate(ids, mask, 20).tokens, free, ids, mask, logits)
+    ends = [int(free[0, 3]), int(free[1, 5]), 77]
+    ours = lm.generate(ids, mask, 20, eos_ids=ends)
+    assert_same_tokens(ours.tokens, theirs(eos_token_id=ends), ids, mask, logits)
+    assert (np.asarray(ours.lengths)[:2] <= [4, 6]).all()
 
 
-def test_logprobs_equal_a_teacher_forced_pass_and_rows_end_at_the_end_token(pair):
-    _, lm = pair
-    ids, mask = _prompts(lm)
-    free = lm.generate(ids, mask, 6)
-    end = int(free.tokens[0, 2])
-    out = lm.generate(ids, mask, 6, eos_ids=[end])
-    stop = int(np.flatnonzero(np.asarray(free.tokens[0]) == end)[0]) + 1
-    assert int(out.lengths[0]) == stop
-    assert not np.asarray(out.tokens[0, stop:]).any()
-    full = np.concatenate([ids[:1], np.asarray(out.tokens[:1, :stop])], axis=1)
-    logps = jax.nn.log_softmax(lm.logits(full, np.ones_like(full)), axis=-1)[0, 8:-1]
-    expected = np.take_along_axis(np.asarray(logps), full[0, 9:, None], axis=1)[:, 0]
-    np.testing.assert_allclose(out.logprobs[0, :stop], expected, atol=1e-4)
+@pytest.mark.parametrize("sampling", [Greedy(), Temperature(0.7)])
+def test_logprobs_are_those_of_a_teacher_forced_pass(sampling, toy):
+    ids, mask = _prompts(32)
+    end = 9
+    out = toy.generate(ids, mask, 12, eos_ids=[end], sampling=sampling, key=jax.random.key(2))
+    tokens, logprobs, lengths = map(np.asarray, out)
+    full, valid = np.concatenate([ids, tokens], axis=1), np.concatenate([mask, np.ones_like(tokens)], axis=1)
+    logps = np.asarray(jax.nn.log_softmax(toy.logits(full, valid), axis=-1))[:, 8:-1]
+    expected = np.take_along_axis(logps, tokens[:, :, None], axis=2)[:, :, 0]
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(logprobs[row, :length], expected[row, :length], atol=1e-4)
+        assert end not in tokens[row, : length - 1]
+        assert length == 12 or tokens[row, length - 1] == end
+        assert not tokens[row, length:].any()
+        assert not logprobs[row, length:].any()
 
 
-def test_a_row_depends_on_neither_its_neighbours_nor_its_slot(pair):
-    _, lm = pair
-    ids, mask = _prompts(lm, rows=4)
+def test_some_rows_end_early_and_others_at_the_limit(toy):
+    ids, mask = _prompts(32)
+    free = np.asarray(toy.generate(ids, mask, 12).tokens)
+    end = int(free[0, 2])
+    out = toy.generate(ids, mask, 12, eos_ids=[end])
+    first = [int(np.argmax(row == end)) + 1 if end in row else 12 for row in free]
+    np.testing.assert_array_equal(out.lengths, first)
+    assert min(first) < 12
+
+
+def test_a_row_depends_on_neither_its_neighbours_nor_its_slot(toy):
+    ids, mask = _prompts(32)
     keys = jax.random.split(jax.random.key(1), 4)
-    one = lm.generate(ids, mask, 8, sampling=Temperature(), key=keys)
+    one = toy.generate(ids, mask, 8, sampling=Temperature(), key=keys)
     order = np.array([2, 0, 3, 1])
-    other = lm.generate(ids[order], mask[order], 8, sampling=Temperature(), key=keys[order])
-    np.testing.assert_array_equal(np.asarray(one.tokens)[order], other.tokens)
-    np.testing.assert_array_equal(np.asarray(one.logprobs)[order], other.logprobs)
+    moved = toy.generate(ids[order], mask[order], 8, sampling=Temperature(), key=keys[order])
+    other = np.where(np.arange(4)[:, None] == 2, ids, (ids + 11) % 32)
+    among = toy.generate(other, mask, 8, sampling=Temperature(), key=keys)
+    for field in ("tokens", "logprobs", "lengths"):
+        np.testing.assert_array_equal(np.asarray(getattr(one, field))[order], getattr(moved, field))
+        np.testing.assert_array_equal(getattr(one, field)[2], getattr(among, field)[2])
 
 
-def test_another_batch_prompt_or_expert_of_the_same_bucket_compiles_nothing(pair, tmp_path, monkeypatch):
-    monkeypatch.setenv("SVA_CACHE", str(tmp_path))
-    _, lm = pair
-    spectra = decompose(lm, "mlp", progress=False)
-    z = {name: jnp.ones((3, len(spectrum.s))) for name, spectrum in spectra.items()}
-    ids, mask = _prompts(lm)
-    base = lm.generate(ids, mask, 5)
-    same = lm.generate(ids, mask, 5, z=z)
-    np.testing.assert_array_equal(base.tokens, same.tokens)
-    size = generation.generate._cache_size()
-    lm.generate(ids[:, 2:], mask[:, 2:], 7)
-    lm.generate(ids, mask, 5, z={name: 1.1 * x for name, x in z.items()})
-    assert generation.generate._cache_size() == size
+def test_the_same_key_draws_the_same_and_another_key_something_else(toy):
+    ids, mask = _prompts(32)
+    draws = [
+        np.asarray(toy.generate(ids, mask, 8, sampling=Temperature(), key=jax.random.key(seed)).tokens)
+        for seed in (5, 5, 6)
+    ]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+    twins = np.tile(ids[:1], (4, 1))
+    rows = np.asarray(toy.generate(twins, np.ones_like(twins), 8, sampling=Temperature(), key=jax.random.key(5)).tokens)
+    assert len({tuple(row) for row in rows}) == 4  # rows draw apart, also of one prompt
 
 
-def test_unit_z_is_the_identity_and_a_merged_model_equals_the_factored_one(pair, tmp_path, monkeypatch):
-    monkeypatch.setenv("SVA_CACHE", str(tmp_path))
-    from sva.lm import merge
-
-    _, lm = pair
-    spectra = decompose(lm, "all", progress=False)
-    ids, mask = _prompts(lm)
-    keep = mask > 0
-    base = np.asarray(lm.logits(ids, mask))[keep]
-    ones = {name: np.ones(len(spectrum.s), np.float32) for name, spectrum in spectra.items()}
-    assert np.abs(np.asarray(lm.logits(ids, mask, ones))[keep] - base).max() < 1e-5 * np.abs(base).max()
-    z = {name: np.linspace(0.8, 1.2, len(x)).astype(np.float32) for name, x in ones.items()}
-    merged = np.asarray(merge(lm, spectra, z).logits(ids, mask))[keep]
-    assert np.abs(merged - np.asarray(lm.logits(ids, mask, z))[keep]).max() < 1e-4 * np.abs(merged).max()
-    assert np.abs(merged - base).max() > 1e-2
+@pytest.mark.parametrize("scan", [False, True])
+def test_samples_of_one_prompt_are_what_repeating_it_gives(scan):
+    lm = toy_lm(scan_layers=scan)
+    ids, mask = (x.astype(np.int32) for x in _prompts(32, rows=2))
+    keys = jax.random.split(jax.random.key(3), 6)
+    settings = dict(max_new_tokens=8, sampling=Temperature())
+    limit, ends = np.int32(8), np.array([-1], np.int32)
+    shared = generation.generate(lm.model, lm.params, ids, mask, limit, ends, keys, samples=3, **settings)
+    spread = (np.repeat(x, 3, axis=0) for x in (ids, mask))
+    each = generation.generate(lm.model, lm.params, *spread, limit, ends, keys, **settings)
+    np.testing.assert_array_equal(shared.tokens, each.tokens)
+    np.testing.assert_allclose(shared.logprobs, each.logprobs, atol=1e-5)
+    assert (shared.tokens[0] != shared.tokens[1]).any()
 
 
-def test_samples_follow_softmax():
-    logits = jnp.asarray([2.0, 1.0, 0.0, -1.0])
-    keys = jax.random.split(jax.random.key(0), 4000)
-    drawn = Temperature(1.0)(jnp.tile(logits, (4000, 1)), keys)
-    counts, expected = np.bincount(np.asarray(drawn), minlength=4), 4000 * np.asarray(jax.nn.softmax(logits))
-    assert ((counts - expected) ** 2 / expected).sum() < 16.3  # chi-squared, 3 degrees, p = 0.001
+def test_first_tokens_are_drawn_in_proportion_to_softmax(toy):
+    ids = np.array([[3, 27, 22, 31, 4]])
+    draws = 2048
+    out = generation.generate(
+        toy.model,
+        toy.params,
+        ids.astype(np.int32),
+        np.ones_like(ids, np.int32),
+        np.int32(1),
+        np.array([-1], np.int32),
+        jax.random.split(jax.random.key(0), draws),
+        max_new_tokens=8,
+        sampling=Temperature(2.0),
+        samples=draws,
+    )
+    expected = draws * np.asarray(jax.nn.softmax(toy.logits(ids, np.ones_like(ids))[0, -1] / 2.0))
+    counts = np.bincount(np.asarray(out.tokens[:, 0]), minlength=32)
+    assert ((counts - expected) ** 2 / expected).sum() < 61.1  # chi-squared, 31 degrees, p = 0.001
 
 
-def test_top_p_keeps_the_smallest_set_that_reaches_p():
-    logits = jnp.log(jnp.asarray([0.5, 0.3, 0.15, 0.05]))
-    keys = jax.random.split(jax.random.key(0), 500)
-    assert set(np.asarray(TopP(0.75)(jnp.tile(logits, (500, 1)), keys)).tolist()) == {0, 1}
-
-
-def test_bad_requests_are_one_clear_line(pair):
-    _, lm = pair
-    ids, mask = _prompts(lm)
-    empty = mask.copy()
-    empty[2] = 0
-    with pytest.raises(UserError, match="prompt 2 is empty"):
-        lm.generate(ids, empty, 4)
-    with pytest.raises(UserError, match="context is"):
-        lm.generate(ids, mask, lm.model.cfg.max_position_embeddings)
-    with pytest.raises(UserError, match="needs a key"):
-        lm.generate(ids, mask, 4, sampling=Temperature())
-    for bad in (lambda: TopP(0), lambda: Temperature(0), lambda: lm.generate(ids + 10**6, mask, 4)):
-        with pytest.raises(UserError):
-            bad()
-    assert Greedy() == Greedy()
+def test_another_batch_prompt_or_expert_of_the_same_bucket_compiles_nothing(toy, compilations):
+    spectra = sva.decompose(toy, "mlp", progress=False)
+    z = {name: np.ones((3, len(spectrum.s)), np.float32) for name, spectrum in spectra.items()}
+    one = {name: x[0] for name, x in z.items()}
+    ids, mask = _prompts(32, rows=3)
+    keys = [jax.random.key(0), jax.random.key(1), jax.random.split(jax.random.key(2), 4)]
+    settings = dict(eos_ids=[1], sampling=Temperature(), key=keys[0])
+    base, merged, rows = (toy.generate(ids, mask, 5, z=x, **settings) for x in (None, one, z))
+    np.testing.assert_array_equal(base.tokens, merged.tokens)
+    np.testing.assert_array_equal(base.tokens, rows.tokens)
+    assert "jit(generate)" in compilations  # the counter works
+    compilations.clear()
+    settings = dict(eos_ids=[7, 8, 9], sampling=Temperature(), key=keys[1])
+    toy.generate(ids[:, 2:], mask[:, 2:], 7, **settings)
+    toy.generate(np.tile(ids, (1, 3))[::-1], np.tile(mask, (1, 3)), 8, **settings)
+    four = [np.concatenate([x, x[:1]]) for x in (ids, mask)]
+    toy.generate(*four, 6, **settings)
+    toy.generate(*four, 6, **(settings | {"key": keys[2]}))
+    toy.generate(ids, mask, 5, z={name: 1.1 * x for name, x in one.items()}, **settings)
+    toy.generate(ids, mask, 5, z={name: 1.1 * x for name, x in z.items()}, **settings)
+    assert compilations == []
