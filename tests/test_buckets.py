@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
+
+
+@pytest.mark.parametrize("bucket", [length_bucket, budget_bucket, batch_bucket])
+def test_a_bucket_holds_its_sizes_and_buckets_are_few(bucket):
+    sizes = np.arange(1, 4097)
+    held = np.array([bucket(int(size)) for size in sizes])
+    assert (held >= sizes).all()
+    assert (np.diff(held) >= 0).all()
+    assert all(bucket(int(size)) == size for size in np.unique(held))
+    assert len(np.unique(held)) < 140
+    assert (held[sizes >= 32] < 2 * sizes[sizes >= 32]).all()
+
+
+def test_the_buckets_of_small_sizes():
+    assert [length_bucket(n) for n in (0, 1, 32, 33, 256, 257, 1025)] == [32, 32, 32, 64, 256, 384, 1536]
+    assert [budget_bucket(n) for n in (1, 8, 9, 64, 65, 513)] == [8, 8, 16, 64, 128, 768]
+    assert [batch_bucket(n) for n in (1, 2, 3, 5, 32, 33)] == [1, 2, 4, 8, 32, 64]
+
+
+def test_tokens_move_to_the_right_end_from_either_side():
+    ids = np.array([[7, 8, 0], [0, 5, 6], [9, 9, 9], [1, 1, 1]])
+    mask = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 1], [0, 0, 0]])
+    out, keep = left_pad(ids, mask, 4)
+    np.testing.assert_array_equal(out, [[0, 0, 7, 8], [0, 0, 5, 6], [0, 9, 9, 9], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(keep, [[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]])
+
+
+def test_rows_are_filled_with_the_first():
+    x = np.array([[1, 2], [3, 4]])
+    np.testing.assert_array_equal(pad_rows(x, 4), [[1, 2], [3, 4], [1, 2], [1, 2]])
+    assert pad_rows(x, 2) is x

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from sva.logprobs import score
+
+ROWS, LENGTH, WIDTH, VOCAB = 2, 7, 5, 11
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    hidden, ref = rng.normal(0, 1, (2, ROWS, LENGTH, WIDTH)).astype(np.float32)
+    head = rng.normal(0, 1, (VOCAB, WIDTH)).astype(np.float32)
+    return jnp.asarray(hidden), jnp.asarray(ref), jnp.asarray(head), jnp.asarray(rng.integers(0, VOCAB, (ROWS, LENGTH)))
+
+
+def _unembed(head):
+    return lambda hidden: jnp.einsum("...D,VD->...V", hidden, head, precision="highest")
+
+
+def _plain(hidden, ref, head, targets):
+    """The three scores in float64, one token at a time."""
+    hidden, ref, head = (np.asarray(x, np.float64) for x in (hidden, ref, head))
+    out = np.zeros((3, ROWS, LENGTH))
+    for b in range(ROWS):
+        for t in range(LENGTH):
+            p, q = (np.exp(head @ x[b, t]) / np.exp(head @ x[b, t]).sum() for x in (hidden, ref))
+            entropy = -sum(x * np.log(x) for x in p)
+            out[:, b, t] = (
+                np.log(p[targets[b, t]]),
+                entropy,
+                sum(y * (np.log(y) - np.log(x)) for x, y in zip(p, q, strict=True)),
+            )
+    return out
+
+
+@pytest.mark.parametrize("chunk", [32, 7, 3, 1])
+def test_scores_are_those_of_a_plain_loop_at_any_chunk(chunk, arrays):
+    hidden, ref, head, targets = arrays
+    scores = score(_unembed(head), hidden, targets, ref, chunk=chunk)
+    for ours, plain in zip(scores, _plain(hidden, ref, head, np.asarray(targets)), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5)
+    assert (scores.kl > 0).all()
+
+
+def test_gradients_do_not_depend_on_the_chunk(arrays):
+    hidden, ref, head, targets = arrays
+    weights = jnp.asarray(np.random.default_rng(1).normal(0, 1, (3, ROWS, LENGTH)), jnp.float32)
+
+    def loss(hidden, head, chunk):
+        scores = score(_unembed(head), hidden, targets, ref, chunk=chunk)
+        return sum(jnp.sum(w * x) for w, x in zip(weights, scores, strict=True))
+
+    whole = jax.grad(loss, argnums=(0, 1))(hidden, head, 32)
+    pieces = jax.grad(loss, argnums=(0, 1))(hidden, head, 3)
+    for one, two in zip(whole, pieces, strict=True):
+        assert np.linalg.norm(one - two) < 1e-5 * np.linalg.norm(one)
+        assert np.linalg.norm(one) > 1
+
+
+def test_no_array_of_all_tokens_times_the_vocabulary_is_held(arrays):
+    hidden, ref, head, targets = arrays
+
+    def loss(hidden):
+        return jnp.sum(score(_unembed(head), hidden, targets, ref, chunk=2).logprobs)
+
+    def sizes(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield from (var.aval.size for var in eqn.outvars)
+            for inner in jaxprs_in_params(eqn.params):
+                yield from sizes(inner)
+
+    assert max(sizes(jax.make_jaxpr(jax.grad(loss))(hidden).jaxpr)) < ROWS * LENGTH * VOCAB
+
+
+def test_kl_of_a_policy_with_itself_is_zero_and_flat(arrays):
+    hidden, _, head, targets = arrays
+    scores = score(_unembed(head), hidden, targets, hidden, chunk=3)
+    np.testing.assert_allclose(scores.kl, 0, atol=1e-6)
+    slope = jax.grad(lambda x: jnp.sum(score(_unembed(head), x, targets, hidden).kl))(hidden)
+    assert np.abs(slope).max() < 1e-6
+
+
+def test_the_reference_gets_no_gradient_and_may_be_absent(arrays):
+    hidden, ref, head, targets = arrays
+    slope = jax.grad(lambda ref: jnp.sum(score(_unembed(head), hidden, targets, ref).kl))(ref)
+    assert not np.asarray(slope).any()
+    np.testing.assert_array_equal(score(_unembed(head), hidden, targets).kl, np.zeros((ROWS, LENGTH)))
