@@ -85,7 +85,7 @@ def reinforce_loss(
       model, family, cfg: static.
     Returns:
       (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion; 0 where kl_coef is 0), `entropy` (nats a
-      token), and `logprobs` [B, N] (nats, 0 where masked).
+      completion), and `logprobs` [B, N] (nats, 0 where masked).
     """
     adapter = jax.tree.map(lambda raw, spectrum: Factored(spectrum, family.z(raw, spectrum.s)), raw, spectra)
     adapted = variables(model, params, adapter)
@@ -118,7 +118,7 @@ def reinforce_loss(
     aux = {
         "policy_loss": policy_loss,
         "kl": kl,
-        "entropy": jnp.sum(scores.entropy * keep) / jnp.maximum(keep.sum(), 1),
+        "entropy": jnp.sum(scores.entropy * keep) / size,
         "logprobs": scores.logprobs * keep,
     }
     return policy_loss + cfg.kl_coef * kl, aux

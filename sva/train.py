@@ -92,8 +92,8 @@ def train_step(
       batch: of P prompts, a multiple of cfg.micro_batch.
       sampled: [B, N] log-probs as the sampler saw them.
     Returns:
-      (new state, metrics): loss, policy_loss, kl, entropy, grad_norm, logprob_gap (largest difference between the
-      sampler's and the trainer's log-probs, nats), z_spread (standard deviation of z).
+      (new state, metrics): loss, policy_loss, kl, entropy (nats a token), grad_norm, logprob_gap (largest difference
+      between the sampler's and the trainer's log-probs, nats), z_spread (standard deviation of z).
     """
     model = model.clone(remat=cfg.remat)
     prompts = batch.prompt_ids.shape[0]
@@ -114,6 +114,7 @@ def train_step(
     start = ((jax.tree.map(jnp.zeros_like, state.raw), zeros), jnp.zeros(()))
     (sums, gap), _ = jax.lax.scan(add, start, pieces)
     grads, metrics = jax.tree.map(lambda x: x / count, sums)
+    metrics["entropy"] *= batch.completion_mask.shape[0] / jnp.maximum(batch.completion_mask.sum(), 1)
     updates, opt_state = cfg.optimizer().update(grads, state.opt_state, state.raw)
     raw: Any = optax.apply_updates(state.raw, updates)
     z = jax.tree.map(lambda raw, spectrum: family.z(raw, spectrum.s), model.nest(raw), spectra)
