@@ -10,7 +10,6 @@ import torch
 from sva.lm import decompose, load
 from sva.reinforce import Batch, ReinforceConfig, advantages, reinforce_loss
 from sva.spectral.family import SIGMOID_NUCLEAR
-from sva.train import TrainConfig, init_state, train_step
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +32,13 @@ def setting(tmp_path_factory):
 
 
 def _gradient(lm, spectra, batch, raw, cfg):
-    def loss(raw):
-        settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, cfg=cfg)
-        return reinforce_loss(raw, spectra, lm.params, batch, **settings)
+    settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, cfg=cfg)
 
-    return jax.value_and_grad(loss, has_aux=True)(raw)
+    @jax.jit
+    def step(raw, spectra, params, batch):
+        return jax.value_and_grad(reinforce_loss, has_aux=True)(raw, spectra, params, batch, **settings)
+
+    return step(raw, spectra, lm.params, batch)
 
 
 def _public_code(torch_model, spectra, batch, raw, kl_coef):
@@ -106,16 +107,28 @@ def test_group_advantages_by_hand():
     np.testing.assert_array_equal(advantages(rewards, ReinforceConfig(baseline="none")), rewards)
 
 
-def test_micro_batches_and_rematerialisation_give_the_same_step(setting):
-    _, lm, spectra, batch, _ = setting
-    after = []
-    for micro_batch, remat in ((2, False), (1, True)):
-        cfg = TrainConfig(micro_batch=micro_batch, remat=remat)
-        state = init_state(spectra, SIGMOID_NUCLEAR, cfg)
-        settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, loss=ReinforceConfig(), cfg=cfg)
-        nested = lm.model.nest(spectra)
-        state, metrics = train_step(state, nested, lm.params, batch, jnp.zeros((4, 3)), **settings)
-        after.append(metrics)
-        assert int(state.step) == 1
-    assert float(after[0]["grad_norm"]) == pytest.approx(float(after[1]["grad_norm"]), rel=1e-4)
-    assert float(after[0]["loss"]) == pytest.approx(float(after[1]["loss"]), rel=1e-4)
+def test_loss_of_two_tokens_by_hand(toy):
+    spectra = decompose(toy, "mlp", progress=False)
+    raw = {name: jnp.linspace(-1, 1, len(x.s)) for name, x in spectra.items()}
+    z = {name: SIGMOID_NUCLEAR.z(x, spectra[name].s) for name, x in raw.items()}
+    prompt, answer = np.array([[3, 20, 4]]), np.array([[6, 1]])
+    ids = np.concatenate([prompt, answer], axis=1)
+    ones = np.ones_like(ids)
+    policy, base = (jax.nn.log_softmax(toy.logits(ids, ones, x)[0, 2:4], axis=-1) for x in (z, None))
+    policy, base = np.asarray(policy, np.float64), np.asarray(base, np.float64)
+    logp = policy[0, 6] + policy[1, 1]
+    kl = (np.exp(base) * (base - policy)).sum()
+    entropy = -(np.exp(policy) * policy).sum()
+    batch = Batch(*map(jnp.asarray, (prompt, np.ones_like(prompt), answer, np.ones_like(answer), np.array([-1.5]))))
+    (loss, aux), _ = _gradient(toy, spectra, batch, raw, ReinforceConfig(kl_coef=0.2))
+    assert float(loss) == pytest.approx(1.5 * logp + 0.2 * kl, rel=1e-4)
+    assert float(aux["policy_loss"]) == pytest.approx(1.5 * logp, rel=1e-4)
+    assert float(aux["kl"]) == pytest.approx(kl, rel=1e-3)
+    assert float(aux["entropy"]) == pytest.approx(entropy, rel=1e-4)
+    np.testing.assert_allclose(aux["logprobs"], [[policy[0, 6], policy[1, 1]]], atol=1e-4)
+
+
+def test_a_reward_of_nothing_teaches_nothing(setting):
+    _, lm, spectra, batch, raw = setting
+    (_, _), grads = _gradient(lm, spectra, dataclasses.replace(batch, advantages=jnp.zeros(4)), raw, ReinforceConfig())
+    assert not any(np.asarray(x).any() for x in grads.values())

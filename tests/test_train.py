@@ -19,7 +19,7 @@ from sva.metrics import read
 from sva.reinforce import ReinforceConfig
 from sva.rollout import RolloutConfig, prompt_width, rollout
 from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR
-from sva.testing import NameAColour
+from sva.testing import NameAColour, toy_lm
 from sva.train import TrainConfig, fit, init_state, train_step
 
 SMALL = dict(
@@ -124,6 +124,14 @@ def test_micro_batches_and_rematerialisation_give_the_same_update(toy, spectra, 
         # Adam's first moment is a tenth of the gradient; the update itself is close to its sign.
         for name, moment in one.opt_state[1][0].mu.items():
             assert np.linalg.norm(moment - other.opt_state[1][0].mu[name]) < 1e-4 * np.linalg.norm(moment)
+
+
+def test_scanned_layers_give_the_same_update(toy, spectra, batch):
+    one, metrics = _step(toy, spectra, batch.batch, batch.logprobs)
+    other, others = _step(toy_lm(scan_layers=True), spectra, batch.batch, batch.logprobs, remat=True)
+    assert float(others["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-4)
+    for name, moment in one.opt_state[1][0].mu.items():
+        assert np.linalg.norm(moment - other.opt_state[1][0].mu[name]) < 1e-4 * np.linalg.norm(moment)
 
 
 def test_the_gradient_is_clipped_jointly(toy, spectra, batch):
