@@ -115,7 +115,7 @@ def label_scores(
 
 def decide(scores: jax.Array, first: FirstPass, slots: int) -> Decision:
     """The arg-max choice of calibrated scores [B, C], as alphas over a bank of `slots` slots."""
-    probs = jax.nn.softmax(scores - first.bias, axis=-1)
+    probs = jax.nn.softmax(scores - first.bias[None, :], axis=-1)
     chosen = first.slots[jnp.argmax(probs, axis=-1)]
     alphas = jax.nn.one_hot(chosen, slots) * (chosen != 0)[:, None]
     return Decision(probs, alphas)

@@ -1,0 +1,196 @@
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from margins import assert_same_tokens
+
+import sva
+from sva import adapt, chat
+from sva.adaptive import OTHER_LABEL, SLOTS, AdaptiveLM, build
+from sva.errors import UserError
+from sva.sampling import Greedy, Temperature
+from sva.spectral.expert import Expert
+from sva.testing import toy_lm
+
+QUESTIONS = ["what colour the apple ?", "name the thing of the green house", "blue ?", "what", "the of the of"]
+NEW = 6
+
+
+class Setting(NamedTuple):
+    lm: sva.LM
+    adaptive: AdaptiveLM
+    zs: list  # of slots 0, 1, 2
+
+
+def _expert(spectra, seed, label):
+    rng = np.random.default_rng(seed)
+    raw = {name: rng.uniform(0.3, 1.7, len(x.s)).astype(np.float32) for name, x in spectra.items()}
+    return Expert(raw, "linear", {"label": label, "description": f"a {label}"})
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scanned"])
+def setting(request, toy):
+    lm = toy_lm(scan_layers=request.param)
+    spectra = sva.decompose(lm, "mlp", progress=False)
+    experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
+    return Setting(lm, build(lm, experts, progress=False), [None, *(expert.z(spectra) for expert in experts)])
+
+
+def _encoded(lm):
+    return chat.encode(lm, [chat.render(lm, question) for question in QUESTIONS])
+
+
+def _answer(lm, adaptive, alphas):
+    """The second pass with these alphas [5, E_max], in plain shapes."""
+    ids, mask = _encoded(lm)
+    size = len(QUESTIONS)
+    return adapt.answer(
+        lm.model,
+        lm.params,
+        adaptive.spectra,
+        adaptive.bank,
+        np.asarray(alphas, np.float32),
+        adapt.Prompts(ids, mask),
+        np.int32(NEW),
+        np.array([1], np.int32),
+        jax.random.split(jax.random.key(0), size),
+        max_new_tokens=8,
+        sampling=Greedy(),
+    )
+
+
+def test_a_row_runs_on_its_own_expert_as_if_that_were_merged(setting):
+    lm, adaptive, zs = setting
+    slots = [1, 0, 2, 2, 1]
+    out = _answer(lm, adaptive, np.eye(SLOTS)[slots] * (np.array(slots) > 0)[:, None])
+    ids, mask = _encoded(lm)
+    for row, slot in enumerate(slots):
+        merged = lm if slot == 0 else sva.merge(lm, sva.decompose(lm, "mlp"), zs[slot])
+        alone = merged.generate(ids[row : row + 1], mask[row : row + 1], NEW, [1])
+
+        def logits(text, merged=merged):
+            return np.asarray(merged.logits(text[None], np.ones_like(text[None])))[0, -1]
+
+        ours = np.asarray(out.tokens[row : row + 1, :NEW])
+        assert_same_tokens(ours, alone.tokens, ids[row : row + 1], mask[row : row + 1], logits)
+        np.testing.assert_allclose(out.logprobs[row, 0], alone.logprobs[0, 0], atol=3e-4)
+    bases = lm.generate(ids, mask, NEW, [1])
+    assert (np.asarray(bases.tokens) != np.asarray(out.tokens)[:, :NEW]).any()
+
+
+def test_a_row_of_a_mixture_runs_on_the_mixed_expert(setting):
+    lm, adaptive, zs = setting
+    alphas = np.zeros((5, SLOTS))
+    alphas[:, 1:3] = [[0.5, 0.5], [1, 1], [0, 0.3], [-0.5, 1], [0, 0]]
+    alphas[:, 0] = 7  # the base's slot adds nothing
+    out = _answer(lm, adaptive, alphas)
+    ids, mask = _encoded(lm)
+    rows = [sva.mix(zs[1:], row[1:3]) for row in alphas]
+    each = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    factored = lm.generate(ids, mask, NEW, [1], z=each)
+    np.testing.assert_allclose(out.logprobs[:, 0], factored.logprobs[:, 0], atol=3e-4)
+
+
+def test_both_passes_together_are_each_by_itself(setting):
+    lm, adaptive, _ = setting
+    # A bias that splits the batch, so that more than one expert is at work.
+    probs = np.log(adaptive.choose(QUESTIONS))
+    bias = np.asarray(adaptive.first.bias) + np.median(probs - probs[:, -1:], axis=0)
+    adaptive = dataclasses.replace(adaptive, first=dataclasses.replace(adaptive.first, bias=bias.astype(np.float32)))
+    ids, mask = _encoded(lm)
+    asked = adapt.Prompts(*(np.asarray(x)[:5] for x in adaptive.asked(QUESTIONS)))
+    common = (lm.model, lm.params, adaptive.spectra, adaptive.bank)
+    out = adapt.two_pass(
+        *common,
+        adaptive.first,
+        None,
+        asked,
+        adapt.Prompts(ids, mask),
+        np.int32(NEW),
+        np.array([1], np.int32),
+        jax.random.split(jax.random.key(0), 5),
+        max_new_tokens=8,
+        sampling=Greedy(),
+    )
+    first = adapt.choose(*common, adaptive.first, None, asked)
+    np.testing.assert_allclose(out.decision.probs, first.probs, atol=1e-5)
+    chosen = np.asarray(first.probs).argmax(axis=1)
+    assert len(set(chosen)) > 1
+    slots = np.array([1, 2, 0])[chosen]
+    np.testing.assert_array_equal(out.decision.alphas, np.eye(SLOTS)[slots] * (slots > 0)[:, None])
+    second = _answer(lm, adaptive, out.decision.alphas)
+    np.testing.assert_array_equal(out.generation.tokens, second.tokens)
+
+
+def test_answers_say_which_expert_and_how_sure(setting):
+    _, adaptive, _ = setting
+    answers = adaptive.answer(QUESTIONS, NEW)
+    probs = adaptive.choose(QUESTIONS)
+    assert probs.shape == (5, 3)
+    for answer, row in zip(answers, probs, strict=True):
+        assert answer.label == ["colour", "thing", "other"][row.argmax()]
+        assert answer.prob == pytest.approx(row.max(), abs=1e-5)
+        assert 1 <= answer.tokens <= NEW
+        assert len(answer.text.split()) <= answer.tokens
+    assert set(adaptive.choose_generated(QUESTIONS)) <= {"colour", "thing", "other"}
+
+
+def test_another_batch_prompt_expert_or_mixture_compiles_nothing(setting, compilations):
+    lm, adaptive, _ = setting
+    settings = dict(sampling=Temperature(), key=jax.random.key(0))
+    adaptive.answer(QUESTIONS, NEW, **settings)
+    other = build(lm, [_expert(sva.decompose(lm, "mlp"), 3, "colour")], progress=False)
+    one_less = dataclasses.replace(adaptive, bank=other.bank)
+    compilations.clear()
+    adaptive.answer(["name a thing"] * 8, 7, **settings)
+    adaptive.answer(QUESTIONS[::-1] + ["grass"], 8, **(settings | {"key": jax.random.key(1)}))
+    one_less.answer(QUESTIONS, NEW, **settings)
+    assert compilations == []
+
+
+def test_a_classification_expert_runs_the_first_pass_and_only_that(setting):
+    lm, _, zs = setting
+    spectra = sva.decompose(lm, "mlp")
+    experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
+    judge = _expert(spectra, 9, "routing")
+    adaptive = build(lm, experts, classifier=judge, calibrate=False, progress=False)
+    merged = sva.merge(lm, spectra, judge.z(spectra))
+    alone = build(merged, experts, calibrate=False, progress=False)
+    np.testing.assert_allclose(adaptive.choose(QUESTIONS), alone.choose(QUESTIONS), atol=1e-3)
+    base = build(lm, experts, calibrate=False, progress=False)
+    assert np.abs(adaptive.choose(QUESTIONS) - base.choose(QUESTIONS)).max() > 0.01
+    # The expert in use at the answer is the label's, not the judge.
+    label = adaptive.answer(QUESTIONS[:1], NEW)[0]
+    slot = {"colour": 1, "thing": 2, "other": 0}[label.label]
+    model = lm if slot == 0 else sva.merge(lm, spectra, zs[slot])
+    ids, mask = (x[:1] for x in _encoded(lm))
+    plain = model.generate(ids, mask, NEW, [1])
+    assert chat.decode(lm, plain.tokens, plain.lengths) == [label.text]
+
+
+def test_experts_that_cannot_be_served_together_are_refused(toy):
+    spectra = sva.decompose(toy, "mlp", progress=False)
+    good = _expert(spectra, 1, "colour")
+    for experts, words in (
+        ([], "at least one expert"),
+        ([good, _expert(spectra, 2, "colour")], "two experts carry the label 'colour'"),
+        ([Expert(good.raw, "linear", {})], "carries no label"),
+        ([_expert(spectra, 2, OTHER_LABEL.name)], "'other'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            build(toy, experts, progress=False)
+    adaptive = build(toy, [good], progress=False)
+    for questions, words in (([" "], "prompt is empty"), (["red " * 300], "context is 256")):
+        with pytest.raises(UserError, match=words):
+            adaptive.answer(questions, NEW)
+    with pytest.raises(UserError, match="needs a key"):
+        adaptive.answer(QUESTIONS, NEW, sampling=Temperature())
+
+
+def test_more_experts_than_slots_make_a_larger_bank(toy):
+    spectra = sva.decompose(toy, "mlp", progress=False)
+    names = [f"kind{i}" for i in range(SLOTS)]
+    adaptive = build(toy, [_expert(spectra, i, name) for i, name in enumerate(names)], progress=False)
+    assert {x.shape[-2] for x in jax.tree.leaves(adaptive.bank)} == {SLOTS + 1}

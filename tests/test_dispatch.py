@@ -1,0 +1,107 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from sva import chat, dispatch
+from sva.errors import UserError
+from sva.lm import decompose, factored
+from sva.tasks.labels import Label, instruction
+
+LABELS = (Label("colour", "the name of a colour"), Label("green thing", "what is green"), Label("other", "else"))
+SLOTS = (2, 1, 0)
+QUESTIONS = ("what colour the apple ?", "name the thing of the green house", "blue ?", "what")
+
+
+@pytest.fixture(scope="module")
+def z(toy):
+    rng = np.random.default_rng(0)
+    spectra = decompose(toy, "all", progress=False)
+    return {name: rng.uniform(0.5, 1.5, len(x.s)).astype(np.float32) for name, x in spectra.items()}
+
+
+def _scores(lm, first, questions=QUESTIONS, adapter=None):
+    form = dispatch.template(lm, LABELS)
+    return np.asarray(dispatch._scores(lm.model, lm.params, first, *dispatch.encode(lm, form, questions), adapter))
+
+
+def _one_at_a_time(lm, question, label, z=None):
+    """Log-probability of one label and its end, of the whole text in one uncached pass."""
+    asked = lm.tokenizer(chat.render(lm, instruction(LABELS, question)))["input_ids"]
+    answer = [*lm.tokenizer(label)["input_ids"], 1]
+    ids, mask = np.zeros((2, 1, 160), np.int32)  # padded on the right, so that one program serves all
+    ids[0, : len(asked) + len(answer)] = [*asked, *answer]
+    mask[0, : len(asked) + len(answer)] = 1
+    logps = np.asarray(jax.nn.log_softmax(lm.logits(ids, mask, z)[0], axis=-1))
+    return sum(logps[len(asked) - 1 + i, token] for i, token in enumerate(answer))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_label_scores_are_those_of_each_label_by_itself_without_a_cache(adapted, toy, z):
+    used = z if adapted else None
+    adapter = factored(decompose(toy, "all", progress=False), z) if adapted else None
+    first = dispatch.prepare(toy, LABELS, SLOTS, adapter=adapter, calibrate=False)
+    expected = [[_one_at_a_time(toy, question, label.name, used) for label in LABELS] for question in QUESTIONS]
+    np.testing.assert_allclose(_scores(toy, first, adapter=adapter), expected, atol=1e-4)
+    assert len(first.label_ids) == 4  # "green thing" is two tokens
+    assert len(first.target_ids) == 7
+
+
+def test_a_rows_scores_do_not_depend_on_the_others(toy):
+    first = dispatch.prepare(toy, LABELS, SLOTS)
+    together = _scores(toy, first)
+    np.testing.assert_array_equal(_scores(toy, first, QUESTIONS[::-1]), together[::-1])
+
+
+def test_calibration_takes_off_what_empty_prompts_favour(toy):
+    plain = dispatch.prepare(toy, LABELS, SLOTS, calibrate=False)
+    calibrated = dispatch.prepare(toy, LABELS, SLOTS)
+    free = [[_one_at_a_time(toy, text, label.name) for label in LABELS] for text in dispatch.CONTENT_FREE]
+    expected = np.asarray(jax.nn.log_softmax(np.array(free), axis=-1)).mean(axis=0)
+    np.testing.assert_array_equal(plain.bias, np.zeros(3))
+    np.testing.assert_allclose(calibrated.bias, expected, atol=1e-4)
+    probs = dispatch.decide(_scores(toy, calibrated), calibrated, 4).probs
+    np.testing.assert_allclose(probs, jax.nn.softmax(_scores(toy, plain) - expected, axis=-1), atol=1e-4)
+
+
+def test_the_likeliest_label_gets_its_slot_and_other_gets_nothing(toy):
+    first = dispatch.prepare(toy, LABELS, SLOTS, calibrate=False)
+    first = dataclasses.replace(first, bias=np.array([0.0, 1, 0], np.float32))
+    scores = np.array([[3.0, 1, 2], [2.5, 3.2, 1], [0, 1, 2.5]], np.float32)  # 3.2 - 1 is less than 2.5
+    decision = dispatch.decide(scores, first, 5)
+    np.testing.assert_array_equal(decision.alphas, [[0, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+    np.testing.assert_allclose(decision.probs.sum(axis=1), 1, atol=1e-6)
+    high = dispatch.decide(scores + np.array([0.0, 9, 0], np.float32), first, 5)
+    np.testing.assert_array_equal(high.alphas[:, 1], [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("a", "a", "other"), "two experts carry the label 'a'"),
+        (("other",), "at least one expert"),
+        (("a", "b"), "needs 'other'"),
+        ((), "got none"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(names, words, toy):
+    with pytest.raises(UserError, match=words):
+        dispatch.prepare(toy, [Label(name, "x") for name in names], range(len(names)))
+
+
+def test_a_model_without_tokenizer_or_end_token_says_so(toy):
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        dispatch.prepare(dataclasses.replace(toy, tokenizer=None), LABELS, SLOTS)
+    endless = toy.model.clone(cfg=dataclasses.replace(toy.model.cfg, eos_token_ids=()))
+    tokenizer = toy.tokenizer.__class__(tokenizer_object=toy.tokenizer.backend_tokenizer)
+    with pytest.raises(UserError, match="no end token"):
+        dispatch.prepare(dataclasses.replace(toy, model=endless, tokenizer=tokenizer), LABELS, SLOTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("Colour.", 0), (" it is other, not colour", 2), ("the green thing", 1), ("nothing", None), ("", None)],
+)
+def test_a_generated_answer_names_its_first_label(text, label):
+    assert dispatch.read_label(text, LABELS) == label
