@@ -1,12 +1,17 @@
 """Training state on disk, through orbax: small, saved after every step, whole or not there."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from sva.files import disk_error
+from sva.files import as_os_error, disk_error
+
+_ROOM = 1 << 20  # bytes: orbax writes many small files beside the arrays
 
 
 class Checkpoints:
@@ -23,10 +28,19 @@ class Checkpoints:
         Raises:
           UserError: the disk is full; the states saved before are untouched.
         """
+        # Asked first, because orbax reports a disk that fills under it from several threads, with tracebacks.
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
         try:
+            if shutil.disk_usage(self._directory).free < 2 * size + _ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._manager.save(step, args=ocp.args.StandardSave(state))
         except OSError as error:
             raise disk_error(self._directory, error) from error
+        except ValueError as error:
+            cause = as_os_error(error, self._directory)
+            if cause is None:
+                raise
+            raise disk_error(self._directory, cause) from error
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the latest state, in the structure of `like`; None where there is none."""

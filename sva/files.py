@@ -52,15 +52,21 @@ def disk_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be written: {error.strerror or error}")
 
 
+def as_os_error(error: Exception, path: Path) -> OSError | None:
+    """The operating system's error that a library's own tells of in its text (safetensors, tensorstore), or None."""
+    number = re.search(r"os[ _]error(?:_code)?\W+(\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else None
+
+
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file (not atomically); what the library says of a full disk is an OSError again."""
     try:
         safetensors.numpy.save_file(dict(tensors), path, dict(metadata))
     except safetensors.SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
+        cause = as_os_error(error, path)
+        if cause is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise cause from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,26 +1,45 @@
 """One line of numbers a step: JSONL, TensorBoard and the progress bar."""
 
+import contextlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+
+# Protobuf makes these when it is imported.
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from sva.files import disk_error, write_atomically
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events of one run; a resumed run goes on after its last saved step."""
+    """`metrics.jsonl` and TensorBoard events of one run; a resumed run goes on after its last saved step.
+
+    Both are written at once and in this thread: `SummaryWriter` writes in another, where a full disk is a traceback.
+    """
 
     def __init__(self, directory: Path, step: int) -> None:
-        """Rows of `step` and later, which an interrupted run wrote before it could save, are dropped."""
+        """Rows of `step` and later, which an interrupted run wrote before it could save, are dropped.
+
+        Raises:
+          UserError: the disk is full, or the directory cannot be written to.
+        """
         self._path = directory / "metrics.jsonl"
         rows = [row for row in read(self._path) if row["step"] < step]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self._path, lambda path: path.write_text(text))
-        self._file = self._path.open("a", buffering=1)
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step)
+        board = directory / "tensorboard"
+        try:
+            self._file = self._path.open("a")
+            board.mkdir(exist_ok=True)
+            self._board = EventsWriter(str(board / "events"))
+        except OSError as error:
+            raise disk_error(directory, error) from error
+        self._board.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))  # hides later steps
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends one row, which has a `step`.
@@ -28,18 +47,24 @@ class MetricsLog:
         Raises:
           UserError: the disk is full.
         """
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "step" and isinstance(value, (int, float))
+        ]
         try:
             self._file.write(json.dumps(dict(row)) + "\n")
+            self._file.flush()
+            self._board.write_event(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
+            self._board.flush()
         except OSError as error:
-            raise disk_error(self._path, error) from error
-        for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, row["step"])
+            raise disk_error(self._path.parent, error) from error
 
     def close(self) -> None:
-        """Flushes and closes both."""
-        self._file.close()
-        self._board.close()
+        """Closes both; what could not be written has been said by `write`."""
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def accuracy(correct: np.ndarray) -> Interval:
     p = float(np.mean(correct))
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = float(z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int = 10_000) -> Interval:

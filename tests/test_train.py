@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import itertools
 import os
@@ -218,6 +219,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(toy, s
 def test_prompts_that_are_no_whole_micro_batches_are_refused(toy, spectra, tmp_path):
     with pytest.raises(UserError, match=r"rollout\.prompts=4 is no multiple of train\.micro_batch=3"):
         _fit(toy, spectra, tmp_path, cfg=TrainConfig(micro_batch=3))
+
+
+@pytest.mark.parametrize("free", [100, 10**9])
+def test_a_full_disk_ends_in_one_line_and_keeps_the_steps_before(free, toy, spectra, tmp_path, whole, monkeypatch):
+    def fill(row):
+        if row["step"] == 1:
+            usage = collections.namedtuple("usage", "total used free")
+            monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - free, free))
+            monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", too_late)
+
+    def too_late(*_, **__):  # as tensorstore says it
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']")
+
+    with pytest.raises(UserError, match="the disk is full: .*state could not be written") as caught:
+        _fit(toy, spectra, tmp_path, on_step=fill)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    _assert_same(_fit(toy, spectra, tmp_path), whole[0])
+    assert _rows(tmp_path) == whole[1]
 
 
 _CHILD = """
