@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from sva import config, metrics, runs
+from sva.errors import UserError
+from sva.spectral.expert import Expert
+from sva.testing import THINGS
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """run_dir, *overrides -> Config of a run on a task file of 48 lines."""
+    path = tmp_path_factory.mktemp("task") / "red.jsonl"
+    lines = [{"prompt": f"what colour the {a} of the {b} ?", "answer": "red red"} for a in THINGS for b in THINGS[:4]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    base = [f"task={path}", "train.steps=3", "rollout.prompts=4", "rollout.samples=2", "rollout.max_new_tokens=4"]
+    base += ["reinforce.baseline=none"]  # so that wrong answers alone teach something
+
+    def load(run_dir, *overrides):
+        return config.load(overrides=[*base, f"run_dir={run_dir}", "evaluate.size=3", *overrides])
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def run(toy, settings, tmp_path_factory):
+    """(run_dir, expert, result) of one finished run; tests leave the directory as it is."""
+    run_dir = tmp_path_factory.mktemp("runs") / "a" / "b"
+    return run_dir, *runs.train_expert(settings(run_dir), lm=toy, progress=False)
+
+
+def test_a_run_leaves_everything_that_tells_what_it_did(run, settings, toy):
+    run_dir, expert, result = run
+    assert {path.name for path in run_dir.iterdir()} >= {
+        "config.yaml",
+        "state",
+        "metrics.jsonl",
+        "tensorboard",
+        "before.jsonl",
+        "after.jsonl",
+        "expert.safetensors",
+        "result.json",
+    }
+    assert config.load(run_dir / "config.yaml") == settings(run_dir)
+    assert json.loads((run_dir / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert result["config"]["train"]["steps"] == result["train_steps"] == 3
+    assert result["fingerprint"] == toy.fingerprint
+    assert result["n"] == len((run_dir / "after.jsonl").read_text().splitlines()) > 0
+    assert {"jax", "python", "sva", "transformers"} <= result["versions"].keys()
+    assert result["command"]
+    assert [row["step"] for row in metrics.read(run_dir / "metrics.jsonl")] == [0, 1, 2]
+    assert any((run_dir / "tensorboard").iterdir())
+    for name in ("before", "after", "gain"):
+        assert result[name]["low"] <= result[name]["mean"] <= result[name]["high"]
+
+
+def test_the_experts_file_is_for_this_base_and_says_what_it_is(run, toy):
+    run_dir, expert, _ = run
+    loaded = Expert.load(run_dir / "expert.safetensors", fingerprint=toy.fingerprint)
+    assert loaded.parametrisation == expert.parametrisation == "sigmoid_nuclear"
+    assert loaded.metadata == json.loads(json.dumps(expert.metadata))
+    assert (loaded.metadata["task"], loaded.metadata["label"], loaded.metadata["base"]) == ("red", "own", "toy-0")
+    for name, raw in expert.raw.items():
+        np.testing.assert_array_equal(loaded.raw[name], raw)
+        assert np.ptp(raw) > 0  # trained
+    with pytest.raises(UserError, match="toy-0.*not on other"):
+        Expert.load(run_dir / "expert.safetensors", fingerprint="0" * 64, base="other")
+
+
+def test_a_finished_run_is_read_and_not_repeated(run, settings, toy, monkeypatch):
+    run_dir, expert, result = run
+    monkeypatch.setattr("sva.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+    monkeypatch.setattr("sva.train.rollout", lambda *_, **__: pytest.fail("trained again"))
+    again, same = runs.train_expert(settings(run_dir), lm=toy, progress=False)
+    for name, raw in expert.raw.items():
+        np.testing.assert_array_equal(again.raw[name], raw)
+    assert {name: same[name] for name in ("before", "after", "gain", "n")} == {
+        name: result[name] for name in ("before", "after", "gain", "n")
+    }
+
+
+def test_a_directory_of_other_settings_is_refused_by_name(run, settings, toy):
+    run_dir = run[0]
+    with pytest.raises(UserError, match=r"seed: 0 there, 7 asked for; train\.lr: 0\.01 there, 0\.02 asked") as caught:
+        runs.train_expert(settings(run_dir, "seed=7", "train.lr=0.02"), lm=toy, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_in_use_is_refused_and_freed_after_a_failure(settings, toy, tmp_path, monkeypatch):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another process trains in"):
+        runs.train_expert(settings(tmp_path), lm=toy, progress=False)
+    monkeypatch.setattr("sva.runs.fit", lambda *_, **__: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            runs.train_expert(settings(tmp_path), lm=toy, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("targets=mpl", "matches no weight"), ("task=sum9", "sum9"), ("evaluate.split=tests", "tests")],
+)
+def test_settings_that_name_nothing_do_not_take_the_directory(override, words, settings, toy, tmp_path):
+    with pytest.raises(UserError, match=words):
+        runs.train_expert(settings(tmp_path, override), lm=toy, progress=False)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(settings, toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        runs.train_expert(settings(tmp_path / "file" / "run"), lm=toy, progress=False)
