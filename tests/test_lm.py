@@ -13,6 +13,7 @@ import sva
 from sva.errors import UserError
 from sva.lm import pad_eos, row_keys
 from sva.sampling import Greedy, Temperature
+from sva.testing import toy_lm
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -109,6 +110,27 @@ def test_a_merged_model_saves_as_a_checkpoint_that_transformers_answers_alike(
     assert np.abs(np.asarray(lm.logits(ids, mask)) - theirs)[mask > 0].max() > 0.1
     again = sva.load(str(tmp_path / "merged"), progress=False)
     assert again.fingerprint == merged.fingerprint != lm.fingerprint
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_unit_z_and_constant_p_are_the_identity_and_merged_equals_factored(scan, toy, prompts):
+    lm = toy_lm(scan_layers=scan)
+    spectra = sva.decompose(lm, "all", progress=False)
+    keep = prompts[1] > 0
+    base = np.asarray(lm.logits(*prompts))[keep]
+    bound = 1e-5 * np.abs(base).max()
+    experts = [
+        sva.Expert({name: np.ones(len(x.s)) for name, x in spectra.items()}, "linear"),
+        sva.Expert({name: np.full(len(x.s), -1.3) for name, x in spectra.items()}, "sigmoid_nuclear"),
+    ]
+    for expert in experts:
+        z = expert.z(spectra)
+        assert np.abs(np.asarray(lm.logits(*prompts, z))[keep] - base).max() < bound
+        assert np.abs(np.asarray(sva.merge(lm, spectra, z).logits(*prompts))[keep] - base).max() < bound
+    z = {name: np.linspace(0.8, 1.2, len(x.s)).astype(np.float32) for name, x in spectra.items()}
+    merged = np.asarray(sva.merge(lm, spectra, z).logits(*prompts))[keep]
+    assert np.abs(merged - np.asarray(lm.logits(*prompts, z))[keep]).max() < bound
+    assert np.abs(merged - base).max() > 1e-2
 
 
 def test_a_saved_toy_model_loads_with_its_tokenizer_and_fingerprint(toy, tmp_path):

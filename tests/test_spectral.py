@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from sva.errors import UserError
 from sva.spectral import store
@@ -11,7 +12,7 @@ from sva.spectral.expert import Expert, bank, mix, mix_rows
 from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
 from sva.spectral.forms import Factored, Spectrum, delta, dot, merge
 from sva.spectral.svd import reconstruction_error, svd
-from sva.trees import select
+from sva.trees import nearest, select
 
 
 def _weight(out, into, rank=None, seed=0):
@@ -44,6 +45,34 @@ def test_forms_agree_in_value_and_gradient(out, into, rank, seed):
     for name in ("factored", "delta"):
         _close(values[name], values["dense"])
         assert np.linalg.norm(grads[name] - grads["dense"]) <= 1e-4 * max(np.linalg.norm(grads["dense"]), 1e-3)
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9)])
+def test_gradient_of_sigmoid_nuclear_equals_finite_differences(shape):
+    w = _weight(*shape)
+    s = jnp.asarray(svd(w).s)
+    rng = np.random.default_rng(0)
+    raw, direction, g = (rng.standard_normal(5) for _ in range(3))
+
+    def value(raw):  # in float64, by the formula
+        gate = 1 / (1 + np.exp(-raw))
+        total = np.asarray(s, np.float64)
+        return (g * gate * total.sum() / (total * gate).sum()).sum()
+
+    slope = jax.grad(lambda raw: jnp.sum(jnp.asarray(g, jnp.float32) * SIGMOID_NUCLEAR.z(raw, s)))(
+        jnp.asarray(raw, jnp.float32)
+    )
+    numeric = (value(raw + 1e-5 * direction) - value(raw - 1e-5 * direction)) / 2e-5
+    assert float(slope @ direction) == pytest.approx(numeric, rel=1e-4)
+    # Along "all of p" at a constant p nothing changes.
+    flat = jax.grad(lambda raw: jnp.sum(jnp.asarray(g, jnp.float32) * SIGMOID_NUCLEAR.z(raw, s)))(jnp.full(5, 0.1))
+    assert abs(float(flat.sum())) < 1e-5 * float(jnp.abs(flat).sum())
+
+
+def test_a_matrix_of_zeros_keeps_z_and_its_gradient_finite():
+    z, slope = jax.value_and_grad(lambda raw: jnp.sum(SIGMOID_NUCLEAR.z(raw, jnp.zeros(4))))(jnp.full(4, 0.1))
+    assert np.isfinite(z)
+    assert np.isfinite(slope).all()
 
 
 def test_factored_backward_forms_nothing_of_the_weights_shape():
@@ -115,19 +144,34 @@ def test_expert_file_round_trips_and_refuses_another_base(tmp_path):
     with pytest.raises(UserError, match=r"mine .* not on yours"):
         Expert.load(path, fingerprint="0" * 64, base="yours")
     assert Expert.load(path, fingerprint="0" * 64, transfer=True).raw.keys() == {"a"}
-    path.write_bytes(path.read_bytes()[:-4])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
     with pytest.raises(UserError, match="damaged"):
         Expert.load(path)
+    path.write_bytes(whole.replace(b"sigmoid_nuclear", b"sigmoid_nucleus"))
+    with pytest.raises(UserError, match="unknown parametrisation 'sigmoid_nucleus'"):
+        Expert.load(path)
+    save_file({"a": np.ones(2, np.float32)}, path)
+    with pytest.raises(UserError, match="no sva expert"):
+        Expert.load(path)
+    with pytest.raises(UserError, match="no expert file"):
+        Expert.load(tmp_path / "none.safetensors")
 
 
 def test_expert_that_does_not_fit_is_refused():
     spectra = {"a": Spectrum(jnp.ones((2, 2)), jnp.ones(2), jnp.ones((2, 2)))}
-    for raw, reason in (({"b": [1.0]}, "not among"), ({"a": [1.0]}, "1 entries"), ({"a": [1.0, np.nan]}, "NaN")):
+    for raw, reason in (
+        ({"b": [1.0]}, "not among"),
+        ({"a": [1.0]}, "1 entries"),
+        ({"a": [[1.0, 1.0]]}, "shape .1, 2., expected .2."),
+        ({"a": [1.0, np.nan]}, "NaN"),
+        ({"a": [1.0, np.inf]}, "NaN or infinite"),
+    ):
         with pytest.raises(UserError, match=reason):
             Expert({name: np.asarray(x) for name, x in raw.items()}).z(spectra)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "foreign"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "foreign", "format", "empty", "renamed"])
 def test_damaged_or_foreign_spectra_are_noticed_and_made_again(tmp_path, capsys, damage):
     w = _weight(8, 6)
     calls = []
@@ -146,11 +190,20 @@ def test_damaged_or_foreign_spectra_are_noticed_and_made_again(tmp_path, capsys,
         path.write_bytes(data)
     elif damage == "truncate":
         path.write_bytes(data[:-9])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "format":
+        path.write_bytes(data.replace(store.FORMAT.encode(), b"sva-spectrum-0"))
+    elif damage == "renamed":
+        path.write_bytes(data.replace(b'"name":"a"', b'"name":"b"'))
     fingerprint = "f2" if damage == "foreign" else "f1"
     again = store.decompose({"a": read}, fingerprint, tmp_path, progress=False)
     assert len(calls) == 2
     assert "decomposing again" in capsys.readouterr().err
-    np.testing.assert_array_equal(first["a"].s, again["a"].s)
+    for one, two in zip(first["a"], again["a"], strict=True):
+        np.testing.assert_array_equal(one, two)
+    store.decompose({"a": read}, fingerprint, tmp_path, progress=False)
+    assert len(calls) == 2  # what was made again is kept
 
 
 def test_a_weight_with_nan_is_named(tmp_path):
@@ -168,3 +221,8 @@ def test_targets_select_or_say_why_not():
         select(names, "mpl")
     with pytest.raises(UserError, match="regular expression"):
         select(names, "(")
+
+
+def test_a_misspelt_name_gets_its_nearest_or_all():
+    assert nearest("stepz", ["steps", "lr", "seed"]) == " (did you mean steps?)"
+    assert nearest("xyz", ["steps", "lr"]) == " (known: lr, steps)"

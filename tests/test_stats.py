@@ -11,6 +11,24 @@ def test_wilsons_interval_has_its_known_values():
     assert interval.high == pytest.approx(0.9433, abs=1e-4)
 
 
+def test_an_interval_holds_its_mean_also_at_the_ends():
+    for correct in (np.zeros(3, bool), np.ones(3, bool), np.ones(1, bool)):
+        interval = accuracy(correct)
+        assert 0 <= interval.low <= interval.mean <= interval.high <= 1
+    assert accuracy(np.zeros(10, bool)).high == pytest.approx(0.2775, abs=1e-4)
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        base = rng.random(60) < 0.4
+        better = base | (rng.random(60) < 0.3)  # true gain 0.6 * 0.3
+        interval = paired_difference(better, base, seed=seed, draws=400)
+        covered += interval.low <= 0.18 <= interval.high
+    assert 0.90 < covered / 200 < 0.99  # 95 %, less what a percentile interval loses at n = 60
+
+
 def test_paired_difference_is_narrower_than_the_items_spread():
     a = np.tile([1, 1, 0, 1], 50)
     b = np.tile([1, 0, 0, 1], 50)
