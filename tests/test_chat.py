@@ -2,35 +2,33 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from sva import chat
 from sva.errors import UserError
+from sva.testing import tokenizer
 
 
 @pytest.fixture
-def plain(toy):
-    """The toy model whose tokenizer has no chat template and puts <user> in front, as others put a BOS token."""
-    from tokenizers.processors import TemplateProcessing
-
-    from sva.testing import tokenizer
-
+def adding(toy):
+    """The toy model with a tokenizer that puts <user> in front by itself, as others do with a BOS token."""
     own = tokenizer()
-    own.chat_template = None
     own.backend_tokenizer.post_processor = TemplateProcessing(single="<user> $A", special_tokens=[("<user>", 3)])
     return dataclasses.replace(toy, tokenizer=own)
 
 
-def test_a_question_becomes_one_turn_of_the_template_with_no_token_twice(toy):
-    text = chat.render(toy, "what colour ?")
+def test_a_question_becomes_one_turn_of_the_template_with_no_token_twice(adding):
+    text = chat.render(adding, "what colour ?")
     assert text == "<user> what colour ? <assistant>"
-    ids, mask = chat.encode(toy, [text, "red"])
+    ids, mask = chat.encode(adding, [text, "red"])
     np.testing.assert_array_equal(ids, [[3, 27, 22, 31, 4], [0, 0, 0, 0, 5]])
     np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
 
 
-def test_without_a_template_the_question_stands_alone_behind_its_first_token(plain):
-    assert chat.render(plain, "what colour ?") == "what colour ?"
-    ids, _ = chat.encode(plain, ["what colour ?"])
+def test_without_a_template_the_question_stands_alone_behind_its_first_token(adding):
+    adding.tokenizer.chat_template = None
+    assert chat.render(adding, "what colour ?") == "what colour ?"
+    ids, _ = chat.encode(adding, ["what colour ?"])
     np.testing.assert_array_equal(ids, [[3, 27, 22, 31]])
 
 

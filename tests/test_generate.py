@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -92,6 +94,23 @@ def test_the_same_key_draws_the_same_and_another_key_something_else(toy):
     twins = np.tile(ids[:1], (4, 1))
     rows = np.asarray(toy.generate(twins, np.ones_like(twins), 8, sampling=Temperature(), key=jax.random.key(5)).tokens)
     assert len({tuple(row) for row in rows}) == 4  # rows draw apart, also of one prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class _FromTheKey:
+    """A token that depends on nothing but the key."""
+
+    def __call__(self, logits, keys):
+        return jax.vmap(lambda key: jax.random.randint(key, (), 0, 32))(keys)
+
+
+def test_every_step_of_every_row_has_a_key_of_its_own(toy):
+    ids, mask = _prompts(32, rows=3)
+    key = jax.random.key(4)
+    out = toy.generate(ids, mask, 6, sampling=_FromTheKey(), key=key)
+    rows = [jax.random.fold_in(key, row) for row in range(3)]
+    expected = [[jax.random.randint(jax.random.fold_in(row, step), (), 0, 32) for step in range(6)] for row in rows]
+    np.testing.assert_array_equal(out.tokens, expected)
 
 
 @pytest.mark.parametrize("scan", [False, True])

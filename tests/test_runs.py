@@ -93,9 +93,11 @@ def test_a_directory_in_use_is_refused_and_freed_after_a_failure(settings, toy, 
     with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another process trains in"):
         runs.train_expert(settings(tmp_path), lm=toy, progress=False)
     monkeypatch.setattr("sva.runs.fit", lambda *_, **__: 1 / 0)
+    failures = []  # kept, and with them whatever their frames hold
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ZeroDivisionError) as caught:
             runs.train_expert(settings(tmp_path), lm=toy, progress=False)
+        failures.append(caught)
 
 
 @pytest.mark.parametrize(

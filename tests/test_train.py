@@ -163,14 +163,18 @@ def test_training_raises_the_reward(toy, spectra, tmp_path):
 
 
 def test_a_run_interrupted_after_any_step_ends_bit_for_bit_as_if_it_had_not_been(toy, spectra, tmp_path, whole):
+    done = []
+
     def interrupt(row):
+        done.append(row["step"])
         if row["step"] in (1, 2):
-            raise KeyboardInterrupt
+            raise RuntimeError("stop")
 
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match="stop"):
             _fit(toy, spectra, tmp_path, on_step=interrupt)
-    state = _fit(toy, spectra, tmp_path)
+    state = _fit(toy, spectra, tmp_path, on_step=interrupt)
+    assert done == [0, 1, 2, 3, 4]  # nothing is done twice
     _assert_same(state, whole[0])
     assert _rows(tmp_path) == whole[1]
 
@@ -180,12 +184,12 @@ def test_rows_of_a_step_that_was_not_saved_are_written_anew(toy, spectra, tmp_pa
 
     def dies(self, step, state):
         if step == 3:
-            raise KeyboardInterrupt
+            raise RuntimeError("stop")
         save(self, step, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", dies)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match="stop"):
             _fit(toy, spectra, tmp_path)
     assert [row["step"] for row in _rows(tmp_path)] == [0, 1, 2]
     with (tmp_path / "metrics.jsonl").open("a") as file:
