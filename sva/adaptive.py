@@ -62,7 +62,7 @@ class AdaptiveLM:
 
     def choose_generated(self, questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
         """The labels that the base model writes when it is asked freely, as in the paper; "other" if it names none."""
-        texts = [self.form.before + question + self.form.after for question in questions]
+        texts = [self.form.before + self.form.space + question + self.form.after for question in questions]
         ids, mask = chat.encode(self.lm, texts)
         out = self.lm.generate(ids, mask, max_new_tokens, chat.end_tokens(self.lm))
         read = [dispatch.read_label(text, self.labels) for text in chat.decode(self.lm, out.tokens, out.lengths)]

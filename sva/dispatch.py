@@ -133,22 +133,28 @@ _scores = jax.jit(label_scores, static_argnames=("model",))
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """The classification question around a prompt, split where the prompt stands."""
+    """The classification question around a prompt, cut where the shared prefix ends.
+
+    The space before the prompt belongs to what follows the cut: byte-level tokenizers join it to the next word, and
+    cut elsewhere the model would read other tokens than it does when the question is asked in one piece.
+    """
 
     before: str
+    space: str
     after: str
 
 
 def template(lm: LM, labels: Sequence[Label]) -> Template:
     """The rendered classification question for these labels."""
     before, after = chat.render(lm, instruction(labels, _MARK)).split(_MARK)
-    return Template(before, after)
+    prefix = before.rstrip(" ")
+    return Template(prefix, before[len(prefix) :], after)
 
 
 def encode(lm: LM, form: Template, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(ids, mask) [B, T] int32 of what follows the shared prefix, padded on the left."""
     tokenizer = chat.need_tokenizer(lm)
-    rows = [tokenizer(q + form.after, add_special_tokens=False)["input_ids"] for q in questions]
+    rows = [tokenizer(form.space + q + form.after, add_special_tokens=False)["input_ids"] for q in questions]
     width = max(len(row) for row in rows)
     ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):

@@ -3,6 +3,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from sva import chat, dispatch
 from sva.errors import UserError
@@ -46,6 +48,22 @@ def test_label_scores_are_those_of_each_label_by_itself_without_a_cache(adapted,
     np.testing.assert_allclose(_scores(toy, first, adapter=adapter), expected, atol=1e-4)
     assert len(first.label_ids) == 4  # "green thing" is two tokens
     assert len(first.target_ids) == 7
+
+
+def test_a_question_after_the_prefix_has_the_ids_it_has_in_one_piece(toy):
+    """As byte-level tokenizers join a space to the word after it."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate([*letters, "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}w"])}
+    model = Tokenizer(models.BPE(vocabulary, [("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "w")]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own = PreTrainedTokenizerFast(tokenizer_object=model, chat_template=toy.tokenizer.chat_template)
+    lm = dataclasses.replace(toy, tokenizer=own)
+    form = dispatch.template(lm, LABELS)
+    for question in ("what colour ?", " what", "\nwhat"):
+        whole = own(chat.render(lm, instruction(LABELS, question)))["input_ids"]
+        ids, mask = dispatch.encode(lm, form, [question])
+        assert own(form.before)["input_ids"] + ids[mask > 0].tolist() == whole
+        assert form.before + form.space + question + form.after == chat.render(lm, instruction(LABELS, question))
 
 
 def test_a_rows_scores_do_not_depend_on_the_others(toy):
