@@ -15,7 +15,7 @@ from sva.adaptive import AdaptiveLM, build
 from sva.evaluate import Item, Record
 from sva.files import write_json
 from sva.lm import LM, decompose, load, merge
-from sva.runs import train_expert, versions
+from sva.runs import command, train_expert, versions
 from sva.spectral.expert import Expert
 from sva.stats import accuracy, paired_difference
 from sva.tasks import task as make_task
@@ -77,7 +77,7 @@ def demo(directory: Path) -> dict[str, Any]:
         "first_pass_share": first_seconds / total_seconds,
         "seconds": round(time.time() - started, 1),
         "versions": versions(),
-        "command": " ".join(sys.argv),
+        "command": command(),
     }
     write_json(directory / "result.json", result)
     lines = (json.dumps({"system": name} | r._asdict()) for name, rows in answers.items() for r in rows)
@@ -148,7 +148,7 @@ def report(result: Mapping[str, Any], kinds: Sequence[str], directory: Path) -> 
     lines = [
         "",
         f"An expert is {result['model']}'s own weights with their singular values rescaled: one vector a matrix.",
-        f"Trained just now: {live['task']}, greedy on {live['n']} prompts never seen: {share(live['before'])} before, "
+        f"Trained here: {live['task']}, greedy on {live['n']} prompts never seen: {share(live['before'])} before, "
         f"{share(live['after'])} after.",
         "",
         f"Mixed set of {result['n']} held-out prompts ({', '.join(kinds)}); accuracy with 95 % interval:",

@@ -43,6 +43,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
+def command() -> str:
+    """The command that is running, without the path that it lies under."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def task_of(config: Config) -> Task:
     """The task that a configuration trains."""
     return make_task(config.task, routes=config.routes) if config.routes else make_task(config.task)
@@ -121,7 +126,7 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
         "seconds": round(time.time() - started, 1),
         "config": OmegaConf.to_container(OmegaConf.structured(config), resolve=True),
         "versions": versions(),
-        "command": " ".join(sys.argv),
+        "command": command(),
     }
     expert = Expert(expert.raw, config.parametrisation, describe(lm, task, config, result))
     expert.save(run_dir / "expert.safetensors")
