@@ -129,15 +129,11 @@ def build(
       calibrate: see `dispatch.prepare`.
       progress: show a bar while missing spectra are decomposed.
     Raises:
-      UserError: no experts, too many, two of one label, or one without a label.
+      UserError: no experts, two of one label, one without a label, or a classifier of other labels.
     """
     if not experts:
         raise UserError("two passes need at least one expert; train one with sva train")
-    labels = tuple(
-        Label(expert.metadata.get("label", ""), expert.metadata.get("description", "")) for expert in experts
-    )
-    if not all(label.name for label in labels):
-        raise UserError("an expert carries no label; train it again with a task that has one")
+    labels, places = arrange(experts, classifier)
     everyone = [*experts, *([classifier] if classifier else [])]
     names = list(dict.fromkeys(name for expert in everyone for name in expert.raw))
     spectra = spectra_of(lm, names, progress=progress)
@@ -146,9 +142,31 @@ def build(
     slots = next(iter(table.values())).shape[0]
     alphas = jax.nn.one_hot(len(everyone), slots) if classifier else None
     adapter = mixture(nested, rows, alphas[None, :]) if alphas is not None else None
-    labels = (*labels, OTHER_LABEL)
-    first = dispatch.prepare(lm, labels, [*range(1, len(experts) + 1), 0], adapter=adapter, calibrate=calibrate)
+    first = dispatch.prepare(lm, labels, places, adapter=adapter, calibrate=calibrate)
     return AdaptiveLM(lm, labels, nested, rows, dispatch.template(lm, labels), first, alphas)
+
+
+def arrange(experts: Sequence[Expert], classifier: Expert | None) -> tuple[tuple[Label, ...], list[int]]:
+    """(C labels, the bank's slot of each): the experts' in order and then "other", or as the classifier learnt them.
+
+    A classification expert was trained on one question, so its labels keep their order and their descriptions.
+    """
+    labels = [Label(expert.metadata.get("label", ""), expert.metadata.get("description", "")) for expert in experts]
+    if not all(label.name for label in labels):
+        raise UserError("an expert carries no label; train it again with a task that has one")
+    labels = (*labels, OTHER_LABEL)
+    slots = [*range(1, len(labels)), 0]
+    if classifier is None:
+        return labels, slots
+    learnt = tuple(Label(*pair) for pair in classifier.metadata.get("labels", {}).items())
+    place = {label.name: slot for label, slot in zip(labels, slots, strict=True)}
+    if sorted(label.name for label in learnt) != sorted(label.name for label in labels):
+        told, needed = (", ".join(label.name for label in group) or "nothing" for group in (learnt, labels))
+        raise UserError(
+            f"the classification expert tells apart {told}; these experts need {needed}: load experts of its labels, "
+            "or train a classification expert with task: routing"
+        )
+    return learnt, [place[label.name] for label in learnt]
 
 
 def _pad(ids: np.ndarray, mask: np.ndarray) -> tuple[jax.Array, jax.Array]:

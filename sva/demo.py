@@ -14,7 +14,7 @@ from sva import config, evaluate, metrics, plots
 from sva.adaptive import AdaptiveLM, build
 from sva.evaluate import Item, Record
 from sva.files import write_json
-from sva.lm import LM, decompose, load, merge
+from sva.lm import LM, decompose, load, merge, spectra_of
 from sva.runs import command, train_expert, versions
 from sva.spectral.expert import Expert
 from sva.stats import accuracy, paired_difference
@@ -40,41 +40,44 @@ def demo(directory: Path) -> dict[str, Any]:
     started = time.time()
     say("1/4  the model and its singular values")
     lm = load(MODEL)
-    spectra = decompose(lm, "mlp")
+    decompose(lm, "mlp")
     say(f"2/4  training the expert for {LIVE!r}: reward +1 for a right answer, -1 for a wrong one")
     settings = config.load(overrides=[*LIVE_SETTINGS, f"run_dir={directory / LIVE}"])
     live, trained = train_expert(settings, lm=lm)
     curve = metrics.read(directory / LIVE / "metrics.jsonl")
     plots.learning_curve(curve, f"SVF on {lm.name}: {LIVE}", directory / "learning_curve.png")
-    experts = [live, *load_shipped(lm)]
+    shipped, classifier = load_shipped(lm)
+    experts = {str(expert.metadata["task"]): expert for expert in (live, *shipped)}
     say(f"3/4  the base model and each of {len(experts)} experts, alone, on a mixed set they have not seen")
-    kinds = [*(str(expert.metadata["task"]) for expert in experts), OTHER]
-    todo = mixed(kinds)
-    answers = {"base": evaluate.evaluate(lm, todo, batch_size=BATCH, title="base")}
-    for name, expert in zip(kinds, experts, strict=False):
-        adapted = merge(lm, spectra, expert.z(spectra))
-        answers[f"{name} everywhere"] = evaluate.evaluate(adapted, todo, batch_size=BATCH, title=name)
+    todo, kinds = mixed([*experts, OTHER])
+    answers = {"base": alone(lm, todo, "base", directory)}
+    for name, expert in experts.items():
+        answers[f"{name} everywhere"] = alone(lm, todo, name, directory, expert)
     say("4/4  two passes: the model says what kind each prompt is, then answers with that expert")
-    model = build(lm, experts)
-    labels = [label.name for label in model.labels]
-    probs, first_seconds = first_pass(model, todo)
-    answers["two-pass"], total_seconds = two_passes(model, todo)
-    own = {kind: f"{kind} everywhere" for kind in kinds[:-1]} | {OTHER: "base"}
-    order = [kinds[i % len(kinds)] for i in range(len(todo))]
-    answers["oracle dispatch"] = [answers[own[kind]][i] for i, kind in enumerate(order)]
-    matrix = np.zeros((len(kinds), len(labels)), int)
-    for kind, row in zip(order, probs, strict=True):
-        matrix[kinds.index(kind), row.argmax()] += 1
-    plots.confusion({"prompt dispatcher": matrix}, labels, directory / "dispatch.png")
+    model = build(lm, list(experts.values()), classifier=classifier)
+    zero_shot = build(lm, list(experts.values()))
+    right = {name: str(expert.metadata["label"]) for name, expert in experts.items()} | {OTHER: OTHER}
+    order = [right[kind] for kind in kinds]
+    dispatchers, seconds = {}, {}
+    for name, dispatcher in (("classification expert", model), ("prompt (zero-shot)", zero_shot)):
+        chosen, seconds[name] = first_pass(dispatcher, todo, name)
+        dispatchers[name] = confusion(order, chosen, [label.name for label in model.labels])
+    answers["two-pass"], both = two_passes(model, todo)
+    own = {kind: f"{kind} everywhere" for kind in experts} | {OTHER: "base"}
+    answers["oracle dispatch"] = [answers[own[kind]][i] for i, kind in enumerate(kinds)]
+    plots.confusion(dispatchers, [label.name for label in model.labels], directory / "dispatch.png")
     result = {
         "model": lm.name,
         "quantisation": lm.quantisation,
         "n": len(todo),
         "live": {name: trained[name] for name in ("task", "n", "before", "after", "gain")},
-        **table(answers, order, kinds),
-        "dispatch_accuracy": float(np.trace(matrix) / matrix.sum()),
-        "confusion": matrix.tolist(),
-        "first_pass_share": first_seconds / total_seconds,
+        **table(answers, kinds),
+        "labels": [label.name for label in model.labels],
+        "dispatch": {
+            name: {"accuracy": float(np.trace(matrix) / matrix.sum()), "confusion": matrix.tolist()}
+            for name, matrix in dispatchers.items()
+        },
+        "first_pass_share": seconds["classification expert"] / both,
         "seconds": round(time.time() - started, 1),
         "versions": versions(),
         "command": command(),
@@ -82,30 +85,59 @@ def demo(directory: Path) -> dict[str, Any]:
     write_json(directory / "result.json", result)
     lines = (json.dumps({"system": name} | r._asdict()) for name, rows in answers.items() for r in rows)
     (directory / "answers.jsonl").write_text("\n".join(lines) + "\n")
-    print(report(result, kinds, directory))
+    print(report(result, directory))
     return result
 
 
-def load_shipped(lm: LM) -> list[Expert]:
-    """The experts that come with the package, each trained by the configuration of its name in configs/."""
-    files = sorted(Path(str(resources.files("sva"))).glob("assets/*.safetensors"))
-    return [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in files]
+def asset_files() -> list[Path]:
+    """The expert files in the package."""
+    return sorted(Path(str(resources.files("sva"))).glob("assets/*.safetensors"))
 
 
-def mixed(kinds: Sequence[str]) -> list[Item]:
-    """Held-out prompts, one of each kind in turn."""
-    rows = [evaluate.items(make_task(kind), "test", PER_KIND) for kind in kinds]
-    return [item for turn in zip(*rows, strict=True) for item in turn]
+def load_shipped(lm: LM) -> tuple[list[Expert], Expert]:
+    """(experts, classification expert) of the package, each trained by the configuration of its name in configs/."""
+    found = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in asset_files()]
+    (classifier,) = (expert for expert in found if "labels" in expert.metadata)
+    return [expert for expert in found if "labels" not in expert.metadata], classifier
 
 
-def first_pass(model: AdaptiveLM, todo: Sequence[Item]) -> tuple[np.ndarray, float]:
-    """([n, C] label probabilities, seconds without compiling) of the first pass alone."""
+def mixed(names: Sequence[str]) -> tuple[list[Item], list[str]]:
+    """(held-out prompts, one of each kind in turn; the kind of each)."""
+    rows = [evaluate.items(make_task(name), "test", PER_KIND) for name in names]
+    todo = [item for turn in zip(*rows, strict=True) for item in turn]
+    return todo, [names[i % len(names)] for i in range(len(todo))]
+
+
+def alone(lm: LM, todo: Sequence[Item], name: str, directory: Path, expert: Expert | None = None) -> list[Record]:
+    """Answers of the base or of one expert, kept in `directory` under what they depend on."""
+
+    def answers() -> list[Record]:
+        adapted = lm
+        if expert is not None:
+            spectra = spectra_of(lm, list(expert.raw))
+            adapted = merge(lm, spectra, expert.z(spectra))
+        return evaluate.evaluate(adapted, todo, batch_size=BATCH, title=name)
+
+    of = expert.digest if expert else lm.fingerprint
+    return evaluate.kept(directory / "alone" / f"{name}-{of[:12]}.jsonl", todo, answers)
+
+
+def first_pass(model: AdaptiveLM, todo: Sequence[Item], title: str) -> tuple[list[str], float]:
+    """(the label chosen for each prompt, seconds without compiling) of the first pass alone."""
     questions = [item.question for item in todo]
     model.choose(questions[:BATCH])
-    started, found = time.perf_counter(), []
-    for batch in evaluate.batches(todo, BATCH, "first pass alone"):
-        found.append(model.choose([item.question for item in batch]))
-    return np.concatenate(found), time.perf_counter() - started
+    started, chosen = time.perf_counter(), []
+    for batch in evaluate.batches(todo, BATCH, f"first pass: {title}"):
+        rows = model.choose([item.question for item in batch])
+        chosen += [model.labels[row.argmax()].name for row in rows]
+    return chosen, time.perf_counter() - started
+
+
+def confusion(order: Sequence[str], chosen: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """[C, C] counts: rows are the right label, columns the chosen one."""
+    matrix = np.zeros((len(labels), len(labels)), int)
+    np.add.at(matrix, ([labels.index(name) for name in order], [labels.index(name) for name in chosen]), 1)
+    return matrix
 
 
 def two_passes(model: AdaptiveLM, todo: Sequence[Item]) -> tuple[list[Record], float]:
@@ -119,12 +151,13 @@ def two_passes(model: AdaptiveLM, todo: Sequence[Item]) -> tuple[list[Record], f
     return records, time.perf_counter() - started
 
 
-def table(answers: Mapping[str, Sequence[Record]], order: Sequence[str], kinds: Sequence[str]) -> dict[str, Any]:
+def table(answers: Mapping[str, Sequence[Record]], kinds: Sequence[str]) -> dict[str, Any]:
     """Accuracies overall and by kind, and the paired differences that matter."""
     right = {name: np.array([record.correct for record in records]) for name, records in answers.items()}
     single = max((name for name in right if name.endswith("everywhere")), key=lambda name: right[name].mean())
     by_kind = {
-        name: {kind: float(ok[[k == kind for k in order]].mean()) for kind in kinds} for name, ok in right.items()
+        name: {kind: float(ok[[k == kind for k in kinds]].mean()) for kind in dict.fromkeys(kinds)}
+        for name, ok in right.items()
     }
     return {
         "accuracy": {name: accuracy(ok)._asdict() for name, ok in right.items()},
@@ -135,7 +168,7 @@ def table(answers: Mapping[str, Sequence[Record]], order: Sequence[str], kinds: 
     }
 
 
-def report(result: Mapping[str, Any], kinds: Sequence[str], directory: Path) -> str:
+def report(result: Mapping[str, Any], directory: Path) -> str:
     """What happened, for a person who has read nothing."""
 
     def share(interval: Mapping[str, float]) -> str:
@@ -144,7 +177,8 @@ def report(result: Mapping[str, Any], kinds: Sequence[str], directory: Path) -> 
     def points(interval: Mapping[str, float]) -> str:
         return f"{100 * interval['mean']:+.1f} points [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
 
-    live = result["live"]
+    live, kinds = result["live"], list(result["by_kind"]["base"])
+    sent = {name: f"{100 * found['accuracy']:.0f} %" for name, found in result["dispatch"].items()}
     lines = [
         "",
         f"An expert is {result['model']}'s own weights with their singular values rescaled: one vector a matrix.",
@@ -161,8 +195,8 @@ def report(result: Mapping[str, Any], kinds: Sequence[str], directory: Path) -> 
         "",
         f"Two passes against the base model:   {points(result['two_pass_over_base'])}",
         f"Two passes against {result['best_single']}: {points(result['two_pass_over_best_single'])}",
-        f"First pass: {100 * result['dispatch_accuracy']:.0f} % of prompts sent to the right expert, "
-        f"{100 * result['first_pass_share']:.0f} % of the time of both.",
+        f"Sent to the right expert: {', '.join(f'{share} by the {name}' for name, share in sent.items())}; the first "
+        f"pass takes {100 * result['first_pass_share']:.0f} % of the time of both.",
         "(oracle dispatch: every prompt answered by its own kind's expert, 'other' by the base)",
         f"Pictures and records: {directory}",
     ]

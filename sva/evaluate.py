@@ -1,13 +1,16 @@
 """Greedy answers to held-out prompts, graded, one record each."""
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from sva import chat
+from sva.files import write_atomically
 from sva.lm import LM
 from sva.tasks.base import Example, Task
 
@@ -81,4 +84,19 @@ def evaluate(
         ids, mask = chat.encode(lm, [chat.render(lm, item.question) for item in batch])
         out = lm.generate(ids, mask, budget, eos)
         records += grade(batch, chat.decode(lm, out.tokens, out.lengths), out.lengths)
+    return records
+
+
+def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) -> list[Record]:
+    """The records at `path` where they answer these items in this order; otherwise those that `answers` makes, kept.
+
+    Whose answers they are is for the caller to put into the path.
+    """
+    if path.exists():
+        records = [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+        if [(record.task, record.question) for record in records] == [(item.task.name, item.question) for item in todo]:
+            return records
+    records = answers()
+    text = "".join(json.dumps(record._asdict()) + "\n" for record in records)
+    write_atomically(path, lambda p: p.write_text(text))
     return records

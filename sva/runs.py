@@ -8,7 +8,6 @@ result.json          accuracy before and after, settings, versions, command
 before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
 """
 
-import json
 import platform
 import sys
 import time
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from sva import evaluate as evaluation
 from sva.config import Config, to_yaml
 from sva.errors import UserError
-from sva.evaluate import Item, Record
+from sva.evaluate import Record
 from sva.files import disk_error, write_atomically, write_json
 from sva.lm import LM, decompose, load, merge
 from sva.spectral.expert import Expert
@@ -33,6 +32,7 @@ from sva.spectral.family import family
 from sva.stats import accuracy, paired_difference
 from sva.tasks import task as make_task
 from sva.tasks.base import Task
+from sva.tasks.routing import Routing
 from sva.train import fit
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "sva")
@@ -90,7 +90,13 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
     todo = evaluation.items(task, config.evaluate.split, config.evaluate.size)
     # Only now: a directory is not taken by settings that name no task, no model or no weight.
     write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
-    before = _records(run_dir / "before.jsonl", lm, todo, config, "base", progress)
+
+    def answers(lm: LM, title: str) -> list[Record]:
+        return evaluation.evaluate(
+            lm, todo, batch_size=config.evaluate.batch_size, title=f"evaluate {title}", progress=progress
+        )
+
+    before = evaluation.kept(run_dir / "before.jsonl", todo, lambda: answers(lm, "base"))
     with tqdm(total=config.train.steps, desc=f"train {task.name}", unit="step", file=sys.stderr) as bar:
 
         def show(row: Mapping[str, Any]) -> None:
@@ -114,7 +120,7 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
         )
     expert = Expert({k: np.asarray(v) for k, v in state.raw.items()}, config.parametrisation)
     adapted = merge(lm, spectra, expert.z(spectra))
-    after = _records(run_dir / "after.jsonl", adapted, todo, config, "adapted", progress)
+    after = evaluation.kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
     result = {
         "task": task.name,
         "model": lm.name,
@@ -135,7 +141,7 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
 
 
 def describe(lm: LM, task: Task, config: Config, result: Mapping[str, Any]) -> dict[str, Any]:
-    """An expert file's metadata."""
+    """An expert file's metadata; a classification expert's says which labels it tells apart."""
     return {
         "base": lm.name,
         "fingerprint": lm.fingerprint,
@@ -143,6 +149,7 @@ def describe(lm: LM, task: Task, config: Config, result: Mapping[str, Any]) -> d
         "task": task.name,
         "label": task.label,
         "description": task.description,
+        **({"labels": {label.name: label.description for label in task.labels}} if isinstance(task, Routing) else {}),
         "metrics": {name: result[name] for name in ("before", "after", "gain", "n")},
         "config": result["config"],
     }
@@ -178,15 +185,3 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         settings |= _flat(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
     return settings
-
-
-def _records(path: Path, lm: LM, todo: Sequence[Item], config: Config, title: str, progress: bool) -> list[Record]:
-    """Graded answers, from `path` where an interrupted run has them already."""
-    if path.exists():
-        return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
-    records = evaluation.evaluate(
-        lm, todo, batch_size=config.evaluate.batch_size, title=f"evaluate {title}", progress=progress
-    )
-    text = "".join(json.dumps(record._asdict()) + "\n" for record in records)
-    write_atomically(path, lambda p: p.write_text(text))
-    return records

@@ -8,7 +8,7 @@ from margins import assert_same_tokens
 
 import sva
 from sva import adapt, chat
-from sva.adaptive import OTHER_LABEL, SLOTS, AdaptiveLM, build
+from sva.adaptive import OTHER_LABEL, SLOTS, AdaptiveLM, arrange, build
 from sva.errors import UserError
 from sva.sampling import Greedy, Temperature
 from sva.spectral.expert import Expert
@@ -28,6 +28,14 @@ def _expert(spectra, seed, label):
     rng = np.random.default_rng(seed)
     raw = {name: rng.uniform(0.3, 1.7, len(x.s)).astype(np.float32) for name, x in spectra.items()}
     return Expert(raw, "linear", {"label": label, "description": f"a {label}"})
+
+
+def _judge(spectra, names):
+    """A classification expert that was trained to tell these labels apart."""
+    judge = _expert(spectra, 9, "routing")
+    return dataclasses.replace(
+        judge, metadata={"labels": {name: f"a {name}" for name in names[:-1]} | {names[-1]: OTHER_LABEL.description}}
+    )
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scanned"])
@@ -154,7 +162,7 @@ def test_a_classification_expert_runs_the_first_pass_and_only_that(setting):
     lm, _, zs = setting
     spectra = sva.decompose(lm, "mlp")
     experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
-    judge = _expert(spectra, 9, "routing")
+    judge = _judge(spectra, ["colour", "thing", "other"])
     adaptive = build(lm, experts, classifier=judge, calibrate=False, progress=False)
     merged = sva.merge(lm, spectra, judge.z(spectra))
     alone = build(merged, experts, calibrate=False, progress=False)
@@ -168,6 +176,18 @@ def test_a_classification_expert_runs_the_first_pass_and_only_that(setting):
     ids, mask = (x[:1] for x in _encoded(lm))
     plain = model.generate(ids, mask, NEW, [1])
     assert chat.decode(lm, plain.tokens, plain.lengths) == [label.text]
+
+
+def test_labels_stand_in_the_order_that_the_classifier_learnt(toy):
+    spectra = sva.decompose(toy, "mlp", progress=False)
+    experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
+    labels, slots = arrange(experts, _judge(spectra, ["thing", "colour", "other"]))
+    assert [label.name for label in labels] == ["thing", "colour", "other"]
+    assert slots == [2, 1, 0]
+    with pytest.raises(UserError, match="tells apart thing, other; these experts need colour, thing, other"):
+        arrange(experts, _judge(spectra, ["thing", "other"]))
+    with pytest.raises(UserError, match="tells apart nothing"):
+        arrange(experts, _expert(spectra, 3, "colour"))
 
 
 def test_experts_that_cannot_be_served_together_are_refused(toy):

@@ -37,3 +37,18 @@ def test_the_toy_task_keeps_its_splits_apart_and_grades_by_the_first_word():
     assert sum(map(len, rows)) == len(set.union(*rows)) == 144
     verdicts = [task.grade(text, {}).correct for text in ("red", " Red", "green thing", "the red", "", "redder")]
     np.testing.assert_array_equal(verdicts, [True, False, True, False, False, False])
+
+
+def test_records_are_kept_and_made_again_only_for_other_items(toy, tmp_path):
+    todo, made = evaluate.items(NameAColour(), "test", 3), []
+
+    def answers(items):
+        made.append(len(items))
+        return evaluate.evaluate(toy, items, progress=False)
+
+    path = tmp_path / "deep" / "base.jsonl"
+    first = evaluate.kept(path, todo, lambda: answers(todo))
+    assert evaluate.kept(path, todo, lambda: answers(todo)) == first
+    assert made == [3]
+    assert len(evaluate.kept(path, todo[:2], lambda: answers(todo[:2]))) == 2
+    assert made == [3, 2]

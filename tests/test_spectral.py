@@ -135,6 +135,13 @@ def test_bank_slots_mix_by_row_and_slot_zero_is_the_base():
         bank([{}], spectra, 1)
 
 
+def test_an_experts_digest_follows_its_numbers_and_not_its_metadata():
+    one = Expert({"a": np.arange(3.0), "b": np.ones(2)}, "linear", {"task": "x"})
+    assert one.digest == Expert({"b": np.ones(2), "a": np.arange(3.0)}, "linear").digest
+    others = [Expert({"a": np.arange(3.0), "b": np.zeros(2)}, "linear"), Expert(one.raw, "sigmoid_nuclear")]
+    assert len({one.digest, *(other.digest for other in others)}) == 3
+
+
 def test_expert_file_round_trips_and_refuses_another_base(tmp_path):
     path = tmp_path / "e.safetensors"
     Expert({"a": np.arange(3.0)}, "sigmoid_nuclear", {"fingerprint": "f" * 64, "base": "mine"}).save(path)

@@ -53,5 +53,5 @@ def test_routes_belong_to_routing_alone():
         sva.tasks.task("product", routes=["sort3"])
     with pytest.raises(UserError, match="no task 'prodct'; did you mean product"):
         sva.tasks.task("routing", routes=["prodct"])
-    labels = sva.tasks.task("routing", routes=["product", "capitals"]).labels
+    labels = sva.tasks.task("routing", routes=["product", "opposites"]).labels
     assert [label.name for label in labels] == ["arithmetic", "other"]

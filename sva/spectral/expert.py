@@ -9,6 +9,7 @@ The z-tree stands beside the parameter tree, under the same names:
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ class Expert:
     """One expert: raw float32 vectors [R] by weight name, and how to read them.
 
     `metadata` holds what is known of its making, all JSON values: `fingerprint` and `base` (name) of the base model,
-    `targets`, `task`, `label`, `description`, `metrics`, `config`.
+    `targets`, `task`, `label`, `description`, `metrics`, `config`; of a classification expert also `labels`, the names
+    and descriptions that it was trained to tell apart.
     """
 
     raw: Mapping[str, Any]
@@ -42,6 +44,15 @@ class Expert:
 
     def __post_init__(self) -> None:
         family(self.parametrisation)
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal sha256 over the parametrisation and every vector; metadata does not enter."""
+        content = hashlib.sha256(self.parametrisation.encode())
+        for name, raw in sorted(self.raw.items()):
+            content.update(f"\n{name} {np.shape(raw)}\n".encode())
+            content.update(np.ascontiguousarray(raw, np.float32).tobytes())
+        return content.hexdigest()
 
     def z(self, spectra: Mapping[str, Spectrum]) -> dict[str, jax.Array]:
         """Effective z {name: [R] float32}.

@@ -1,4 +1,4 @@
-"""Tasks made from seeds: letters, arithmetic, ordering, lists, and a few that nobody trains for.
+"""Tasks made from seeds: letters, arithmetic, ordering, lists, capitals, and a few that nobody trains for.
 
 Every word, and every tuple of operands in whatever order, belongs to one split for ever (`owner`), whatever
 the kind and the seed; so no word and no operand pair of the test split is ever trained on. A kind is one
@@ -27,6 +27,7 @@ LABELS = {
     "arithmetic": "calculating with numbers",
     "ordering": "comparing or sorting numbers or words",
     "lists": "counting, picking or turning round the words of a list",
+    "geography": "countries and their capitals",
     "other": "anything else",
 }
 
@@ -249,12 +250,12 @@ KINDS = {
     "list_last": Kind("lists", "word", _list_last),
     "reverse_words": Kind("lists", "words", _reverse_words),
     "opposites": Kind("other", "word", _opposites),
-    "capitals": Kind("other", "name", _capitals),
+    "capitals": Kind("geography", "name", _capitals),
     "plurals": Kind("other", "word", _plurals),
     "copy": Kind("other", "text", _copy),
 }
 
-MIXTURES = {"other": ("opposites", "capitals", "plurals")}
+MIXTURES = {"other": ("opposites", "plurals")}
 """Tasks that take turns between kinds, until the smallest has no more."""
 
 NAMES = (*KINDS, *MIXTURES)

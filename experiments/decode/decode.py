@@ -1,0 +1,97 @@
+"""Decoding SmolLM2-135M-Instruct in float32, 64 new tokens, beside transformers' generate: medians and ratios.
+
+    python experiments/decode/decode.py          # extra `bench`; writes result.json beside this file
+
+Same weights, same prompts, greedy, no end token, both sides in one process and in turn. Compilation and one warm-up
+are outside the times; prefill is inside. The limits are measured in the same run: the rate at which a matrix product
+reads float32 weights for one row, and the rate of one of as many rows as the batch.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import torch
+import transformers
+
+from sva import chat, evaluate, runtime
+from sva.files import write_json
+from sva.lm import load
+from sva.runs import command, versions
+from sva.tasks import task
+
+NEW, ROUNDS = 64, 5
+
+
+def seconds(run) -> float:
+    """Of one call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def product_rate(rows: int) -> float:
+    """Multiply-adds a second of [rows, 576] @ [576, 49152], counted as two operations."""
+    x, w = jnp.ones((rows, 576)), jnp.ones((576, 49152))
+    product = jax.jit(jnp.matmul)
+    product(x, w).block_until_ready()
+    return 2 * rows * w.size / statistics.median(seconds(lambda: product(x, w).block_until_ready()) for _ in range(15))
+
+
+def main() -> None:
+    runtime.start()
+    lm = load("smollm2-135m-instruct-q4_1")
+    with tempfile.TemporaryDirectory() as directory:
+        lm.save(Path(directory) / "model")
+        peer = transformers.AutoModelForCausalLM.from_pretrained(Path(directory) / "model", dtype=torch.float32).eval()
+    weights = sum(x.size for x in jax.tree.leaves(lm.params))
+    questions = [chat.render(lm, item.question) for item in evaluate.items(task("other"), "test", 32)]
+    result = {"model": lm.name, "new_tokens": NEW, "rounds": ROUNDS, "weights": weights}
+    result |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    for batch in (1, 32):
+        ids, mask = chat.encode(lm, questions[:batch])
+        torch_ids, torch_mask = torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
+
+        def ours(ids=ids, mask=mask):
+            return lm.generate(ids, mask, NEW).tokens
+
+        def theirs(ids=torch_ids, mask=torch_mask):
+            with torch.inference_mode():
+                out = peer.generate(
+                    ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0
+                )
+            return out[:, ids.shape[1] :].numpy()
+
+        # min_new_tokens bans the end token on one side only, so rows are compared up to an end token.
+        end = chat.end_tokens(lm)
+        pairs = [(list(a), list(b)) for a, b in zip(ours(), theirs(), strict=True)]
+        cut = [next((i for i, token in enumerate(a) if token in end), NEW) for a, _ in pairs]
+        same = sum(a[:n] == b[:n] for (a, b), n in zip(pairs, cut, strict=True))
+        times = {"sva": [], "transformers": []}
+        for _ in range(ROUNDS):
+            times["sva"].append(seconds(ours))
+            times["transformers"].append(seconds(theirs))
+        medians = {name: statistics.median(found) for name, found in times.items()}
+        rate = product_rate(batch)
+        result[f"batch_{batch}"] = {
+            "seconds": times,
+            "tokens_per_second": {name: batch * NEW / median for name, median in medians.items()},
+            "ratio": medians["transformers"] / medians["sva"],
+            "rows_equal_to_transformers": f"{same} of {batch}",
+            "weight_gigabytes_per_second": 4 * weights * NEW / medians["sva"] / 1e9,
+            "limit_gigabytes_per_second": 4 * rate / (2 * batch) / 1e9,
+            "gigaflops": 2 * weights * batch * NEW / medians["sva"] / 1e9,
+            "limit_gigaflops": rate / 1e9,
+        }
+    result |= {"versions": versions() | {"torch": torch.__version__}, "command": command()}
+    write_json(Path(__file__).with_name("result.json"), result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
