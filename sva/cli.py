@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("prompts", nargs="+")
     sub.add_argument("--model", **model)
     sub.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
+    sub.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
     sub.add_argument("--max-new-tokens", type=int, default=64)
     sub = command("expert", _expert, "Show what an expert file holds.")
     sub.add_argument("action", choices=["show"])
@@ -129,10 +130,18 @@ def _generate(arguments: argparse.Namespace) -> None:
     from sva.lm import load
     from sva.spectral.expert import Expert
 
+    if not all(prompt.strip() for prompt in arguments.prompts):
+        raise UserError("a prompt is empty; give it some text")
+    if arguments.classifier and not arguments.expert:
+        raise UserError("--classifier chooses between experts; name them with --expert")
     lm = load(arguments.model)
     if arguments.expert:
-        experts = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in arguments.expert]
-        for answer in build(lm, experts).answer(arguments.prompts, arguments.max_new_tokens):
+        paths = [*arguments.expert, *([arguments.classifier] if arguments.classifier else [])]
+        loaded = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in paths]
+        experts = loaded[: len(arguments.expert)]
+        classifier = loaded[-1] if arguments.classifier else None
+        model = build(lm, experts, classifier=classifier)
+        for answer in model.answer(arguments.prompts, arguments.max_new_tokens):
             print(f"[{answer.label} {answer.prob:.0%}] {answer.text}")
         return
     ids, mask = chat.encode(lm, [chat.render(lm, prompt) for prompt in arguments.prompts])

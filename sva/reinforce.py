@@ -36,11 +36,11 @@ class ReinforceConfig:
     """Settings of the loss."""
 
     kl_coef: float = 0.0  # lambda of arXiv 2501.06252; the paper tries 0, 0.1, 0.2, 0.3
-    baseline: str = "group"  # "none": the reward itself, as the paper; "group": standardised within a prompt's samples
+    baseline: str = "group"  # "none": the reward itself, as the paper; see `advantages` for "group" and "batch"
 
     def __post_init__(self) -> None:
-        if self.baseline not in ("none", "group"):
-            raise UserError(f"reinforce.baseline={self.baseline!r} is not known; use none or group")
+        if self.baseline not in ("none", "group", "batch"):
+            raise UserError(f"reinforce.baseline={self.baseline!r} is not known; use none, group or batch")
         if self.kl_coef < 0:
             raise UserError(f"reinforce.kl_coef={self.kl_coef} must not be negative")
 
@@ -49,12 +49,15 @@ def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
     """[P, G] advantages of rewards [P, G], G samples a prompt.
 
     "group" takes the group's mean away and divides by its standard deviation (GRPO, arXiv 2402.03300, section 4.1); a
-    group whose rewards are all equal teaches nothing and gets 0.
+    group whose rewards are all equal teaches nothing and gets 0. "batch" takes mean and deviation over all samples of
+    all prompts (REINFORCE++, arXiv 2501.03262): a policy that always gives the same answer still learns where it is
+    wrong, which a classifier that collapsed onto one label would otherwise never do.
     """
     if cfg.baseline == "none":
         return rewards
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
-    spread = rewards.std(axis=1, keepdims=True)
+    axis = 1 if cfg.baseline == "group" else None
+    centred = rewards - rewards.mean(axis=axis, keepdims=True)
+    spread = rewards.std(axis=axis, keepdims=True)
     return jnp.where(spread > 0, centred / jnp.where(spread > 0, spread, 1.0), 0.0)
 
 

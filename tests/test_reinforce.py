@@ -107,6 +107,14 @@ def test_group_advantages_by_hand():
     np.testing.assert_array_equal(advantages(rewards, ReinforceConfig(baseline="none")), rewards)
 
 
+def test_batch_advantages_teach_a_policy_that_always_answers_the_same():
+    rewards = jnp.array([[1.0, 1, 1, 1], [-1, -1, -1, -1]])
+    found = advantages(rewards, ReinforceConfig(baseline="batch"))
+    np.testing.assert_allclose(found, rewards, atol=1e-6)
+    assert not advantages(rewards, ReinforceConfig()).any()
+    np.testing.assert_array_equal(advantages(jnp.ones((2, 4)), ReinforceConfig(baseline="batch")), np.zeros((2, 4)))
+
+
 def test_loss_of_two_tokens_by_hand(toy):
     spectra = decompose(toy, "mlp", progress=False)
     raw = {name: jnp.linspace(-1, 1, len(x.s)) for name, x in spectra.items()}

@@ -22,7 +22,7 @@ def test_overrides_win_over_the_file_and_defaults_fill_the_rest(tmp_path):
         ("seed=[1", "'seed=.1' is not readable"),
         ("train=3", "train=3: "),
         ("task=${tsk}", "'task'.*tsk"),
-        ("reinforce.baseline=mean", "none or group"),
+        ("reinforce.baseline=mean", "none, group or batch"),
         ("reinforce.kl_coef=-1", "must not be negative"),
         ("parametrisation=sigmoid", "linear, sigmoid_nuclear"),
         ("rollout.prompts=0", "rollout.prompts=0 must be at least 1"),
