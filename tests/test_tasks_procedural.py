@@ -109,7 +109,7 @@ def test_answers_follow_from_their_operands(name):
         assert row["kind"] == name
         if name in compute:
             assert row["answer"] == compute[name](row["operands"])
-        elif row["operands"][0] in row["question"]:
+        elif re.search(rf'of "?{re.escape(row["operands"][0])}["?.]', row["question"]):
             assert row["answer"] == row["operands"][1]
         else:
             assert row["answer"] == row["operands"][0]
@@ -135,7 +135,7 @@ def test_a_question_never_gives_its_answer_as_a_bare_reading():
 
 def test_the_other_task_takes_turns_between_its_kinds():
     kinds = [row["kind"] for row in procedural.rows("other", "test")]
-    assert kinds[:6] == list(procedural.MIXTURES["other"]) * 2
+    assert kinds[:4] == list(procedural.MIXTURES["other"]) * 2
     assert len(set(Counter(kinds).values())) == 1
 
 
