@@ -262,7 +262,9 @@ def test_a_run_that_was_killed_goes_on_from_its_last_step(toy, spectra, tmp_path
     here = Path(__file__).parent
     env = os.environ | {
         "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
-        "JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax")),
+        # Not the workers' directory: a killed writer, or one without their size limit, leaves an entry that they
+        # cannot evict, and every later test of that run would meet it.
+        "JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax-killed")),
         "JAX_NUMPY_RANK_PROMOTION": "raise",
     }
     command = [sys.executable, "-c", _CHILD, str(tmp_path)]
