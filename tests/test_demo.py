@@ -74,3 +74,9 @@ def test_answers_are_kept_until_the_expert_is_another(toy, tmp_path):
     for expert in [*experts, *experts]:
         demo.alone(toy, todo, "colour", tmp_path, expert)
     assert len(list((tmp_path / "alone").iterdir())) == 3
+
+
+def test_the_classifier_learnt_the_descriptions_that_its_tasks_have_now(shipped):
+    (classifier,) = (expert for expert in shipped if "labels" in expert.metadata)
+    labels = demo.make_task("routing", routes=classifier.metadata["config"]["routes"]).labels
+    assert classifier.metadata["labels"] == {label.name: label.description for label in labels}

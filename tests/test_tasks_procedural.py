@@ -200,3 +200,16 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 def test_the_cache_changes_its_name_with_the_rows(monkeypatch):
     assert f"procedural-{procedural.fingerprint()}" in {p.name for p in (paths.cache_dir() / "datasets").iterdir()}
     assert builders.SvaProcedural.BUILDER_CONFIGS[0].name == procedural.NAMES[0]
+
+
+def test_a_kind_is_described_by_its_own_phrase_or_its_labels():
+    described = {
+        name: procedural.task(name).description for name in ("largest", "smallest", "list_last", "count", "other")
+    }
+    assert described == {
+        "largest": "which number is the largest",
+        "smallest": "comparing numbers",
+        "list_last": "which word is last in a list",
+        "count": "counting, picking or turning round the words of a list",
+        "other": "anything else",
+    }

@@ -25,13 +25,13 @@ ROWS = {"train": 2000, "validation": 300, "test": 600}
 LABELS = {
     "letters": "the letters of a word",
     "arithmetic": "calculating with numbers",
-    "numbers": "which number is the largest",
-    "ordering": "sorting numbers or words",
-    "lists": "which word is last in a list",
+    "numbers": "comparing numbers",
+    "ordering": "comparing or sorting words, or sorting numbers",
+    "lists": "counting, picking or turning round the words of a list",
     "countries": "countries and their capitals",
     "other": "anything else",
 }
-"""What a dispatcher reads; concrete phrases and everyday labels are what a small model tells apart at all."""
+"""What a dispatcher reads of a kind that has no description of its own."""
 
 
 class Item(NamedTuple):
@@ -227,11 +227,15 @@ def _copy(deck: Deck) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of question: its dispatch label, the form of its answers (`answers.FORMS`), its generator."""
+    """One kind of question: its dispatch label, the form of its answers (`answers.FORMS`), its generator.
+
+    A small model tells concrete phrases apart far better than general ones, so a kind may describe itself.
+    """
 
     label: str
     form: str
     items: Callable[[Deck], Iterator[Item]]
+    description: str = ""
 
 
 KINDS = {
@@ -243,13 +247,13 @@ KINDS = {
     "sum3": Kind("arithmetic", "number", _sum(100, 999)),
     "parity": Kind("arithmetic", "word", _parity),
     "next_number": Kind("arithmetic", "number", _next_number),
-    "largest": Kind("numbers", "number", _largest),
+    "largest": Kind("numbers", "number", _largest, "which number is the largest"),
     "smallest": Kind("numbers", "number", _smallest),
     "sort3": Kind("ordering", "numbers", _sort3),
     "alphabetical": Kind("ordering", "word", _alphabetical),
     "longest_word": Kind("ordering", "word", _longest_word),
     "count": Kind("lists", "number", _count),
-    "list_last": Kind("lists", "word", _list_last),
+    "list_last": Kind("lists", "word", _list_last, "which word is last in a list"),
     "reverse_words": Kind("lists", "words", _reverse_words),
     "opposites": Kind("other", "word", _opposites),
     "capitals": Kind("countries", "name", _capitals),
@@ -313,11 +317,12 @@ class Procedural(Task):
 
 def task(name: str, seed: int = 0) -> Procedural:
     """The task of that name, one of `NAMES`."""
-    label = KINDS[name].label if name in KINDS else name
+    kind = KINDS.get(name)
+    label = kind.label if kind else name
     return Procedural(
         name=name,
         label=label,
-        description=LABELS[label],
+        description=(kind.description if kind else "") or LABELS[label],
         max_new_tokens=24,
         licence="Apache-2.0",
         origin="made by sva from a seed",
