@@ -4,9 +4,9 @@ import numpy as np
 
 
 def length_bucket(tokens: int) -> int:
-    """The smallest bucket that holds `tokens`: multiples of 32 to 256, of 128 to 1,024, then of 512."""
-    step = 32 if tokens <= 256 else 128 if tokens <= 1024 else 512
-    return max(step, -(-tokens // step) * step)
+    """The smallest bucket that holds `tokens`: 32, multiples of 16 to 128, of 32 to 256, of 128 to 1,024, then of 512."""
+    step = 16 if tokens <= 128 else 32 if tokens <= 256 else 128 if tokens <= 1024 else 512
+    return max(32, -(-tokens // step) * step)
 
 
 def budget_bucket(new_tokens: int) -> int:

@@ -73,19 +73,7 @@ def label_scores(
     collections = variables(model, params, adapter)
     batch, length = ids.shape
     labels, start = first.label_ids.shape[0], first.prefix.positions.shape[1]
-    empty = kv_cache.init(model.cfg, batch, start + length + labels, model.dtype, scan=model.scan_layers)
-
-    def place(x: jax.Array, prefix: jax.Array) -> jax.Array:
-        prefix = jnp.broadcast_to(prefix, (*x.shape[:-2], start, x.shape[-1]))
-        return jax.lax.dynamic_update_slice(x, prefix, (0,) * x.ndim)
-
-    cache = dataclasses.replace(
-        empty,
-        kv=jax.tree.map(place, empty.kv, first.prefix.kv),
-        positions=empty.positions.at[:, :start].set(first.prefix.positions),
-        valid=empty.valid.at[:, :start].set(first.prefix.valid),
-        index=first.prefix.index,
-    )
+    cache = kv_cache.grow(kv_cache.repeat(first.prefix, batch), length + labels)
     inner, valid = positions_of(mask)
     positions = first.prefix.valid.sum() + inner
     after = positions[:, -1:] + 1 + first.label_depth[None, :]

@@ -27,7 +27,7 @@ class Greedy:
 
     def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
         """Token ids [B]; the keys are not used."""
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return _argmax(logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +75,16 @@ def _draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise UserError(f"{name}={value} must be above 0; for the likeliest token use Greedy()")
+
+
+def _argmax(logits: jax.Array, block: int = 128) -> jax.Array:
+    """`jnp.argmax` over the last axis of [B, V] as [B] int32: the best block first, then the best inside it.
+
+    XLA's CPU arg-max is one scalar loop, 10 to 20 times as slow as its maximum; this way it runs over V / 128 numbers.
+    """
+    rows, size = logits.shape
+    padded = jnp.pad(logits, ((0, 0), (0, -size % block)), constant_values=-jnp.inf)
+    blocks = padded.reshape(rows, -1, block)
+    best = jnp.argmax(blocks.max(axis=-1), axis=-1)
+    inside = jnp.argmax(jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0], axis=-1)
+    return (best * block + inside).astype(jnp.int32)

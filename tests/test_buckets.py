@@ -16,7 +16,7 @@ def test_a_bucket_holds_its_sizes_and_buckets_are_few(bucket):
 
 
 def test_the_buckets_of_small_sizes():
-    assert [length_bucket(n) for n in (0, 1, 32, 33, 256, 257, 1025)] == [32, 32, 32, 64, 256, 384, 1536]
+    assert [length_bucket(n) for n in (0, 1, 32, 33, 128, 129, 257, 1025)] == [32, 32, 32, 48, 128, 160, 384, 1536]
     assert [budget_bucket(n) for n in (1, 8, 9, 64, 65, 513)] == [8, 8, 16, 64, 128, 768]
     assert [batch_bucket(n) for n in (1, 2, 3, 5, 32, 33)] == [1, 2, 4, 8, 32, 64]
 

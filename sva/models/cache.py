@@ -1,12 +1,20 @@
 """The key/value cache as a pytree of fixed shape."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from sva.models.config import ModelConfig
+
+
+class KV(NamedTuple):
+    """One layer's keys and values, of K heads of width H. Keys lie as the product with a query reads them."""
+
+    k: Any  # [B, K, H, S]
+    v: Any  # [B, K, S, H]
 
 
 @struct.dataclass
@@ -17,7 +25,7 @@ class Cache:
     them, a tuple where it does not.
     """
 
-    kv: tuple  # ((k, v), ...) of [B, K, S, H] each; scanned: (k, v) of [L, B, K, S, H]
+    kv: Any  # a KV a layer, in a tuple; scanned: one KV of [L, ...]
     positions: jax.Array  # [B, S] int32, each slot's position in its row
     valid: jax.Array  # [B, S] bool, False for padding and for slots not yet written
     index: jax.Array  # [] int32, the next slot to write
@@ -25,14 +33,13 @@ class Cache:
 
 def init(cfg: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> Cache:
     """An empty cache of `slots` slots for `batch` rows."""
-    shape = (batch, cfg.num_kv_heads, slots, cfg.head_dim)
-    if scan:
-        shape = (cfg.num_layers, *shape)
-        kv = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-    else:
-        kv = tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.num_layers))
+
+    def layer(*lead: int) -> KV:
+        k = jnp.zeros((*lead, batch, cfg.num_kv_heads, cfg.head_dim, slots), dtype)
+        return KV(k, jnp.zeros((*lead, batch, cfg.num_kv_heads, slots, cfg.head_dim), dtype))
+
     return Cache(
-        kv=kv,
+        kv=layer(cfg.num_layers) if scan else tuple(layer() for _ in range(cfg.num_layers)),
         positions=jnp.zeros((batch, slots), jnp.int32),
         valid=jnp.zeros((batch, slots), bool),
         index=jnp.zeros((), jnp.int32),
@@ -72,7 +79,7 @@ def grow(cache: Cache, slots: int) -> Cache:
 
     return dataclasses.replace(
         cache,
-        kv=jax.tree.map(lambda x: pad(x, -2), cache.kv),
+        kv=jax.tree.map(lambda kv: KV(pad(kv.k, -1), pad(kv.v, -2)), cache.kv, is_leaf=lambda x: isinstance(x, KV)),
         positions=pad(cache.positions, 1),
         valid=pad(cache.valid, 1),
     )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.models.cache import KV
 from sva.models.config import ModelConfig, Rope
 from sva.spectral.forms import dot
 
@@ -105,19 +106,25 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
     Args:
       q: [B, T, N, H].
-      k, v: [B, K, S, H]; N is a multiple of K.
+      k: [B, K, H, S]; N is a multiple of K.
+      v: [B, K, S, H].
       mask: [B, T, S] bool, True where a query may look.
     Returns:
       [B, T, N * H].
     """
     batch, length, heads, width = q.shape
-    groups = heads // k.shape[1]
+    kv_heads, slots = v.shape[1], v.shape[2]
+    groups = heads // kv_heads
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    q = q.reshape(batch, length, k.shape[1], groups, width)
-    scores = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, precision=precision, preferred_element_type=jnp.float32)
+    # One matrix product a key/value head: its queries of all groups and positions are the rows of one matrix.
+    q = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch, kv_heads, groups * length, width)
+    scores = jnp.einsum("BKMH,BKHS->BKMS", q, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, groups, length, slots)
     scores = jnp.where(mask[:, None, None, :, :], scores * width**-0.5, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("BKGTS,BKSH->BTKGH", weights, v, precision=precision)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(batch, kv_heads, groups * length, slots)
+    out = jnp.einsum("BKMS,BKSH->BKMH", weights, v, precision=precision)
+    out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads * width)
 
 
@@ -128,7 +135,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, rope, mask, kv, index):
-        """(y [B, T, D], (k, v)); see `Block`."""
+        """(y [B, T, D], KV); see `Block`."""
         cfg = self.cfg
         batch, length, _ = x.shape
         heads = {"q": cfg.num_heads, "k": cfg.num_kv_heads, "v": cfg.num_kv_heads}
@@ -141,14 +148,13 @@ class Attention(nn.Module):
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
-        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
         if kv is not None:
             zero = jnp.zeros((), index.dtype)
-            start = (zero, zero, index, zero)
-            k = jax.lax.dynamic_update_slice(kv[0], k.astype(kv[0].dtype), start)
-            v = jax.lax.dynamic_update_slice(kv[1], v.astype(kv[1].dtype), start)
+            k = jax.lax.dynamic_update_slice(kv.k, k.astype(kv.k.dtype), (zero, zero, zero, index))
+            v = jax.lax.dynamic_update_slice(kv.v, v.astype(kv.v.dtype), (zero, zero, index, zero))
         y = attend(q, k.astype(x.dtype), v.astype(x.dtype), mask)
-        return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), (k, v)
+        return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), KV(k, v)
 
 
 _ACTIVATIONS = {
@@ -183,14 +189,14 @@ class Block(nn.Module):
 
         Args:
           x: [B, T, D].
-          kv: (k, v) of [B, K, S, H] to write into from slot `index` on, or None: attend within x.
+          kv: KV of S slots to write into from slot `index` on, or None: attend within x.
           window: [] int32 sliding window in tokens, 0 for full attention; None where no layer has one.
           rope: cosine and sine of the T positions.
           mask: [B, T, S] bool.
           distance: [B, T, S] int32, query position less key position; None where no layer has a window.
           index: [] int32, or None without a cache.
         Returns:
-          ([B, T, D], (k, v)), k and v [B, K, S, H].
+          [B, T, D], and the KV of all S slots.
         """
         if window is not None:
             mask = mask & ((window == 0) | (distance < window))

@@ -78,7 +78,9 @@ class Transformer(nn.Module):
             mask = (distance >= 0) & key_valid[:, None, :]
         has_windows = any(cfg.windows)
         distance = distance if has_windows else None
+        # Behind a barrier: XLA would compute cosines, sines and masks again in every layer, for every head.
         rope = rotary(positions, inverse_frequencies(cfg.rope, cfg.head_dim), self.dtype)
+        rope, mask = jax.lax.optimization_barrier((rope, mask))
         x = self.embed_tokens(input_ids)
         if self.scan_layers:
             windows = jnp.asarray(cfg.windows, jnp.int32) if has_windows else None

@@ -34,9 +34,15 @@ class LinearAdapter(Protocol):
 
 
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x w^T over the last axes. float32 means float32: no bfloat16 passes where the hardware would use them."""
+    """x w^T over the last axes. float32 means float32: no bfloat16 passes where the hardware would use them.
+
+    The weight is the left operand: with few rows in x XLA's CPU product is 1.5 to 2 times as fast that way round,
+    and as fast with many (experiments/decode).
+    """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), precision=precision)
+    rows = x if x.ndim > 2 else x[:, None]  # of a matrix XLA would turn it round again
+    y = jax.lax.dot_general(w, rows, (((1,), (rows.ndim - 1,)), ((), ())), precision=precision)
+    return jnp.moveaxis(y, 0, -1).reshape(*x.shape[:-1], w.shape[0])
 
 
 @struct.dataclass
