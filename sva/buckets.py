@@ -4,7 +4,7 @@ import numpy as np
 
 
 def length_bucket(tokens: int) -> int:
-    """The smallest bucket that holds `tokens`: 32, multiples of 16 to 128, of 32 to 256, of 128 to 1,024, then of 512."""
+    """The smallest bucket that holds `tokens`: 32, multiples of 16 to 128, 32 to 256, 128 to 1,024, then 512."""
     step = 16 if tokens <= 128 else 32 if tokens <= 256 else 128 if tokens <= 1024 else 512
     return max(32, -(-tokens // step) * step)
 
@@ -35,6 +35,26 @@ def left_pad(ids: np.ndarray, mask: np.ndarray, length: int) -> tuple[np.ndarray
             out_ids[row, -len(tokens) :] = tokens
             out_mask[row, -len(tokens) :] = 1
     return out_ids, out_mask
+
+
+def shared_prefix(ids: np.ndarray, mask: np.ndarray) -> int:
+    """How many tokens at the start of every row to read once for all of them, a multiple of 8.
+
+    No more than all rows have in common, and every row keeps a token of its own; 0 for a single row. Rows are padded
+    on the left.
+    """
+    if len(ids) < 2:
+        return 0
+    rows = [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)]
+    shortest = min(len(row) for row in rows) - 1
+    differs = [np.flatnonzero(row[:shortest] != rows[0][:shortest]) for row in rows]
+    common = min([int(at[0]) for at in differs if at.size], default=shortest)
+    return common // 8 * 8
+
+
+def drop_prefix(mask: np.ndarray, tokens: int) -> np.ndarray:
+    """The mask [B, T] without the first `tokens` tokens of each row."""
+    return mask * (np.cumsum(mask, axis=1) > tokens)
 
 
 def pad_rows(x: np.ndarray, rows: int) -> np.ndarray:

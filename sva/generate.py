@@ -32,6 +32,7 @@ def generate(
     keys: jax.Array,
     adapter: Mapping[str, Any] | None = None,
     *,
+    prefix_ids: jax.Array | None = None,
     max_new_tokens: int,
     sampling: Sampling,
     samples: int = 1,
@@ -44,16 +45,23 @@ def generate(
       limit: [] int32, tokens to generate at most; no more than max_new_tokens.
       eos_ids: [K] int32, end tokens; -1 where unused.
       keys: [B] typed keys, one a row of the result; step t uses fold_in(key, t).
+      prefix_ids: [S] int32, tokens before every prompt, read once; not with an adapter that differs by row.
       max_new_tokens: N, the size of the result (static).
       sampling: the strategy (static).
       samples: of each prompt; the prompt is read once. Row p * samples + i is sample i of prompt p, B = P * samples.
     Returns:
       Generation of B rows.
     """
-    slots = prompt_ids.shape[1] + max_new_tokens
-    cache = kv_cache.init(model.cfg, prompt_ids.shape[0], slots, model.dtype, scan=model.scan_layers)
+    rows, slots = prompt_ids.shape[0], prompt_ids.shape[1] + max_new_tokens
     collections = variables(model, params, adapter)
     positions, valid = positions_of(prompt_mask)
+    if prefix_ids is None:
+        cache = kv_cache.init(model.cfg, rows, slots, model.dtype, scan=model.scan_layers)
+    else:
+        positions = positions + prefix_ids.shape[0]
+        cache = kv_cache.init(model.cfg, 1, prefix_ids.shape[0], model.dtype, scan=model.scan_layers)
+        _, cache = apply(model, collections, prefix_ids[None], *positions_of(jnp.ones_like(prefix_ids)[None]), cache)
+        cache = kv_cache.grow(kv_cache.repeat(cache, rows), slots)
     hidden, cache = apply(model, collections, prompt_ids, positions, valid, cache)
     hidden, next_position = hidden[:, -1], positions[:, -1] + 1
     if samples > 1:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva import generate as generation
-from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
+from sva.buckets import batch_bucket, budget_bucket, drop_prefix, left_pad, length_bucket, pad_rows, shared_prefix
 from sva.errors import UserError
 from sva.fetch import resolve
 from sva.generate import Generation
@@ -79,7 +79,9 @@ class LM:
     ) -> Generation:
         """Continues each prompt until one of `eos_ids` or for max_new_tokens tokens.
 
-        Shapes are bucketed: batches and lengths of one bucket share one compiled program.
+        Shapes are bucketed: batches and lengths of one bucket share one compiled program. What all prompts have in
+        common at their start, as a chat template's system message, is read once (in steps of 8 tokens), unless each
+        row has a z of its own.
 
         Args:
           input_ids, attention_mask: [B, T] int, padded on either side.
@@ -108,8 +110,11 @@ class LM:
             else:
                 z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
                 adapter = factored(spectra, z)
-        length = length_bucket(int(mask.sum(axis=1).max()))
-        ids, mask = left_pad(pad_rows(ids, rows), pad_rows(mask, rows), length)
+        ids, mask = left_pad(ids, mask, length_bucket(int(mask.sum(axis=1).max())))
+        shared = shared_prefix(ids, mask) if adapter is None else 0
+        prefix_ids = ids[0][mask[0].astype(bool)][:shared]
+        ids, mask = left_pad(ids, drop_prefix(mask, shared), ids.shape[1] - shared)
+        ids, mask = pad_rows(ids, rows), pad_rows(mask, rows)
         out = generation.generate(
             self.model,
             params,
@@ -119,6 +124,7 @@ class LM:
             pad_eos(eos_ids),
             keys,
             adapter,
+            prefix_ids=prefix_ids if shared else None,
             max_new_tokens=budget_bucket(max_new_tokens),
             sampling=sampling,
         )

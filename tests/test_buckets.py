@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
+from sva.buckets import batch_bucket, budget_bucket, drop_prefix, left_pad, length_bucket, pad_rows, shared_prefix
 
 
 @pytest.mark.parametrize("bucket", [length_bucket, budget_bucket, batch_bucket])
@@ -33,3 +33,15 @@ def test_rows_are_filled_with_the_first():
     x = np.array([[1, 2], [3, 4]])
     np.testing.assert_array_equal(pad_rows(x, 4), [[1, 2], [3, 4], [1, 2], [1, 2]])
     assert pad_rows(x, 2) is x
+
+
+def test_the_shared_prefix_is_what_all_rows_begin_with_and_leaves_each_a_token():
+    rows = np.arange(40)[None].repeat(3, axis=0)
+    rows[1, 30:] += 100
+    ids, mask = left_pad(rows, np.ones_like(rows), 48)
+    assert shared_prefix(ids, mask) == 24
+    assert shared_prefix(ids[[0, 2]], mask[[0, 2]]) == 32  # equal rows: 39 at most
+    assert shared_prefix(ids[:1], mask[:1]) == 0
+    assert shared_prefix(*left_pad(rows[:, :9], np.ones_like(rows[:, :9]), 16)) == 8
+    assert shared_prefix(*left_pad(rows[:, :8], np.ones_like(rows[:, :8]), 16)) == 0
+    np.testing.assert_array_equal(drop_prefix(mask, 24).sum(axis=1), [16, 16, 16])
