@@ -269,7 +269,7 @@ def row_keys(key: jax.Array | None, rows: int, bucket: int, sampling: Sampling) 
     if key.shape != (rows,):
         raise UserError(f"{rows} prompts need one key or {rows}; got {key.shape}")
     data = pad_rows(np.asarray(jax.random.key_data(key)), bucket)
-    return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(key))
+    return jax.random.wrap_key_data(jax.device_put(data), impl=jax.random.key_impl(key))
 
 
 def pad_eos(eos_ids: Sequence[int]) -> np.ndarray:

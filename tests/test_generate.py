@@ -158,13 +158,12 @@ def test_another_batch_prompt_or_expert_of_the_same_bucket_compiles_nothing(toy,
     base, merged, rows = (toy.generate(ids, mask, 5, z=x, **settings) for x in (None, one, z))
     np.testing.assert_array_equal(base.tokens, merged.tokens)
     np.testing.assert_array_equal(base.tokens, rows.tokens)
-    four = [np.concatenate([x, x[:1]]) for x in (ids, mask)]
-    toy.generate(*four, 5, **(settings | {"key": jax.random.split(keys[0], 4)}))  # a key a row is staged once a shape
     assert "jit(generate)" in compilations  # the counter works
     compilations.clear()
     settings = dict(eos_ids=[7, 8, 9], sampling=Temperature(), key=keys[1])
     toy.generate(ids[:, 2:], mask[:, 2:], 7, **settings)
     toy.generate(np.tile(ids, (1, 3))[::-1], np.tile(mask, (1, 3)), 8, **settings)
+    four = [np.concatenate([x, x[:1]]) for x in (ids, mask)]
     toy.generate(*four, 6, **settings)
     toy.generate(*four, 6, **(settings | {"key": keys[2]}))
     toy.generate(ids, mask, 5, z={name: 1.1 * x for name, x in one.items()}, **settings)

@@ -48,7 +48,7 @@ def test_logits_equal_transformers_with_either_padding(pair, prompts, side):
     ours = np.asarray(lm.logits(ids, mask))
     keep = mask.astype(bool)
     assert len(np.unique(mask.sum(axis=1))) > 1  # some rows are padded
-    assert np.abs(ours[keep] - expected[keep]).max() < 3e-4 * np.abs(expected[keep]).max()
+    assert np.abs(ours[keep] - expected[keep]).max() < 3e-4
 
 
 def test_greedy_tokens_equal_transformers(pair, prompts):

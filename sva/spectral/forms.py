@@ -36,8 +36,8 @@ class LinearAdapter(Protocol):
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
     """x w^T over the last axes. float32 means float32: no bfloat16 passes where the hardware would use them.
 
-    The weight is the left operand: with few rows in x XLA's CPU product is 1.5 to 2 times as fast that way round,
-    and as fast with many (experiments/decode).
+    The weight is the left operand: for a few rows of x XLA's CPU product is faster that way round
+    (experiments/decode measures both).
     """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     rows = x if x.ndim > 2 else x[:, None]  # of a matrix XLA would turn it round again
