@@ -33,13 +33,18 @@ class LinearAdapter(Protocol):
         ...
 
 
+_FEW_ROWS = 256
+
+
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
     """x w^T over the last axes. float32 means float32: no bfloat16 passes where the hardware would use them.
 
-    The weight is the left operand: for a few rows of x XLA's CPU product is faster that way round
-    (experiments/decode measures both).
+    For a few rows of x XLA's CPU product is faster with the weight as its left operand; for many the other way round,
+    which has no result to turn (experiments/decode measures both).
     """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    if x.size > _FEW_ROWS * x.shape[-1]:
+        return jax.lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), precision=precision)
     rows = x if x.ndim > 2 else x[:, None]  # of a matrix XLA would turn it round again
     y = jax.lax.dot_general(w, rows, (((1,), (rows.ndim - 1,)), ((), ())), precision=precision)
     return jnp.moveaxis(y, 0, -1).reshape(*x.shape[:-1], w.shape[0])
