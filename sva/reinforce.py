@@ -67,12 +67,11 @@ def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
 def sites_of(model: Transformer, spectra: Mapping[str, Any]) -> Any:
     """The `Site` tree of spectra that are keyed by weight name or nested as the model's."""
     is_flat = all(isinstance(spectrum, Spectrum) for spectrum in spectra.values())
-    names = spectra if is_flat else expected(model.cfg)
-    seeds = {name: seed_of(name) for name in names}
-    nested = seeds if is_flat else model.nest(seeds)
+    seeds = {name: seed_of(name) for name in (spectra if is_flat else expected(model.cfg))}
+    tree = seeds if is_flat else model.nest(seeds)
 
     def site(path: Any, spectrum: Spectrum) -> Site:
-        seed: Any = nested
+        seed: Any = tree
         for entry in path:
             seed = seed[entry.key]
         return Site(spectrum.s, seed)

@@ -125,7 +125,7 @@ def test_at_the_public_codes_rate_bfloat16_cannot_raise_a_z_of_one():
 
 
 def test_the_fidelity_configuration_trains_as_the_public_code():
-    settings = config.load("configs/smollm2-last_letter-fidelity.yaml")
+    settings = config.load("configs/smollm2-capitals-fidelity.yaml")
     assert (settings.train.param_dtype, settings.train.lr, settings.train.bound) == ("bfloat16", 2e-3, None)
     assert (settings.parametrisation, settings.reinforce.baseline) == ("sigmoid_nuclear", "none")
     assert (settings.rollout.samples, settings.rollout.score_eos) == (1, False)
