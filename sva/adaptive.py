@@ -135,7 +135,7 @@ def build(
         raise UserError("two passes need at least one expert; train one with sva train")
     labels, places = arrange(experts, classifier)
     everyone = [*experts, *([classifier] if classifier else [])]
-    names = list(dict.fromkeys(name for expert in everyone for name in expert.raw))
+    names = list(dict.fromkeys(name for expert in everyone for name in expert.names))
     spectra = spectra_of(lm, names, progress=progress)
     table = bank([expert.z(spectra) for expert in everyone], spectra, max(SLOTS, len(everyone) + 1))
     nested, rows = lm.model.nest(spectra), lm.model.nest(table)

@@ -115,7 +115,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.expert:
         expert = Expert.load(arguments.expert, fingerprint=lm.fingerprint, base=lm.name)
         spectra = decompose(lm, str(expert.metadata["targets"]))
-        lm = merge(lm, spectra, expert.z(spectra))
+        lm = merge(lm, spectra, expert.middles(spectra))
     records = evaluate.evaluate(lm, todo)
     score = accuracy(np.array([record.correct for record in records]))
     result = {"task": arguments.task, "model": lm.name, "quantisation": lm.quantisation, "n": len(records)}

@@ -22,8 +22,8 @@ from sva.models.transformer import Transformer, logits
 from sva.models.weights import expected, unnest
 from sva.paths import cache_dir
 from sva.sampling import Greedy, Sampling
-from sva.spectral import forms, store
-from sva.spectral.expert import check_fit
+from sva.spectral import cores, store
+from sva.spectral.expert import check_fit, check_middles
 from sva.spectral.forms import Factored, Spectrum
 from sva.tokenizer import load_tokenizer
 from sva.trees import select
@@ -235,10 +235,12 @@ def factored(spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str,
 def merge(lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> LM:
     """An LM whose target weights are U diag(s z) V^T, dense; everything else is shared with `lm`.
 
+    Args:
+      z: {name: [R]}, or what `Expert.middles` gives for any parametrisation.
     Raises:
       UserError: a z of the wrong length, with NaN, or without a spectrum.
     """
-    check_fit(z, spectra)
+    check_middles(z, spectra)
     params = merge_params(lm.model, lm.params, spectra, z)
     return LM(lm.model, params, lm.tokenizer, f"{lm.name} (merged)", lm.quantisation)
 
@@ -246,14 +248,15 @@ def merge(lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> LM:
 def merge_params(
     model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Spectrum], z: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The parameter tree with the weights of z ({name: [R]}) replaced by merged ones, in the model's dtype."""
+    """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones."""
     named = unnest(params, expected(model.cfg), scan=model.scan_layers)
-    return model.nest(named | _merge_all({name: spectra[name] for name in z}, dict(z)))
+    targets = {name: (named[name], spectra[name], middle) for name, middle in z.items()}
+    return model.nest(named | _merge_all(targets))
 
 
 @jax.jit
-def _merge_all(spectra: dict[str, Spectrum], z: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: forms.merge(spectra[name], z[name]) for name in z}
+def _merge_all(targets: dict[str, tuple[jax.Array, Spectrum, cores.Middle]]) -> dict[str, jax.Array]:
+    return {name: cores.merge(*target) for name, target in targets.items()}
 
 
 def row_keys(key: jax.Array | None, rows: int, bucket: int, sampling: Sampling) -> jax.Array:

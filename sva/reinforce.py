@@ -12,8 +12,11 @@ from sva.errors import UserError
 from sva.logprobs import score
 from sva.models import cache as kv_cache
 from sva.models.transformer import Transformer, apply, positions_of, variables
-from sva.spectral.family import Family
-from sva.spectral.forms import Factored
+from sva.models.weights import expected
+from sva.spectral.cores import adapters
+from sva.spectral.family import Family, check_raw
+from sva.spectral.forms import Spectrum
+from sva.spectral.members import Site, seed_of
 
 
 @struct.dataclass
@@ -61,6 +64,21 @@ def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
     return jnp.where(spread > 0, centred / jnp.where(spread > 0, spread, 1.0), 0.0)
 
 
+def sites_of(model: Transformer, spectra: Mapping[str, Any]) -> Any:
+    """The `Site` tree of spectra that are keyed by weight name or nested as the model's."""
+    is_flat = all(isinstance(spectrum, Spectrum) for spectrum in spectra.values())
+    seeds = {name: seed_of(name) for name in (spectra if is_flat else expected(model.cfg))}
+    tree = seeds if is_flat else model.nest(seeds)
+
+    def site(path: Any, spectrum: Spectrum) -> Site:
+        seed: Any = tree
+        for entry in path:
+            seed = seed[entry.key]
+        return Site(spectrum.s, seed)
+
+    return jax.tree_util.tree_map_with_path(site, spectra, is_leaf=lambda x: isinstance(x, Spectrum))
+
+
 def reinforce_loss(
     raw: Mapping[str, Any],
     spectra: Mapping[str, Any],
@@ -81,17 +99,21 @@ def reinforce_loss(
     whether the end token is scored (the public code never does).
 
     Args:
-      raw: the expert's raw vectors, {weight name: [R]} or the model's nested tree of it.
-      spectra: of the same structure.
+      raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or the model's nested tree
+        of it.
+      spectra: keyed by the same names, or nested as well.
       params: base weights.
       batch: B completions.
       model, family, cfg: static.
     Returns:
       (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion; 0 where kl_coef is 0), `entropy` (nats a
       completion), and `logprobs` [B, N] (nats, 0 where masked).
+    Raises:
+      UserError: raw misses an entry, holds a foreign one or one of another shape (named).
     """
-    adapter = jax.tree.map(lambda raw, spectrum: Factored(spectrum, family.z(raw, spectrum.s)), raw, spectra)
-    adapted = variables(model, params, adapter)
+    sites = sites_of(model, spectra)
+    check_raw(family, raw, sites)
+    adapted = variables(model, params, adapters(spectra, family.middles(raw, sites)))
     prompts, width = batch.prompt_ids.shape
     rows, length = batch.completion_ids.shape
     positions, valid = positions_of(batch.prompt_mask)

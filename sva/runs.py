@@ -8,6 +8,7 @@ result.json          accuracy before and after, settings, versions, command
 before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
 """
 
+import dataclasses
 import platform
 import sys
 import time
@@ -28,7 +29,8 @@ from sva.evaluate import Record
 from sva.files import disk_error, write_atomically, write_json
 from sva.lm import LM, decompose, load, merge
 from sva.spectral.expert import Expert
-from sva.spectral.family import family
+from sva.spectral.family import count, family
+from sva.spectral.members import PerMatrix, sites
 from sva.stats import accuracy, paired_difference
 from sva.tasks import task as make_task
 from sva.tasks.base import Task
@@ -84,7 +86,7 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
     if settings.exists():
         _check_same(config, settings)
     started = time.time()
-    task = task_of(config)
+    task, member = task_of(config), family(config.parametrisation)
     lm = lm or load(config.model, config.dtype, progress=progress)
     spectra = decompose(lm, config.targets, progress=progress)
     todo = evaluation.items(task, config.evaluate.split, config.evaluate.size)
@@ -109,7 +111,7 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
         state = fit(
             lm,
             spectra,
-            family(config.parametrisation),
+            member,
             task,
             run_dir,
             rollouts=config.rollout,
@@ -118,8 +120,12 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
             seed=config.seed,
             on_step=show,
         )
-    expert = Expert({k: np.asarray(v) for k, v in state.raw.items()}, config.parametrisation)
-    adapted = merge(lm, spectra, expert.z(spectra))
+    expert = Expert(
+        {name: np.asarray(raw, np.float32) for name, raw in state.raw.items()},
+        config.parametrisation,
+        weights=() if isinstance(member, PerMatrix) else tuple(spectra),
+    )
+    adapted = merge(lm, spectra, expert.middles(spectra))
     after = evaluation.kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
     result = {
         "task": task.name,
@@ -129,12 +135,13 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
         "split": config.evaluate.split,
         **compare(before, after),
         "train_steps": int(state.step),
+        "parameters": count(member, sites(spectra)),
         "seconds": round(time.time() - started, 1),
         "config": OmegaConf.to_container(OmegaConf.structured(config), resolve=True),
         "versions": versions(),
         "command": command(),
     }
-    expert = Expert(expert.raw, config.parametrisation, describe(lm, task, config, result))
+    expert = dataclasses.replace(expert, metadata=describe(lm, task, config, result))
     expert.save(run_dir / "expert.safetensors")
     write_json(run_dir / "result.json", result)
     return expert, result

@@ -169,8 +169,8 @@ def test_expert_that_does_not_fit_is_refused():
     spectra = {"a": Spectrum(jnp.ones((2, 2)), jnp.ones(2), jnp.ones((2, 2)))}
     for raw, reason in (
         ({"b": [1.0]}, "not among"),
-        ({"a": [1.0]}, "1 entries"),
-        ({"a": [[1.0, 1.0]]}, "shape .1, 2., expected .2."),
+        ({"a": [1.0]}, "a: raw has shape .1., linear needs .2."),
+        ({"a": [[1.0, 1.0]]}, "shape .1, 2., linear needs .2."),
         ({"a": [1.0, np.nan]}, "NaN"),
         ({"a": [1.0, np.inf]}, "NaN or infinite"),
     ):

@@ -23,15 +23,20 @@ import safetensors
 
 from sva.errors import UserError
 from sva.files import save_tensors, write_atomically
-from sva.spectral.family import family
+from sva.spectral.cores import Bands, Core, Middle
+from sva.spectral.family import check_raw, family
 from sva.spectral.forms import Spectrum
+from sva.spectral.members import Diagonal, PerMatrix, sites
 
 FORMAT = "sva-expert-1"
 
 
 @dataclasses.dataclass(frozen=True)
 class Expert:
-    """One expert: raw float32 vectors [R] by weight name, and how to read them.
+    """One expert: raw float32 values by weight name, [R] for most parametrisations, and how to read them.
+
+    `parametrisation` is spelt as for `sva.family`. Where it shares its numbers over matrices (`projected`), `weights`
+    names the matrices; otherwise it stays empty, for raw's keys name them.
 
     `metadata` holds what is known of its making, all JSON values: `fingerprint` and `base` (name) of the base model,
     `targets`, `task`, `label`, `description`, `metrics`, `config`; of a classification expert also `labels`, the names
@@ -41,28 +46,59 @@ class Expert:
     raw: Mapping[str, Any]
     parametrisation: str = "linear"
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        family(self.parametrisation)
+        member = family(self.parametrisation)
+        if isinstance(member, PerMatrix) == bool(self.weights):
+            need = "names its weights in raw" if self.weights else "shares its numbers: name the weights it adapts"
+            raise UserError(f"weights={list(self.weights)[:1]} with {member}, which {need}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights that the expert adapts."""
+        return self.weights or tuple(self.raw)
 
     @property
     def digest(self) -> str:
-        """Hexadecimal sha256 over the parametrisation and every vector; metadata does not enter."""
+        """Hexadecimal sha256 over the parametrisation, every array and the weights; metadata does not enter."""
         content = hashlib.sha256(self.parametrisation.encode())
         for name, raw in sorted(self.raw.items()):
             content.update(f"\n{name} {np.shape(raw)}\n".encode())
             content.update(np.ascontiguousarray(raw, np.float32).tobytes())
+        for name in sorted(self.weights):
+            content.update(f"\n{name}".encode())
         return content.hexdigest()
 
     def z(self, spectra: Mapping[str, Spectrum]) -> dict[str, jax.Array]:
         """Effective z {name: [R] float32}.
 
         Raises:
-          UserError: a weight of the expert has no spectrum, or another length, or holds NaN or infinite values.
+          UserError: as `middles`; or the parametrisation yields more than a z, and the expert must be merged.
         """
-        check_fit(self.raw, spectra)
         member = family(self.parametrisation)
-        return {name: member.z(jnp.asarray(raw), jnp.asarray(spectra[name].s)) for name, raw in self.raw.items()}
+        if not isinstance(member, Diagonal):
+            raise UserError(
+                f"an expert of {member} has no z; merge it: sva.merge(lm, spectra, expert.middles(spectra))"
+            )
+        return self.middles(spectra)
+
+    def middles(self, spectra: Mapping[str, Spectrum]) -> dict[str, Any]:
+        """What stands between each weight's singular vectors, {name: z [R], Core or Bands}, as `sva.merge` takes it.
+
+        Raises:
+          UserError: a weight of the expert has no spectrum, its values have another shape, or some are NaN or infinite.
+        """
+        for name in self.names:
+            if name not in spectra:
+                raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
+        member = family(self.parametrisation)
+        places = sites({name: spectra[name] for name in self.names})
+        check_raw(member, self.raw, places)
+        for name, raw in self.raw.items():
+            if not np.isfinite(np.asarray(raw, np.float32)).all():
+                raise UserError(f"{name}: raw holds NaN or infinite values")
+        return member.middles({name: jnp.asarray(raw) for name, raw in self.raw.items()}, places)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically; the header carries the parametrisation and the metadata."""
@@ -71,6 +107,8 @@ class Expert:
             "parametrisation": self.parametrisation,
             "sva": json.dumps(dict(self.metadata)),
         }
+        if self.weights:
+            header["weights"] = json.dumps(self.weights)
         tensors = {name: np.ascontiguousarray(raw, np.float32) for name, raw in self.raw.items()}
         write_atomically(Path(path), lambda p: save_tensors(p, tensors, header))
 
@@ -91,7 +129,8 @@ class Expert:
           base: that model's name, for the message.
           transfer: accept an expert of another base.
         Raises:
-          UserError: no such file, not an expert file, or an expert of another base model (both named).
+          UserError: no such file, not an expert file, one of an unknown parametrisation, or an expert of another base
+            model (both named).
         """
         path = Path(path)
         if not path.is_file():
@@ -104,7 +143,11 @@ class Expert:
             raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch or train it again") from error
         if header.get("format") != FORMAT:
             raise UserError(f"{path} is no sva expert: its format is {header.get('format')!r}, expected {FORMAT!r}")
-        expert = cls(raw, header.get("parametrisation", ""), json.loads(header.get("sva", "{}")))
+        metadata, weights = json.loads(header.get("sva", "{}")), tuple(json.loads(header.get("weights", "[]")))
+        try:
+            expert = cls(raw, header.get("parametrisation", ""), metadata, weights)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         made_for = expert.metadata.get("fingerprint")
         if fingerprint is not None and made_for != fingerprint and not transfer:
             raise UserError(
@@ -119,6 +162,7 @@ def check_fit(vectors: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows:
     for name, vector in vectors.items():
         if name not in spectra:
             raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
+        _require_z(name, vector)
         shape, rank = np.shape(vector), np.shape(spectra[name].s)[-1]
         if len(shape) != 1 and (rows is None or len(shape) != 2 or shape[0] != rows):
             wanted = f"[{rank}]" if rows is None else f"[{rank}] or, one a row, [{rows}, {rank}]"
@@ -127,6 +171,29 @@ def check_fit(vectors: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows:
             raise UserError(f"{name}: z has {shape[-1]} entries, its spectrum has {rank}")
         if not isinstance(vector, jax.core.Tracer) and not np.isfinite(np.asarray(vector)).all():
             raise UserError(f"{name}: z holds NaN or infinite values")
+
+
+def check_middles(middles: Mapping[str, Middle], spectra: Mapping[str, Spectrum]) -> None:
+    """Raises UserError unless every middle is finite and fits its spectrum."""
+    check_fit({name: middle for name, middle in middles.items() if not isinstance(middle, Core | Bands)}, spectra)
+    for name, middle in middles.items():
+        if not isinstance(middle, Core | Bands):
+            continue
+        if name not in spectra:
+            raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
+        shape, rank = np.shape(middle.values), np.shape(spectra[name].s)[-1]
+        fits = shape[-2] == shape[-1] <= rank if isinstance(middle, Core) else shape[-1] == rank and shape[-2] % 2
+        if len(shape) != 2 or not fits:
+            kind = type(middle).__name__
+            raise UserError(f"{name}: a {kind} of shape {list(shape)} does not fit {rank} singular values")
+        if not np.isfinite(np.asarray(middle.values)).all():
+            raise UserError(f"{name}: the {type(middle).__name__} holds NaN or infinite values")
+
+
+def _require_z(name: str, vector: Any) -> None:
+    if isinstance(vector, Core | Bands):
+        kind = type(vector).__name__
+        raise UserError(f"{name}: a {kind} is no z, which alone can be mixed or given to a row; use sva.merge first")
 
 
 def mix(zs: Sequence[Mapping[str, jax.Array]], alphas: Any) -> dict[str, jax.Array]:
@@ -150,6 +217,8 @@ def mix(zs: Sequence[Mapping[str, jax.Array]], alphas: Any) -> dict[str, jax.Arr
         if weights.shape != (len(zs),):
             raise UserError(f"{name}: {len(zs)} experts need {len(zs)} alphas, got shape {weights.shape}")
         present = [(k, z[name]) for k, z in enumerate(zs) if name in z]
+        for _, z in present:
+            _require_z(name, z)
         mixed[name] = 1 + sum(weights[k] * (jnp.asarray(z) - 1) for k, z in present)
     return mixed
 
@@ -169,6 +238,7 @@ def bank(zs: Sequence[Mapping[str, jax.Array]], spectra: Mapping[str, Spectrum],
         rows = np.ones((slots, np.shape(spectrum.s)[-1]), np.float32)
         for slot, z in enumerate(zs, start=1):
             if name in z:
+                _require_z(name, z[name])
                 rows[slot] = np.asarray(z[name])
         table[name] = jnp.asarray(rows)
     return table

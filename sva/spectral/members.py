@@ -1,0 +1,304 @@
+"""The members of the family; the table of them is in `sva.spectral.family`.
+
+A member is a frozen dataclass of its settings, so it is hashable (static under jit) and its methods are pure
+functions. Raw values are what is trained; a middle is what they stand for in one matrix.
+"""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva.errors import UserError, at_least
+from sva.spectral.cores import Bands, Core, Middle
+from sva.spectral.forms import Spectrum
+
+
+class Site(NamedTuple):
+    """What a parametrisation may know of a matrix. Of scanned layers both are stacked: [L, R] and [L]."""
+
+    s: Any  # [R], the singular values, descending
+    seed: Any  # [] uint32, a number of the matrix's own
+
+
+def seed_of(name: str) -> np.uint32:
+    """The number of a weight's own: the first four bytes of the sha256 of its name."""
+    return np.uint32(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little"))
+
+
+def sites(spectra: Mapping[str, Spectrum]) -> dict[str, Site]:
+    """{name: Site} of spectra keyed by weight name."""
+    return {name: Site(spectrum.s, seed_of(name)) for name, spectrum in spectra.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family(abc.ABC):
+    """One parametrisation, over whole trees keyed by weight name or nested as the model's."""
+
+    name: ClassVar[str]
+    centre: ClassVar[float] = 0.0  # raw value from which `train.bound` is measured
+
+    def __post_init__(self) -> None:
+        for setting, value in self._settings().items():
+            at_least(f"{self.name}:{setting}", value, 1)
+
+    def __str__(self) -> str:
+        """As configurations and expert files spell it, e.g. `projected:n=13,r=2`."""
+        settings = ",".join(f"{setting}={value}" for setting, value in self._settings().items())
+        return f"{self.name}:{settings}" if settings else self.name
+
+    @abc.abstractmethod
+    def start(self, sites: Any) -> Any:
+        """The raw tree, float32, from which training starts: the base model.
+
+        Raises:
+          UserError: a matrix has too few singular values for the settings.
+        """
+
+    @abc.abstractmethod
+    def middles(self, raw: Any, sites: Any) -> Any:
+        """The middle of each site, float32; raw values may have any floating dtype."""
+
+    def _settings(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    def _require(self, size: int, s: Any) -> None:
+        """Raises UserError unless s [..., R] has at least `size` singular values."""
+        if s.shape[-1] < size:
+            raise UserError(
+                f"{self} needs {size} singular values, a target matrix has {s.shape[-1]}; lower the setting"
+            )
+
+
+class PerMatrix(Family):
+    """A member that treats each matrix by itself: two functions over the last axes, lifted here to whole trees."""
+
+    @abc.abstractmethod
+    def init(self, s: jax.Array) -> jax.Array:
+        """Raw float32 values of the base model, from s [..., R]."""
+
+    @abc.abstractmethod
+    def middle(self, raw: jax.Array, s: jax.Array) -> Middle:
+        """What raw values stand for, given s [..., R]."""
+
+    def start(self, sites: Any) -> Any:
+        """A tree as `sites`."""
+        return jax.tree.map(lambda site: self.init(site.s), sites, is_leaf=_is_site)
+
+    def middles(self, raw: Any, sites: Any) -> Any:
+        """A tree as `sites`, which raw must be as well."""
+        return jax.tree.map(lambda site, raw: self.middle(raw, site.s), sites, raw, is_leaf=_is_site)
+
+
+class Diagonal(PerMatrix):
+    """A member whose middle is an effective z, so that its experts can be mixed and given to single rows."""
+
+    @abc.abstractmethod
+    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+        """Effective z [..., R] float32."""
+
+    def middle(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+        """`z`."""
+        return self.z(raw, s)
+
+
+def _is_site(x: Any) -> bool:
+    return isinstance(x, Site)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Diagonal):
+    """z itself is trained, from ones: the paper's formula (arXiv 2501.06252, section 3.1)."""
+
+    name = "linear"
+    centre = 1.0
+
+    def init(self, s: jax.Array) -> jax.Array:
+        """Ones [..., R]."""
+        return jnp.ones(s.shape, jnp.float32)
+
+    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+        """raw."""
+        del s
+        return raw.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class SigmoidNuclear(Diagonal):
+    """z = c sigmoid(p), c = sum(s) / sum(s sigmoid(p)): the public code, whose rescaling keeps the nuclear norm.
+
+    c is differentiated through, so any constant p is the identity and the gradient along "all of z" is zero.
+    Deviation: the public code draws p ~ N(0.1, 0.01^2) and so starts near the base; here p starts at 0.1, at the base.
+    """
+
+    name = "sigmoid_nuclear"
+
+    def init(self, s: jax.Array) -> jax.Array:
+        """0.1 everywhere [..., R]."""
+        return jnp.full(s.shape, 0.1, jnp.float32)
+
+    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+        """c sigmoid(raw)."""
+        gate = jax.nn.sigmoid(raw.astype(jnp.float32))
+        s = s.astype(jnp.float32)
+        weighted = jnp.sum(s * gate, axis=-1, keepdims=True)
+        total = jnp.sum(s, axis=-1, keepdims=True)
+        # A matrix of zeros has no nuclear norm to keep: z is then the gate itself, and finite.
+        return gate * jnp.where(total > 0, total / jnp.where(total > 0, weighted, 1.0), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK(Diagonal):
+    """z of the k largest singular values is trained, from ones; the others keep theirs."""
+
+    k: int
+
+    name = "top_k"
+    centre = 1.0
+
+    def init(self, s: jax.Array) -> jax.Array:
+        """Ones [..., k]."""
+        self._require(self.k, s)
+        return jnp.ones((*s.shape[:-1], self.k), jnp.float32)
+
+    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+        """raw, then ones."""
+        return jnp.concatenate([raw.astype(jnp.float32), _ones(s, self.k)], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TailOnly(Diagonal):
+    """z of the k smallest singular values is trained, from ones; the others keep theirs."""
+
+    k: int
+
+    name = "tail_only"
+    centre = 1.0
+
+    def init(self, s: jax.Array) -> jax.Array:
+        """Ones [..., k]."""
+        self._require(self.k, s)
+        return jnp.ones((*s.shape[:-1], self.k), jnp.float32)
+
+    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+        """Ones, then raw."""
+        return jnp.concatenate([_ones(s, self.k), raw.astype(jnp.float32)], axis=-1)
+
+
+def _ones(s: jax.Array, k: int) -> jax.Array:
+    """The z of all but k of s [..., R]."""
+    return jnp.ones((*s.shape[:-1], s.shape[-1] - k), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Banded(PerMatrix):
+    """W' = U (S + M) V^T, M zero but for its main diagonal and `width` diagonals on either side, from M = 0.
+
+    SVFT (arXiv 2405.19597), its banded pattern. Deviation: the paper's M has the shape of W; here it is [R, R], since
+    further rows or columns would need singular vectors that a thin decomposition does not have. Raw values are the
+    diagonals one after another, from the lowest to the highest, without padding.
+    """
+
+    width: int
+
+    name = "banded"
+
+    def init(self, s: jax.Array) -> jax.Array:
+        """Zeros [..., (2 width + 1) R - width (width + 1)]."""
+        self._require(self.width + 1, s)
+        return jnp.zeros((*s.shape[:-1], sum(self._lengths(s.shape[-1]))), jnp.float32)
+
+    def middle(self, raw: jax.Array, s: jax.Array) -> Bands:
+        """The same diagonals as rows, moved to where they begin in M."""
+        ends = np.cumsum(self._lengths(s.shape[-1]))[:-1]
+        lead = ((0, 0),) * (raw.ndim - 1)
+        diagonals = jnp.split(raw.astype(jnp.float32), ends, axis=-1)
+        offsets = range(-self.width, self.width + 1)
+        rows = [
+            jnp.pad(diagonal, (*lead, (max(-offset, 0), max(offset, 0))))
+            for offset, diagonal in zip(offsets, diagonals, strict=True)
+        ]
+        return Bands(jnp.stack(rows, axis=-2))
+
+    def _lengths(self, size: int) -> list[int]:
+        return [size - abs(offset) for offset in range(-self.width, self.width + 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cored(PerMatrix):
+    """W' = W + U_r diag(s_r) C V_r^T, C [r, r] between the r leading singular vectors, from C = 0.
+
+    LoRA-XS (arXiv 2405.17604). Deviation: the paper draws C from a narrow normal distribution and so starts near the
+    base; zeros start at it, and their gradient is no zero, because both sides of C are frozen.
+    """
+
+    r: int
+
+    name = "core"
+
+    def init(self, s: jax.Array) -> jax.Array:
+        """Zeros [..., r, r]."""
+        self._require(self.r, s)
+        return jnp.zeros((*s.shape[:-1], self.r, self.r), jnp.float32)
+
+    def middle(self, raw: jax.Array, s: jax.Array) -> Core:
+        """diag(s_r) C."""
+        return Core(s[..., : self.r, None].astype(jnp.float32) * raw.astype(jnp.float32))
+
+
+SHARED = "shared"  # the key of raw values that belong to no single matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected(Family):
+    """W' = W + U_r diag(s_r) (sum_i v_i P_i) V_r^T: n numbers v, from 0, for all matrices together.
+
+    TinyLoRA (arXiv 2602.04118), everything tied. Each matrix has P_i [r, r] of its own, fixed and random: uniform
+    with variance 1, a hash of the weight's name and the entry's place. Deviation: the paper draws normal numbers from
+    a library's generator; integers hashed are the same with every version and on every device, so an expert file
+    needs no P.
+    """
+
+    n: int
+    r: int
+
+    name = "projected"
+
+    def start(self, sites: Any) -> dict[str, jax.Array]:
+        """{"shared": zeros [n]}."""
+        for site in jax.tree.leaves(sites, is_leaf=_is_site):
+            self._require(self.r, site.s)
+        return {SHARED: jnp.zeros(self.n, jnp.float32)}
+
+    def middles(self, raw: Any, sites: Any) -> Any:
+        """A tree of `Core` as `sites`."""
+        v = raw[SHARED].astype(jnp.float32)
+
+        def one(site: Site) -> Core:
+            p = projections(site.seed, (self.n, self.r, self.r))
+            mixed = jnp.einsum("N,...NIJ->...IJ", v, p, precision=jax.lax.Precision.HIGHEST)
+            return Core(site.s[..., : self.r, None].astype(jnp.float32) * mixed)
+
+        return jax.tree.map(one, sites, is_leaf=_is_site)
+
+
+def projections(seed: Any, shape: tuple[int, ...]) -> jax.Array:
+    """[..., *shape] float32 numbers of mean 0 and variance 1, uniform, fixed by seed [...] uint32 for ever."""
+    seed = jnp.asarray(seed, jnp.uint32)
+    places = _hash(jnp.arange(np.prod(shape), dtype=jnp.uint32))
+    mixed = _hash(seed.reshape(*seed.shape, 1) ^ places.reshape(*(1,) * seed.ndim, -1))
+    # Odd integers in (-2^24, 2^24), exact in float32; the one product after them rounds alike everywhere.
+    odd = (mixed >> 8).astype(jnp.int32) * 2 + (1 - 2**24)
+    return (odd.astype(jnp.float32) * np.float32(3**0.5 / 2**24)).reshape(*seed.shape, *shape)
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 that spreads every bit over all (MurmurHash3's finaliser)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
