@@ -14,6 +14,7 @@ from sva.models import cache as kv_cache
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.spectral.family import Family
 from sva.spectral.forms import Factored
+from sva.spectral.svd import require_whole
 
 
 @struct.dataclass
@@ -82,7 +83,7 @@ def reinforce_loss(
 
     Args:
       raw: the expert's raw vectors, {weight name: [R]} or the model's nested tree of it.
-      spectra: of the same structure.
+      spectra: of the same structure; a truncated one is refused (UserError).
       params: base weights.
       batch: B completions.
       model, family, cfg: static.
@@ -90,6 +91,7 @@ def reinforce_loss(
       (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion; 0 where kl_coef is 0), `entropy` (nats a
       completion), and `logprobs` [B, N] (nats, 0 where masked).
     """
+    require_whole(spectra)
     adapter = jax.tree.map(lambda raw, spectrum: Factored(spectrum, family.z(raw, spectrum.s)), raw, spectra)
     adapted = variables(model, params, adapter)
     prompts, width = batch.prompt_ids.shape
