@@ -1,11 +1,11 @@
 """Memory and time of `sva decompose` on a synthetic Llama checkpoint of 3 GB in 6 shards, killed once and resumed.
 
-    python experiments/svd/checkpoint.py         # about 4 minutes; writes checkpoint.json beside this file
+    python experiments/svd/checkpoint.py [DIRECTORY]     # about 3 minutes; writes checkpoint.json beside this file
 
-The checkpoint (seven layers of Llama-2-7B's shapes, bfloat16, random from a seed) and the cache lie in a temporary
-directory. Anonymous memory is RssAnon of /proc/PID/status, sampled every 10 ms. Five matrices of the last layer are
-decomposed, with the largest shape, 4096 x 11008. The first run is killed (SIGKILL) 3 seconds after the second of them
-is finished.
+The checkpoint (seven layers of Llama-2-7B's shapes, bfloat16, random from a seed) is made in DIRECTORY, where it stays
+and is used again, or in a temporary one. Anonymous memory is RssAnon of /proc/PID/status, sampled every 10 ms. Three
+matrices of the last layer are decomposed: q and k, and down, the largest. The first run is killed (SIGKILL) 3 seconds
+after the first of them is finished.
 """
 
 import json
@@ -42,12 +42,12 @@ CONFIG = {
     "hidden_act": "silu",
     "tie_word_embeddings": True,
 }
-SHARDS, TARGETS = 6, r"layers\.6\.(mlp|self_attn\.[qk])"
+SHARDS, TARGETS = 6, r"layers\.6\.(self_attn\.[qk]|mlp\.down)"
 
 
-def make(directory: Path) -> int:
-    """Writes the checkpoint; its size in bytes."""
-    directory.mkdir()
+def make(directory: Path) -> None:
+    """Writes the checkpoint."""
+    directory.mkdir(parents=True)
     write_json(directory / "config.json", CONFIG)
     specs = expected(from_hf(CONFIG, "synthetic"))
     total = 2 * sum(int(np.prod(spec.shape)) for spec in specs.values())
@@ -62,7 +62,6 @@ def make(directory: Path) -> int:
             index |= dict.fromkeys(shard, file)
             shard, number = {}, number + 1
     write_json(directory / "model.safetensors.index.json", {"weight_map": index})
-    return total
 
 
 def run(arguments: list[str], cache: Path, stop_at: int | None = None) -> dict:
@@ -102,12 +101,14 @@ def finished(cache: Path) -> dict[str, int]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        model, cache = Path(temporary) / "model", Path(temporary) / "cache"
-        size = make(model)
+        model, cache = Path(*sys.argv[1:] or [temporary]) / "model", Path(temporary) / "cache"
+        if not model.exists():
+            make(model)
+        size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
         assert len(list(model.glob("*.safetensors"))) == SHARDS
         shapes = open_checkpoint(model).shapes
         arguments = [str(model), "--targets", TARGETS]
-        killed = run(arguments, cache, stop_at=2)
+        killed = run(arguments, cache, stop_at=1)
         before = finished(cache)
         resumed = run(arguments, cache)
         after = finished(cache)
@@ -125,7 +126,8 @@ def main() -> None:
             {key: record[key] for key in ("name", "shape", "relative_error", "u_error", "v_error")}
             for record in manifest["spectra"]
         ],
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg(),
         "versions": versions(),
         "command": command(),
     }

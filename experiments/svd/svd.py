@@ -221,6 +221,7 @@ def main() -> None:
     ]
     for name in sys.argv[1:] or PARTS:
         found = PARTS[name]() | {"threads": {"torch": torch.get_num_threads(), "blas": CORES}, "command": command()}
+        found["load_average"] = os.getloadavg()
         result[name] = found
         result |= {"versions": versions() | {"torch": torch.__version__}, "blas": sorted(set(blas)), "cores": CORES}
         write_json(RESULT, result)
