@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("decompose", _decompose, "Decompose the target weights of a model, and keep them in the cache.")
     sub.add_argument("model", nargs="?", **model)
     sub.add_argument("--targets", default="mlp", help="mlp, attention, attention_full, all or a regular expression")
+    sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the model they are for")
+    sub.add_argument("--rank", type=int, help="components to keep, for the delta form alone (default: all)")
+    sub.add_argument("--share", default="0/1", metavar="I/N", help="of N processes with one cache, this is number I")
     sub = command("train", _train, "Train one expert, or go on where its run directory stopped.")
     sub.add_argument("config", help="a YAML file, see configs/")
     sub.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it, e.g. train.lr=2e-3")
@@ -85,10 +88,21 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _decompose(arguments: argparse.Namespace) -> None:
-    from sva.lm import decompose, load
+    from sva.lm import decompose_checkpoint
 
-    spectra = decompose(load(arguments.model), arguments.targets)
-    print(f"{len(spectra)} weights, {sum(x.s.shape[0] for x in spectra.values())} singular values")
+    index, _, count = arguments.share.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise UserError(f"--share {arguments.share} must be I/N, as 0/4 for the first of four processes")
+    directory, records = decompose_checkpoint(
+        arguments.model,
+        arguments.targets,
+        arguments.dtype,
+        rank=arguments.rank,
+        share=(int(index), int(count)),
+    )
+    worst = max((record.relative_error for record in records), default=0.0)
+    total = sum(record.rank for record in records)
+    print(f"{len(records)} weights, {total} singular values, relative error at most {worst:.1e}, in {directory}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

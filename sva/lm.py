@@ -1,21 +1,23 @@
 """A loaded language model, and what one does with it: `load`, `decompose`, `merge`."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from sva import generate as generation
 from sva.buckets import batch_bucket, budget_bucket, drop_prefix, left_pad, length_bucket, pad_rows, shared_prefix
 from sva.errors import UserError
 from sva.fetch import resolve
 from sva.generate import Generation
-from sva.models.checkpoint import open_checkpoint
+from sva.models.checkpoint import match, open_checkpoint
 from sva.models.export import save_checkpoint
 from sva.models.load import digest, fingerprint, load_params
 from sva.models.transformer import Transformer, logits
@@ -25,6 +27,8 @@ from sva.sampling import Greedy, Sampling
 from sva.spectral import cores, store
 from sva.spectral.expert import check_fit, check_middles
 from sva.spectral.forms import Factored, Spectrum
+from sva.spectral.store import Record
+from sva.spectral.svd import require_whole
 from sva.tokenizer import load_tokenizer
 from sva.trees import select
 
@@ -180,20 +184,75 @@ def load(
     return LM(model, params, load_tokenizer(path), str(name_or_path), checkpoint.quantisation, known)
 
 
-def decompose(lm: LM, targets: str = "mlp", *, progress: bool = True) -> dict[str, Spectrum]:
+def decompose(lm: LM, targets: str = "mlp", *, rank: int | None = None, progress: bool = True) -> dict[str, Spectrum]:
     """{weight name: Spectrum(u [D_out, R], s [R], vt [R, D_in])} of the target weights, s descending.
 
     u and vt have the model's dtype, s is float32. Computed once for each base model and kept under the cache
-    directory (`sva.paths.cache_dir`).
+    directory (`sva.paths.cache_dir`), where `sva decompose` puts them without loading the model.
 
     Args:
       lm: the base model.
       targets: see `sva.trees.select`.
+      rank: components to keep, R = min(rank, D_out, D_in). A truncated spectrum serves the delta form, in which the
+        dropped components keep z = 1; `merge`, `factored` and `reinforce_loss` need all and refuse it.
       progress: show a bar on stderr.
     Raises:
-      UserError: `targets` matches nothing.
+      UserError: `targets` matches nothing, rank is below 1, or a weight holds NaN or infinite values.
     """
-    return spectra_of(lm, select(expected(lm.model.cfg), targets), progress=progress)
+    names = select(expected(lm.model.cfg), targets)
+    return spectra_of(lm, names, progress=progress) if rank is None else _spectra(lm, names, rank, progress)
+
+
+def decompose_checkpoint(
+    name_or_path: str,
+    targets: str = "mlp",
+    dtype: str = "float32",
+    *,
+    rank: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> tuple[Path, list[Record]]:
+    """Puts into the cache what `decompose` of the loaded model would, one matrix in memory at a time for each worker.
+
+    The model is not loaded: its weights are read once for the fingerprint, one by one, and the targets once more.
+
+    Args:
+      name_or_path: as in `load`.
+      targets, rank: as in `decompose`.
+      dtype: of the model that will use the spectra; the weights are rounded to it first, as loading does.
+      share: (i, n): this process takes every n-th matrix from the i-th on, counted among those of like shape, so that
+        n processes or hosts with one cache directory share the work evenly.
+      progress: show a bar on stderr.
+    Returns:
+      The cache's directory, and the record of each matrix of this share, in the checkpoint's order.
+    Raises:
+      UserError: as `load` and `decompose`; a share that does not exist.
+    """
+    index, count = share
+    if not 0 <= index < count:
+        raise UserError(
+            f"share {index}/{count} does not exist; {count} processes take 0/{count} to {count - 1}/{count}"
+        )
+    checkpoint = open_checkpoint(resolve(name_or_path))
+    specs = expected(checkpoint.config)
+    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
+    names = select(specs, targets)
+    mine = sorted(names, key=lambda name: specs[name].shape)[index::count]
+    known = fingerprint(
+        (name, digest(checkpoint.read(name)))
+        for name in tqdm(specs, "fingerprint", unit="weight", file=sys.stderr, disable=not progress, leave=False)
+    )
+
+    def read(name: str) -> np.ndarray:
+        return checkpoint.read(name).astype(DTYPES[dtype], copy=False).astype(np.float32, copy=False)
+
+    sources = {name: store.Source(specs[name].shape, partial(read, name)) for name in mine}
+    directory = _spectra_dir(known, dtype, rank)
+    records = {
+        record.name: record
+        for record, _ in store.stream(sources, known, directory, dtype=dtype, rank=rank, progress=progress)
+    }
+    return directory, [records[name] for name in names if name in records]
 
 
 def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[str, Spectrum]:
@@ -204,21 +263,33 @@ def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[s
     """
     missing = [name for name in names if name not in lm.spectra]
     if missing:
-        weights = lm.named_params()
-        adaptable = set(select(weights, "all"))
+        adaptable = set(select(expected(lm.model.cfg), "all"))
         unknown = [name for name in missing if name not in adaptable]
         if unknown:
             raise UserError(f"{lm.name} has no linear layer {unknown[0]} to adapt; is the expert for another model?")
-        dtype = np.dtype(lm.model.dtype)
-        found = store.decompose(
-            {name: lambda name=name: np.asarray(weights[name], np.float32) for name in missing},
-            lm.fingerprint,
-            cache_dir() / "spectra" / f"{lm.fingerprint[:16]}-{dtype.name}",
-            progress=progress,
-        )
-        for name, (u, s, vt) in found.items():
-            lm.spectra[name] = Spectrum(jnp.asarray(u, dtype), jnp.asarray(s), jnp.asarray(vt, dtype))
+        lm.spectra.update(_spectra(lm, missing, None, progress))
     return {name: lm.spectra[name] for name in names}
+
+
+def _spectra(lm: LM, names: Sequence[str], rank: int | None, progress: bool) -> dict[str, Spectrum]:
+    """Spectra in the model's dtype, out of the store."""
+    weights = lm.named_params()
+    dtype = np.dtype(lm.model.dtype)
+
+    def read(name: str) -> np.ndarray:
+        return np.asarray(weights[name], np.float32)
+
+    sources = {name: store.Source(weights[name].shape, partial(read, name)) for name in names}
+    directory = _spectra_dir(lm.fingerprint, dtype.name, rank)
+    found = store.decompose(sources, lm.fingerprint, directory, dtype=dtype.name, rank=rank, progress=progress)
+    return {
+        name: Spectrum(jnp.asarray(u, dtype), jnp.asarray(s), jnp.asarray(vt, dtype))
+        for name, (u, s, vt) in found.items()
+    }
+
+
+def _spectra_dir(known: str, dtype: str, rank: int | None) -> Path:
+    return cache_dir() / "spectra" / f"{known[:16]}-{dtype}{'' if rank is None else f'-rank{rank}'}"
 
 
 def _fitting(lm: LM, z: Mapping[str, Any], rows: int) -> dict[str, Spectrum]:
@@ -228,7 +299,12 @@ def _fitting(lm: LM, z: Mapping[str, Any], rows: int) -> dict[str, Spectrum]:
 
 
 def factored(spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str, Factored]:
-    """The adapter {name: Factored} of an effective z, {name: [R]} or {name: [B, R]}."""
+    """The adapter {name: Factored} of an effective z, {name: [R]} or {name: [B, R]}.
+
+    Raises:
+      UserError: a truncated spectrum.
+    """
+    require_whole({name: spectra[name] for name in z})
     return {name: Factored(spectra[name], jnp.asarray(x)) for name, x in z.items()}
 
 
@@ -238,7 +314,7 @@ def merge(lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> LM:
     Args:
       z: {name: [R]}, or what `Expert.middles` gives for any parametrisation.
     Raises:
-      UserError: a z of the wrong length, with NaN, or without a spectrum.
+      UserError: a z of the wrong length, with NaN, or without a spectrum; a truncated spectrum.
     """
     check_middles(z, spectra)
     params = merge_params(lm.model, lm.params, spectra, z)
@@ -249,6 +325,7 @@ def merge_params(
     model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Spectrum], z: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones."""
+    require_whole({name: spectra[name] for name in z})
     named = unnest(params, expected(model.cfg), scan=model.scan_layers)
     targets = {name: (named[name], spectra[name], middle) for name, middle in z.items()}
     return model.nest(named | _merge_all(targets))

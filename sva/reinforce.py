@@ -17,6 +17,7 @@ from sva.spectral.cores import adapters
 from sva.spectral.family import Family, check_raw
 from sva.spectral.forms import Spectrum
 from sva.spectral.members import Site, seed_of
+from sva.spectral.svd import require_whole
 
 
 @struct.dataclass
@@ -101,7 +102,7 @@ def reinforce_loss(
     Args:
       raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or the model's nested tree
         of it.
-      spectra: keyed by the same names, or nested as well.
+      spectra: keyed by the same names, or nested as well; whole ones.
       params: base weights.
       batch: B completions.
       model, family, cfg: static.
@@ -109,8 +110,9 @@ def reinforce_loss(
       (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion; 0 where kl_coef is 0), `entropy` (nats a
       completion), and `logprobs` [B, N] (nats, 0 where masked).
     Raises:
-      UserError: raw misses an entry, holds a foreign one or one of another shape (named).
+      UserError: raw misses an entry, holds a foreign one or one of another shape (named); a truncated spectrum.
     """
+    require_whole(spectra)
     sites = sites_of(model, spectra)
     check_raw(family, raw, sites)
     adapted = variables(model, params, adapters(spectra, family.middles(raw, sites)))

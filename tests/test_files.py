@@ -51,5 +51,5 @@ def test_a_disk_that_fills_under_an_expert_or_a_spectrum_is_the_same_line(tmp_pa
     with pytest.raises(UserError, match="the disk is full"):
         Expert({"a": np.ones(3)}).save(tmp_path / "e.safetensors")
     with pytest.raises(UserError, match="the disk is full"):
-        store.decompose({"a": lambda: np.eye(3)}, "f", tmp_path, progress=False)
+        store.decompose({"a": store.Source((3, 3), lambda: np.eye(3))}, "f", tmp_path, progress=False)
     assert list(tmp_path.iterdir()) == []
