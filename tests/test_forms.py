@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sva
+from sva import chat
 from sva.errors import UserError
 from sva.lm import adapted, factored, merge_params
 from sva.models.transformer import logits
@@ -178,14 +179,14 @@ def _model_forms(lm, spectra):
 
 
 def _check_model(lm, spectra, z, ids, mask):
-    """Logits and every matrix's gradient agree between all forms of a model."""
-    probe = np.random.default_rng(1).standard_normal((*ids.shape, lm.model.cfg.vocab_size)).astype(np.float32)
+    """Logits, and every matrix's gradient of the tokens' log-probability, agree between all forms of a model."""
     keep = mask[:, :, None] > 0
 
     def loss(z, form):
         params, adapter = form(z)
         found = jnp.where(keep, logits(lm.model, params, ids, mask, adapter), 0)
-        return jnp.mean(jax.nn.log_softmax(found) * probe), found
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(found[:, :-1]), ids[:, 1:, None], axis=-1)
+        return jnp.sum(chosen * keep[:, :-1]), found
 
     slopes, values = {}, {}
     for name, form in _model_forms(lm, spectra).items():
@@ -215,7 +216,7 @@ def test_a_model_with_a_z_per_row_is_each_row_alone(setting):
     np.testing.assert_array_equal(together[1], lm.logits(ids, mask)[1])  # delta: a base row is the base
 
 
-@pytest.mark.slow  # decomposes 90 matrices where that is not done yet
+@pytest.mark.slow  # five gradients of a real model to compile, and 90 matrices to decompose the first time
 def test_all_forms_agree_on_smollm2():
     try:
         lm = sva.load("smollm2-135m-instruct-q4_1", progress=False)
@@ -224,7 +225,12 @@ def test_all_forms_agree_on_smollm2():
     spectra = sva.decompose(lm, "mlp", progress=False)
     rng = np.random.default_rng(0)
     z = {name: jnp.asarray(rng.uniform(0.9, 1.1, len(x.s)), jnp.float32) for name, x in spectra.items()}
-    _check_model(lm, spectra, z, rng.integers(0, 49152, (3, 8)), np.ones((3, 8), int))
+    texts = [
+        "The capital of France is Paris, and the capital of Italy is Rome, where the river is the Tiber.",
+        "Water boils at one hundred degrees and freezes at zero.",
+        "If you add two and three you get five; if you take one away, four remain.",
+    ]
+    _check_model(lm, spectra, z, *chat.encode(lm, texts))
 
 
 def _relative(found, exact):

@@ -7,7 +7,8 @@
 | delta    | x W^T + ((x V_k) * d) U_k^T       | D_out D_in + k (D_out + D_in) | a z per row, base rows untouched |
 
 A layer holds its frozen weight and, perhaps, an adapter: any pytree that is called as `adapter(x, w)` and returns
-the layer's product. `Factored` and `Delta` are two such; the model knows neither by name.
+the layer's product. `Factored` and `Delta` are two such; the model knows neither by name, and LoRA, IA3 or DoRA join
+as they do (tests/test_forms.py has all three). Which form is the cheapest is said in `sva.spectral.cost`.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -26,7 +27,10 @@ class Spectrum(NamedTuple):
 
 
 class LinearAdapter(Protocol):
-    """What a linear layer accepts in place of its plain product."""
+    """What a linear layer accepts in place of its plain product.
+
+    The layer adds its bias b afterwards: an adapter that scales outputs, b included, holds a copy and adds (l - 1) b.
+    """
 
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """[B, T, D_out] from x [B, T, D_in] and the layer's frozen w [D_out, D_in]."""
