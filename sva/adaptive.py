@@ -42,13 +42,13 @@ class AdaptiveLM:
     lm: LM
     labels: tuple[Label, ...]
     served: Served
-    form: Template
+    template: Template  # the classification question
     first: FirstPass
     plans: Mapping[str, Plan]  # by weight name: the form it runs in, and what that leaves out
 
     def asked(self, questions: Sequence[str]) -> Prompts:
         """The questions inside the classification question, in their buckets."""
-        return Prompts(*_pad(*dispatch.encode(self.lm, self.form, questions)))
+        return Prompts(*_pad(*dispatch.encode(self.lm, self.template, questions)))
 
     def choose(self, questions: Sequence[str]) -> np.ndarray:
         """[B, C] probabilities of the labels: the first pass alone."""
@@ -57,7 +57,7 @@ class AdaptiveLM:
 
     def choose_generated(self, questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
         """The labels that the base model writes when it is asked freely, as in the paper; "other" if it names none."""
-        texts = [self.form.before + self.form.space + question + self.form.after for question in questions]
+        texts = [self.template.before + self.template.space + question + self.template.after for question in questions]
         ids, mask = chat.encode(self.lm, texts)
         out = self.lm.generate(ids, mask, max_new_tokens, chat.end_tokens(self.lm))
         read = [dispatch.read_label(text, self.labels) for text in chat.decode(self.lm, out.tokens, out.lengths)]
