@@ -1,21 +1,25 @@
 """A language model with experts loaded: questions in, answers out, in two passes."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sva import chat, dispatch
-from sva.adapt import Prompts, TwoPass, choose, mixture, two_pass
+from sva.adapt import Prompts, Request, Served, choose, two_pass
 from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
 from sva.dispatch import FirstPass, Template
 from sva.errors import UserError
-from sva.lm import LM, check_prompts, pad_eos, row_keys, spectra_of
+from sva.lm import LM, check_prompts, pad_eos, row_keys, shared_form, spectra_of
 from sva.sampling import Greedy, Sampling
+from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank
+from sva.spectral.slots import mixture, slots
+from sva.spectral.truncate import Plan
 from sva.tasks.labels import OTHER, Label
 
 SLOTS = 8  # of the bank: the base, experts, and room for more without recompiling
@@ -37,32 +41,23 @@ class AdaptiveLM:
 
     lm: LM
     labels: tuple[Label, ...]
-    spectra: Mapping[str, Any]  # the model's nested trees
-    bank: Mapping[str, Any]
-    form: Template
+    served: Served
+    template: Template  # the classification question
     first: FirstPass
-    classifier: jax.Array | None  # [E_max], the mixture of the first pass; None for the base
+    plans: Mapping[str, Plan]  # by weight name: the form it runs in, and what that leaves out
 
     def asked(self, questions: Sequence[str]) -> Prompts:
         """The questions inside the classification question, in their buckets."""
-        return Prompts(*_pad(*dispatch.encode(self.lm, self.form, questions)))
+        return Prompts(*_pad(*dispatch.encode(self.lm, self.template, questions)))
 
     def choose(self, questions: Sequence[str]) -> np.ndarray:
         """[B, C] probabilities of the labels: the first pass alone."""
-        decision = choose(
-            self.lm.model,
-            self.lm.params,
-            self.spectra,
-            self.bank,
-            self.first,
-            self.classifier,
-            self.asked(questions),
-        )
+        decision = choose(self.served, self.first, self.asked(questions))
         return np.asarray(decision.probs)[: len(questions)]
 
     def choose_generated(self, questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
         """The labels that the base model writes when it is asked freely, as in the paper; "other" if it names none."""
-        texts = [self.form.before + self.form.space + question + self.form.after for question in questions]
+        texts = [self.template.before + self.template.space + question + self.template.after for question in questions]
         ids, mask = chat.encode(self.lm, texts)
         out = self.lm.generate(ids, mask, max_new_tokens, chat.end_tokens(self.lm))
         read = [dispatch.read_label(text, self.labels) for text in chat.decode(self.lm, out.tokens, out.lengths)]
@@ -86,14 +81,7 @@ class AdaptiveLM:
         check_prompts(mask.sum(axis=1), max_new_tokens, self.lm.model.cfg.max_position_embeddings)
         prompts = Prompts(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
         keys = row_keys(key, len(questions), len(prompts.ids), sampling)
-        out: TwoPass = two_pass(
-            self.lm.model,
-            self.lm.params,
-            self.spectra,
-            self.bank,
-            self.first,
-            self.classifier,
-            self.asked(questions),
+        request = Request(
             prompts,
             jnp.asarray(max_new_tokens, jnp.int32),
             pad_eos(chat.end_tokens(self.lm)),
@@ -101,6 +89,7 @@ class AdaptiveLM:
             max_new_tokens=budget_bucket(max_new_tokens),
             sampling=sampling,
         )
+        out = two_pass(self.served, self.first, self.asked(questions), request)
         size = len(questions)
         probs, tokens, lengths = (
             np.asarray(x)[:size] for x in (out.decision.probs, out.generation.tokens, out.generation.lengths)
@@ -118,18 +107,27 @@ def build(
     *,
     classifier: Expert | None = None,
     calibrate: bool = True,
+    tolerance: float = 0.0,
+    exact_base: bool = False,
     progress: bool = True,
 ) -> AdaptiveLM:
-    """The model with these experts in the slots of one static bank.
+    """The model with these experts in the slots of one static bank, every matrix in its cheapest form.
+
+    A matrix runs factored, or as its dense product and a change of k components, whichever is predicted to read fewer
+    bytes a decoded token (`sva.spectral.truncate.plan`).
 
     Args:
       lm: the base model of all of them.
       experts: at least one; each one's metadata gives its label and its description.
       classifier: the expert that the first pass runs on (the paper's second dispatcher); None for the base model.
       calibrate: see `dispatch.prepare`.
-      progress: show a bar while missing spectra are decomposed.
+      tolerance: components that no expert moves by more than this part of the matrix's largest singular value may be
+        dropped; 0 is exact.
+      exact_base: rows that no expert answers are the base model's bit for bit, for more bytes.
+      progress: show a bar while missing spectra are decomposed, and say on stderr which forms were taken.
     Raises:
-      UserError: no experts, two of one label, one without a label, or a classifier of other labels.
+      UserError: no experts, two of one label, one without a label, a classifier of other labels, or a tolerance that
+        is negative or not a number.
     """
     if not experts:
         raise UserError("two passes need at least one expert; train one with sva train")
@@ -137,13 +135,17 @@ def build(
     everyone = [*experts, *([classifier] if classifier else [])]
     names = list(dict.fromkeys(name for expert in everyone for name in expert.names))
     spectra = spectra_of(lm, names, progress=progress)
-    table = bank([expert.z(spectra) for expert in everyone], spectra, max(SLOTS, len(everyone) + 1))
-    nested, rows = lm.model.nest(spectra), lm.model.nest(table)
-    slots = next(iter(table.values())).shape[0]
-    alphas = jax.nn.one_hot(len(everyone), slots) if classifier else None
-    adapter = mixture(nested, rows, alphas[None, :]) if alphas is not None else None
+    zs = [expert.z(spectra) for expert in everyone]
+    plans = truncate.plan(spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name))
+    if progress:
+        print(f"sva: {truncate.summary(plans)}", file=sys.stderr)
+    num_slots = max(SLOTS, len(everyone) + 1)
+    nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
+    alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
+    adapter = mixture(nested, alphas[None, :]) if alphas is not None else None
     first = dispatch.prepare(lm, labels, places, adapter=adapter, calibrate=calibrate)
-    return AdaptiveLM(lm, labels, nested, rows, dispatch.template(lm, labels), first, alphas)
+    served = Served(lm.model, lm.params, nested, num_slots, alphas)
+    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), first, plans)
 
 
 def arrange(experts: Sequence[Expert], classifier: Expert | None) -> tuple[tuple[Label, ...], list[int]]:

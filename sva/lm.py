@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from sva.models.checkpoint import match, open_checkpoint
 from sva.models.export import save_checkpoint
 from sva.models.load import digest, fingerprint, load_params
 from sva.models.transformer import Transformer, logits
-from sva.models.weights import expected, unnest
+from sva.models.weights import expected, split_name, unnest
 from sva.paths import cache_dir
 from sva.sampling import Greedy, Sampling
-from sva.spectral import cores, store
+from sva.spectral import cores, forms, store
+from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_fit, check_middles
-from sva.spectral.forms import Factored, Spectrum
+from sva.spectral.forms import Factored, LinearAdapter, Spectrum
 from sva.spectral.store import Record
 from sva.spectral.svd import require_whole
 from sva.tokenizer import load_tokenizer
@@ -68,8 +69,10 @@ class LM:
         See `sva.logits`. Raises UserError for a token id outside the vocabulary or a z that does not fit.
         """
         ids, mask = self._check(input_ids, attention_mask)
-        adapter = None if z is None else factored(_fitting(self, z, len(ids)), z)
-        return logits(self.model, self.params, ids, mask, adapter)
+        params, adapter = self.params, None
+        if z is not None:
+            params, adapter = adapted(self, _fitting(self, z, len(ids)), z, tokens=ids.size)
+        return logits(self.model, params, ids, mask, adapter)
 
     def generate(
         self,
@@ -94,8 +97,8 @@ class LM:
           sampling: a strategy of `sva.sampling`; Greedy by default.
           key: one typed key, or one a row [B]; needed by every strategy but Greedy. Of one key, row i takes
             fold_in(key, i).
-          z: effective z; one for all rows ({name: [R]}) is merged into the weights once, one a row ({name: [B, R]})
-            runs in the factored form.
+          z: effective z, {name: [R] or [B, R]}; one for all rows is merged into the weights once, one a row runs in
+            the factored form.
         Returns:
           Generation: tokens [B, max_new_tokens], logprobs [B, max_new_tokens], lengths [B], host arrays.
         Raises:
@@ -109,11 +112,8 @@ class LM:
         params, adapter = self.params, None
         if z is not None:
             spectra = _fitting(self, z, len(ids))
-            if all(np.ndim(x) == 1 for x in z.values()):
-                params = merge_params(self.model, params, spectra, z)
-            else:
-                z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
-                adapter = factored(spectra, z)
+            z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
+            params, adapter = adapted(self, spectra, z)
         ids, mask = left_pad(ids, mask, length_bucket(int(mask.sum(axis=1).max())))
         shared = shared_prefix(ids, mask) if adapter is None else 0
         prefix_ids = ids[0][mask[0].astype(bool)][:shared]
@@ -308,13 +308,47 @@ def factored(spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str,
     return {name: Factored(spectra[name], jnp.asarray(x)) for name, x in z.items()}
 
 
+def shared_form(model: Transformer, name: str) -> Hashable:
+    """What the weights that must take one form have in common: the kind of layer where layers are stacked."""
+    layer, path = split_name(name)
+    return path if model.scan_layers and layer is not None else name
+
+
+def adapted(
+    lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any], *, tokens: int | None = None
+) -> tuple[Mapping[str, Any], dict[str, LinearAdapter] | None]:
+    """(params, adapter) that run an effective z, every matrix in its cheapest exact form (`cost.cheapest`).
+
+    Args:
+      z: {name: [R] or [B, R]}.
+      tokens: that z is used for; None for many.
+    Returns:
+      The base's params with merged weights where the form is dense, and adapters for the rest or None.
+    """
+    by_row = {shared_form(lm.model, name): len(x) for name, x in z.items() if np.ndim(x) == 2}
+    merged, adapter = {}, {}
+    for name, x in z.items():
+        rows = by_row.get(shared_form(lm.model, name))
+        form = cheapest(spectra[name], "rows" if rows else "one", tokens=tokens)
+        if form == "dense":
+            merged[name] = x
+            continue
+        x = jnp.asarray(x) if rows is None else jnp.broadcast_to(x, (rows, np.shape(x)[-1]))
+        adapter[name] = Factored(spectra[name], x) if form == "factored" else forms.delta(spectra[name], x)
+    params = merge_params(lm.model, lm.params, spectra, merged) if merged else lm.params
+    return params, adapter or None
+
+
 def merge(lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> LM:
     """An LM whose target weights are U diag(s z) V^T, dense; everything else is shared with `lm`.
+
+    `spectra` are of the weights that `lm` holds: a weight whose z is 1 throughout stays as it is bit for bit, and so
+    does what a truncated spectrum leaves out.
 
     Args:
       z: {name: [R]}, or what `Expert.middles` gives for any parametrisation.
     Raises:
-      UserError: a z of the wrong length, with NaN, or without a spectrum; a truncated spectrum.
+      UserError: a z of the wrong length, with NaN, or without a spectrum.
     """
     check_middles(z, spectra)
     params = merge_params(lm.model, lm.params, spectra, z)
@@ -325,7 +359,6 @@ def merge_params(
     model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Spectrum], z: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones."""
-    require_whole({name: spectra[name] for name in z})
     named = unnest(params, expected(model.cfg), scan=model.scan_layers)
     targets = {name: (named[name], spectra[name], middle) for name, middle in z.items()}
     return model.nest(named | _merge_all(targets))

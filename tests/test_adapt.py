@@ -12,6 +12,7 @@ from sva.adaptive import OTHER_LABEL, SLOTS, AdaptiveLM, arrange, build
 from sva.errors import UserError
 from sva.sampling import Greedy, Temperature
 from sva.spectral.expert import Expert
+from sva.spectral.slots import DeltaSlots, FactoredSlots, mixture
 from sva.testing import toy_lm
 
 QUESTIONS = ["what colour the apple ?", "name the thing of the green house", "blue ?", "what", "the of the of"]
@@ -52,21 +53,13 @@ def _encoded(lm):
 
 def _answer(lm, adaptive, alphas):
     """The second pass with these alphas [5, E_max], in plain shapes."""
-    ids, mask = _encoded(lm)
-    size = len(QUESTIONS)
-    return adapt.answer(
-        lm.model,
-        lm.params,
-        adaptive.spectra,
-        adaptive.bank,
-        np.asarray(alphas, np.float32),
-        adapt.Prompts(ids, mask),
-        np.int32(NEW),
-        np.array([1], np.int32),
-        jax.random.split(jax.random.key(0), size),
-        max_new_tokens=8,
-        sampling=Greedy(),
-    )
+    return adapt.answer(adaptive.served, np.asarray(alphas, np.float32), _request(lm))
+
+
+def _request(lm):
+    keys = jax.random.split(jax.random.key(0), len(QUESTIONS))
+    prompts = adapt.Prompts(*_encoded(lm))
+    return adapt.Request(prompts, np.int32(NEW), np.array([1], np.int32), keys, max_new_tokens=8, sampling=Greedy())
 
 
 def test_a_row_runs_on_its_own_expert_as_if_that_were_merged(setting):
@@ -107,22 +100,9 @@ def test_both_passes_together_are_each_by_itself(setting):
     probs = np.log(adaptive.choose(QUESTIONS))
     bias = np.asarray(adaptive.first.bias) + np.median(probs - probs[:, -1:], axis=0)
     adaptive = dataclasses.replace(adaptive, first=dataclasses.replace(adaptive.first, bias=bias.astype(np.float32)))
-    ids, mask = _encoded(lm)
     asked = adapt.Prompts(*(np.asarray(x)[:5] for x in adaptive.asked(QUESTIONS)))
-    common = (lm.model, lm.params, adaptive.spectra, adaptive.bank)
-    out = adapt.two_pass(
-        *common,
-        adaptive.first,
-        None,
-        asked,
-        adapt.Prompts(ids, mask),
-        np.int32(NEW),
-        np.array([1], np.int32),
-        jax.random.split(jax.random.key(0), 5),
-        max_new_tokens=8,
-        sampling=Greedy(),
-    )
-    first = adapt.choose(*common, adaptive.first, None, asked)
+    out = adapt.two_pass(adaptive.served, adaptive.first, asked, _request(lm))
+    first = adapt.choose(adaptive.served, adaptive.first, asked)
     np.testing.assert_allclose(out.decision.probs, first.probs, atol=1e-5)
     chosen = np.asarray(first.probs).argmax(axis=1)
     assert len(set(chosen)) > 1
@@ -150,7 +130,7 @@ def test_another_batch_prompt_expert_or_mixture_compiles_nothing(setting, compil
     settings = dict(sampling=Temperature(), key=jax.random.key(0))
     adaptive.answer(QUESTIONS, NEW, **settings)
     other = build(lm, [_expert(sva.decompose(lm, "mlp"), 3, "colour")], progress=False)
-    one_less = dataclasses.replace(adaptive, bank=other.bank)
+    one_less = dataclasses.replace(adaptive, served=other.served)
     compilations.clear()
     adaptive.answer(["name a thing"] * 8, 7, **settings)
     adaptive.answer(QUESTIONS[::-1] + ["grass"], 8, **(settings | {"key": jax.random.key(1)}))
@@ -213,4 +193,86 @@ def test_more_experts_than_slots_make_a_larger_bank(toy):
     spectra = sva.decompose(toy, "mlp", progress=False)
     names = [f"kind{i}" for i in range(SLOTS)]
     adaptive = build(toy, [_expert(spectra, i, name) for i, name in enumerate(names)], progress=False)
-    assert {x.shape[-2] for x in jax.tree.leaves(adaptive.bank)} == {SLOTS + 1}
+    assert adaptive.served.num_slots == SLOTS + 1
+    assert {x.z.shape[-2] for x in _banks(adaptive)} == {SLOTS + 1}
+
+
+def _banks(adaptive):
+    return jax.tree.leaves(adaptive.served.bank, is_leaf=lambda x: isinstance(x, FactoredSlots | DeltaSlots))
+
+
+def _near(expert, others, rng):
+    """An expert that moves `others` components a matrix by a tenth or more, and all of them by a ten-thousandth."""
+    raw = {}
+    for name, z in expert.items():
+        moved = 1 + 1e-4 * rng.standard_normal(len(z))
+        moved[rng.permutation(len(z) // 2)[:others]] = rng.uniform(1.5, 2, others)
+        raw[name] = moved.astype(np.float32)
+    return raw
+
+
+def _few(spectra, seed, label, others=4):
+    raw = _near({name: x.s for name, x in spectra.items()}, others, np.random.default_rng(seed))
+    return Expert(raw, "linear", {"label": label, "description": f"a {label}"})
+
+
+def test_the_form_follows_the_tolerance_and_the_answers_its_bound(setting, capsys):
+    lm = setting.lm
+    spectra = sva.decompose(lm, "mlp")
+    experts = [_few(spectra, 1, "colour"), _few(spectra, 2, "thing")]
+    exact = build(lm, experts, calibrate=False)
+    assert "6 of 6 matrices factored" in capsys.readouterr().err
+    near = build(lm, experts, calibrate=False, tolerance=1e-2)
+    told = capsys.readouterr().err
+    assert "0 of 6 matrices factored; 6 dense + delta, k 8" in told
+    assert told.count("\n") == 1
+    assert {plan.form for plan in exact.plans.values()} == {"factored"}
+    assert {plan.form for plan in near.plans.values()} == {"delta"}
+    assert all(plan.losses.max() <= 1e-2 * plan.s_max for plan in near.plans.values())
+    assert sum(plan.extra_bytes for plan in near.plans.values()) < sum(p.extra_bytes for p in exact.plans.values())
+    alphas = np.zeros((5, SLOTS), np.float32)
+    alphas[1:, 1:3] = [[1, 0], [0, 1], [0.5, 0.5], [-1, 2]]
+    np.testing.assert_allclose(
+        _answer(lm, near, alphas).logprobs[:, 0], _answer(lm, exact, alphas).logprobs[:, 0], atol=2e-3
+    )
+    # With a tolerance of 0 on the components that move, delta is exact.
+    whole = build(lm, experts, calibrate=False, exact_base=True, progress=False)
+    assert {(plan.form, len(plan.components)) for plan in whole.plans.values()} == {("delta", 32)}
+    np.testing.assert_allclose(
+        _answer(lm, whole, alphas).logprobs[:, 0], _answer(lm, exact, alphas).logprobs[:, 0], atol=1e-4
+    )
+
+
+def test_base_rows_among_experts_are_the_base_bit_for_bit(setting):
+    lm = setting.lm
+    spectra = sva.decompose(lm, "mlp")
+    whole = build(lm, [_expert(spectra, 1, "colour")], calibrate=False, exact_base=True, progress=False)
+    ids, mask = _encoded(lm)
+    alphas = np.zeros((5, SLOTS), np.float32)
+    alphas[[1, 3], 1] = 1
+    adapted = sva.logits(lm.model, lm.params, ids, mask, mixture(whole.served.bank, alphas))
+    base = lm.logits(ids, mask)
+    np.testing.assert_array_equal(adapted[::2], base[::2])
+    assert np.abs(np.asarray(adapted - base))[1::2].max() > 0.1
+
+
+def test_another_expert_that_needs_as_many_components_compiles_nothing(setting, compilations):
+    lm = setting.lm
+    spectra = sva.decompose(lm, "mlp")
+
+    def built(seed, others):
+        expert = _few(spectra, seed, "colour", others)
+        return build(lm, [expert], calibrate=False, tolerance=1e-2, progress=False)
+
+    first = built(1, 5).answer(QUESTIONS, NEW)
+    compilations.clear()
+    second = built(2, 7).answer(QUESTIONS, NEW)
+    assert compilations == []
+    assert len(first) == len(second)
+
+
+@pytest.mark.parametrize("tolerance", [-1e-3, float("nan"), float("inf")])
+def test_a_tolerance_that_nothing_meets_is_refused(toy, tolerance):
+    expert = _expert(sva.decompose(toy, "mlp", progress=False), 1, "colour")
+    with pytest.raises(UserError, match=f"tolerance={tolerance} is met by no number of components"):
+        build(toy, [expert], tolerance=tolerance, progress=False)

@@ -98,8 +98,7 @@ def _is_middle(x: Any) -> bool:
 def merge(w: jax.Array, spectrum: Spectrum, middle: Middle) -> jax.Array:
     """The dense weight [D_out, D_in] that a middle stands for.
 
-    For a z it is `forms.merge`, in the dtype of u. Otherwise the low-rank term is added to w [D_out, D_in] in float32
-    and rounded once to the dtype of w: zeros give w itself.
+    What the middle changes is added to w [D_out, D_in] in float32 and rounded once; that of the base gives w itself.
     """
     u, vt = (x.astype(jnp.float32) for x in (spectrum.u, spectrum.vt))
     if isinstance(middle, Core):
@@ -108,6 +107,6 @@ def merge(w: jax.Array, spectrum: Spectrum, middle: Middle) -> jax.Array:
     elif isinstance(middle, Bands):
         inner = band_product(middle.values, vt.T).T
     else:
-        return forms.merge(spectrum, middle)
+        return forms.merge(spectrum, middle, w)
     change = jnp.matmul(u, inner, precision=jax.lax.Precision.HIGHEST)
     return (w.astype(jnp.float32) + change).astype(w.dtype)

@@ -1,0 +1,70 @@
+"""The static bank of experts of one matrix, in the form that it is served in.
+
+A bank has E_max slots; slot 0 is the base and adds nothing. Every row of a batch carries alphas [E_max] and gets its
+own mixture, 1 + sum_e alpha_e (z_e - 1), as an adapter. Other experts in the slots, or other alphas, change no shape.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sva.spectral.expert import mix_rows
+from sva.spectral.forms import Delta, Factored, Spectrum, delta
+from sva.spectral.truncate import Plan
+
+
+@struct.dataclass
+class FactoredSlots:
+    """Mixtures run as `Factored`."""
+
+    spectrum: Spectrum
+    z: jax.Array  # [E_max, R]; ones in slot 0
+
+    def mix(self, alphas: jax.Array) -> Factored:
+        """The adapter of B rows with alphas [B, E_max]."""
+        return Factored(self.spectrum, mix_rows(self.z, alphas))
+
+
+@struct.dataclass
+class DeltaSlots:
+    """Mixtures run as `Delta` on k components; a row that mixes nothing in is the base bit for bit."""
+
+    experts: Delta  # d [E_max, k]; zeros in slot 0
+
+    def mix(self, alphas: jax.Array) -> Delta:
+        """The adapter of B rows with alphas [B, E_max]."""
+        d = jnp.matmul(alphas, self.experts.d, precision=jax.lax.Precision.HIGHEST)
+        return Delta(self.experts.u, self.experts.vt, d)
+
+
+Slots = FactoredSlots | DeltaSlots
+
+
+def slots(
+    spectra: Mapping[str, Spectrum], bank: Mapping[str, jax.Array], plans: Mapping[str, Plan]
+) -> dict[str, Slots]:
+    """The banks {name: [E_max, R]} of `sva.bank` in the form that each matrix's plan names."""
+    return {
+        name: FactoredSlots(spectra[name], z)
+        if plans[name].form == "factored"
+        else DeltaSlots(delta(spectra[name], z, plans[name].components))
+        for name, z in bank.items()
+    }
+
+
+def mixture(bank: Any, alphas: jax.Array) -> Any:
+    """The adapter in which row b runs on 1 + sum_e alphas[b, e] (z_e - 1).
+
+    Args:
+      bank: a tree of `Slots`; those of stacked layers carry them on axis 0.
+      alphas: [B, E_max].
+    """
+
+    def one(slots: Slots) -> Any:
+        table = slots.z if isinstance(slots, FactoredSlots) else slots.experts.d
+        return jax.vmap(lambda layer: layer.mix(alphas))(slots) if table.ndim == 3 else slots.mix(alphas)
+
+    return jax.tree.map(one, bank, is_leaf=lambda x: isinstance(x, Slots))
