@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(path, error) from error
+
+
+def write_directory(directory: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` on a temporary directory beside `directory` and renames: `directory` is whole or not there.
+
+    Raises:
+      UserError: `directory` holds something already, the disk is full, or the place cannot be written to.
+    """
+    directory = directory.absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already holds something; give a new or an empty directory")
+    try:
+        temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            os.replace(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise disk_error(directory, error) from error
 
 
 def disk_error(path: Path, error: OSError) -> UserError:
