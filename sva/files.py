@@ -82,8 +82,10 @@ def as_os_error(error: Exception, path: Path) -> OSError | None:
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file (not atomically); what the library says of a full disk is an OSError again."""
+    # the library writes an array's memory as it lies, so that one in another order would come back transposed
+    in_order = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
-        safetensors.numpy.save_file(dict(tensors), path, dict(metadata))
+        safetensors.numpy.save_file(in_order, path, dict(metadata))
     except safetensors.SafetensorError as error:
         cause = as_os_error(error, path)
         if cause is None:

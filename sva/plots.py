@@ -51,7 +51,7 @@ def movement(
     image = left.imshow(table, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
     figure.colorbar(image, ax=left, label="change of W, % (Frobenius)")
     left.set(xlabel="kind of matrix", ylabel="layer")
-    left.set_xticks(range(len(moved)), list(moved))
+    left.set_xticks(range(len(moved)), list(moved), rotation=20)
     every = max(1, len(layers) // 15)
     left.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
     for kind, values in profiles.items():

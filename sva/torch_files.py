@@ -9,6 +9,7 @@ instructions and names are refused, and so is whatever does not fit its storage.
 
 import io
 import pickletools
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -27,6 +28,8 @@ _DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
 }
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch before 1.6 began its files
+# What zipfile raises for files that are no zip, or of a kind that it does not unpack.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError)
 _LONGEST_NAME = 80  # of a name out of the file that a message repeats
 
 
@@ -88,7 +91,7 @@ def read_tensors(path: str | Path) -> dict[str, SavedTensor]:
         raise UserError(f"{path} is refused, nothing in it was run: {error}") from error
     except UserError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, IndexError, OverflowError) as error:
+    except (*_DAMAGE, ValueError, KeyError, IndexError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} is truncated or damaged ({reason}); fetch it again") from error
 

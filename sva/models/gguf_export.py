@@ -81,17 +81,19 @@ def save_gguf(
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads} if arch == "llama" else {}
 
     def write(place: Path) -> None:
-        writer.write_header_to_file(place)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if factors is not None:
-            writer.write_tensor_data(factors)
-        for weight, spec in specs.items():
-            tensor = np.asarray(read(weight))
-            if weight.split(".")[-2] in heads:
-                tensor = _pairs(tensor, heads[weight.split(".")[-2]])
-            writer.write_tensor_data(np.ascontiguousarray(tensor, dtype if len(spec.shape) == 2 else np.float32))
-        writer.close()
+        try:
+            writer.write_header_to_file(place)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if factors is not None:
+                writer.write_tensor_data(factors)
+            for weight in specs:
+                tensor = np.asarray(read(weight))
+                if weight.split(".")[-2] in heads:
+                    tensor = _pairs(tensor, heads[weight.split(".")[-2]])
+                writer.write_tensor_data(np.ascontiguousarray(tensor, dtype if tensor.ndim == 2 else np.float32))
+        finally:
+            writer.close()
 
     write_atomically(Path(path), write)
 
