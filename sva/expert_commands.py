@@ -83,6 +83,8 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         _fresh(arguments.plot)
     expert = Expert.load(arguments.expert)
+    if not expert.raw:
+        raise UserError(f"{arguments.expert} holds no weights; train it again")
     values = np.concatenate([np.ravel(raw) for raw in expert.raw.values()])
     raw = {"min": float(values.min()), "max": float(values.max()), "std": float(values.std())}
     result: dict[str, Any] = {"weights": len(expert.raw), "values": values.size}

@@ -71,7 +71,7 @@ def draw(moved: Mapping[str, Movement], z: Mapping[str, Any], title: str, path: 
         table[kind][layers.index(layer)] = one.frobenius
         profiles[kind].append(np.abs(np.asarray(z[name]) - 1))
     stacked = {kind: np.stack(vectors) for kind, vectors in profiles.items()}
-    write_atomically(path, lambda place: plots.movement(title, layers, table, stacked, place))
+    write_atomically(path, lambda file: plots.movement(title, layers, table, stacked, file))
 
 
 def _over(group: Iterable[Movement]) -> Movement:

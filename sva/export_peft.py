@@ -1,6 +1,7 @@
 """An expert as a PEFT LoRA adapter, for PEFT itself and for servers that read its files, vLLM among them."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,11 +76,11 @@ def save_peft(
     }
 
     def write(place: Path) -> None:
-        metadata = {"format": "pt", "sva": json.dumps(about)}
-        save_tensors(place / "adapter_model.safetensors", tensors, metadata)
-        (place / "adapter_model.safetensors").chmod(0o644)  # the library writes 0600
-        (place / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (place / "README.md").write_text(_readme(title, lm, parts, config))
+        weights, settings = place / "adapter_model.safetensors", place / "adapter_config.json"
+        settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (place / "README.md").write_text(_readme(title, lm, parts, config), encoding="utf-8")
+        save_tensors(weights, tensors, {"format": "pt", "sva": json.dumps(about)})
+        shutil.copymode(settings, weights)  # the library writes files that only their owner may read
 
     write_directory(Path(directory), write)
     return parts
@@ -131,7 +132,9 @@ def _readme(title: str, lm: LM, parts: Mapping[str, Part], config: Mapping[str, 
         if room
         else f"Its rank {config['r']} is more than vLLM serves ({VLLM_RANKS[-1]}): export with a smaller --rank for it."
     )
-    stored = f"the {lm.quantisation} file's weights, unpacked" if lm.quantisation else "its weights as stored"
+    stored = "its weights as stored"
+    if lm.quantisation:
+        stored = f"the weights of its {lm.quantisation} file, unpacked; on the unquantised ones it is an approximation"
     kinds: dict[str, list[Part]] = {}
     for name, part in parts.items():
         kinds.setdefault(".".join(split_name(name)[1][:-1]), []).append(part)
@@ -147,7 +150,7 @@ library_name: peft
 # {title}
 
 A singular-value expert (sva) as a LoRA adapter: lora_B lora_A = U_k diag(s (z - 1)) V_k^T, scaling 1.
-It belongs to {base}, {stored} (sva fingerprint {lm.fingerprint[:16]}).
+It belongs to {base} (sva fingerprint {lm.fingerprint[:16]}), {stored}.
 
 | matrices | number | rank stored | full rank | largest error |
 |---|---|---|---|---|

@@ -1,6 +1,7 @@
 """`sva expert ...` end to end, on tiny checkpoints."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, words, run, worl
     assert not list(world.glob("new*"))
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.ones(5), "5 entries"), (np.full(64, np.nan), "NaN")])
+@pytest.mark.parametrize(("value", "words"), [(np.ones(5), r"\b5\b"), (np.full(64, np.nan), "NaN")])
 def test_an_expert_that_does_not_fit_is_one_line(value, words, run, world, base, tmp_path):
     lm, expert, _ = base
     raw = dict(expert.raw) | {"model.layers.1.mlp.up_proj.weight": value}
@@ -215,5 +216,5 @@ def test_an_expert_that_does_not_fit_is_one_line(value, words, run, world, base,
     for action in (["export", "--format", "hf", "-o", tmp_path / "new"], ["show"]):
         code, _, err = run(action[0], tmp_path / "bad.safetensors", "--model", "@base", *action[1:])
         assert code == 2
-        assert words in err.splitlines()[-1]
+        assert re.search(words, err.splitlines()[-1])
         assert "model.layers.1.mlp.up_proj.weight" in err.splitlines()[-1]
