@@ -10,6 +10,7 @@ instructions and names are refused, and so is whatever does not fit its storage.
 import io
 import pickletools
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -197,10 +198,12 @@ class _Machine:
 
     def run(self, program: bytes) -> Any:
         """The value that the program leaves on the stack."""
-        for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
-            if opcode.name == "STOP":
-                return self.stack.pop()
-            self.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in a name that is none of ours anyway
+            for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
+                if opcode.name == "STOP":
+                    return self.stack.pop()
+                self.step(opcode.name, argument)
         raise ValueError("data.pkl does not end")
 
     def step(self, opcode: str, argument: Any) -> None:
