@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sva import expert_commands
 from sva.errors import UserError
 
 
@@ -69,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     sub.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
     sub.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
-    sub = command("expert", _expert, "Show what an expert file holds.")
-    sub.add_argument("action", choices=["show"])
-    sub.add_argument("path", type=Path)
+    expert_commands.add(commands, model)
     return parser
 
 
@@ -161,18 +160,6 @@ def _generate(arguments: argparse.Namespace) -> None:
     ids, mask = chat.encode(lm, [chat.render(lm, prompt) for prompt in arguments.prompts])
     out = lm.generate(ids, mask, arguments.max_new_tokens, chat.end_tokens(lm))
     print("\n".join(chat.decode(lm, out.tokens, out.lengths)))
-
-
-def _expert(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from sva.spectral.expert import Expert
-
-    expert = Expert.load(arguments.path)
-    values = np.concatenate([np.asarray(raw) for raw in expert.raw.values()])
-    print(f"{arguments.path}: {len(expert.raw)} weights, {values.size} values, {expert.parametrisation}")
-    print(f"raw values {values.min():.4f} to {values.max():.4f}, standard deviation {values.std():.4f}")
-    print(json.dumps(dict(expert.metadata), indent=2))
 
 
 def summary(result: dict[str, Any]) -> str:

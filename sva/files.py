@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise disk_error(path, error) from error
 
 
+def write_directory(directory: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` on a temporary directory beside `directory` and renames: `directory` is whole or not there.
+
+    Raises:
+      UserError: `directory` holds something already, the disk is full, or the place cannot be written to.
+    """
+    directory = directory.absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already holds something; give a new or an empty directory")
+    try:
+        temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            os.replace(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise disk_error(directory, error) from error
+
+
 def disk_error(path: Path, error: OSError) -> UserError:
     """The one line for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -60,8 +82,10 @@ def as_os_error(error: Exception, path: Path) -> OSError | None:
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file (not atomically); what the library says of a full disk is an OSError again."""
+    # the library writes an array's memory as it lies, so that one in another order would come back transposed
+    in_order = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
-        safetensors.numpy.save_file(dict(tensors), path, dict(metadata))
+        safetensors.numpy.save_file(in_order, path, dict(metadata))
     except safetensors.SafetensorError as error:
         cause = as_os_error(error, path)
         if cause is None:

@@ -12,6 +12,9 @@ from sva.models.gguf import GGUFFile, read_gguf
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+NO_TOKENIZER = "none"
+"""`tokenizer.ggml.model` of a GGUF file that holds weights only."""
+
 # Token types of a GGUF vocabulary.
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -44,7 +47,7 @@ _PRE = {
 
 
 def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerFast | None":
-    """The tokenizer beside the weights, or inside the GGUF file; None where a directory has none.
+    """The tokenizer beside the weights, or inside the GGUF file; None where a directory or a file has none.
 
     A directory's `tokenizer.json` is used as it is, with the special tokens and the chat template of
     `tokenizer_config.json` and `chat_template.jinja`. A GGUF file's is built to give llama.cpp's token ids,
@@ -83,7 +86,9 @@ def _from_directory(directory: Path) -> "PreTrainedTokenizerFast | None":
         raise UserError(f"{directory}: its tokenizer cannot be read ({reason}); fetch it again") from error
 
 
-def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast":
+def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast | None":
+    if file.get("tokenizer.ggml.model") == NO_TOKENIZER:
+        return None
     tokens: list[str] = file.need("tokenizer.ggml.tokens")
     model = file.need("tokenizer.ggml.model")
     if model not in _MODELS:

@@ -4,9 +4,10 @@ import json
 import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from sva.errors import UserError
-from sva.files import write_atomically, write_json
+from sva.files import save_tensors, write_atomically, write_json
 from sva.spectral import store
 from sva.spectral.expert import Expert
 
@@ -53,3 +54,14 @@ def test_a_disk_that_fills_under_an_expert_or_a_spectrum_is_the_same_line(tmp_pa
     with pytest.raises(UserError, match="the disk is full"):
         store.decompose({"a": store.Source((3, 3), lambda: np.eye(3))}, "f", tmp_path, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_in_any_order_of_memory_come_back_as_they_were(tmp_path):
+    given = {
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "steps": np.arange(12.0).reshape(3, 4)[::2, 1:],
+    }
+    save_tensors(tmp_path / "x.safetensors", given, {})
+    found = load_file(tmp_path / "x.safetensors")
+    for name, tensor in given.items():
+        np.testing.assert_array_equal(found[name], tensor)

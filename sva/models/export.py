@@ -1,17 +1,14 @@
 """Writing a model as a Hugging Face checkpoint, one shard in memory at a time."""
 
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sva.errors import UserError
-from sva.files import disk_error, save_tensors
+from sva.files import save_tensors, write_directory
 from sva.models.checkpoint import read_json
 from sva.models.config import ModelConfig, to_hf
 
@@ -40,19 +37,7 @@ def save_checkpoint(
     Raises:
       UserError: `directory` holds something already, the disk is full, or it cannot be written to.
     """
-    directory = Path(directory).absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} already holds something; give a new or an empty directory")
-    try:
-        temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
-        temporary.mkdir(parents=True)
-        try:
-            _write(temporary, config, tensors, tokenizer, max_shard_bytes)
-            os.replace(temporary, directory)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise disk_error(directory, error) from error
+    write_directory(Path(directory), lambda place: _write(place, config, tensors, tokenizer, max_shard_bytes))
 
 
 def _write(

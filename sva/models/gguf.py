@@ -25,12 +25,13 @@ from sva.models.config import ModelConfig, from_hf
 # llama.cpp's "llama" covers Mistral and SmolLM2 too.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
-_NAMES = {
+# A GGUF file's names and Hugging Face's, of the model's own tensors and of each layer's.
+NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -44,7 +45,7 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 _PLAIN = ("F32", "F16", "BF16")
 # Rows are unpacked in blocks of about this many numbers, so that a big matrix needs little beside its result.
 _BLOCK = 1 << 21
@@ -147,13 +148,13 @@ def open_gguf(path: Path | str) -> Checkpoint:
     config = _config(file)
     named: dict[str, str] = {}
     for name in file.tensors:
-        if name == _ROPE_FACTORS:
+        if name == ROPE_FACTORS:
             continue
         layer = _LAYER.fullmatch(name)
-        if name in _NAMES:
-            named[_NAMES[name]] = name
-        elif layer and layer[2] in _LAYER_NAMES:
-            named[f"model.layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.{layer[3]}"] = name
+        if name in NAMES:
+            named[NAMES[name]] = name
+        elif layer and layer[2] in LAYER_NAMES:
+            named[f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{layer[3]}"] = name
         else:
             raise UserError(f"{file.path}: unexpected: no weight of a {config.architecture} model takes {name}")
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
@@ -247,16 +248,16 @@ def _config(file: GGUFFile) -> ModelConfig:
 
 def _rope_factors(file: GGUFFile, config: ModelConfig) -> tuple[float, ...]:
     """Per-frequency divisors of `rope_freqs.weight`; empty where there are none or all are 1."""
-    if _ROPE_FACTORS not in file.tensors:
+    if ROPE_FACTORS not in file.tensors:
         return ()
-    factors = file.read(_ROPE_FACTORS)
+    factors = file.read(ROPE_FACTORS)
     num = config.head_dim // 2
     if factors.shape != (num,) or not np.all(factors > 0):
-        raise UserError(f"{file.path}: {_ROPE_FACTORS} must hold {num} positive factors; it is {factors.shape}")
+        raise UserError(f"{file.path}: {ROPE_FACTORS} must hold {num} positive factors; it is {factors.shape}")
     if np.all(factors == 1):
         return ()
     if config.rope.kind != "default":
-        raise UserError(f"{file.path}: {_ROPE_FACTORS} together with rope scaling {config.rope.kind} is not supported")
+        raise UserError(f"{file.path}: {ROPE_FACTORS} together with rope scaling {config.rope.kind} is not supported")
     return tuple(map(_shortest, factors.tolist()))
 
 
