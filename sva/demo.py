@@ -114,8 +114,8 @@ def alone(lm: LM, todo: Sequence[Item], name: str, directory: Path, expert: Expe
     def answers() -> list[Record]:
         adapted = lm
         if expert is not None:
-            spectra = spectra_of(lm, list(expert.raw))
-            adapted = merge(lm, spectra, expert.z(spectra))
+            spectra = spectra_of(lm, expert.names)
+            adapted = merge(lm, spectra, expert.middles(spectra))
         return evaluate.evaluate(adapted, todo, batch_size=BATCH, title=name)
 
     of = expert.digest if expert else lm.fingerprint

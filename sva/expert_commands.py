@@ -87,17 +87,18 @@ def _show(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.expert} holds no weights; train it again")
     values = np.concatenate([np.ravel(raw) for raw in expert.raw.values()])
     raw = {"min": float(values.min()), "max": float(values.max()), "std": float(values.std())}
-    result: dict[str, Any] = {"weights": len(expert.raw), "values": values.size}
+    result: dict[str, Any] = {"weights": len(expert.names), "values": values.size}
     result |= {"parametrisation": expert.parametrisation, "raw": raw, "metadata": dict(expert.metadata)}
     text = (
-        f"{arguments.expert}: {len(expert.raw)} weights, {values.size} values, {expert.parametrisation}\n"
+        f"{arguments.expert}: {len(expert.names)} weights, {values.size} values, {expert.parametrisation}\n"
         f"raw values {raw['min']:.4f} to {raw['max']:.4f}, standard deviation {raw['std']:.4f}\n"
         f"{json.dumps(dict(expert.metadata), indent=2)}"
     )
     if arguments.model:
         from sva import expert_report
 
-        _, _, spectra, z = _adapted(arguments)
+        _, expert, spectra = _adapted(arguments)
+        z = expert.z(spectra)
         moved = expert_report.movements(z, spectra)
         result |= expert_report.as_json(moved)
         text += f"\n\n{expert_report.as_text(moved)}"
@@ -148,14 +149,14 @@ def _export(arguments: argparse.Namespace) -> None:
         raise UserError(f"--rank {arguments.rank} must be at least 1")
     if arguments.tolerance is not None and not 0 <= arguments.tolerance < 1:
         raise UserError(f"--tolerance {arguments.tolerance} must be at least 0 and below 1, a part of s_max")
-    lm, expert, spectra, z = _adapted(arguments)
+    lm, expert, spectra = _adapted(arguments)
     title = str(expert.metadata.get("task") or arguments.expert.stem)
     if arguments.format == "peft":
         parts = export_peft.save_peft(
             out,
             lm,
             spectra,
-            z,
+            expert.z(spectra),
             title=title,
             rank=arguments.rank,
             tolerance=arguments.tolerance or 0.0,
@@ -163,7 +164,7 @@ def _export(arguments: argparse.Namespace) -> None:
         )
         print(f"{out}: {export_peft.summary(parts)}")
         return
-    merged = merge(lm, spectra, z)
+    merged = merge(lm, spectra, expert.middles(spectra))
     named = merged.named_params()
     if arguments.format == "hf":
         tensors = ((name, np.asarray(weight).astype(dtype, copy=False)) for name, weight in named.items())
@@ -199,7 +200,7 @@ def _transfer(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.expert} does not name its base model; give it with --base")
     base = load(name)
     expert = Expert.load(arguments.expert, fingerprint=base.fingerprint, base=base.name)
-    z = expert.z(spectra_of(base, list(expert.raw)))
+    z = expert.z(spectra_of(base, expert.names))
     other = load(arguments.model)
     specs = expected(other.model.cfg)
     ranks = {weight: min(specs[weight].shape) for weight in select(specs, "all")}
@@ -215,16 +216,15 @@ def _transfer(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {len(moved)} weights from {base.name} to {other.name}{note}{shuffled}")
 
 
-def _adapted(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
-    """(base model, expert, its spectra, its effective z) of --model and the expert file, which must belong together."""
+def _adapted(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(base model, expert, its spectra) of --model and the expert file, which must belong together."""
     from sva.lm import load, spectra_of
     from sva.spectral.expert import Expert
 
     Expert.load(arguments.expert)  # what is wrong with it is said before a model is loaded
     lm = load(arguments.model)
     expert = Expert.load(arguments.expert, fingerprint=lm.fingerprint, base=lm.name)
-    spectra = spectra_of(lm, list(expert.raw))
-    return lm, expert, spectra, expert.z(spectra)
+    return lm, expert, spectra_of(lm, expert.names)
 
 
 def _fresh(path: Path) -> None:
