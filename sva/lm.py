@@ -194,7 +194,7 @@ def decompose(lm: LM, targets: str = "mlp", *, rank: int | None = None, progress
       lm: the base model.
       targets: see `sva.trees.select`.
       rank: components to keep, R = min(rank, D_out, D_in). A truncated spectrum serves the delta form, in which the
-        dropped components keep z = 1; `merge`, `factored` and `reinforce_loss` need all and refuse it.
+        dropped components keep z = 1, and `merge`; `factored` and `reinforce_loss` need all and refuse it.
       progress: show a bar on stderr.
     Raises:
       UserError: `targets` matches nothing, rank is below 1, or a weight holds NaN or infinite values.

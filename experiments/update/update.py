@@ -1,0 +1,249 @@
+"""Composition of all mlp matrices, and one z-update, beside a torch implementation of the public code's algorithm.
+
+    python experiments/update/update.py          # extra `bench`; writes result.json beside this file
+
+SmolLM2-135M-Instruct in float32, its 90 mlp matrices, `sigmoid_nuclear`, 32 sequences of 96 tokens of which the last 24
+are completion, rewards of +1 and -1, no baseline, no KL. The public code (SakanaAI/self-adaptive-llms) composes every
+W' = U diag(s z) V^T, runs one sequence at a time, lets autograd fill a dense gradient for each W', and contracts those
+to gradients of p; `batched` does the same with all sequences in one batch. Ours is `sva.train.train_step`, the update
+that training runs, on 32 prompts of one completion each, so nothing is shared between rows.
+
+All sides run in turn in one process, with as many threads each, and torch's waiting passively; medians and ratios.
+Compilation and a warm-up are outside the times. Peak memory is what a process of its own that makes one update adds to
+the model and its spectra. The gradients of both sides are compared before anything is timed.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from sva import runtime
+from sva.files import write_json
+from sva.lm import LM, decompose, load, merge_params
+from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
+from sva.runs import command, versions
+from sva.spectral.family import family
+from sva.spectral.forms import Spectrum
+from sva.train import TrainConfig, init_state, train_step
+
+ROWS, PROMPT, NEW, ROUNDS = 32, 72, 24, 5
+CFG = TrainConfig(micro_batch=4, remat=False, lr=2e-3)
+FAMILY = family("sigmoid_nuclear")
+
+
+class Public:
+    """The public code's way: weights composed into the model, dense gradients, contraction."""
+
+    def __init__(
+        self, directory: Path, spectra: dict[str, Spectrum], raw: dict[str, np.ndarray], ids: Any, rewards: Any
+    ):
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.model.requires_grad_(False)
+        self.spectra = {
+            name: tuple(torch.tensor(np.asarray(x)) for x in (spectrum.u, spectrum.s, spectrum.vt.T))
+            for name, spectrum in spectra.items()
+        }
+        self.raw = {name: torch.tensor(x, requires_grad=True) for name, x in raw.items()}
+        self.adam = torch.optim.Adam(self.raw.values(), lr=CFG.lr)
+        self.ids, self.rewards = torch.tensor(ids), torch.tensor(rewards)
+
+    def compose(self) -> dict[str, torch.Tensor]:
+        """{name: W'}, as the public code writes it: two products and the rescaling."""
+        composed = {}
+        for name, (u, s, v) in self.spectra.items():
+            z = torch.sigmoid(self.raw[name])
+            composed[name] = (u @ torch.diag_embed(s * z) @ v.T) * (s.sum() / (s * z).sum())
+        return composed
+
+    def gradients(self, size: int) -> None:
+        """Fills the gradient of every raw vector from sequences in pieces of `size`."""
+        self.adam.zero_grad()
+        composed = self.compose()
+        for name, weight in composed.items():
+            parameter = self.model.get_parameter(name)
+            parameter.data.copy_(weight.detach())
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        for start in range(0, ROWS, size):
+            ids = self.ids[start : start + size]
+            logits = self.model(ids).logits[:, PROMPT - 1 : -1]
+            logps = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, PROMPT:, None])[..., 0]
+            loss = -(self.rewards[start : start + size] * logps.sum(dim=1)).sum() / ROWS
+            loss.backward()
+        for name, weight in composed.items():
+            weight.backward(self.model.get_parameter(name).grad)
+
+    def update(self, size: int) -> None:
+        """One clipped Adam step."""
+        self.gradients(size)
+        torch.nn.utils.clip_grad_norm_(self.raw.values(), CFG.clip_norm)
+        self.adam.step()
+
+
+class Ours:
+    """The same update by `train_step`."""
+
+    def __init__(self, lm: LM, spectra: dict[str, Spectrum], raw: dict[str, np.ndarray], ids: Any, rewards: Any):
+        self.lm, self.flat, self.spectra = lm, spectra, lm.model.nest(spectra)
+        state = init_state(spectra, FAMILY, CFG)
+        self.state = state.replace(raw={name: jnp.asarray(x) for name, x in raw.items()})
+        ids = jnp.asarray(ids, jnp.int32)
+        ones = jnp.ones((ROWS, NEW), jnp.int32)
+        prompt_mask = jnp.ones((ROWS, PROMPT), jnp.int32)
+        self.batch = Batch(ids[:, :PROMPT], prompt_mask, ids[:, PROMPT:], ones, jnp.asarray(rewards))
+        self.sampled = jnp.zeros((ROWS, NEW))
+
+    def compose(self) -> Any:
+        """The parameter tree with all W'."""
+        z = {name: FAMILY.z(self.state.raw[name], self.flat[name].s) for name in self.flat}
+        return jax.block_until_ready(merge_params(self.lm.model, self.lm.params, self.flat, z))
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """By weight name, without micro-batches."""
+        loss = ReinforceConfig(baseline="none")
+        grads = jax.grad(reinforce_loss, has_aux=True)(
+            self.state.raw,
+            self.flat,
+            self.lm.params,
+            self.batch,
+            model=self.lm.model,
+            family=FAMILY,
+            cfg=loss,
+        )
+        return {name: np.asarray(x) for name, x in grads[0].items()}
+
+    def update(self) -> None:
+        """One clipped Adam step; the state stays as it was."""
+        out = train_step(
+            self.state,
+            self.spectra,
+            self.lm.params,
+            self.batch,
+            self.sampled,
+            model=self.lm.model,
+            family=FAMILY,
+            loss=ReinforceConfig(baseline="none"),
+            cfg=CFG,
+        )
+        jax.block_until_ready(out)
+
+
+def problem(lm: LM) -> tuple[dict[str, Spectrum], dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """(spectra, raw, ids [B, T], rewards [B]), from one seed."""
+    spectra = decompose(lm, "mlp", progress=False)
+    rng = np.random.default_rng(0)
+    raw = {name: rng.normal(0.1, 0.01, x.s.shape).astype(np.float32) for name, x in spectra.items()}
+    ids = rng.integers(100, lm.model.cfg.vocab_size, (ROWS, PROMPT + NEW))
+    return spectra, raw, ids, rng.choice(np.float32([-1, 1]), ROWS)
+
+
+def peak_gigabytes() -> float:
+    """Of this process's resident memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def memory(side: str, directory: Path) -> None:
+    """Prints by how much one update of a side raises the peak of a process that holds model and spectra."""
+    lm = load(str(directory), progress=False)
+    parts = problem(lm)
+    if side == "ours":
+        ours = Ours(lm, *parts)
+        before = peak_gigabytes()
+        ours.update()
+    else:
+        public = Public(directory, *parts)
+        before = peak_gigabytes()
+        public.update(1 if side == "public" else ROWS)
+    print(peak_gigabytes() - before)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Of one call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def medians(sides: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """(all times, medians) of the sides, run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for run in sides.values():
+        run()
+    for _ in range(rounds):
+        for name, run in sides.items():
+            times[name].append(seconds(run))
+    return times, {name: statistics.median(found) for name, found in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--memory", choices=["ours", "public", "batched"], help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    runtime.start()
+    if arguments.memory:
+        memory(arguments.memory, arguments.directory)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "model"
+        load("smollm2-135m-instruct-q4_1").save(directory)
+        lm = load(str(directory))
+        parts = problem(lm)
+        public, ours = Public(directory, *parts), Ours(lm, *parts)
+        public.gradients(ROWS)
+        theirs, mine = {name: x.grad.numpy() for name, x in public.raw.items()}, ours.gradients()
+        error = max(float(np.linalg.norm(mine[k] - theirs[k]) / np.linalg.norm(theirs[k])) for k in mine)
+        composed, compose_medians = medians({"sva": ours.compose, "public": public.compose}, 4 * ROUNDS)
+        updates = {
+            "sva": ours.update,
+            "public": lambda: public.update(1),
+            "public, batched": lambda: public.update(ROWS),
+        }
+        updated, update_medians = medians(updates, ROUNDS)
+        added = {}
+        for side in ("ours", "public", "batched"):
+            call = [sys.executable, __file__, "--memory", side, "--directory", str(directory)]
+            added[side] = float(subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()[-1])
+    result = {
+        "model": "smollm2-135m-instruct-q4_1",
+        "rows": ROWS,
+        "tokens": PROMPT + NEW,
+        "completion": NEW,
+        "micro_batch": CFG.micro_batch,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "wait_policy": os.environ["OMP_WAIT_POLICY"],
+        "largest_relative_gradient_difference": error,
+        "composition": {"seconds": composed, "ratio": compose_medians["public"] / compose_medians["sva"]},
+        "update": {
+            "seconds": updated,
+            "ratio": update_medians["public"] / update_medians["sva"],
+            "ratio_batched": update_medians["public, batched"] / update_medians["sva"],
+        },
+        "peak_gigabytes_added": added,
+        "versions": versions() | {"torch": torch.__version__, "transformers": transformers.__version__},
+        "command": command(),
+    }
+    write_json(Path(__file__).with_name("result.json"), result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
