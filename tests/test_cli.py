@@ -5,6 +5,12 @@ from sva.cli import main
 COMMANDS = ("demo", "fetch", "decompose", "train", "evaluate", "generate", "expert")
 
 
+@pytest.fixture(autouse=True)
+def tests_own_cache(monkeypatch):
+    """A command moves JAX's compilation cache to the user's, where other processes write; not within the tests."""
+    monkeypatch.setattr("sva.runtime.start", lambda: None)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
