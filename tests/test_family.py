@@ -297,7 +297,7 @@ def _raw(**changes):
     ],
 )
 def test_raw_values_that_do_not_fit_are_named_before_anything_runs(spelling, raw, words, toy, batch):
-    spectra = {name: Spectrum(jnp.ones((5, n)), jnp.ones(n), jnp.ones((n, 5))) for name, n in (("a", 4), ("b", 3))}
+    spectra = {name: Spectrum(jnp.ones((5, n)), jnp.ones(n), jnp.ones((n, n))) for name, n in (("a", 4), ("b", 3))}
     settings = dict(model=toy.model, family=family(spelling), cfg=ReinforceConfig())
     with pytest.raises(UserError, match=words) as caught:
         reinforce_loss(raw, spectra, toy.params, batch, **settings)

@@ -110,7 +110,7 @@ def test_a_truncated_spectrum_lacks_exactly_what_was_dropped_and_is_refused_wher
     assert np.linalg.norm(lacking, 2) == pytest.approx(dropped[0], rel=1e-6)
     assert reconstruction_error(w, kept) == pytest.approx(np.linalg.norm(dropped) / np.linalg.norm(w), rel=1e-6)
     require_whole({"a": whole})
-    with pytest.raises(UserError, match=r"a\.b: its spectrum keeps 5 of 12 .* only the delta form"):
+    with pytest.raises(UserError, match=r"a\.b: its spectrum keeps 5 of 12 .* delta form and merging only"):
         require_whole({"a": {"b": kept}})
 
 

@@ -43,7 +43,7 @@ from sva.spectral.family import family
 from sva.spectral.forms import Spectrum
 from sva.train import TrainConfig, init_state, train_step
 
-ROWS, PROMPT, NEW, ROUNDS = 32, 72, 24, 5
+ROWS, PROMPT, NEW, ROUNDS = 32, 72, 24, 3
 CFG = TrainConfig(micro_batch=4, remat=False, lr=2e-3)
 FAMILY = family("sigmoid_nuclear")
 
@@ -189,6 +189,7 @@ def medians(sides: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str,
     for _ in range(rounds):
         for name, run in sides.items():
             times[name].append(seconds(run))
+            print(f"{name}: {times[name][-1]:.2f} s", file=sys.stderr)
     return times, {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -204,6 +205,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "model"
         load("smollm2-135m-instruct-q4_1").save(directory)
+        added = {}
+        for side in ("ours", "public", "batched"):  # before this process holds two models
+            call = [sys.executable, __file__, "--memory", side, "--directory", str(directory)]
+            added[side] = float(subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()[-1])
         lm = load(str(directory))
         parts = problem(lm)
         public, ours = Public(directory, *parts), Ours(lm, *parts)
@@ -217,10 +222,6 @@ def main() -> None:
             "public, batched": lambda: public.update(ROWS),
         }
         updated, update_medians = medians(updates, ROUNDS)
-        added = {}
-        for side in ("ours", "public", "batched"):
-            call = [sys.executable, __file__, "--memory", side, "--directory", str(directory)]
-            added[side] = float(subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()[-1])
     result = {
         "model": "smollm2-135m-instruct-q4_1",
         "rows": ROWS,

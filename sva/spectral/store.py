@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -119,13 +120,21 @@ def stream(
     if rank is not None and rank < 1:
         raise UserError(f"rank={rank} must be at least 1, or left out for all components")
     wanted = {"format": FORMAT, "fingerprint": fingerprint, "weights": dtype, "asked_rank": rank}
-    missing = []
+    missing, refused = [], defaultdict(list)
     for name in weights:
-        found = _read(directory / f"{name}.safetensors", wanted | {"name": name})
-        if found is None:
+        path = directory / f"{name}.safetensors"
+        try:
+            found = _read(path, wanted | {"name": name})
+        except FileNotFoundError:
             missing.append(name)
+        except ValueError as error:
+            missing.append(name)
+            refused[str(error)].append(path.name)
         else:
             yield found
+    for reason, files in refused.items():
+        which = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+        print(f"sva: not used in {directory}: {which} ({reason}); decomposing again", file=sys.stderr)
     if not missing and (directory / MANIFEST).exists():
         return
     _sweep(directory)
@@ -214,10 +223,15 @@ def _digest(spectrum: Spectrum) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, wanted: Mapping[str, Any]) -> tuple[Record, Spectrum] | None:
-    """The stored record and spectrum, or None where there is none to be trusted (said on stderr if one is there)."""
+def _read(path: Path, wanted: Mapping[str, Any]) -> tuple[Record, Spectrum]:
+    """The stored record and spectrum.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: there is one that cannot be trusted; the message says why.
+    """
     if not path.exists():
-        return None
+        raise FileNotFoundError(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -228,11 +242,10 @@ def _read(path: Path, wanted: Mapping[str, Any]) -> tuple[Record, Spectrum] | No
                 if getattr(record, key) != value:
                     raise ValueError(f"its {key} is {getattr(record, key)!r}, not {value!r}")
             spectrum = Spectrum(*(file.get_tensor(key) for key in Spectrum._fields))
-        if _digest(spectrum) != record.sha256:
-            raise ValueError("its contents do not match their digest")
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        print(f"sva: {path} is not used ({error}); decomposing again", file=sys.stderr)
-        return None
+    except (safetensors.SafetensorError, KeyError, TypeError, OSError) as error:
+        raise ValueError(str(error)) from error
+    if _digest(spectrum) != record.sha256:
+        raise ValueError("its contents do not match their digest")
     return record, spectrum
 
 

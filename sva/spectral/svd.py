@@ -58,7 +58,7 @@ def truncate(spectrum: Spectrum, rank: int) -> tuple[Spectrum, np.ndarray]:
     """The first `rank` components, and the singular values [R - rank] that were dropped.
 
     The dropped part of w has the Frobenius norm sqrt(sum dropped^2) and the spectral norm dropped[0]. A truncated
-    spectrum serves the delta form alone: w + U_k diag(s (z - 1)) V_k^T, in which the dropped components keep z = 1.
+    spectrum serves the delta form and merging: w + U_k diag(s (z - 1)) V_k^T, in which the dropped components keep 1.
     """
     u, s, vt = spectrum
     kept = Spectrum(np.ascontiguousarray(u[:, :rank]), s[:rank], np.ascontiguousarray(vt[:rank]))
@@ -77,7 +77,7 @@ def require_whole(spectra: Any) -> None:
         if kept < full:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise UserError(
-                f"{name}: its spectrum keeps {kept} of {full} components, which only the delta form may use; "
+                f"{name}: its spectrum keeps {kept} of {full} components, which serve the delta form and merging only; "
                 "decompose without rank"
             )
 
