@@ -24,8 +24,7 @@ from sva import chat
 from sva.buckets import batch_bucket, left_pad, length_bucket, pad_rows
 from sva.errors import UserError
 from sva.lm import LM
-from sva.models import cache as kv_cache
-from sva.models.cache import Cache
+from sva.models.cache import Part
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.tasks.labels import OTHER, Label, instruction
 
@@ -38,7 +37,7 @@ CONTENT_FREE = ("N/A", "...", "Hello.", "Please answer the question.")
 class FirstPass:
     """Everything that scoring needs, as arrays: made once by `prepare`, for one model and one set of labels."""
 
-    prefix: Cache  # [1, K, F, H] keys and values of the instruction
+    prefix: Part  # of one row, the instruction
     label_ids: jax.Array  # [M] int32, the labels' tokens one after another, end tokens left out
     label_depth: jax.Array  # [M] int32, place of a token in its label
     label_mask: jax.Array  # [M, M] bool, which label tokens each one sees
@@ -72,28 +71,21 @@ def label_scores(
     """
     collections = variables(model, params, adapter)
     batch, length = ids.shape
-    labels, start = first.label_ids.shape[0], first.prefix.positions.shape[1]
-    cache = kv_cache.grow(kv_cache.repeat(first.prefix, batch), length + labels)
+    labels = first.label_ids.shape[0]
     inner, valid = positions_of(mask)
-    positions = first.prefix.valid.sum() + inner
+    positions = first.prefix.positions.shape[1] + inner
     after = positions[:, -1:] + 1 + first.label_depth[None, :]
     all_ids = jnp.concatenate([ids, jnp.broadcast_to(first.label_ids, (batch, labels))], axis=1)
     all_positions = jnp.concatenate([positions, after], axis=1)
     all_valid = jnp.concatenate([valid, jnp.ones((batch, labels), bool)], axis=1)
-    # What each of the T + M new tokens sees: the prefix, earlier tokens of its prompt, its own label's.
+    # What each of the T + M new tokens sees of the others: earlier tokens of its prompt, its own label's.
     causal = jnp.tril(jnp.ones((length, length), bool))
     sees_prompt = jnp.concatenate([causal, jnp.ones((labels, length), bool)])
     sees_label = jnp.concatenate([jnp.zeros((length, labels), bool), first.label_mask])
-    sees_prefix = jnp.broadcast_to(cache.valid[:, None, :start], (batch, length + labels, start))
     visible = jnp.concatenate(
-        [
-            sees_prefix,
-            sees_prompt[None] & valid[:, None, :],
-            jnp.broadcast_to(sees_label, (batch, *sees_label.shape)),
-        ],
-        axis=2,
+        [sees_prompt[None] & valid[:, None, :], jnp.broadcast_to(sees_label, (batch, *sees_label.shape))], axis=2
     )
-    hidden, _ = apply(model, collections, all_ids, all_positions, all_valid, cache, visible)
+    hidden, _ = apply(model, collections, all_ids, all_positions, all_valid, [first.prefix], mask=visible)
     states = hidden[:, length - 1 :]  # the prompt's last, then one a label token
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
     logps = jax.nn.log_softmax(apply(model, collections, states, method="unembed"), axis=-1)
@@ -110,10 +102,8 @@ def decide(scores: jax.Array, first: FirstPass, slots: int) -> Decision:
 
 
 @partial(jax.jit, static_argnames=("model",))
-def _prefill(model: Transformer, params: Mapping[str, Any], ids: jax.Array, adapter: Mapping[str, Any] | None) -> Cache:
-    cache = kv_cache.init(model.cfg, 1, ids.shape[1], model.dtype, scan=model.scan_layers)
-    _, cache = apply(model, variables(model, params, adapter), ids, *positions_of(jnp.ones_like(ids)), cache)
-    return cache
+def _prefill(model: Transformer, params: Mapping[str, Any], ids: jax.Array, adapter: Mapping[str, Any] | None) -> Part:
+    return apply(model, variables(model, params, adapter), ids, *positions_of(jnp.ones_like(ids)))[1]
 
 
 _scores = jax.jit(label_scores, static_argnames=("model",))

@@ -1,6 +1,6 @@
 """Prefill and decode in one jitted function: token ids in, token ids and their log-probs out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sva.models import cache as kv_cache
-from sva.models.cache import Cache
+from sva.models.cache import Part, Recent
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.sampling import Sampling
 
@@ -52,31 +52,33 @@ def generate(
     Returns:
       Generation of B rows.
     """
-    rows, slots = prompt_ids.shape[0], prompt_ids.shape[1] + max_new_tokens
     collections = variables(model, params, adapter)
     positions, valid = positions_of(prompt_mask)
-    if prefix_ids is None:
-        cache = kv_cache.init(model.cfg, rows, slots, model.dtype, scan=model.scan_layers)
-    else:
+    past: list[Part] = []
+    if prefix_ids is not None:
+        prefix, where = prefix_ids[None], positions_of(jnp.ones_like(prefix_ids)[None])
+        past.append(apply(model, collections, prefix, *where)[1])
         positions = positions + prefix_ids.shape[0]
-        cache = kv_cache.init(model.cfg, 1, prefix_ids.shape[0], model.dtype, scan=model.scan_layers)
-        _, cache = apply(model, collections, prefix_ids[None], *positions_of(jnp.ones_like(prefix_ids)[None]), cache)
-        cache = kv_cache.grow(kv_cache.repeat(cache, rows), slots)
-    hidden, cache = apply(model, collections, prompt_ids, positions, valid, cache)
-    hidden, next_position = hidden[:, -1], positions[:, -1] + 1
-    if samples > 1:
-        cache = kv_cache.repeat(cache, samples)
-        hidden, next_position = (
-            jnp.repeat(hidden, samples, axis=0),
-            jnp.repeat(next_position, samples, axis=0),
-        )
-    return decode(model, collections, cache, hidden, next_position, limit, eos_ids, keys, sampling, max_new_tokens)
+    hidden, prompts = apply(model, collections, prompt_ids, positions, valid, past)
+    hidden, next_position = (jnp.repeat(x[:, -1], samples, axis=0) for x in (hidden, positions + 1))
+    return decode(
+        model,
+        collections,
+        [*past, prompts],
+        hidden,
+        next_position,
+        limit,
+        eos_ids,
+        keys,
+        sampling,
+        max_new_tokens,
+    )
 
 
 def decode(
     model: Transformer,
     collections: Mapping[str, Any],
-    cache: Cache,
+    past: Sequence[Part],
     hidden: jax.Array,
     next_position: jax.Array,
     limit: jax.Array,
@@ -85,7 +87,7 @@ def decode(
     sampling: Sampling,
     max_new_tokens: int,
 ) -> Generation:
-    """The decode loop, from the last prompt token's hidden state [B, D] and a cache with max_new_tokens free slots."""
+    """The decode loop, from the last prompt token's hidden state [B, D] and the prompts' keys and values."""
     batch = hidden.shape[0]
 
     def sample(hidden: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -108,11 +110,12 @@ def decode(
         return (step < limit) & ~done.all()
 
     def advance(state):
-        step, cache, out, done, token = state
+        step, recent, out, done, token = state
         position = (next_position + step - 1)[:, None]
-        hidden, cache = apply(model, collections, token[:, None], position, jnp.ones_like(position, bool), cache)
+        here = position, jnp.ones_like(position, bool)
+        hidden, recent = apply(model, collections, token[:, None], *here, past, recent)
         out, done, token = record(out, done, *sample(hidden[:, -1], step), step)
-        return step + 1, cache, out, done, token
+        return step + 1, recent, out, done, token
 
     out = Generation(
         tokens=jnp.zeros((batch, max_new_tokens), jnp.int32),
@@ -121,5 +124,7 @@ def decode(
     )
     first = jnp.zeros((), jnp.int32)
     out, done, token = record(out, jnp.zeros((batch,), bool), *sample(hidden, first), first)
-    *_, out, _, _ = jax.lax.while_loop(unfinished, advance, (first + 1, cache, out, done, token))
+    slots = kv_cache.empty(model.cfg, batch, max_new_tokens, model.dtype, scan=model.scan_layers)
+    state = (first + 1, Recent(slots, first), out, done, token)
+    *_, out, _, _ = jax.lax.while_loop(unfinished, advance, state)
     return out

@@ -10,7 +10,6 @@ from flax import struct
 
 from sva.errors import UserError
 from sva.logprobs import score
-from sva.models import cache as kv_cache
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.models.weights import expected
 from sva.spectral.cores import adapters
@@ -116,19 +115,16 @@ def reinforce_loss(
     sites = sites_of(model, spectra)
     check_raw(family, raw, sites)
     adapted = variables(model, params, adapters(spectra, family.middles(raw, sites)))
-    prompts, width = batch.prompt_ids.shape
-    rows, length = batch.completion_ids.shape
+    prompts, rows = batch.prompt_ids.shape[0], batch.completion_ids.shape[0]
     positions, valid = positions_of(batch.prompt_mask)
     prompt_lengths = jnp.repeat(batch.prompt_mask.sum(axis=1), rows // prompts)
     offsets, scored = positions_of(batch.completion_mask)
 
     def predicting(collections: Mapping[str, Any]) -> jax.Array:
         """[B, N, D], the state before each completion token."""
-        cache = kv_cache.init(model.cfg, prompts, width, model.dtype, scan=model.scan_layers)
-        hidden, cache = apply(model, collections, batch.prompt_ids, positions, valid, cache)
+        hidden, past = apply(model, collections, batch.prompt_ids, positions, valid)
         last = jnp.repeat(hidden[:, -1:], rows // prompts, axis=0)
-        cache = kv_cache.grow(kv_cache.repeat(cache, rows // prompts), length)
-        hidden, _ = apply(model, collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, cache)
+        hidden, _ = apply(model, collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, [past])
         return jnp.concatenate([last, hidden[:, :-1]], axis=1)
 
     ref_hidden = jax.lax.stop_gradient(predicting({"params": params})) if cfg.kl_coef else None

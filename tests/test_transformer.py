@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from sva.models import cache as kv_cache
+from sva.models.cache import Recent
 from sva.models.checkpoint import open_checkpoint
 from sva.models.load import load_params
 from sva.models.transformer import Transformer, logits, positions_of
@@ -61,14 +62,21 @@ def test_cached_decoding_equals_a_full_pass(kind, scan, loaded):
 
     @jax.jit
     def step(params, *piece):
-        hidden, slots = model.apply({"params": params}, *piece)
-        return model.apply({"params": params}, hidden, method="unembed"), slots
+        hidden, written = model.apply({"params": params}, *piece)
+        return model.apply({"params": params}, hidden, method="unembed"), written
 
-    slots = kv_cache.init(model.cfg, ROWS, LENGTH + 3, model.dtype, scan=scan)
     positions, valid = positions_of(jnp.asarray(mask))
-    outputs = []
-    for start, stop in [(0, 12), *((i, i + 1) for i in range(12, LENGTH))]:
-        out, slots = step(params, ids[:, start:stop], positions[:, start:stop], valid[:, start:stop], slots)
+
+    def piece(start, stop):
+        return ids[:, start:stop], positions[:, start:stop], valid[:, start:stop]
+
+    one, first = step(params, *piece(0, 5))
+    two, second = step(params, *piece(5, 12), [first])
+    outputs = [one, two]
+    slots = kv_cache.empty(model.cfg, ROWS, LENGTH - 12 + 3, model.dtype, scan=scan)
+    recent = Recent(slots, jnp.zeros((), jnp.int32))
+    for start in range(12, LENGTH):
+        out, recent = step(params, *piece(start, start + 1), [first, second], recent)
         outputs.append(out)
     assert np.abs(np.concatenate(outputs, axis=1) - full)[mask > 0].max() < 3e-4
 

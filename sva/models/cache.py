@@ -1,6 +1,14 @@
-"""The key/value cache as a pytree of fixed shape."""
+"""Keys and values of tokens read so far, as parts of fixed shape.
+
+A batch attends to a sequence of parts, each written once and then only read, and to the tokens of the call itself. A
+part may have fewer rows than the batch: an instruction that all rows share has one, the prompts of G samples each have
+one for G rows. What is generated goes into the slots of `Recent`, one call after another.
+
+    past:    [ instruction, 1 row ] [ prompts, P rows ]      recent:  [ generated, B rows ... free slots ]
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,73 +21,56 @@ from sva.models.config import ModelConfig
 class KV(NamedTuple):
     """One layer's keys and values, of K heads of width H. Keys lie as the product with a query reads them."""
 
-    k: Any  # [B, K, H, S]
-    v: Any  # [B, K, S, H]
+    k: Any  # [P, K, H, S]
+    v: Any  # [P, K, S, H]
 
 
 @struct.dataclass
-class Cache:
-    """Keys and values of S slots for B rows, and which slots hold a token.
+class Part:
+    """Keys and values of S slots for P rows; P divides the batch B, whose row b reads row b // (B / P)."""
 
-    All rows write the same slots, so prompts are padded on the left. Layers are a leading axis where the model scans
-    them, a tuple where it does not.
-    """
+    kv: Any  # a KV a layer, in a tuple; where layers are scanned one KV of [L, ...]
+    positions: jax.Array  # [P, S] int32, each slot's position in its row
+    valid: jax.Array  # [P, S] bool, False for padding and for slots not yet written
 
-    kv: Any  # a KV a layer, in a tuple; scanned: one KV of [L, ...]
-    positions: jax.Array  # [B, S] int32, each slot's position in its row
-    valid: jax.Array  # [B, S] bool, False for padding and for slots not yet written
+
+@struct.dataclass
+class Recent:
+    """Slots that are filled call by call, all rows at the same place."""
+
+    part: Part
     index: jax.Array  # [] int32, the next slot to write
 
 
-def init(cfg: ModelConfig, batch: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> Cache:
-    """An empty cache of `slots` slots for `batch` rows."""
+def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> Part:
+    """A part of `slots` slots for `rows` rows in which nothing is written."""
 
     def layer(*lead: int) -> KV:
-        k = jnp.zeros((*lead, batch, cfg.num_kv_heads, cfg.head_dim, slots), dtype)
-        return KV(k, jnp.zeros((*lead, batch, cfg.num_kv_heads, slots, cfg.head_dim), dtype))
+        k = jnp.zeros((*lead, rows, cfg.num_kv_heads, cfg.head_dim, slots), dtype)
+        return KV(k, jnp.zeros((*lead, rows, cfg.num_kv_heads, slots, cfg.head_dim), dtype))
 
-    return Cache(
+    return Part(
         kv=layer(cfg.num_layers) if scan else tuple(layer() for _ in range(cfg.num_layers)),
-        positions=jnp.zeros((batch, slots), jnp.int32),
-        valid=jnp.zeros((batch, slots), bool),
-        index=jnp.zeros((), jnp.int32),
+        positions=jnp.zeros((rows, slots), jnp.int32),
+        valid=jnp.zeros((rows, slots), bool),
     )
 
 
-def extend(cache: Cache, positions: jax.Array, valid: jax.Array) -> Cache:
-    """The cache with T new slots marked as written (`positions`, `valid` are [B, T]); the model writes their values."""
-    start = (jnp.zeros((), jnp.int32), cache.index)
+def mark(recent: Recent, positions: jax.Array, valid: jax.Array) -> Part:
+    """The part with its next T slots said to be written (`positions`, `valid` are [B, T]); the model writes them."""
+    start = (jnp.zeros((), jnp.int32), recent.index)
     return dataclasses.replace(
-        cache,
-        positions=jax.lax.dynamic_update_slice(cache.positions, positions, start),
-        valid=jax.lax.dynamic_update_slice(cache.valid, valid, start),
-        index=cache.index + positions.shape[1],
+        recent.part,
+        positions=jax.lax.dynamic_update_slice(recent.part.positions, positions, start),
+        valid=jax.lax.dynamic_update_slice(recent.part.valid, valid, start),
     )
 
 
-def repeat(cache: Cache, rows: int) -> Cache:
-    """The cache with each row `rows` times in a run, [B * rows, ...]: one prompt read by many samples."""
+def slots_of(parts: Sequence[Part], rows: int) -> tuple[jax.Array, jax.Array]:
+    """(positions, valid), each [rows, S], of all parts' slots in turn, as a batch of so many rows sees them."""
 
     def spread(x: jax.Array) -> jax.Array:
-        return jnp.repeat(x, rows, axis=x.ndim - 4)
+        return jnp.repeat(x, rows // x.shape[0], axis=0)
 
-    return dataclasses.replace(
-        cache,
-        kv=jax.tree.map(spread, cache.kv),
-        positions=jnp.repeat(cache.positions, rows, axis=0),
-        valid=jnp.repeat(cache.valid, rows, axis=0),
-    )
-
-
-def grow(cache: Cache, slots: int) -> Cache:
-    """The cache with `slots` free slots more at its end."""
-
-    def pad(x: jax.Array, axis: int) -> jax.Array:
-        return jnp.pad(x, [(0, slots if i == axis % x.ndim else 0) for i in range(x.ndim)])
-
-    return dataclasses.replace(
-        cache,
-        kv=jax.tree.map(lambda kv: KV(pad(kv.k, -1), pad(kv.v, -2)), cache.kv, is_leaf=lambda x: isinstance(x, KV)),
-        positions=pad(cache.positions, 1),
-        valid=pad(cache.valid, 1),
-    )
+    positions = jnp.concatenate([spread(part.positions) for part in parts], axis=1)
+    return positions, jnp.concatenate([spread(part.valid) for part in parts], axis=1)

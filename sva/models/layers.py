@@ -1,5 +1,7 @@
 """Linen modules of the decoder. Weights are named and shaped as in the checkpoint: (out, in)."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -101,40 +103,64 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Grouped-query attention, softmax in float32.
+def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """Grouped-query attention over several parts as over one, softmax in float32.
 
     Args:
       q: [B, T, N, H].
-      k: [B, K, H, S]; N is a multiple of K.
-      v: [B, K, S, H].
-      mask: [B, T, S] bool, True where a query may look.
+      parts: keys and values of S_i slots and P_i rows each, N a multiple of their K heads; row b reads row
+        b // (B / P_i) of a part, and its rows' queries are one matrix product with it.
+      mask: [B, T, S] bool over all parts' slots one after another, True where a query may look.
     Returns:
       [B, T, N * H].
     """
     batch, length, heads, width = q.shape
-    kv_heads, slots = v.shape[1], v.shape[2]
+    kv_heads = parts[0].v.shape[1]
     groups = heads // kv_heads
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    # One matrix product a key/value head: its queries of all groups and positions are the rows of one matrix.
+
+    def gather(x: jax.Array, rows: int) -> jax.Array:
+        """[B, K, M, X] as [rows, K, B / rows * M, X]."""
+        if rows == batch:
+            return x
+        x = x.reshape(rows, batch // rows, *x.shape[1:]).swapaxes(1, 2)
+        return x.reshape(rows, kv_heads, -1, x.shape[-1])
+
+    def spread(x: jax.Array) -> jax.Array:
+        """What `gather` makes, taken apart again."""
+        rows = x.shape[0]
+        if rows == batch:
+            return x
+        x = x.reshape(rows, kv_heads, batch // rows, groups * length, x.shape[-1]).swapaxes(1, 2)
+        return x.reshape(batch, kv_heads, groups * length, x.shape[-1])
+
+    def score(k: jax.Array) -> jax.Array:
+        """[B, K, M, S_i]."""
+        product = partial(jnp.einsum, "PKMH,PKHS->PKMS", precision=precision, preferred_element_type=jnp.float32)
+        return spread(product(gather(q, k.shape[0]), k))
+
+    # A key/value head's queries of all groups and positions are the rows of one matrix.
     q = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, kv_heads, groups * length, width)
-    scores = jnp.einsum("BKMH,BKHS->BKMS", q, k, precision=precision, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, groups, length, slots)
+    scores = jnp.concatenate([score(k) for k, _ in parts], axis=-1)
+    scores = scores.reshape(batch, kv_heads, groups, length, -1)
     scores = jnp.where(mask[:, None, None, :, :], scores * width**-0.5, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(batch, kv_heads, groups * length, slots)
-    out = jnp.einsum("BKMS,BKSH->BKMH", weights, v, precision=precision)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, groups * length, -1)
+    ends = np.cumsum([v.shape[2] for _, v in parts])
+    out = jnp.zeros((), q.dtype)
+    for piece, (_, v) in zip(jnp.split(weights, ends[:-1], axis=-1), parts, strict=True):
+        out += spread(jnp.einsum("PKMS,PKSH->PKMH", gather(piece, v.shape[0]), v, precision=precision))
     out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads * width)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions, over the cache where one is given."""
+    """Causal self-attention with rotary positions, over earlier tokens' keys and values and the call's own."""
 
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rope, mask, kv, index):
+    def __call__(self, x, rope, mask, past, recent, index):
         """(y [B, T, D], KV); see `Block`."""
         cfg = self.cfg
         batch, length, _ = x.shape
@@ -148,13 +174,13 @@ class Attention(nn.Module):
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
-        k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-        if kv is not None:
+        own = KV(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+        if recent is not None:
             zero = jnp.zeros((), index.dtype)
-            k = jax.lax.dynamic_update_slice(kv.k, k.astype(kv.k.dtype), (zero, zero, zero, index))
-            v = jax.lax.dynamic_update_slice(kv.v, v.astype(kv.v.dtype), (zero, zero, index, zero))
-        y = attend(q, k.astype(x.dtype), v.astype(x.dtype), mask)
-        return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), KV(k, v)
+            k = jax.lax.dynamic_update_slice(recent.k, own.k, (zero, zero, zero, index))
+            own = KV(k, jax.lax.dynamic_update_slice(recent.v, own.v, (zero, zero, index, zero)))
+        y = attend(q, [*past, own], mask)
+        return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
 
 
 _ACTIVATIONS = {
@@ -184,24 +210,25 @@ class Block(nn.Module):
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x, kv, window, rope, mask, distance, index):
+    def __call__(self, x, past, recent, window, rope, mask, distance, index):
         """The layer's output and its keys and values.
 
         Args:
           x: [B, T, D].
-          kv: KV of S slots to write into from slot `index` on, or None: attend within x.
+          past: KVs of earlier tokens.
+          recent: KV of slots to write into from slot `index` on, or None: these T tokens are a part of their own.
           window: [] int32 sliding window in tokens, 0 for full attention; None where no layer has one.
           rope: cosine and sine of the T positions.
-          mask: [B, T, S] bool.
+          mask: [B, T, S] bool over the slots of `past` and then the others.
           distance: [B, T, S] int32, query position less key position; None where no layer has a window.
-          index: [] int32, or None without a cache.
+          index: [] int32, or None without `recent`.
         Returns:
-          [B, T, D], and the KV of all S slots.
+          [B, T, D], and the KV of the slots of `recent`, or of the T tokens.
         """
         if window is not None:
             mask = mask & ((window == 0) | (distance < window))
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
-        y, kv = Attention(self.cfg, name="self_attn")(norm(x), rope, mask, kv, index)
+        y, kv = Attention(self.cfg, name="self_attn")(norm(x), rope, mask, past, recent, index)
         x = x + y
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")
         return x + Mlp(self.cfg, name="mlp")(norm(x)), kv

@@ -1,7 +1,7 @@
 """The decoder of the Llama family, and its logits as a pure function."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sva.models import cache as kv_cache
-from sva.models.cache import Cache
+from sva.models.cache import Part, Recent
 from sva.models.config import ModelConfig
 from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary
 from sva.models.weights import nest
@@ -36,7 +36,7 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0, "adapter": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, 0, 0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
                 length=cfg.num_layers,
             )
             self.layers: Any = stacked(cfg)
@@ -51,49 +51,56 @@ class Transformer(nn.Module):
         input_ids: jax.Array,
         positions: jax.Array,
         valid: jax.Array,
-        cache: Cache | None = None,
+        past: Sequence[Part] = (),
+        recent: Recent | None = None,
         mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """The last layer's normalised output, and the cache with these tokens in it.
+    ) -> tuple[jax.Array, Part | Recent]:
+        """The last layer's normalised output, and these tokens' keys and values.
 
         Args:
           input_ids: [B, T] int32.
           positions: [B, T] int32, counted from each row's first token.
           valid: [B, T] bool, False for padding, on whichever side it lies.
-          cache: keys and values of earlier tokens, or None.
-          mask: [B, T, S] bool of what each token may see among the cache's S slots (these T among them; without a
-            cache S = T); None for every earlier token of the row.
+          past: keys and values of earlier tokens.
+          recent: slots to write these T tokens into, which sees what is written there already; None: these tokens
+            become a part of their own.
+          mask: [B, T, T] bool of what each token sees among these, without `recent`; None for every earlier token of
+            the row. Of `past` it sees all valid slots of earlier positions.
         Returns:
-          [B, T, D] in the model's dtype (padding positions hold anything finite), and the new cache or None.
+          [B, T, D] in the model's dtype (padding positions hold anything finite), and `recent` with these tokens
+          written, or the new Part of B rows and T slots.
         """
         cfg = self.cfg
-        index = None
-        key_positions, key_valid = positions, valid
-        if cache is not None:
-            index = cache.index
-            cache = kv_cache.extend(cache, positions, valid)
-            key_positions, key_valid = cache.positions, cache.valid
+        if recent is None:
+            own, slots, index = Part((), positions, valid), None, None
+        else:
+            own, slots, index = kv_cache.mark(recent, positions, valid), recent.part.kv, recent.index
+        key_positions, key_valid = kv_cache.slots_of([*past, own], positions.shape[0])
         distance = positions[:, :, None] - key_positions[:, None, :]
-        if mask is None:
-            mask = (distance >= 0) & key_valid[:, None, :]
+        sees = (distance >= 0) & key_valid[:, None, :]
+        if mask is not None:
+            before = sees.shape[-1] - mask.shape[-1]
+            sees = jnp.concatenate([sees[..., :before], mask], axis=-1)
         has_windows = any(cfg.windows)
         distance = distance if has_windows else None
         # Behind a barrier: XLA would compute cosines, sines and masks again in every layer, for every head.
         rope = rotary(positions, inverse_frequencies(cfg.rope, cfg.head_dim), self.dtype)
-        rope, mask = jax.lax.optimization_barrier((rope, mask))
+        rope, sees = jax.lax.optimization_barrier((rope, sees))
         x = self.embed_tokens(input_ids)
+        kvs = tuple(part.kv for part in past)
         if self.scan_layers:
             windows = jnp.asarray(cfg.windows, jnp.int32) if has_windows else None
-            kv = None if cache is None else cache.kv
-            x, kv = self.layers(x, kv, windows, rope, mask, distance, index)
+            x, kv = self.layers(x, kvs, slots, windows, rope, sees, distance, index)
         else:
             kv = []
             for layer, block in enumerate(self.layers):
                 window = jnp.asarray(cfg.windows[layer], jnp.int32) if has_windows else None
-                x, new = block(x, None if cache is None else cache.kv[layer], window, rope, mask, distance, index)
+                before = tuple(part[layer] for part in kvs)
+                x, new = block(x, before, None if slots is None else slots[layer], window, rope, sees, distance, index)
                 kv.append(new)
             kv = tuple(kv)
-        return self.norm(x), None if cache is None else dataclasses.replace(cache, kv=kv)
+        part = dataclasses.replace(own, kv=kv)
+        return self.norm(x), part if index is None else Recent(part, index + positions.shape[1])
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """[..., V] float32 logits of hidden [..., D]."""
@@ -107,9 +114,11 @@ class Transformer(nn.Module):
         return nest(named, num_layers=self.cfg.num_layers, scan=self.scan_layers)
 
 
-def apply(model: Transformer, collections: Mapping[str, Any], *args: Any, method: str | None = None) -> Any:
+def apply(
+    model: Transformer, collections: Mapping[str, Any], *args: Any, method: str | None = None, **settings: Any
+) -> Any:
     """What `__call__`, or the method named, returns with these variables: `model.apply`, typed as its result is."""
-    return model.apply(dict(collections), *args, method=method)
+    return model.apply(dict(collections), *args, method=method, **settings)
 
 
 def variables(model: Transformer, params: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> dict[str, Any]:
