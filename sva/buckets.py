@@ -9,6 +9,12 @@ def length_bucket(tokens: int) -> int:
     return max(32, -(-tokens // step) * step)
 
 
+def prompt_bucket(tokens: int) -> int:
+    """The smallest bucket that holds a prompt read by itself: multiples of 32 to 128, of 64 to 512, then of 256."""
+    step = 32 if tokens <= 128 else 64 if tokens <= 512 else 256
+    return -(-tokens // step) * step
+
+
 def budget_bucket(new_tokens: int) -> int:
     """The smallest bucket of tokens to generate: multiples of 8 to 64, of 64 to 512, then of 256."""
     step = 8 if new_tokens <= 64 else 64 if new_tokens <= 512 else 256

@@ -1,11 +1,13 @@
 """Prefill and decode in one jitted function: token ids in, token ids and their log-probs out."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from sva.models import cache as kv_cache
 from sva.models.cache import Part, Recent
@@ -19,6 +21,18 @@ class Generation(NamedTuple):
     tokens: Any  # [B, N] int32; a row's end token is its last one, 0 after it
     logprobs: Any  # [B, N] float32 nats, of softmax(logits) before any temperature or cut; 0 after the end
     lengths: Any  # [B] int32, tokens generated, the end token among them
+
+
+@struct.dataclass
+class Rows:
+    """Where each of B rows stands: the token drawn last, which the next step reads."""
+
+    token: jax.Array  # [B] int32
+    position: jax.Array  # [B] int32, that token's
+    count: jax.Array  # [B] int32, tokens drawn; token t of a row is drawn with fold_in(key, t)
+    done: jax.Array  # [B] bool
+    limit: jax.Array  # [B] int32, tokens to draw at most
+    keys: jax.Array  # [B] typed keys
 
 
 @partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling", "samples"))
@@ -46,85 +60,111 @@ def generate(
       eos_ids: [K] int32, end tokens; -1 where unused.
       keys: [B] typed keys, one a row of the result; step t uses fold_in(key, t).
       prefix_ids: [S] int32, tokens before every prompt, read once; not with an adapter that differs by row.
-      max_new_tokens: N, the size of the result (static).
+      max_new_tokens: N, the size of the result, at least 2 (static).
       sampling: the strategy (static).
       samples: of each prompt; the prompt is read once. Row p * samples + i is sample i of prompt p, B = P * samples.
     Returns:
       Generation of B rows.
     """
     collections = variables(model, params, adapter)
-    positions, valid = positions_of(prompt_mask)
     past: list[Part] = []
     if prefix_ids is not None:
-        prefix, where = prefix_ids[None], positions_of(jnp.ones_like(prefix_ids)[None])
-        past.append(apply(model, collections, prefix, *where)[1])
-        positions = positions + prefix_ids.shape[0]
-    hidden, prompts = apply(model, collections, prompt_ids, positions, valid, past)
-    hidden, next_position = (jnp.repeat(x[:, -1], samples, axis=0) for x in (hidden, positions + 1))
-    return decode(
-        model,
-        collections,
-        [*past, prompts],
-        hidden,
-        next_position,
-        limit,
-        eos_ids,
-        keys,
-        sampling,
-        max_new_tokens,
+        past.append(read(model, collections, prefix_ids[None], jnp.ones_like(prefix_ids)[None])[1])
+    logits, prompts, position = read(model, collections, prompt_ids, prompt_mask, past)
+    logits, position = (jnp.repeat(x, samples, axis=0) for x in (logits, position))
+    rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
+    rows, rest, _ = decode(
+        model, collections, [*past, prompts], rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1
     )
+    tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))
+    return Generation(tokens, logprobs, rows.count)
+
+
+def read(
+    model: Transformer,
+    collections: Mapping[str, Any],
+    ids: jax.Array,
+    mask: jax.Array,
+    past: Sequence[Part] = (),
+) -> tuple[jax.Array, Part, jax.Array]:
+    """What prompts [P, T], padded on the left, come to after `past`, in which every slot holds a token.
+
+    Returns:
+      Logits of the next token [P, V] float32, the prompts' keys and values, and the last token's position [P].
+    """
+    positions, valid = positions_of(mask)
+    positions = positions + sum(part.positions.shape[1] for part in past)
+    hidden, part = apply(model, collections, ids, positions, valid, past)
+    return apply(model, collections, hidden[:, -1], method="unembed"), part, positions[:, -1]
+
+
+def begin(
+    logits: jax.Array, position: jax.Array, limit: jax.Array, eos_ids: jax.Array, keys: jax.Array, sampling: Sampling
+) -> tuple[Rows, tuple[jax.Array, jax.Array]]:
+    """Rows [B] whose first token is drawn from logits [B, V] of a last prompt token at `position` [B].
+
+    Returns:
+      The rows, and of the token drawn its id and its log-prob in nats, each [B].
+    """
+    nothing = jnp.zeros_like(position)
+    rows = Rows(nothing, position, nothing, jnp.zeros_like(position, bool), limit, keys)
+    return _draw(rows, logits, eos_ids, sampling)
 
 
 def decode(
     model: Transformer,
     collections: Mapping[str, Any],
     past: Sequence[Part],
-    hidden: jax.Array,
-    next_position: jax.Array,
-    limit: jax.Array,
+    rows: Rows,
     eos_ids: jax.Array,
-    keys: jax.Array,
+    *,
     sampling: Sampling,
-    max_new_tokens: int,
-) -> Generation:
-    """The decode loop, from the last prompt token's hidden state [B, D] and the prompts' keys and values."""
-    batch = hidden.shape[0]
+    steps: int,
+) -> tuple[Rows, tuple[jax.Array, jax.Array], Part]:
+    """Draws `steps` tokens more for each row that is not done, or fewer where all are.
 
-    def sample(hidden: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = apply(model, collections, hidden, method="unembed")
-        token = sampling(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
-        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-        return token, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    def record(out: Generation, done: jax.Array, token: jax.Array, logprob: jax.Array, step: jax.Array):
-        token, logprob = jnp.where(done, 0, token), jnp.where(done, 0.0, logprob)
-        out = Generation(
-            tokens=jax.lax.dynamic_update_slice(out.tokens, token[:, None], (jnp.zeros_like(step), step)),
-            logprobs=jax.lax.dynamic_update_slice(out.logprobs, logprob[:, None], (jnp.zeros_like(step), step)),
-            lengths=out.lengths + jnp.where(done, 0, 1),
-        )
-        return out, done | (token[:, None] == eos_ids[None, :]).any(axis=1), token
+    Returns:
+      The rows, the tokens and log-probs drawn, each [B, steps] (0 where a row was done), and the keys and values of
+      the tokens that were read: B rows of `steps` slots.
+    """
+    batch = rows.token.shape[0]
 
     def unfinished(state) -> jax.Array:
-        step, _, _, done, _ = state
-        return (step < limit) & ~done.all()
+        step, rows, _, _ = state
+        return (step < steps) & ~rows.done.all()
 
     def advance(state):
-        step, recent, out, done, token = state
-        position = (next_position + step - 1)[:, None]
-        here = position, jnp.ones_like(position, bool)
-        hidden, recent = apply(model, collections, token[:, None], *here, past, recent)
-        out, done, token = record(out, done, *sample(hidden[:, -1], step), step)
-        return step + 1, recent, out, done, token
+        step, rows, out, recent = state
+        where = rows.position[:, None], jnp.ones((batch, 1), bool)
+        hidden, recent = apply(model, collections, rows.token[:, None], *where, past, recent)
+        logits = apply(model, collections, hidden[:, -1], method="unembed")
+        rows, drawn = _draw(rows, logits, eos_ids, sampling)
+        column = jnp.zeros_like(step), step
+        tokens, logprobs = (
+            jax.lax.dynamic_update_slice(x, y[:, None], column) for x, y in zip(out, drawn, strict=True)
+        )
+        return step + 1, rows, (tokens, logprobs), recent
 
-    out = Generation(
-        tokens=jnp.zeros((batch, max_new_tokens), jnp.int32),
-        logprobs=jnp.zeros((batch, max_new_tokens), jnp.float32),
-        lengths=jnp.zeros((batch,), jnp.int32),
-    )
+    out = jnp.zeros((batch, steps), jnp.int32), jnp.zeros((batch, steps), jnp.float32)
+    slots = kv_cache.empty(model.cfg, batch, steps, model.dtype, scan=model.scan_layers)
     first = jnp.zeros((), jnp.int32)
-    out, done, token = record(out, jnp.zeros((batch,), bool), *sample(hidden, first), first)
-    slots = kv_cache.empty(model.cfg, batch, max_new_tokens, model.dtype, scan=model.scan_layers)
-    state = (first + 1, Recent(slots, first), out, done, token)
-    *_, out, _, _ = jax.lax.while_loop(unfinished, advance, state)
-    return out
+    _, rows, out, recent = jax.lax.while_loop(unfinished, advance, (first, rows, out, Recent(slots, first)))
+    return rows, out, recent.part
+
+
+def _draw(
+    rows: Rows, logits: jax.Array, eos_ids: jax.Array, sampling: Sampling
+) -> tuple[Rows, tuple[jax.Array, jax.Array]]:
+    token = sampling(logits, jax.vmap(jax.random.fold_in)(rows.keys, rows.count))
+    logprob = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+    token, logprob = jnp.where(rows.done, 0, token), jnp.where(rows.done, 0.0, logprob)
+    count = rows.count + jnp.where(rows.done, 0, 1)
+    ended = (token[:, None] == eos_ids[None, :]).any(axis=1) | (count >= rows.limit)
+    rows = dataclasses.replace(
+        rows,
+        token=token,
+        position=rows.position + 1,
+        count=count,
+        done=rows.done | ended,
+    )
+    return rows, (token, logprob)

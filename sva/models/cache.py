@@ -74,3 +74,52 @@ def slots_of(parts: Sequence[Part], rows: int) -> tuple[jax.Array, jax.Array]:
 
     positions = jnp.concatenate([spread(part.positions) for part in parts], axis=1)
     return positions, jnp.concatenate([spread(part.valid) for part in parts], axis=1)
+
+
+def resize(part: Part, slots: int) -> Part:
+    """The part with so many slots: free ones added at its end, or the last ones dropped."""
+    more = slots - part.valid.shape[1]
+
+    def fit(x: jax.Array, axis: int) -> jax.Array:
+        if more <= 0:
+            return jax.lax.slice_in_dim(x, 0, slots, axis=axis)
+        return jnp.pad(x, [(0, more if i == axis % x.ndim else 0) for i in range(x.ndim)])
+
+    def both(kv: KV) -> KV:
+        return KV(fit(kv.k, -1), fit(kv.v, -2))
+
+    kv = jax.tree.map(both, part.kv, is_leaf=lambda x: isinstance(x, KV))
+    return Part(kv, fit(part.positions, 1), fit(part.valid, 1))
+
+
+def row(part: Part, index: jax.Array) -> Part:
+    """The part of one row."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1, _row_axis(x)), part)
+
+
+def replace_row(part: Part, index: jax.Array, one: Part) -> Part:
+    """The part with one row, of as many slots, in the place of another."""
+
+    def put(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, y, index, _row_axis(x))
+
+    return jax.tree.map(put, part, one)
+
+
+def append(part: Part, used: jax.Array, new: Part) -> Part:
+    """The part with the slots of `new`, of as many rows, written in each row from slot `used` [P] on."""
+
+    def write(axis: int, x: jax.Array, y: jax.Array) -> jax.Array:
+        rows, update = _row_axis(x), jax.lax.dynamic_update_slice_in_dim
+        return jax.vmap(lambda x, y, at: update(x, y, at, axis), (rows, rows, 0), rows)(x, y, used)
+
+    def both(kv: KV, new: KV) -> KV:
+        return KV(write(-1, kv.k, new.k), write(-2, kv.v, new.v))
+
+    kv = jax.tree.map(both, part.kv, new.kv, is_leaf=lambda x: isinstance(x, KV))
+    return Part(kv, write(-1, part.positions, new.positions), write(-1, part.valid, new.valid))
+
+
+def _row_axis(x: jax.Array) -> int:
+    """Of a leaf of a part: keys and values have four axes, and layers before them where they are scanned."""
+    return max(x.ndim - 4, 0)
