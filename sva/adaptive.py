@@ -12,7 +12,7 @@ import numpy as np
 from sva import chat, dispatch
 from sva.adapt import Prompts, Request, Served, choose, two_pass
 from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
-from sva.dispatch import FirstPass, Template
+from sva.dispatch import Decision, FirstPass, Template
 from sva.errors import UserError
 from sva.lm import LM, check_prompts, pad_eos, row_keys, shared_form, spectra_of
 from sva.sampling import Greedy, Sampling
@@ -22,6 +22,7 @@ from sva.spectral.slots import mixture, slots
 from sva.spectral.truncate import Plan
 from sva.tasks.labels import OTHER, Label
 
+ROWS = 32  # of the first pass
 SLOTS = 8  # of the bank: the base, experts, and room for more without recompiling
 OTHER_LABEL = Label(OTHER, "anything else")
 
@@ -50,10 +51,14 @@ class AdaptiveLM:
         """The questions inside the classification question, in their buckets."""
         return Prompts(*_pad(*dispatch.encode(self.lm, self.template, questions)))
 
-    def choose(self, questions: Sequence[str]) -> np.ndarray:
-        """[B, C] probabilities of the labels: the first pass alone."""
-        decision = choose(self.served, self.first, self.asked(questions))
-        return np.asarray(decision.probs)[: len(questions)]
+    def choose(self, questions: Sequence[str]) -> Decision:
+        """The first pass alone over any number of questions, in batches of 32: host arrays."""
+        found = []
+        for start in range(0, len(questions), ROWS):
+            batch = questions[start : start + ROWS]
+            decision = choose(self.served, self.first, self.asked(batch))
+            found.append([np.asarray(x)[: len(batch)] for x in decision])
+        return Decision(*map(np.concatenate, zip(*found, strict=True)))
 
     def choose_generated(self, questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
         """The labels that the base model writes when it is asked freely, as in the paper; "other" if it names none."""

@@ -1,5 +1,7 @@
 """Few shapes for many sizes, so that a new batch meets a program that is compiled already."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -43,17 +45,16 @@ def left_pad(ids: np.ndarray, mask: np.ndarray, length: int) -> tuple[np.ndarray
     return out_ids, out_mask
 
 
-def shared_prefix(ids: np.ndarray, mask: np.ndarray) -> int:
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens at the start of every row to read once for all of them, a multiple of 8.
 
-    No more than all rows have in common, and every row keeps a token of its own; 0 for a single row. Rows are padded
-    on the left.
+    No more than all rows have in common, and every row keeps a token of its own; 0 for a single row.
     """
-    if len(ids) < 2:
+    if len(rows) < 2:
         return 0
-    rows = [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)]
     shortest = min(len(row) for row in rows) - 1
-    differs = [np.flatnonzero(row[:shortest] != rows[0][:shortest]) for row in rows]
+    first = np.asarray(rows[0][:shortest])
+    differs = [np.flatnonzero(np.asarray(row[:shortest]) != first) for row in rows]
     common = min([int(at[0]) for at in differs if at.size], default=shortest)
     return common // 8 * 8
 

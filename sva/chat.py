@@ -20,10 +20,15 @@ def render(lm: LM, question: str) -> str:
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
+def tokenize(lm: LM, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of rendered texts; a rendered chat already holds its special tokens."""
+    tokenizer = need_tokenizer(lm)
+    return [tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"] for text in texts]
+
+
 def encode(lm: LM, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(ids, mask), both [B, T] int32, of rendered texts, padded on the left to the longest."""
-    tokenizer = need_tokenizer(lm)
-    rows = [tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"] for text in texts]
+    rows = tokenize(lm, texts)
     width = max((len(row) for row in rows), default=0)
     ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):

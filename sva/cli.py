@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sva import expert_commands
+from sva import expert_commands, generate_command
 from sva.errors import UserError
 
 
@@ -64,12 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", default="test")
     sub.add_argument("--size", type=int, default=200, help="rows at most (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
-    sub = command("generate", _generate, "Answer prompts; with experts, in two passes.")
-    sub.add_argument("prompts", nargs="+", help="questions, each one argument")
-    sub.add_argument("--model", **model)
-    sub.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
-    sub.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
-    sub.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
+    generate_command.add(commands, model)
     expert_commands.add(commands, model)
     return parser
 
@@ -135,31 +130,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     result |= {"accuracy": score._asdict(), "records": [record._asdict() for record in records]}
     text = f"{arguments.task}: {percent(score._asdict())}, n = {len(records)}, weights {lm.quantisation or 'as stored'}"
     _print(result, arguments.json, text)
-
-
-def _generate(arguments: argparse.Namespace) -> None:
-    from sva import chat
-    from sva.adaptive import build
-    from sva.lm import load
-    from sva.spectral.expert import Expert
-
-    if not all(prompt.strip() for prompt in arguments.prompts):
-        raise UserError("a prompt is empty; give it some text")
-    if arguments.classifier and not arguments.expert:
-        raise UserError("--classifier chooses between experts; name them with --expert")
-    lm = load(arguments.model)
-    if arguments.expert:
-        paths = [*arguments.expert, *([arguments.classifier] if arguments.classifier else [])]
-        loaded = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in paths]
-        experts = loaded[: len(arguments.expert)]
-        classifier = loaded[-1] if arguments.classifier else None
-        model = build(lm, experts, classifier=classifier)
-        for answer in model.answer(arguments.prompts, arguments.max_new_tokens):
-            print(f"[{answer.label} {answer.prob:.0%}] {answer.text}")
-        return
-    ids, mask = chat.encode(lm, [chat.render(lm, prompt) for prompt in arguments.prompts])
-    out = lm.generate(ids, mask, arguments.max_new_tokens, chat.end_tokens(lm))
-    print("\n".join(chat.decode(lm, out.tokens, out.lengths)))
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -128,7 +128,7 @@ def first_pass(model: AdaptiveLM, todo: Sequence[Item], title: str) -> tuple[lis
     model.choose(questions[:BATCH])
     started, chosen = time.perf_counter(), []
     for batch in evaluate.batches(todo, BATCH, f"first pass: {title}"):
-        rows = model.choose([item.question for item in batch])
+        rows = model.choose([item.question for item in batch]).probs
         chosen += [model.labels[row.argmax()].name for row in rows]
     return chosen, time.perf_counter() - started
 

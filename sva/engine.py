@@ -81,6 +81,17 @@ class State:
     alphas: jax.Array  # [B, E_max] float32, [B, 0] without a bank
 
 
+class Place(NamedTuple):
+    """Which prompt goes where; the numbers are [] int32."""
+
+    which: Any  # of the prompts that were read
+    row: Any
+    used: Any  # slots that it fills
+    limit: Any  # tokens to draw
+    key: jax.Array
+    alphas: Any  # [E_max]
+
+
 class Request(NamedTuple):
     """One prompt, to be continued `len(keys)` times."""
 
@@ -109,35 +120,25 @@ def read_prompts(weights: Weights, ids: jax.Array, mask: jax.Array, alphas: jax.
 
 @partial(jax.jit, static_argnames=("sampling",), donate_argnames=("state",))
 def insert(
-    weights: Weights,
-    state: State,
-    prompts: Read,
-    which: jax.Array,
-    row: jax.Array,
-    used: jax.Array,
-    limit: jax.Array,
-    key: jax.Array,
-    alphas: jax.Array,
-    *,
-    sampling: Sampling,
+    weights: Weights, state: State, prompts: Read, place: Place, *, sampling: Sampling
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
-    """Puts prompt `which` of `prompts` into row `row` and draws its first token.
+    """Puts one prompt into a row and draws its first token.
 
     Returns:
       The state, and of the token its id and its log-prob, each [1].
     """
-    logits, position = (jax.lax.dynamic_slice_in_dim(x, which, 1) for x in (prompts.logits, prompts.position))
-    one, drawn = begin(logits, position, limit[None], weights.eos_ids, key[None], sampling)
-    part = kv_cache.resize(kv_cache.row(prompts.part, which), state.slots.valid.shape[1])
+    logits, position = (jax.lax.dynamic_slice_in_dim(x, place.which, 1) for x in (prompts.logits, prompts.position))
+    one, drawn = begin(logits, position, place.limit[None], weights.eos_ids, place.key[None], sampling)
+    part = kv_cache.resize(kv_cache.row(prompts.part, place.which), state.slots.valid.shape[1])
 
     def put(x: jax.Array, y: jax.Array) -> jax.Array:
-        return x.at[row].set(y[0])
+        return x.at[place.row].set(y[0])
 
     new = State(
         rows=jax.tree.map(put, state.rows, one),
-        slots=kv_cache.replace_row(state.slots, row, part),
-        used=put(state.used, used[None]),
-        alphas=put(state.alphas, alphas[None]),
+        slots=kv_cache.replace_row(state.slots, place.row, part),
+        used=put(state.used, place.used[None]),
+        alphas=put(state.alphas, place.alphas[None]),
     )
     return new, drawn
 
@@ -220,6 +221,7 @@ def run(
     """
     if not requests:
         return
+    ends = set(np.asarray(weights.eos_ids).tolist())
     width = max(prompt_bucket(len(request.prompt_ids)) for request in requests)
     state = _idle(weights, requests[0], cfg, _tier(width + cfg.segment))
     waiting = deque(enumerate(requests))
@@ -234,9 +236,9 @@ def run(
             number, sample, prompts, which = read_already.popleft()
             request = requests[number]
             used = prompt_bucket(len(request.prompt_ids))
-            at, into, size, limit = (np.int32(x) for x in (which, row, used, request.max_new_tokens))
-            own = request.keys[sample], _alphas(request)
-            state, first = insert(weights, state, prompts, at, into, size, limit, *own, sampling=sampling)
+            size, limit = np.int32(used), np.int32(request.max_new_tokens)
+            place = Place(np.int32(which), np.int32(row), size, limit, request.keys[sample], _alphas(request))
+            state, first = insert(weights, state, prompts, place, sampling=sampling)
             live[row] = _Row(number, sample, used, first)
         state = _fit(state, max(row.used for row in live.values()) + cfg.segment)
         state, drawn = advance(weights, state, sampling=sampling, steps=cfg.segment)
@@ -249,11 +251,11 @@ def run(
             if keep is None and not done[number]:
                 continue
             size = int(counts[number]) - (0 if keep is None else len(new) - keep)
-            found = (np.concatenate(x)[:size] for x in (row.tokens, row.logprobs))
-            by_limit = keep is None and size == requests[row.request].max_new_tokens
+            found, scores = np.concatenate(row.tokens)[:size], np.concatenate(row.logprobs)[:size]
+            by_limit = keep is None and int(found[-1]) not in ends
             stopped[number] = keep is not None
             del live[number]
-            yield Finished(row.request, row.sample, *found, by_limit)
+            yield Finished(row.request, row.sample, found, scores, by_limit)
         if stopped.any():
             state = dataclasses.replace(state, rows=stop(state.rows, stopped))
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sva import generate as generation
-from sva.buckets import batch_bucket, budget_bucket, drop_prefix, left_pad, length_bucket, pad_rows, shared_prefix
+from sva.buckets import batch_bucket, budget_bucket, common_prefix, drop_prefix, left_pad, length_bucket, pad_rows
 from sva.errors import UserError
 from sva.fetch import resolve
 from sva.generate import Generation
@@ -115,8 +115,9 @@ class LM:
             z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
             params, adapter = adapted(self, spectra, z)
         ids, mask = left_pad(ids, mask, length_bucket(int(mask.sum(axis=1).max())))
-        shared = shared_prefix(ids, mask) if adapter is None else 0
-        prefix_ids = ids[0][mask[0].astype(bool)][:shared]
+        rows_ids = [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)]
+        shared = common_prefix(rows_ids) if adapter is None else 0
+        prefix_ids = rows_ids[0][:shared]
         ids, mask = left_pad(ids, drop_prefix(mask, shared), ids.shape[1] - shared)
         ids, mask = pad_rows(ids, rows), pad_rows(mask, rows)
         out = generation.generate(
@@ -391,16 +392,17 @@ def pad_eos(eos_ids: Sequence[int]) -> np.ndarray:
     return np.asarray([*eos_ids] + [-1] * (size - len(eos_ids)), np.int32)
 
 
-def check_prompts(lengths: np.ndarray, new_tokens: int, context: int) -> None:
-    """Raises UserError for an empty prompt, or one that leaves less than `new_tokens` of the context."""
-    if new_tokens < 1:
-        raise UserError(f"max_new_tokens={new_tokens} must be at least 1")
+def check_prompts(lengths: np.ndarray, new_tokens: int | np.ndarray, context: int) -> None:
+    """Raises UserError for an empty prompt, or one that leaves less than its `new_tokens` of the context."""
+    limits = np.broadcast_to(new_tokens, lengths.shape)
+    if limits.min() < 1:
+        raise UserError(f"max_new_tokens={limits.min()} must be at least 1")
     empty = np.flatnonzero(lengths == 0)
     if empty.size:
         raise UserError(f"prompt {empty[0]} is empty; give it at least one token")
-    longest = int(lengths.argmax())
-    if lengths[longest] + new_tokens > context:
+    longest = int((lengths + limits).argmax())
+    if lengths[longest] + limits[longest] > context:
         raise UserError(
-            f"prompt {longest} has {lengths[longest]} tokens and {new_tokens} new ones are asked for, but the model's "
-            f"context is {context}; shorten the prompt or lower max_new_tokens"
+            f"prompt {longest} has {lengths[longest]} tokens and {limits[longest]} new ones are asked for, but the "
+            f"model's context is {context}; shorten the prompt or lower max_new_tokens"
         )

@@ -5,6 +5,8 @@ its own logits and key alone. All return token ids [B] int32.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -59,13 +61,93 @@ class TopP:
     def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
         """Token ids [B]."""
         logits = logits / self.temperature
-        if self.p == 1:  # rounding lets the cumulated mass reach 1 before the last token
+        if self.p == 1:  # rounding lets the mass reach 1 before the last token
             return _draw(logits, keys)
-        ranked = jnp.sort(logits, axis=-1, descending=True)
-        probs = jax.nn.softmax(ranked, axis=-1)
-        before = jnp.cumsum(probs, axis=-1) - probs  # mass of likelier tokens; of equals at the edge, all are kept
-        least = jnp.min(jnp.where(before < self.p, ranked, jnp.inf), axis=-1, keepdims=True)
+        probs = jax.nn.softmax(logits, axis=-1)
+        least = _least(logits, lambda likelier: jnp.sum(jnp.where(likelier, probs, 0.0), axis=-1) < self.p)
         return _draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """A draw from the `k` likeliest tokens (arXiv 1805.04833); of equals at the edge, all are kept."""
+
+    k: int
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("temperature", self.temperature)
+        if self.k < 1:
+            raise UserError(f"top_k={self.k} must be at least 1; Temperature() keeps every token")
+
+    def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
+        """Token ids [B]."""
+        logits = logits / self.temperature
+        least = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))[0][:, -1:]
+        return _draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinP:
+    """A draw from the tokens at least `p` times as probable as the likeliest (arXiv 2407.01082)."""
+
+    p: float
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("temperature", self.temperature)
+        if not 0 < self.p <= 1:
+            raise UserError(f"min_p={self.p} is outside (0, 1]; Temperature() keeps every token")
+
+    def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
+        """Token ids [B]."""
+        logits = logits / self.temperature
+        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(self.p)
+        return _draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
+
+
+def strategy(
+    temperature: float | None = None, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
+) -> Sampling:
+    """The strategy of these settings: greedy without any or at temperature 0; one cut at most.
+
+    Raises:
+      UserError: a value out of range, or two cuts.
+    """
+    cuts = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    given = [name for name, value in cuts.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are two ways to cut the distribution; choose one")
+    if temperature is not None and not temperature >= 0:
+        raise UserError(f"temperature={temperature} must be above 0, or 0 for the likeliest token")
+    if temperature == 0 or (temperature is None and not given):
+        return Greedy()
+    heat = 1.0 if temperature is None else temperature
+    if top_k is not None:
+        return TopK(top_k, heat)
+    if top_p is not None:
+        return TopP(top_p, heat)
+    return Temperature(heat) if min_p is None else MinP(min_p, heat)
+
+
+def _least(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """[B, 1], the least logit such that `enough` is true of the mask [B, V] of greater ones.
+
+    Fewer logits are greater than a greater one, and of fewer it stays true. By bisection over the numbers that 32
+    bits can hold: exact, and unlike sorting parallel.
+    """
+    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+    order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as integers they compare as the floats do
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, which cannot overflow
+        holds = enough(order > middle[:, None])
+        return jnp.where(holds, low, middle), jnp.where(holds, middle, high)
+
+    bounds = jnp.min(order, axis=-1) - 1, jnp.max(order, axis=-1)
+    _, least = jax.lax.fori_loop(0, 32, halve, bounds)
+    return jnp.min(jnp.where(order >= least[:, None], logits, jnp.inf), axis=-1, keepdims=True)
 
 
 def _draw(logits: jax.Array, keys: jax.Array) -> jax.Array:

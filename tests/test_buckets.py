@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from sva.buckets import batch_bucket, budget_bucket, drop_prefix, left_pad, length_bucket, pad_rows, shared_prefix
+from sva.buckets import (
+    batch_bucket,
+    budget_bucket,
+    common_prefix,
+    drop_prefix,
+    left_pad,
+    length_bucket,
+    pad_rows,
+    prompt_bucket,
+)
 
 
 @pytest.mark.parametrize("bucket", [length_bucket, budget_bucket, batch_bucket])
@@ -39,9 +48,15 @@ def test_the_shared_prefix_is_what_all_rows_begin_with_and_leaves_each_a_token()
     rows = np.arange(40)[None].repeat(3, axis=0)
     rows[1, 30:] += 100
     ids, mask = left_pad(rows, np.ones_like(rows), 48)
-    assert shared_prefix(ids, mask) == 24
-    assert shared_prefix(ids[[0, 2]], mask[[0, 2]]) == 32  # equal rows: 39 at most
-    assert shared_prefix(ids[:1], mask[:1]) == 0
-    assert shared_prefix(*left_pad(rows[:, :9], np.ones_like(rows[:, :9]), 16)) == 8
-    assert shared_prefix(*left_pad(rows[:, :8], np.ones_like(rows[:, :8]), 16)) == 0
+    assert common_prefix(rows) == 24
+    assert common_prefix(rows[[0, 2]]) == 32  # equal rows: 39 at most
+    assert common_prefix(rows[:1]) == 0
+    assert common_prefix([*rows[:1, :9], rows[1, :12]]) == 8
+    assert common_prefix(rows[:, :8]) == 0
     np.testing.assert_array_equal(drop_prefix(mask, 24).sum(axis=1), [16, 16, 16])
+
+
+def test_prompts_of_any_length_meet_few_buckets_that_hold_them():
+    found = [prompt_bucket(n) for n in range(1, 2000)]
+    assert all(n <= bucket < 2 * n + 32 for n, bucket in zip(range(1, 2000), found, strict=True))
+    assert len(set(found)) == 16

@@ -5,7 +5,7 @@ import pytest
 
 from sva import sampling
 from sva.errors import UserError
-from sva.sampling import Greedy, Temperature, TopP
+from sva.sampling import Greedy, MinP, Temperature, TopK, TopP
 
 
 def _chi_squared(drawn, probs):
@@ -56,13 +56,39 @@ def test_top_p_draws_follow_the_cut_distribution():
     assert _chi_squared(drawn, _nucleus(logits, 0.85)) < 13.8  # 2 degrees, p = 0.001
 
 
+def test_top_p_of_logits_of_all_magnitudes_and_signs_is_exact(monkeypatch):
+    monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
+    logits = np.asarray([[-1e-30, 0.0, 1e-30, -np.inf, 3.0, -80.0, 2.5]], np.float32)
+    kept = np.asarray(TopP(0.97)(jnp.asarray(logits), jnp.zeros(1)))
+    np.testing.assert_array_equal(kept[0] > -np.inf, _nucleus(logits[0].astype(np.float64), 0.97) > 0)
+    assert (kept > -np.inf).sum() == 5  # the three around zero are equally likely to the last bit
+
+
+@pytest.mark.parametrize("k", [1, 3, 50, 99])
+def test_top_k_keeps_the_k_largest(k, monkeypatch):
+    monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
+    logits = np.random.default_rng(1).normal(0, 2, (20, 50)).astype(np.float32)
+    kept = np.asarray(TopK(k)(jnp.asarray(logits), jnp.zeros(20)))
+    for row, given in zip(kept, logits, strict=True):
+        assert set(np.flatnonzero(row > -np.inf)) == set(np.argsort(-given)[:k])
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 1.0])
+def test_min_p_keeps_what_is_not_too_far_from_the_likeliest(p, monkeypatch):
+    monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
+    logits = np.random.default_rng(2).normal(0, 2, (20, 50)).astype(np.float32)
+    kept = np.asarray(MinP(p, temperature=0.7)(jnp.asarray(logits), jnp.zeros(20)))
+    probs = np.exp(logits.astype(np.float64) / 0.7)
+    np.testing.assert_array_equal(kept > -np.inf, probs >= (1 - 1e-9) * p * probs.max(axis=1, keepdims=True))
+
+
 def test_top_p_of_one_keeps_every_token(monkeypatch):
     monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
     logits = jnp.asarray([[40.0] + [0.0] * 9])  # the first token's probability rounds to 1
     np.testing.assert_array_equal(TopP(1.0)(logits, jnp.zeros(1)), logits)
 
 
-@pytest.mark.parametrize("strategy", [Greedy(), Temperature(0.8), TopP(0.7)])
+@pytest.mark.parametrize("strategy", [Greedy(), Temperature(0.8), TopP(0.7), TopK(3), MinP(0.1)])
 def test_a_rows_token_is_its_own_affair_and_strategies_are_static(strategy):
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 1, (6, 30)), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 6)
@@ -81,6 +107,8 @@ def test_a_rows_token_is_its_own_affair_and_strategies_are_static(strategy):
         (lambda: TopP(0), "top_p=0 is outside"),
         (lambda: TopP(1.1), "top_p=1.1 is outside"),
         (lambda: TopP(0.5, temperature=-1), "temperature=-1"),
+        (lambda: TopK(0), "top_k=0 must be at least 1"),
+        (lambda: MinP(0.0), "min_p=0.0 is outside"),
     ],
 )
 def test_values_out_of_range_are_named(make, words):

@@ -1,0 +1,145 @@
+"""Prompts to completions through the engine, as text: what `sva generate`, evaluation and rollouts ask for."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sva import chat
+from sva.buckets import common_prefix
+from sva.engine import EngineConfig, Finished, Request, Weights, run
+from sva.errors import UserError
+from sva.generate import read
+from sva.lm import LM, check_prompts, pad_eos, row_keys
+from sva.models.cache import Part
+from sva.models.transformer import Transformer, variables
+from sva.sampling import Greedy, Sampling
+from sva.stops import Text
+
+
+class Completion(NamedTuple):
+    """One sample of one prompt."""
+
+    prompt: int  # its place
+    sample: int
+    text: str
+    tokens: np.ndarray  # [N] int32, with the end token, or those of the stop string
+    logprobs: np.ndarray  # [N] float32 nats, as the sampler's model gave them, before temperature or cut
+    reason: Literal["end", "stop", "length"]  # an end token, a stop string, or max_new_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixtures:
+    """A mixture of experts for each prompt."""
+
+    bank: Mapping[str, Any]  # the model's nested tree of `Slots`
+    alphas: np.ndarray  # [B, E_max]
+
+
+def complete(
+    lm: LM,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int],
+    *,
+    sampling: Sampling | None = None,
+    key: jax.Array | None = None,
+    samples: int = 1,
+    eos_ids: Sequence[int] | None = None,
+    stops: Sequence[str] = (),
+    mixtures: Mixtures | None = None,
+    cfg: EngineConfig | None = None,
+    show: Callable[[int, int, str], None] | None = None,
+    title: str | None = None,
+) -> Iterator[Completion]:
+    """Completions of all prompts, each as soon as it is finished.
+
+    What all prompts have in common at their start is read once (in steps of 8 tokens), unless each has a mixture.
+
+    Args:
+      lm: the model; merge an expert first to use it for all prompts.
+      prompts: token ids, as from `chat.tokenize`.
+      max_new_tokens: of every completion, or one a prompt.
+      sampling: a strategy of `sva.sampling`; Greedy by default.
+      key: one typed key, or one a prompt, needed by every strategy but Greedy. Of one, prompt p takes fold_in(key, p);
+        of several samples of a prompt, sample i takes fold_in of the prompt's key and i.
+      samples: of each prompt, which is read once.
+      eos_ids: end tokens; the model's own by default.
+      stops: stop strings (`sva.stops.Text`).
+      mixtures: experts for each prompt, instead of the model alone.
+      cfg: rows that decode together, and other shapes.
+      show: called with (prompt, sample, new text) as it comes.
+      title: of a progress bar on stderr.
+    Raises:
+      UserError: an empty prompt or stop string, a prompt that does not leave max_new_tokens of the context, sampling
+        without a key.
+    """
+    if not prompts:
+        return
+    if "" in stops:
+        raise UserError("a stop string is empty; it would end every answer before it begins")
+    limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))
+    lengths = np.asarray([len(prompt) for prompt in prompts])
+    check_prompts(lengths, limits, lm.model.cfg.max_position_embeddings)
+    sampling = sampling or Greedy()
+    keys = row_keys(key, len(prompts), len(prompts), sampling)
+    shared = common_prefix(prompts) if mixtures is None and len(prompts) > 1 else 0
+    weights = Weights(
+        lm.model,
+        lm.params,
+        jnp.asarray(pad_eos(chat.end_tokens(lm) if eos_ids is None else eos_ids)),
+        bank=mixtures.bank if mixtures else None,
+        prefix=_prefix(lm.model, lm.params, np.asarray(prompts[0][:shared], np.int32)) if shared else None,
+    )
+    requests = [
+        Request(
+            prompt[shared:],
+            int(limit),
+            keys[place : place + 1] if samples == 1 else _spread(keys[place], samples),
+            mixtures.alphas[place] if mixtures else None,
+        )
+        for place, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
+    texts: dict[tuple[int, int], Text] = {}
+    shown: dict[tuple[int, int], int] = {}
+
+    def watch(prompt: int, sample: int, tokens: np.ndarray) -> int | None:
+        text = texts.setdefault((prompt, sample), Text(chat.need_tokenizer(lm), stops))
+        keep = text.add(tokens.tolist())
+        if show is not None:
+            upto = len(text.text) if keep is not None else text.safe
+            show(prompt, sample, text.text[shown.get((prompt, sample), 0) : upto])
+            shown[prompt, sample] = upto
+        return keep
+
+    finished = run(weights, requests, cfg or EngineConfig(), sampling, watch if stops or show else None)
+    with tqdm(total=len(prompts) * samples, desc=title, unit="row", file=sys.stderr, disable=title is None) as bar:
+        drawn = 0
+        for row in finished:
+            drawn += len(row.tokens)
+            bar.set_postfix_str(f"{drawn / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+            bar.update()
+            yield _completion(lm, row, texts.pop((row.request, row.sample), None))
+
+
+def _completion(lm: LM, row: Finished, text: Text | None) -> Completion:
+    if text is not None and text.stop is not None:
+        return Completion(row.request, row.sample, text.text, row.tokens, row.logprobs, "stop")
+    written = lm.tokenizer.decode(row.tokens, skip_special_tokens=True) if lm.tokenizer else ""
+    reason = "length" if row.by_limit else "end"
+    return Completion(row.request, row.sample, written, row.tokens, row.logprobs, reason)
+
+
+@partial(jax.jit, static_argnames=("model",))
+def _prefix(model: Transformer, params: Mapping[str, Any], ids: jax.Array) -> Part:
+    return read(model, variables(model, params, None), ids[None], jnp.ones_like(ids)[None])[1]
+
+
+_spread = jax.jit(
+    lambda key, samples: jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(samples)), static_argnums=1
+)

@@ -1,0 +1,186 @@
+"""`sva generate`: prompts from arguments, a file or standard input to answers on the screen or in a file."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sva.errors import UserError
+from sva.prompt_files import Prompt, Results, read_prompts
+
+
+def add(commands: Any, model: Mapping[str, Any]) -> None:
+    """Adds the command; `model` is what every --model option shares."""
+    text = "Answer prompts; with experts, in two passes."
+    parser = commands.add_parser("generate", help=text, description=text)
+    parser.set_defaults(run=_generate)
+    parser.add_argument("prompts", nargs="*", help="questions, each one argument")
+    parser.add_argument("--file", help='prompts from a file, one a line; of .jsonl the "prompt" of each; - is stdin')
+    parser.add_argument("--out", type=Path, help="write JSONL as answers are finished; started again, it goes on")
+    parser.add_argument("--json", action="store_true", help="print those lines instead of text")
+    parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without chat template")
+    parser.add_argument("--model", **model)
+    parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
+    parser.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: 1 with a cut, otherwise 0)")
+    parser.add_argument("--top-k", type=int, help="draw from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens that make up this probability")
+    parser.add_argument("--min-p", type=float, help="draw from tokens this part as probable as the likeliest")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument("--stop", action="append", default=[], help="a string that ends an answer; may be repeated")
+    parser.add_argument("--rows", type=int, default=32, help="answers at work at a time (default: %(default)s)")
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from sva.errors import at_least
+    from sva.lm import load
+    from sva.sampling import strategy
+
+    if arguments.classifier and not arguments.expert:
+        raise UserError("--classifier chooses between experts; name them with --expert")
+    for name in ("samples", "max_new_tokens", "rows"):
+        at_least(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
+    if "" in arguments.stop:
+        raise UserError("--stop is empty; it would end every answer before it begins")
+    sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
+    prompts, faults = _prompts(arguments)
+    lm = load(arguments.model)
+    results = None
+    if arguments.out:
+        shared = ("max_new_tokens", "samples", "seed", "stop", "raw")
+        settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
+        settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
+        settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
+        results = Results(arguments.out, settings)
+    try:
+        for record in _answers(lm, prompts, faults, arguments, sampling, results.records if results else []):
+            if results:
+                results.add(record)
+            if arguments.json:
+                print(json.dumps(record), flush=True)
+    finally:
+        for fault in faults:
+            print(f"sva: {fault}; skipped", file=sys.stderr)
+    if faults:
+        raise UserError(f"{len(faults)} of {len(prompts) + len(faults)} lines were skipped, the others are answered")
+
+
+def _prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[str]]:
+    if bool(arguments.prompts) == bool(arguments.file):
+        raise UserError("give prompts as arguments or with --file, and not both")
+    if not arguments.file:
+        if not all(prompt.strip() for prompt in arguments.prompts):
+            raise UserError("a prompt is empty; give it some text")
+        return [Prompt(number, text) for number, text in enumerate(arguments.prompts, 1)], []
+    if arguments.file == "-":
+        return read_prompts(sys.stdin.buffer, "standard input", jsonl=False)
+    try:
+        with open(arguments.file, "rb") as file:
+            prompts, faults = read_prompts(file, arguments.file, jsonl=arguments.file.endswith(".jsonl"))
+    except OSError as error:
+        raise UserError(f"--file {arguments.file} cannot be read: {error.strerror}") from None
+    if not prompts and not faults:
+        raise UserError(f"--file {arguments.file} holds no prompt")
+    return prompts, faults
+
+
+def _answers(
+    lm: Any,
+    prompts: list[Prompt],
+    faults: list[str],
+    arguments: argparse.Namespace,
+    sampling: Any,
+    known: Sequence[Mapping[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """A record an answer, as they are finished; on the screen they are shown in order, a single one as it comes."""
+    import jax
+
+    from sva import chat
+    from sva.buckets import batch_bucket
+    from sva.complete import complete
+    from sva.engine import EngineConfig
+
+    done = {(record["line"], record["sample"]) for record in known}
+    wanted = range(arguments.samples)
+    todo = [prompt for prompt in prompts if not all((prompt.line, sample) in done for sample in wanted)]
+    texts = [prompt.text if arguments.raw else chat.render(lm, prompt.text) for prompt in todo]
+    context = lm.model.cfg.max_position_embeddings
+    rows = []
+    for prompt, ids in zip(list(todo), chat.tokenize(lm, texts), strict=True):
+        if arguments.file and not 0 < len(ids) <= context - arguments.max_new_tokens:
+            faults.append(
+                f"{arguments.file} line {prompt.line} has {len(ids)} tokens, which with --max-new-tokens "
+                f"{arguments.max_new_tokens} does not fit the model's context of {context}"
+            )
+            todo.remove(prompt)
+        else:
+            rows.append(ids)
+    if not todo:
+        return
+    key = jax.random.key(arguments.seed)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray([prompt.line for prompt in todo]))
+    chosen, mixtures = _first_pass(lm, todo, arguments) if arguments.expert else ([{}] * len(todo), None)
+    quiet = arguments.json or arguments.out
+    alone = not quiet and len(todo) * arguments.samples == 1
+
+    def show(prompt: int, sample: int, text: str) -> None:
+        print(text, end="", flush=True)
+
+    if alone and chosen[0]:
+        print(_heading(chosen[0]), end=" ", flush=True)
+    waiting: dict[tuple[int, int], dict[str, Any]] = {}
+    order = iter([(prompt.line, sample) for prompt in todo for sample in wanted])
+    following = next(order)
+    for found in complete(
+        lm,
+        rows,
+        arguments.max_new_tokens,
+        sampling=sampling,
+        key=keys,
+        samples=arguments.samples,
+        stops=arguments.stop,
+        mixtures=mixtures,
+        cfg=EngineConfig(rows=min(arguments.rows, batch_bucket(len(todo) * arguments.samples))),
+        show=show if alone else None,
+        title=None if alone else "generate",
+    ):
+        prompt = todo[found.prompt]
+        if (prompt.line, found.sample) in done:
+            continue
+        record = {"line": prompt.line, "sample": found.sample, "prompt": prompt.text, "text": found.text}
+        record |= {"tokens": len(found.tokens), "logprob": float(found.logprobs.sum()), "reason": found.reason}
+        record |= chosen[found.prompt]
+        if alone:
+            print()
+        elif not quiet:
+            waiting[prompt.line, found.sample] = record
+            while following in waiting:
+                ready = waiting.pop(following)
+                print(" ".join(filter(None, [_heading(ready), ready["text"]])), flush=True)
+                following = next(order, (0, 0))
+        yield record
+
+
+def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Any]:
+    """(what was chosen for each prompt, the mixtures)."""
+    from sva.adaptive import build
+    from sva.complete import Mixtures
+    from sva.spectral.expert import Expert
+
+    if arguments.raw:
+        raise UserError("--raw has no question to classify; leave it out, or merge one expert with sva expert export")
+    paths = [*arguments.expert, *([arguments.classifier] if arguments.classifier else [])]
+    loaded = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in paths]
+    experts = loaded[: len(arguments.expert)]
+    model = build(lm, experts, classifier=loaded[-1] if arguments.classifier else None)
+    decision = model.choose([prompt.text for prompt in todo])
+    chosen = [{"label": model.labels[row.argmax()].name, "prob": float(row.max())} for row in decision.probs]
+    return chosen, Mixtures(model.served.bank, decision.alphas)
+
+
+def _heading(record: Mapping[str, Any]) -> str:
+    return f"[{record['label']} {record['prob']:.0%}]" if "label" in record else ""
