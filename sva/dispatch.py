@@ -51,8 +51,8 @@ class FirstPass:
 class Decision(NamedTuple):
     """What the first pass decided for each row."""
 
-    probs: jax.Array  # [B, C] float32, over the labels
-    alphas: jax.Array  # [B, E_max] float32, one slot at 1; the base's slot adds nothing
+    probs: Any  # [B, C] float32, over the labels
+    alphas: Any  # [B, E_max] float32, one slot at 1; the base's slot adds nothing
 
 
 def label_scores(

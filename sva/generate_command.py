@@ -1,6 +1,7 @@
 """`sva generate`: prompts from arguments, a file or standard input to answers on the screen or in a file."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,24 +50,24 @@ def _generate(arguments: argparse.Namespace) -> None:
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     prompts, faults = _prompts(arguments)
     lm = load(arguments.model)
-    results = None
-    if arguments.out:
-        shared = ("max_new_tokens", "samples", "seed", "stop", "raw")
-        settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
-        settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
-        settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
-        results = Results(arguments.out, settings)
-    try:
+    lines = len(prompts) + len(faults)
+    with contextlib.ExitStack() as stack:
+        results = None
+        if arguments.out:
+            shared = ("max_new_tokens", "samples", "seed", "stop", "raw")
+            settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
+            settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
+            settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
+            results = stack.enter_context(Results(arguments.out, settings))
         for record in _answers(lm, prompts, faults, arguments, sampling, results.records if results else []):
             if results:
                 results.add(record)
             if arguments.json:
                 print(json.dumps(record), flush=True)
-    finally:
-        for fault in faults:
-            print(f"sva: {fault}; skipped", file=sys.stderr)
+    for fault in faults:
+        print(f"sva: {fault}; skipped", file=sys.stderr)
     if faults:
-        raise UserError(f"{len(faults)} of {len(prompts) + len(faults)} lines were skipped, the others are answered")
+        raise UserError(f"{len(faults)} of {lines} lines were skipped, the others are answered")
 
 
 def _prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[str]]:

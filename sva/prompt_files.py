@@ -89,6 +89,12 @@ class Results:
                 raise disk_error(path, error) from error
             self._write(header)
 
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
     def add(self, record: Mapping[str, Any]) -> None:
         """Writes one line; it is on its way to the disk when this returns."""
         self._write(json.dumps(dict(record)))

@@ -97,7 +97,7 @@ def test_a_row_of_a_mixture_runs_on_the_mixed_expert(setting):
 def test_both_passes_together_are_each_by_itself(setting):
     lm, adaptive, _ = setting
     # A bias that splits the batch, so that more than one expert is at work.
-    probs = np.log(adaptive.choose(QUESTIONS))
+    probs = np.log(adaptive.choose(QUESTIONS).probs)
     bias = np.asarray(adaptive.first.bias) + np.median(probs - probs[:, -1:], axis=0)
     adaptive = dataclasses.replace(adaptive, first=dataclasses.replace(adaptive.first, bias=bias.astype(np.float32)))
     asked = adapt.Prompts(*(np.asarray(x)[:5] for x in adaptive.asked(QUESTIONS)))
@@ -115,7 +115,7 @@ def test_both_passes_together_are_each_by_itself(setting):
 def test_answers_say_which_expert_and_how_sure(setting):
     _, adaptive, _ = setting
     answers = adaptive.answer(QUESTIONS, NEW)
-    probs = adaptive.choose(QUESTIONS)
+    probs = adaptive.choose(QUESTIONS).probs
     assert probs.shape == (5, 3)
     for answer, row in zip(answers, probs, strict=True):
         assert answer.label == ["colour", "thing", "other"][row.argmax()]
@@ -146,9 +146,9 @@ def test_a_classification_expert_runs_the_first_pass_and_only_that(setting):
     adaptive = build(lm, experts, classifier=judge, calibrate=False, progress=False)
     merged = sva.merge(lm, spectra, judge.z(spectra))
     alone = build(merged, experts, calibrate=False, progress=False)
-    np.testing.assert_allclose(adaptive.choose(QUESTIONS), alone.choose(QUESTIONS), atol=1e-3)
+    np.testing.assert_allclose(adaptive.choose(QUESTIONS).probs, alone.choose(QUESTIONS).probs, atol=1e-3)
     base = build(lm, experts, calibrate=False, progress=False)
-    assert np.abs(adaptive.choose(QUESTIONS) - base.choose(QUESTIONS)).max() > 0.01
+    assert np.abs(adaptive.choose(QUESTIONS).probs - base.choose(QUESTIONS).probs).max() > 0.01
     # The expert in use at the answer is the label's, not the judge.
     label = adaptive.answer(QUESTIONS[:1], NEW)[0]
     slot = {"colour": 1, "thing": 2, "other": 0}[label.label]

@@ -1,0 +1,207 @@
+"""The rollout engine on SmolLM2-135M-Instruct, float32: a refilled job, label scoring, an expert a row.
+
+    python experiments/engine/engine.py [job] [labels] [experts]      # extra `bench`; all by default; result.json
+
+- `job`: 256 GSM8K test questions whose answers have the lengths of lengths.json (uniform, 16 to 256), forced on both
+  sides: 32 rows that refill here, batches of 32 in file order there. No end tokens. Ours runs twice, so that the
+  second run compiles nothing; tokens are compared by the margin rule (DESIGN.md, section 10).
+- `labels`: the first pass over 256 questions after an instruction of 300 tokens, four labels, beside a plain prefill
+  of the same questions without any logits.
+- `experts`: 32 rows that decode on the shipped experts, each in two slots of the bank, one row after another, beside
+  32 rows on one of them, merged.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva import chat, dispatch, evaluate, runtime
+from sva.adapt import Prompts
+from sva.complete import Mixtures, complete
+from sva.files import write_json
+from sva.lm import load, merge, shared_form, spectra_of
+from sva.models.transformer import apply, positions_of, variables
+from sva.runs import command, versions
+from sva.spectral import truncate
+from sva.spectral.expert import Expert, bank
+from sva.spectral.slots import slots
+from sva.tasks import task
+from sva.tasks.labels import Label
+
+HERE = Path(__file__).parent
+ROUNDS = 5
+
+
+def seconds(run) -> float:
+    """Of one call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def job(lm) -> dict:
+    """Refilled rows beside transformers' batches."""
+    import torch
+    import transformers
+
+    with tempfile.TemporaryDirectory() as directory:
+        lm.save(Path(directory) / "model")
+        peer = transformers.AutoModelForCausalLM.from_pretrained(Path(directory) / "model", dtype=torch.float32).eval()
+    lengths = json.loads((HERE / "lengths.json").read_text())
+    questions = [chat.render(lm, item.question) for item in evaluate.items(task("gsm8k"), "test", len(lengths))]
+    rows = chat.tokenize(lm, questions)
+    found = {}
+
+    def ours():
+        for done in complete(lm, rows, lengths, eos_ids=(), title="sva"):
+            found[done.prompt] = done.tokens
+
+    times = {"sva": [seconds(ours), seconds(ours)], "transformers": []}
+    theirs = {}
+    for start in range(0, len(rows), 32):
+        ids, mask = chat.encode(lm, questions[start : start + 32])
+        size = max(lengths[start : start + 32])
+        began = time.perf_counter()
+        with torch.inference_mode():
+            out = peer.generate(
+                torch.tensor(ids, dtype=torch.long),
+                attention_mask=torch.tensor(mask, dtype=torch.long),
+                max_new_tokens=size,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        times["transformers"].append(time.perf_counter() - began)
+        print(f"transformers {start + len(ids)} of {len(rows)}: {times['transformers'][-1]:.1f} s", flush=True)
+        for row, tokens in enumerate(out[:, ids.shape[1] :].numpy()):
+            theirs[start + row] = tokens[: lengths[start + row]]
+    compared, flips = 0, []
+    for row, prompt in enumerate(rows):
+        differ = np.flatnonzero(found[row] != theirs[row])
+        compared += int(differ[0]) if differ.size else len(theirs[row])
+        if differ.size:
+            step = int(differ[0])
+            with torch.inference_mode():
+                text = torch.tensor([[*prompt, *theirs[row][:step].tolist()]], dtype=torch.long)
+                top = torch.topk(peer(text).logits[0, -1], 2).values
+            flips.append({"prompt": row, "step": step, "margin": float(top[0] - top[1])})
+    total = sum(times["transformers"])
+    return {
+        "prompts": len(rows),
+        "prompt_tokens": sum(map(len, rows)),
+        "new_tokens": sum(lengths),
+        "seconds": times,
+        "tokens_per_second": {"sva": sum(lengths) / times["sva"][1], "transformers": sum(lengths) / total},
+        "ratio": total / times["sva"][1],
+        "tokens_compared": compared,
+        "flips": flips,
+        "flips_in_1000_tokens": 1000 * len(flips) / compared,
+        "largest_margin_of_a_flip": max((flip["margin"] for flip in flips), default=0.0),
+        "torch": torch.__version__,
+    }
+
+
+def labels(lm) -> dict:
+    """The first pass beside the questions' own prefill."""
+    questions = [item.question for item in evaluate.items(task("gsm8k"), "test", 256)]
+    many = "numbers, letters, words, lists, dates, places, people, animals, plants, weather, music, sport, food, travel"
+    names = [Label(name, f"{name} questions, which may be about {many}") for name in ("sums", "spelling", "sorting")]
+    names = [*names, Label("other", f"anything else, {many} among it")]
+    first = dispatch.prepare(lm, names, [1, 2, 3, 0])
+    form = dispatch.template(lm, names)
+    batches = [
+        Prompts(*map(jnp.asarray, dispatch.encode(lm, form, questions[start : start + 32])))
+        for start in range(0, len(questions), 32)
+    ]
+    batches.sort(key=lambda batch: batch.ids.shape[1])
+
+    @jax.jit
+    def prefill(params, ids, mask):
+        hidden, part = apply(lm.model, variables(lm.model, params, None), ids, *positions_of(mask))
+        return hidden[:, -1], part
+
+    score = jax.jit(dispatch.label_scores, static_argnames=("model",))
+    runs = {
+        "first pass": lambda: [score(lm.model, lm.params, first, *batch).block_until_ready() for batch in batches],
+        "plain prefill": lambda: [jax.block_until_ready(prefill(lm.params, *batch)) for batch in batches],
+    }
+    times = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return {
+        "questions": len(questions),
+        "instruction_tokens": int(first.prefix.valid.sum()),
+        "label_tokens": len(first.label_ids),
+        "widths": [batch.ids.shape[1] for batch in batches],
+        "seconds": times,
+        "ratio": medians["first pass"] / medians["plain prefill"],
+    }
+
+
+def experts(lm) -> dict:
+    """Rows on experts of their own beside rows on one merged expert."""
+    files = sorted((resources.files("sva") / "assets").iterdir(), key=lambda path: path.name)
+    found = [Expert.load(str(path)) for path in files if path.name.endswith(".safetensors")]
+    names = list(dict.fromkeys(name for expert in found for name in expert.names))
+    spectra = spectra_of(lm, names)
+    zs = [expert.z(spectra) for expert in found] * 2
+    questions = [chat.render(lm, item.question) for item in evaluate.items(task("other"), "test", 32)]
+    rows = chat.tokenize(lm, questions)
+    alphas = np.zeros((32, len(zs) + 1), np.float32)
+    alphas[np.arange(32), 1 + np.arange(32) % len(zs)] = 1
+    merged = merge(lm, spectra, found[0].middles(spectra))
+
+    def decode(lm, mixtures=None):
+        return list(complete(lm, rows, 64, eos_ids=(), mixtures=mixtures))
+
+    runs = {"one expert, merged": partial(decode, merged)}
+    forms = {}
+    for tolerance in (0.0, 1e-2):
+        plans = truncate.plan(spectra, zs, tolerance, exact_base=False, kind=lambda name: shared_form(lm.model, name))
+        nested = lm.model.nest(slots(spectra, bank(zs, spectra, len(zs) + 1), plans))
+        name = f"experts by row, tolerance {tolerance:g}"
+        runs[name] = partial(decode, lm, Mixtures(nested, alphas))
+        forms[name] = truncate.summary(plans)
+    times = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return {
+        "experts": [path.name for path in files],
+        "slots": len(zs) + 1,
+        "forms": forms,
+        "seconds": times,
+        "speed_of_merged": {name: medians["one expert, merged"] / median for name, median in medians.items()},
+    }
+
+
+def main() -> None:
+    runtime.start()
+    lm = load("smollm2-135m-instruct-q4_1")
+    parts = {"job": job, "labels": labels, "experts": experts}
+    path = HERE / "result.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    for name in sys.argv[1:] or parts:
+        result[name] = parts[name](lm) | {"versions": versions(), "command": command()}
+        write_json(path, result)
+        print(json.dumps({name: result[name]}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

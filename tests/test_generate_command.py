@@ -1,0 +1,144 @@
+"""`sva generate` end to end, on a toy model."""
+
+import io
+import json
+
+import pytest
+
+from sva.cli import main
+from sva.prompt_files import Results, read_prompts
+from sva.testing import toy_lm
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVA_CACHE", str(folder / "cache"))
+        patch.setattr("sva.runtime.start", lambda: None)  # would move JAX's cache under this module's
+        toy_lm().save(folder / "toy")
+        yield str(folder / "toy")
+
+
+@pytest.fixture
+def run(model, capsys):
+    """Runs `sva generate ...` on the toy; gives (exit code, out, err without the bars)."""
+
+    def command(*arguments):
+        code = main(["generate", *map(str, arguments), "--model", model])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+def _prompts(path, count):
+    words = ("red", "green", "blue", "apple", "boat", "cloud", "door", "flag")
+    lines = [json.dumps({"prompt": f"what {words[i % 8]} {words[i // 8 % 8]}"}) for i in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _records(path):
+    _, *records = (json.loads(line) for line in path.read_text().splitlines())
+    return sorted(records, key=lambda record: (record["line"], record["sample"]))
+
+
+def test_answers_come_in_order_and_a_single_one_as_it_is_written(run):
+    prompts = ["what red boat", "name green", "the blue lamp", "of kite"]
+    code, out, _ = run(*prompts, "--max-new-tokens", 6)
+    lines = out.splitlines()
+    assert (code, len(lines)) == (0, 4)
+    for prompt, line in zip(prompts, lines, strict=True):
+        assert run(prompt, "--max-new-tokens", 6)[1] == line + "\n"
+
+
+def test_samples_are_repeatable_and_differ_and_a_seed_moves_them(run):
+    asked = ["what red boat", "--samples", 3, "--temperature", 1, "--max-new-tokens", 8, "--json"]
+    first, again, other = (run(*asked, "--seed", seed)[1].splitlines() for seed in (1, 1, 2))
+    first, again, other = ({json.loads(x)["sample"]: json.loads(x)["text"] for x in y} for y in (first, again, other))
+    assert sorted(first) == [0, 1, 2]
+    assert first == again
+    assert len(set(first.values())) == 3
+    assert first != other
+
+
+def test_a_stop_string_ends_an_answer_and_is_said(run):
+    free = json.loads(run("what red boat", "--max-new-tokens", 12, "--json")[1])
+    word = free["text"].split()[3]
+    cut = json.loads(run("what red boat", "--max-new-tokens", 12, "--json", "--stop", word)[1])
+    assert (cut["reason"], free["reason"]) == ("stop", "length")
+    assert cut["text"] == free["text"][: free["text"].index(word)]
+
+
+def test_a_job_that_is_killed_goes_on_and_ends_with_what_one_run_gives(run, tmp_path, monkeypatch):
+    asked = ["--file", _prompts(tmp_path / "p.jsonl", 20), "--max-new-tokens", 8, "--temperature", 0.8, "--rows", 4]
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    assert run(*asked, "--out", whole)[0] == 0
+    add = Results.add
+
+    def interrupt(self, record):
+        add(self, record)
+        if len(parts.read_text().splitlines()) == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", interrupt)
+        code, _, err = run(*asked, "--out", parts)
+    assert (code, len(_records(parts))) == (1, 7)
+    assert "goes on from what is finished" in err
+    with parts.open("a") as file:
+        file.write('{"line": 9, "sam')  # as a kill leaves it
+    assert run(*asked, "--out", parts)[0] == 0
+    assert _records(parts) == _records(whole)
+    assert [record["line"] for record in _records(whole)] == list(range(1, 21))
+    assert run(*asked, "--out", parts)[0] == 0  # nothing left to do
+    code, _, err = run(*asked, "--seed", 5, "--out", parts)
+    assert code == 2
+    assert "parts.jsonl was begun with seed=0, now it is 5" in err
+    (tmp_path / "notes.txt").write_text("mine\n")
+    code, _, err = run(*asked, "--out", tmp_path / "notes.txt")
+    assert (code, (tmp_path / "notes.txt").read_text()) == (2, "mine\n")
+
+
+def test_broken_lines_are_numbered_and_the_others_answered(run, tmp_path):
+    path, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    long = json.dumps({"prompt": "red " * 300})
+    path.write_bytes(
+        b'{"prompt": "what red"}\n\n{"prompt": 3}\n{"pro\n\xff\xfe\n' + long.encode() + b'\n{"prompt": "blue"}'
+    )
+    code, _, err = run("--file", path, "--out", out, "--max-new-tokens", 4)
+    assert code == 2
+    for words in ("line 3 has no", "line 4 is no JSON", "line 5 is not UTF-8", "line 6 has 302 tokens"):
+        assert words in err
+    assert "4 of 6 lines were skipped" in err
+    assert [record["line"] for record in _records(out)] == [1, 7]
+
+
+def test_plain_lines_are_prompts():
+    prompts, faults = read_prompts(io.BytesIO(b"one\r\n\n{two}\n"), "stdin", jsonl=False)
+    assert [tuple(prompt) for prompt in prompts] == [(1, "one"), (3, "{two}")]
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["x", "--stop", ""], "--stop is empty"),
+        (["x", "--top-p", "0"], "top_p=0.0 is outside"),
+        (["x", "--top-p", "0.5", "--top-k", "3"], "top_k and top_p are two ways"),
+        (["x", "--temperature", "-1"], "temperature=-1.0 must be above 0, or 0"),
+        (["x", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["x", "--max-new-tokens", "9000"], "context is 256"),
+        ([" "], "prompt is empty"),
+        ([], "give prompts as arguments or with --file"),
+        (["x", "--file", "-"], "and not both"),
+        (["--file", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["x", "--classifier", "c"], "--classifier chooses between experts"),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments, words, run):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if line.startswith("sva: ")]
+    assert words in line
