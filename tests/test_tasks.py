@@ -8,7 +8,7 @@ import pytest
 import sva.tasks
 from sva import paths
 from sva.errors import UserError
-from sva.tasks import answers, arc, gsm8k, procedural
+from sva.tasks import amounts, arc, gsm8k, procedural
 
 BENCHMARKS = ("gsm8k", *arc.NAMES)
 GARBAGE = (
@@ -63,7 +63,7 @@ def test_right_wrong_and_garbage_answers_get_their_verdicts(task):
     for i in range(40 if len(rows) > 40 else len(rows)):
         right = gold(task, rows[i])
         assert task.grade(right, rows[i]).correct
-        sentence = f"The answer is {answers.final_number(right) if isinstance(task, gsm8k.Gsm8k) else right}."
+        sentence = f"The answer is {amounts.final_number(right) if isinstance(task, gsm8k.Gsm8k) else right}."
         assert task.grade(sentence, rows[i]).correct or rows[i].get("kind") == "copy"
         wrong = next(g for g in (gold(task, rows[j % len(rows)]) for j in range(i + 1, i + 99)) if g != right)
         if not isinstance(task, gsm8k.Gsm8k) or gsm8k.gold(rows[i]) not in wrong:

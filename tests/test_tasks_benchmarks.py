@@ -10,7 +10,7 @@ import pytest
 import sva.tasks
 from sva import paths
 from sva.errors import UserError
-from sva.tasks import answers, arc, gsm8k, upstream
+from sva.tasks import amounts, arc, gsm8k, splits, upstream
 
 with_data = pytest.mark.skipif(
     paths.data_dir() is None, reason="no folder of benchmark data (../shared/data or $SVA_DATA)"
@@ -23,13 +23,61 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @with_data
+def test_upstreams_rows_are_all_there():
+    assert [len(gsm8k.upstream_rows(split)) for split in ("train", "test")] == [7473, 1319]
+    sizes = {name: [len(arc.upstream_rows(name, split)) for split in sva.tasks.SPLITS] for name in arc.NAMES}
+    assert sizes == {"arc_easy": [2251, 570, 2376], "arc_challenge": [1119, 299, 1172]}
+
+
+@with_data
 @pytest.mark.parametrize(
-    ("name", "sizes"),
-    [("gsm8k", (3737, 3736, 1319)), ("arc_easy", (2251, 570, 2376)), ("arc_challenge", (1119, 299, 1172))],
+    ("name", "splits", "sizes"),
+    [
+        ("gsm8k", "clean", (3737, 3736, 1319)),
+        ("gsm8k", "reference", (3737, 3736, 1319)),
+        ("arc_easy", "clean", (2240, 570, 2376)),
+        ("arc_easy", "reference", (1126, 1125, 2376)),
+        ("arc_challenge", "clean", (1113, 297, 1172)),
+        ("arc_challenge", "reference", (1172, 1172, 1172)),
+    ],
 )
-def test_upstreams_rows_are_all_there(name, sizes):
-    task = sva.tasks.task(name)
+def test_each_split_policy_has_its_rows(name, splits, sizes):
+    task = sva.tasks.task(name, splits=splits)
     assert tuple(len(task.source(split)) for split in sva.tasks.SPLITS) == sizes
+
+
+@with_data
+@pytest.mark.parametrize("name", ["gsm8k", *arc.NAMES])
+def test_clean_splits_share_no_question_and_reference_ones_are_let_be(name):
+    task = sva.tasks.task(name)
+    texts = {split: [task.text(row) for row in task.source(split)] for split in sva.tasks.SPLITS}
+    assert not splits.overlap(texts["train"], texts["validation"] + texts["test"])
+    assert not splits.overlap(texts["validation"], texts["test"])
+    with pytest.raises(UserError, match="split validation was trained or selected on"):
+        splits.require_apart(task, task, "validation")
+    splits.require_apart(task, task, "test")
+    whole = sva.tasks.task(name, splits="reference")
+    splits.require_apart(whole, whole, "train")
+
+
+@with_data
+def test_an_overlap_between_tasks_is_refused_by_its_rows():
+    trained = sva.tasks.task("arc_challenge", splits="reference")
+    with pytest.raises(UserError, match=r"arc_challenge: 1172 rows of test are among those that arc_challenge trains"):
+        splits.require_apart(trained, sva.tasks.task("arc_challenge"), "test")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Which  is a Gas?", "which is a gas", True),
+        ("\u201cWhy?\u201d he said.", '"Why" he said', True),
+        ("What is 1.5 + 2?", "What is 15 + 2?", False),
+        ("What is 3 + 2?", "What is 3 - 2?", False),
+    ],
+)
+def test_texts_are_the_same_but_for_case_space_and_marks(one, other, same):
+    assert (splits.normalised(one) == splits.normalised(other)) == same
 
 
 @with_data
@@ -81,10 +129,10 @@ def test_golds_written_in_words_or_money_are_read():
     task = gsm8k.Gsm8k()
     row = {"question": "q", "answer": "She pays 2 * $540 = $<<2*540=1080>>1,080.\n#### 1,080"}
     assert gsm8k.gold(row) == "1080"
-    assert task.grade("She pays $1,080.00 in all.", row) == (True, "1080")
-    assert task.grade("She pays $1,080.50", row) == (False, "1080.5")
-    assert task.grade("no idea", row) == (False, None)
-    assert answers.final_number("80") != gsm8k.gold(row)
+    assert task.grade("She pays $1,080.00 in all.", row)[:2] == (True, "1080")
+    assert task.grade("She pays $1,080.50", row)[:2] == (False, "1080.5")
+    assert task.grade("no idea", row)[:2] == (False, None)
+    assert amounts.final_number("80") != gsm8k.gold(row)
 
 
 def no_network(*args, **kwargs):

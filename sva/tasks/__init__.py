@@ -4,23 +4,28 @@ A new task is a frozen dataclass with a source of rows, the words of a question 
 in `_KNOWN`; or, with no code at all, a JSONL file.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
 
 from sva.errors import UserError
-from sva.tasks import arc, gsm8k, procedural
+from sva.tasks import arc, gsm8k, math_hendrycks, procedural, public_rules
 from sva.tasks.base import SPLITS, Example, Grade, Task
 from sva.tasks.jsonl import from_jsonl
 from sva.tasks.labels import OTHER
 from sva.tasks.routing import Routing, routing
+from sva.tasks.splits import POLICIES
 
 __all__ = ["SPLITS", "Example", "Grade", "Routing", "Task", "from_jsonl", "names", "routing", "task"]
 
-GRADERS = ("strict",)
+GRADERS = ("strict", "reference")
+PUBLIC = ("gsm8k", "math", *arc.NAMES)
+PROMPTS = ("own", "reference")
 
 _KNOWN: dict[str, Callable[[], Task]] = {
     **{name: lambda name=name: procedural.task(name) for name in procedural.NAMES},
     "gsm8k": gsm8k.Gsm8k,
+    "math": math_hendrycks.Math,
     **{name: lambda name=name: arc.Arc(name=name) for name in arc.NAMES},
 }
 
@@ -30,22 +35,53 @@ def names() -> tuple[str, ...]:
     return (*_KNOWN, "routing")
 
 
-def task(name: str, grader: str = "strict", routes: Sequence[str] = ()) -> Task:
+def task(
+    name: str,
+    grader: str = "strict",
+    routes: Sequence[str] = (),
+    *,
+    splits: str = "clean",
+    prompt: str = "own",
+    shots: int = 0,
+) -> Task:
     """The task of that name: one of `names()`, or the path of a user's .jsonl file (see `from_jsonl`).
 
     Args:
+      grader: "strict", sva's, or "reference", the verdicts of Transformer-Squared's public code, faults included, for
+        the benchmarks that it has.
       routes: for "routing" only: the tasks to tell apart; "other" is added where no task has that label.
+      splits: "clean" or "reference", see `sva.tasks.splits`.
+      prompt: "own", or "reference": the public code's system message and question, its stop texts and its budget.
+      shots: worked examples before the question, from the train split.
     Raises:
-      UserError: no such task (with the nearest names) or grader; a file that is no task; routes for another
-        task than routing, or none for it.
+      UserError: no such task (with the nearest names), grader, split policy or prompt; a file that is no task; routes
+        for another task than routing, or none for it.
     """
-    if grader not in GRADERS:
-        raise UserError(f"task {name}: no grader {grader!r}; there is {', '.join(GRADERS)}")
+    for setting, value, known in (
+        ("grader", grader, GRADERS),
+        ("splits", splits, POLICIES),
+        ("prompt", prompt, PROMPTS),
+    ):
+        if value not in known:
+            raise UserError(f"task {name}: no {setting} {value!r}; there is {' and '.join(known)}")
     if bool(routes) != (name == "routing"):
         raise UserError(f"task {name}: routes = {list(routes)}; the task routing needs some, no other takes any")
+    if shots < 0:
+        raise UserError(f"task {name}: shots = {shots} must be at least 0")
+    made = _made(name, routes)
+    if made.name not in PUBLIC and "reference" in (grader, splits, prompt):
+        raise UserError(f"task {name}: the public code has no such task, so there is nothing to call reference")
+    made = dataclasses.replace(made, grader=grader, splits=splits, prompt=prompt, shots=shots)
+    if prompt == "own":
+        return made
+    budget = max(public_rules.MAX_NEW_TOKENS, made.max_new_tokens)
+    return dataclasses.replace(made, stop=public_rules.STOP, max_new_tokens=budget)
+
+
+def _made(name: str, routes: Sequence[str]) -> Task:
     if name == "routing":
-        tasks = [task(route, grader) for route in routes]
-        return routing(tasks if OTHER in {t.label for t in tasks} else [*tasks, task(OTHER, grader)])
+        tasks = [task(route) for route in routes]
+        return routing(tasks if OTHER in {t.label for t in tasks} else [*tasks, task(OTHER)])
     if name.endswith(".jsonl"):
         return from_jsonl(name)
     if name in _KNOWN:

@@ -10,11 +10,10 @@ trailing full stop never matter. Nothing here evaluates text.
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from decimal import Decimal
-from fractions import Fraction
 
 from sva.tasks.base import Grade
 
+_TAIL = 20_000  # characters at the end of a completion in which the answer to a solution is looked for
 _LONGEST = 2_000  # characters of a completion in which a short answer is looked for
 
 _SPELLED = (
@@ -33,15 +32,27 @@ _VERB = re.compile(r"\s(?:is|are|comes|has|have)\s(?!not\b)", re.IGNORECASE)
 _PRONOUNS = {"it", "this", "that", "there", "here", "he", "she", "they", "which", "what", "answer", "the"}
 
 
+_NEXT_QUESTION = re.compile(r"(?<=\n)[ \t]*(?:question|problem|instruction|q|human|user)\b[ \d]*:", re.IGNORECASE)
+
+
+def conclusion(completion: str) -> str:
+    """The end of a completion where its answer is: after its thinking, before a question that it asks itself next."""
+    text = completion[-_TAIL:]
+    text = text.rpartition("</think>")[2].strip() or text
+    following = _NEXT_QUESTION.search(text)
+    return text[: following.start()].strip() or text if following else text
+
+
 def plain(text: str) -> str:
     """`text` without what only dresses it: quotes, markdown emphasis, LaTeX wrapping, control characters."""
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
     text = "".join(c if c == "\n" or not unicodedata.category(c).startswith("C") else " " for c in text)
-    text = re.sub(r"\\(?:boxed|text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
+    for _ in range(2):  # \\boxed{\\text{B}}
+        text = re.sub(r"\\(?:boxed|text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\$([^$\n]+)\$", r"\1", re.sub(r"\\[()\[\]]", " ", text))
     text = text.replace("\u2019", "'").replace("\u2018", "'")
     text = re.sub(r"[\"\u201c\u201d\u00ab\u00bb`]|\*\*|(?<!\w)['_*]+(?=\S)|(?<=\S)['_*]+(?!\w)", "", text)
-    text = re.sub(r"(?m)^\s*(?:[#>•-]+\s+)?", "", text)
+    text = re.sub(r"(?m)^[^\S\n]*(?:[#>•-]+[^\S\n]+)?", "", text)
     return re.sub(r"[ \t]+", " ", text).strip()
 
 
@@ -163,65 +174,6 @@ def grade(completion: str, form: str, accepted: Sequence[str]) -> Grade:
     return Grade(answer in right, answer)
 
 
-# --- worked solutions: a number at the end of some reasoning ---
-
-_SOLUTION_TAIL = 20_000  # characters at the end of a completion in which its final answer is looked for
-_MOST_DIGITS = 40
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
-_AMOUNT = re.compile(
-    r"(?<![\w.])(?:(?<![)\]])(?P<minus>-))?[$€£]?(?P<inner>-)?"
-    r"(?P<value>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/(?P<divisor>\d+))?"
-    r"(?!\d|(?:st|nd|rd|th)\b)(?:\s?(?P<scale>thousand|million|billion)\b)?"
-)
-_ANSWER_IS = re.compile(r"\banswer\b[^\n.]{0,100}?(?:\bis\b|\bare\b|\bwas\b|[:=])\s*", re.IGNORECASE)
-_CLAUSE_END = re.compile(r"\.(?:\s|$)|\n|;")
-
-
-def _amounts(text: str) -> list[str]:
-    """The numbers in a text, canonically spelled ("-1080", "3.5", "1/3"), in their order."""
-    found = []
-    for match in _AMOUNT.finditer(text):
-        if len(match[0]) > _MOST_DIGITS:
-            continue
-        value = Fraction(match["value"].replace(",", "")) * _SCALES.get(match["scale"] or "", 1)
-        value /= int(match["divisor"] or 1) or 1
-        value = -value if match["minus"] or match["inner"] else value
-        decimal = Decimal(value.numerator) / Decimal(value.denominator)
-        exact = Fraction(decimal) == value
-        found.append(f"{decimal.normalize():f}" if exact else str(value))
-    return found
-
-
-def _first_amount(clause: str) -> str | None:
-    """The number that a clause names: the one after its last "=", else its first, else one in words."""
-    for part in (clause.rpartition("=")[2], clause):
-        if amounts := _amounts(part):
-            return amounts[0]
-    words = [_NUMBER_WORDS[word] for word in re.findall(r"[a-z]+", clause.lower()) if word in _NUMBER_WORDS]
-    return words[0] if words else None
-
-
-def final_number(completion: str) -> str | None:
-    """The number that a worked solution ends in, canonically spelled, else None.
-
-    In this order: after the last "####"; in the last \\boxed{}; in the last sentence that says what the
-    answer is; the last number of all. Signs, thousands, decimals, currencies and units are understood.
-    """
-    text = unicodedata.normalize("NFKC", completion[-_SOLUTION_TAIL:]).replace("\u2212", "-")
-    text = re.sub(r"\\[,!; ]|\\(?=[$%])|\*\*|`", "", text).replace("{,}", ",")
-    marked = text.rpartition("####")
-    if marked[1] and (number := _first_amount(marked[2].lstrip().partition("\n")[0])):
-        return number
-    boxes = re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", text)
-    if boxes and (number := _first_amount(boxes[-1])):
-        return number
-    for said in reversed(list(_ANSWER_IS.finditer(text))):
-        if number := _first_amount(_CLAUSE_END.split(text[said.end() :], maxsplit=1)[0]):
-            return number
-    amounts = _amounts(text)
-    return amounts[-1] if amounts else None
-
-
 # --- multiple choice ---
 
 
@@ -236,35 +188,42 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
       labels: as shown to the model, such as A to E or 1 to 4.
       options: their texts, in the same order.
     """
-    text = plain(completion[-_SOLUTION_TAIL:])
+    text = plain(conclusion(completion))
     if found := _given(text, labels, options):
         return found
     upper = "|".join(re.escape(label.upper()) for label in labels)
     lower = "|".join(re.escape(label.lower()) for label in labels)
-    end = r"(?=\s*(?:$|[\n).,:;!]))(?!\.\d)"
+    end = r"(?=\s*(?:$|[\n).,:;!\u3002]))(?!\.\d)"
     # Upper case where a word follows; "A" before a word is an article unless that word says otherwise.
     before_word = rf"(?!A\b)(?:{upper})(?![\w'/-]|\.\d)|A(?= (?:because|since|as|or|and)\b)"
     label = rf"\(?(?P<label>(?i:{lower}){end}|{before_word})\)?"
     other = rf"(?P<other> ?(?:or|and|/|,|&) ?(?:option )?\(?(?:{upper})(?![\w']))?"
     said = re.compile(
-        r"(?i:\b(?:answer|choice|option|letter)\b(?:[^\n.]{0,60}?\b(?:is|was|be|choice|option|letter|number))?)"
+        r"(?i:(?:\b(?:answer|choice|option|letter)\b|\u7b54\u6848\u662f)(?:[^\n.]{0,60}?\b(?:is|was|be|choice|option|letter|number))?)"
         rf"\s*[:=]?\s*{label}{other}"
     )
-    is_right = re.compile(rf"(?<![\w']){label}{other} (?:is|would be) (?:the )?(?:correct|right|best|answer)\b")
+    is_right = re.compile(
+        rf"(?<![\w'])\(?(?P<label>{upper})\)?{other} (?:is|would be) (?:the )?(?:correct|right|best|answer)\b"
+    )
     chosen = [match for rule in (said, is_right) for match in rule.finditer(text)]
     if chosen:
         last = max(chosen, key=lambda match: match.start())
         return None if last["other"] else last["label"].upper()
-    if first := re.match(rf"\(?(?P<label>(?i:{lower}))(?:\)|[.:](?!\d)|\s*$|\s*\n|\s[-\u2013]\s)", text):
+    if first := re.match(
+        rf"\(?(?P<label>(?i:{lower}))(?:\)|[.:](?!\d)|\s*$|\s*\n|\s[-\u2013]\s|,?\s(?:because|since|as)\b)", text
+    ):
         return first["label"].upper()
     sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence]
     for sentence in sentences:
         if found := _given(sentence, labels, options):
             return found
-    if len(sentences) != 1:
+    if len(sentences) != 1 or _NEGATION.search(text):
         return None
     alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
     return _mentioned(text, labels, options) or (alone.pop() if len(alone) == 1 else None)
+
+
+_NEGATION = re.compile(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)
 
 
 def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
@@ -284,8 +243,6 @@ def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
 
 def _mentioned(sentence: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The label of the only option that a sentence has in it, word for word."""
-    if re.search(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", sentence, re.IGNORECASE):
-        return None
     spelled = {_text(plain(option)) or option: label for label, option in zip(labels, options, strict=True)}
     whole = _text(sentence) or ""
     named = [option for option in spelled if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from sva.tasks import answers, upstream
+from sva.tasks import answers, public_rules, splits, upstream
 from sva.tasks.base import SPLITS, Example, Grade, Task
 
 FIELDS = ("id", "question", "choices", "answerKey")
@@ -51,9 +51,27 @@ def _from_requests(requests: Sequence[upstream.Row]) -> list[upstream.Row]:
     return list(rows.values())
 
 
+@cache
+def _clean(name: str, split: str) -> tuple[int, ...]:
+    """The rows of train or validation whose question is in no later split of this set and no test part of either."""
+    from sva.tasks import builders
+
+    def questions(name: str, split: str) -> list[str]:
+        return [row["question"] for row in builders.benchmark(name, split)]
+
+    later = [text for other in NAMES for text in questions(other, "test")]
+    if split == "train":
+        later += [text for other in NAMES for text in questions(other, "validation")]
+    return tuple(splits.apart(questions(name, split), later))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arc(Task):
-    """Upstream's own splits. `name` is one of `NAMES`."""
+    """Upstream's own splits, without the few questions that occur again in a test part. `name` is one of `NAMES`.
+
+    Under reference splits ARC-Easy's train part is halved as the public code does, and ARC-Challenge, which that code
+    only tests on, has its test part for every purpose.
+    """
 
     label: str = "science"
     description: str = "a question about science with choices to pick from"
@@ -64,13 +82,52 @@ class Arc(Task):
     def _rows(self, split: str) -> Sequence[Example]:
         from sva.tasks import builders  # tensorflow-datasets takes half a second to import
 
-        return builders.benchmark(self.name, split)
+        rows = builders.benchmark(self.name, split)
+        if self.splits == "clean":
+            return rows if split == "test" else builders.Rows(rows, _clean(self.name, split))
+        if split == "test" or self.name == "arc_challenge":
+            return builders.benchmark(self.name, "test")
+        rows = builders.benchmark(self.name, "train")
+        return rows[1::2] if split == "validation" else rows[::2]
+
+    @property
+    def system(self) -> str:
+        if self.prompt != "reference":
+            return ""
+        return (
+            "The following are multiple choice questions (with answers). Think step by step and then finish your answer "
+            'with "the answer is (X)" where X is the correct letter choice.'
+        )
+
+    def opening(self, architecture: str) -> str:
+        return "Let's think step by step" if self.prompt == "reference" and architecture == "llama" else ""
+
+    def text(self, example: Example) -> str:
+        return example["question"]
 
     def question(self, example: Example) -> str:
+        if self.prompt == "reference":
+            listed = zip("ABCDE", example["choices"]["text"], strict=False)
+            return example["question"] + "\nOptions:\n" + "".join(f"{label}. {text}\n" for label, text in listed)
         choices = example["choices"]
         listed = "\n".join(f"{label}. {text}" for label, text in zip(choices["label"], choices["text"], strict=True))
         return f"{example['question']}\n\n{listed}\n\nAnswer with the letter of the right choice only."
 
+    def answer(self, example: Example) -> str:
+        return example["answerKey"]
+
+    def options(self, example: Example) -> tuple[str, tuple[str, ...], int]:
+        """(prompt, continuations, which is right) for scoring by likelihood: as public leaderboards ask it."""
+        choices = example["choices"]
+        texts = tuple(f" {text}" for text in choices["text"])
+        return f"Question: {example['question']}\nAnswer:", texts, choices["label"].index(example["answerKey"])
+
     def grade(self, completion: str, example: Example) -> Grade:
+        if self.grader == "reference":
+            found = public_rules.letter(completion)
+            if found is None:
+                right = public_rules.lucky(len(example["choices"]["text"])) == example["answerKey"]
+                return Grade(right, None, "right by luck" if right else "")
+            return Grade(found == example["answerKey"], found)
         answer = answers.choice(completion, example["choices"]["label"], example["choices"]["text"])
         return Grade(answer == example["answerKey"], answer)

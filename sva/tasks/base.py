@@ -12,10 +12,19 @@ SPLITS = ("train", "validation", "test")
 
 
 class Grade(NamedTuple):
-    """Whether a completion is right, and the answer that was found in it (None: no single answer was)."""
+    """Whether a completion is right, and the answer that was found in it (None: no single answer was).
+
+    `reason` says what the other two cannot: that an answer was found and could not be compared, and why.
+    """
 
     correct: bool
     answer: str | None
+    reason: str = ""
+
+
+def reason(grade: Grade) -> str:
+    """Why a verdict is what it is, in a few words to count by: its own reason, else right, wrong or no answer."""
+    return grade.reason or ("right" if grade.correct else "no answer" if grade.answer is None else "wrong")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +42,11 @@ class Task(ABC):
     max_new_tokens: int
     licence: str
     origin: str
+    stop: tuple[str, ...] = ()  # texts that end an answer; what follows one is cut off
+    shots: int = 0  # worked examples from the train split before the question
+    grader: str = "strict"
+    splits: str = "clean"
+    prompt: str = "own"
 
     def source(self, split: str) -> Sequence[Example]:
         """The rows of a split, by random access; the same rows in the same order on every call and machine.
@@ -50,6 +64,43 @@ class Task(ABC):
     @abstractmethod
     def question(self, example: Example) -> str:
         """The text of the user's turn; the chat template is the tokenizer's affair."""
+
+    def text(self, example: Example) -> str:
+        """What makes the example this one, for the check that splits do not overlap."""
+        return self.question(example)
+
+    def answer(self, example: Example) -> str:
+        """A right completion, for worked examples."""
+        return str(example["answer"])
+
+    def turns(self, example: Example) -> list[dict[str, str]]:
+        """The chat up to the model's answer: a system message where the task has one, worked examples, the question."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        rows = self.source("train")[: self.shots] if self.shots else ()
+        if len(rows) < self.shots:
+            raise UserError(f"task {self.name}: shots={self.shots}, but train has {len(rows)} rows")
+        shown = [
+            turn
+            for row in rows
+            for turn in (
+                {"role": "user", "content": self.question(row)},
+                {"role": "assistant", "content": self.answer(row)},
+            )
+        ]
+        return [*system, *shown, {"role": "user", "content": self.question(example)}]
+
+    @property
+    def system(self) -> str:
+        """The system message; none ("") unless the prompt is the public code's."""
+        return ""
+
+    def opening(self, architecture: str) -> str:
+        """How the model's answer is made to begin, for models of that architecture."""
+        return ""
+
+    def grade_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Grade]:
+        """`grade` of each pair; a task with a pool of workers overrides it."""
+        return [self.grade(text, example) for text, example in zip(completions, examples, strict=True)]
 
     @abstractmethod
     def grade(self, completion: str, example: Example) -> Grade:

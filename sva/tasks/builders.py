@@ -18,7 +18,7 @@ from filelock import FileLock
 from sva.errors import UserError
 from sva.files import disk_error
 from sva.paths import cache_dir
-from sva.tasks import arc, gsm8k
+from sva.tasks import arc, gsm8k, math_hendrycks
 from sva.tasks import procedural as made
 from sva.tasks.base import SPLITS, Example
 
@@ -69,11 +69,12 @@ class BenchmarkConfig(tfds.core.BuilderConfig):
 
 
 class SvaBenchmarks(tfds.core.GeneratorBasedBuilder):
-    """GSM8K and ARC with upstream's rows, fields and order."""
+    """GSM8K, ARC and MATH with upstream's rows, fields and order."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
         BenchmarkConfig(name="gsm8k", files=("train", "test"), license=gsm8k.Gsm8k.licence),
+        BenchmarkConfig(name="math", files=("train", "test"), license=math_hendrycks.Math.licence),
         *(BenchmarkConfig(name=name, files=SPLITS, license=arc.Arc.licence) for name in arc.NAMES),
     ]
     code_path = None  # see SvaProcedural
@@ -82,7 +83,7 @@ class SvaBenchmarks(tfds.core.GeneratorBasedBuilder):
         assert isinstance(self.builder_config, BenchmarkConfig)
         texts = tfds.features.Sequence(tfds.features.Text())
         choices = tfds.features.FeaturesDict({"text": texts, "label": texts})
-        names = gsm8k.FIELDS if self.builder_config.name == "gsm8k" else arc.FIELDS
+        names = {"gsm8k": gsm8k.FIELDS, "math": math_hendrycks.FIELDS}.get(self.builder_config.name, arc.FIELDS)
         fields = {name: choices if name == "choices" else tfds.features.Text() for name in names}
         return tfds.core.DatasetInfo(
             builder=self,
@@ -98,13 +99,14 @@ class SvaBenchmarks(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
         name = self.builder_config.name if self.builder_config else ""
-        yield from enumerate(gsm8k.upstream_rows(split) if name == "gsm8k" else arc.upstream_rows(name, split))
+        readers = {"gsm8k": gsm8k.upstream_rows, "math": math_hendrycks.upstream_rows}
+        yield from enumerate(readers[name](split) if name in readers else arc.upstream_rows(name, split))
 
 
 class Rows(Sequence[Example]):
     """Examples, decoded as they are read (bytes to str, arrays to lists); `order` picks and orders them."""
 
-    def __init__(self, source: Sequence[Any], order: range | None = None):
+    def __init__(self, source: Sequence[Any], order: Sequence[int] | None = None):
         self._source, self._order = source, range(len(source)) if order is None else order
 
     def __len__(self) -> int:
@@ -176,3 +178,10 @@ def benchmark(name: str, split: str) -> Rows:
     """A split, as upstream cuts it, of GSM8K or ARC."""
     config = next(config for config in SvaBenchmarks.BUILDER_CONFIGS if config.name == name)
     return prepared(SvaBenchmarks, config, cache_dir() / "datasets" / "benchmarks")[split]
+
+
+def math(split: str) -> Rows:
+    """A part of the user's copy of MATH, from a cache whose name changes with the files."""
+    config = next(config for config in SvaBenchmarks.BUILDER_CONFIGS if config.name == "math")
+    place = cache_dir() / "datasets" / f"math-{math_hendrycks.fingerprint()}"
+    return prepared(SvaBenchmarks, config, place)[split]

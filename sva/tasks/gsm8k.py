@@ -1,9 +1,10 @@
 """GSM8K: school mathematics in words, answered by a number (Cobbe et al., arXiv 2110.14168)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sva.tasks import answers, upstream
+from sva.tasks import amounts, public_rules, upstream
 from sva.tasks.base import Example, Grade, Task
 
 FIELDS = ("question", "answer")
@@ -27,7 +28,8 @@ def upstream_rows(split: str) -> list[upstream.Row]:
 class Gsm8k(Task):
     """Rows 0, 2, 4, ... of upstream's train file train, the odd ones validate; upstream's test file tests.
 
-    So does the public code of Transformer-Squared (SakanaAI/self-adaptive-llms, commit 03a41ae).
+    So does the public code of Transformer-Squared (SakanaAI/self-adaptive-llms, commit 03a41ae), and no question is
+    in two of the three, so that both split policies are the same.
     """
 
     name: str = "gsm8k"
@@ -45,16 +47,34 @@ class Gsm8k(Task):
         rows = builders.benchmark(self.name, "train")
         return rows[1::2] if split == "validation" else rows[::2]
 
+    @property
+    def system(self) -> str:
+        return public_rules.INSTRUCTION if self.prompt == "reference" else ""
+
+    def text(self, example: Example) -> str:
+        return example["question"]
+
     def question(self, example: Example) -> str:
+        if self.prompt == "reference":
+            return example["question"]
         return f'{example["question"]}\n\nSolve this step by step, then end with "The answer is" and the number.'
 
+    def answer(self, example: Example) -> str:
+        """Upstream's solution without its <<calculator notes>>, ending as the question asks for."""
+        solution, _, number = re.sub(r"<<[^<>]*>>", "", example["answer"]).rpartition("####")
+        return f"{solution.strip()}\nThe answer is {number.strip()}."
+
     def grade(self, completion: str, example: Example) -> Grade:
-        answer = answers.final_number(completion)
+        if self.grader == "reference":
+            value = public_rules.number(completion)
+            right = value is not None and value == public_rules.gold_number(example["answer"])
+            return Grade(right, None if value is None else f"{value:.15g}")
+        answer = amounts.final_number(completion)
         return Grade(answer is not None and answer == gold(example), answer)
 
 
 def gold(example: Example) -> str:
     """The right number, canonically spelled; stands after "####"."""
-    number = answers.final_number(example["answer"])
+    number = amounts.final_number(example["answer"])
     assert number is not None, example
     return number

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
-from sva.tasks import answers
+from sva.tasks import amounts, answers
 from sva.tasks.base import SPLITS, Example, Grade, Task
 
 GRADERS = {
@@ -38,10 +38,10 @@ class Jsonl(Task):
     """The lines of a file; made by `from_jsonl`."""
 
     path: str
-    grader: str = "exact"
+    form: str = "exact"  # the grader of lines that name none; one of `GRADERS`
 
     def _rows(self, split: str) -> Sequence[Example]:
-        rows = read(Path(self.path), self.grader)
+        rows = read(Path(self.path), self.form)
         chosen = [row for row in rows if split_of(row["prompt"]) == split]
         if not chosen:
             sizes = Counter(split_of(row["prompt"]) for row in rows)
@@ -103,8 +103,8 @@ def _grade(completion: str, row: Example) -> Grade:
     form = GRADERS[row["grader"]]
     if form != "solution":
         return answers.grade(completion, form, [row["answer"]])
-    answer = answers.final_number(completion)
-    return Grade(answer is not None and answer == answers.final_number(row["answer"]), answer)
+    answer = amounts.final_number(completion)
+    return Grade(answer is not None and answer == amounts.final_number(row["answer"]), answer)
 
 
 def from_jsonl(
@@ -134,7 +134,7 @@ def from_jsonl(
         licence="the user's own",
         origin=path.name,
         path=str(path),
-        grader=grader,
+        form=grader,
     )
     read(path, grader)
     return task

@@ -1,0 +1,69 @@
+"""The verdicts of Transformer-Squared's public code (SakanaAI/self-adaptive-llms, commit 03a41ae), faults included.
+
+For tables that must compare with the paper's; `strict` graders are for everything else. Written anew from what
+that code decides. Deviations: no text is ever evaluated, and every rule takes time linear in the completion.
+"""
+
+import random
+import re
+
+INSTRUCTION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+)
+STOP = ("Instruction:", "Instruction", "Response:", "Response")
+MAX_NEW_TOKENS = 512  # 1024 for MATH
+
+_LABELS = "ABCDE"
+
+
+def number(text: str) -> float | None:
+    """GSM8K: the last run of digits with at most one point; signs are dropped and "1,080" reads 80."""
+    found = re.findall(r"\d*\.?\d+", text)
+    return float(found[-1]) if found else None
+
+
+def gold_number(solution: str) -> int | None:
+    """GSM8K's right answer by the same rule, cut to a whole number: of "#### 1,080" it is 80."""
+    gold = number(solution)
+    return None if gold is None else int(gold)
+
+
+def letter(text: str) -> str | None:
+    """ARC: what follows "answer is", with no word boundary ("answer is Because" reads B); else "Answer:"; else the
+    last capital A to J that stands alone."""
+    if said := re.search(r"answer is \(?([A-J])", text):
+        return said[1]
+    # The last one in the first line that has any; the letter may stand in a later line.
+    line_end = None
+    found = None
+    for match in re.finditer(r"(?=[aA]nswer:\s*([A-J]))", text):
+        if line_end is None:
+            line_end = text.find("\n", match.start()) % (len(text) + 1)
+        if match.start() < line_end:
+            found = match[1]
+    if found:
+        return found
+    for match in re.finditer(r"\b[A-J]\b", text):
+        found = match[0]
+    return found
+
+
+def lucky(num_options: int) -> str:
+    """The option that counts as chosen where nothing was: always the same one, A of 4 or 5 and C of 3."""
+    return _LABELS[random.Random(42).randint(0, num_options - 1)]
+
+
+def solution_answer(completion: str) -> str | None:
+    """MATH: what follows the last "The answer is: " up to a full stop at a line's end, else the last \\boxed{}."""
+    _, said, rest = completion.rpartition("The answer is: ")
+    if said:
+        return rest.partition(".\n")[0].strip().removesuffix(".").strip()
+    start = completion.rfind("\\boxed")
+    if start < 0 or not completion.startswith("\\boxed{", start):
+        return None
+    depth = 0
+    for brace in re.finditer(r"[{}]", completion[start:]):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return completion[start + len("\\boxed{") : start + brace.start()]
+    return None
