@@ -24,11 +24,14 @@ from typing import Any, NamedTuple
 from sva.errors import UserError, above, at_least
 from sva.sandbox.inside import confine, plain
 from sva.sandbox.inside.proof import FACTS
+from sva.sandbox.inside.tester import PROGRAM_ENDED
 from sva.sandbox.inside.worker import SETUP_FAILED
 
 LEVELS = ("strict", "best-effort")
 
-_START = "import sys; sys.path.insert(0, {place!r}); from inside import worker; worker.main({file}, {means!r}, {home!r})"
+_START = (
+    "import sys; sys.path.insert(0, {place!r}); from inside import worker; worker.main({file}, {means!r}, {home!r})"
+)
 _SECONDS_TO_ANSWER = 60.0  # for a worker to start, or to end a program; takes milliseconds
 _MEANING = {
     "network": "no network",
@@ -262,12 +265,13 @@ def _judge(
         return failed(f"its tests ended without a verdict ({_end(*tests_end, limits)})")
     verdict = json.loads(watched.verdict)
     assert verdict["nonce"] == nonce, "a verdict that is not this job's"
-    if num_threads is None:
+    passed, reason = verdict["passed"], verdict["reason"]
+    if num_threads is None or reason.startswith(PROGRAM_ENDED):  # in the latter case it may be just about to
         end = _end(status, cpu_secs, limits)
-        return failed(end if end.startswith("time limit") else f"{verdict['reason'] or 'the program ended'} ({end})")
-    if verdict["passed"] and num_threads > 1:
+        return failed(end if end.startswith("time limit") else f"{reason or PROGRAM_ENDED} ({end})")
+    if passed and num_threads > 1:
         return failed(f"it left {num_threads - 1} threads running")
-    return Verdict(verdict["passed"], verdict["reason"], cpu_secs)
+    return Verdict(passed, reason, cpu_secs)
 
 
 def _end(status: int, cpu_secs: float, limits: Limits) -> str:
@@ -275,7 +279,8 @@ def _end(status: int, cpu_secs: float, limits: Limits) -> str:
     if not os.WIFSIGNALED(status):
         return f"exit status {os.waitstatus_to_exitcode(status)}"
     number = os.WTERMSIG(status)
-    if number in (signal.SIGKILL, signal.SIGXCPU) and cpu_secs > 0.95 * limits.cpu_secs:
+    # The kernel counts this limit in ticks, which on a busy machine are more than the time that was used.
+    if number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_secs > 0.7 * limits.cpu_secs):
         return f"time limit: {limits.cpu_secs} s of CPU time"
     return f"killed by {signal.Signals(number).name}"
 

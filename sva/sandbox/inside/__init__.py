@@ -1,1 +1,1 @@
-"""What runs in the worker processes. Standard library only, nothing of sva: a worker must start fast and know little."""
+"""What runs in the worker processes. Standard library only: a worker starts fast and knows little."""

@@ -27,7 +27,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Plan:
-    """The means in force in a worker, and what it lets programs see: `readable` paths; `uid` is None to stay the user."""
+    """The means in force in a worker; the paths that programs may read; their user, None to stay who it is."""
 
     means: tuple[str, ...]
     readable: tuple[str, ...]
@@ -77,9 +77,8 @@ def private_directory(path: str, limits: Limits) -> None:
 
 
 def limit(limits: Limits, plan: Plan) -> None:
-    """Sets the resource limits, hard ones: they only ever fall."""
+    """Sets the resource limits, which can only be lowered from then on."""
     bounds = {
-        resource.RLIMIT_CPU: limits.cpu_secs,
         resource.RLIMIT_AS: limits.memory_bytes,
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_NOFILE: limits.num_open_files,
@@ -94,12 +93,13 @@ def limit(limits: Limits, plan: Plan) -> None:
         _, hard = resource.getrlimit(which)
         bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(which, (bound, bound))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_secs, limits.cpu_secs + 1))
 
 
 def confine(plan: Plan, limits: Limits, directory: str) -> None:
     """Shuts the calling process in, for good: its own session, `directory` the one place that it can write to.
 
-    The CPU limit ends in SIGKILL, which nothing can ignore.
+    At the CPU limit the kernel sends SIGXCPU and a second later SIGKILL, which nothing can ignore.
 
     Raises:
       OSError: a means of the plan is not to be had; nothing untrusted may run then.

@@ -109,7 +109,14 @@ def change_root(readable: Sequence[str]) -> None:
     _read_only("/", 0)
 
 
-_FS_EXECUTE, _FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR, _FS_TRUNCATE, _FS_IOCTL = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
+_FS_EXECUTE, _FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR, _FS_TRUNCATE, _FS_IOCTL = (
+    1,
+    1 << 1,
+    1 << 2,
+    1 << 3,
+    1 << 14,
+    1 << 15,
+)
 _FS_OF_FILES = _FS_WRITE_FILE | _FS_READ_FILE | _FS_TRUNCATE
 _FS_SPECIAL = 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11  # making devices, sockets, pipes: granted nowhere
 _NET_ALL, _SCOPE_ALL = 0b11, 0b11  # binding and connecting; abstract sockets and signals outside

@@ -1,6 +1,6 @@
 """The process that runs the tested program: answers calls of its functions with plain data.
 
-It holds no test, no expected value, no verdict and no nonce; all that the program can do to it is to give wrong answers.
+It holds no test, no expected value, no verdict and no nonce: all that a program can make of it is a wrong answer.
 """
 
 import builtins

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .confine import Limits, Plan
 
 FACTS = ("network", "files", "processes", "forks", "memory")
-"""No network; no file outside read or changed; no process outside reached; new ones bounded in number; memory bounded."""
+"""No network; no file outside read or changed; no process outside reached; new ones bounded in number; memory too."""
 
 
 def holds(plan: Plan, limits: Limits, home: str, outside: int) -> list[str]:

@@ -51,10 +51,10 @@ _REFUSED = "fork 57 -, vfork 58 -, execve 59 221, execveat 322 281, socket 41 19
 
 
 class _Check(NamedTuple):
-    """Allowed only where `arguments[index] & mask` is one of `values` (or, with `unless`, is none of them)."""
+    """Allowed only where the argument of that place, masked, is one of `values` (or, with `unless`, is none of them)."""
 
     numbers: str
-    index: int
+    argument: int
     values: tuple[int, ...]
     mask: int = 0xFFFFFFFF
     unless: bool = False
@@ -102,7 +102,7 @@ def _program(pid: int) -> bytes:
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, action)]
     for check in _checks(pid):
         matched, other = (_ERRNO | errno.EPERM, _ALLOW) if check.unless else (_ALLOW, _ERRNO | errno.EPERM)
-        body = [(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * check.index), (_AND, 0, 0, check.mask)]
+        body = [(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * check.argument), (_AND, 0, 0, check.mask)]
         for value in check.values:
             body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, matched)]
         body += [(_RETURN, 0, 0, other)]

@@ -9,11 +9,13 @@ import builtins
 import json
 import linecache
 import os
+import signal
 import traceback
 from typing import Any
 
 from . import plain
 
+PROGRAM_ENDED = "the program ended before its tests did"
 _TESTS = "<tests>"
 
 
@@ -26,7 +28,7 @@ def caller(channel: Any) -> Any:
 
     def result(message: dict[str, Any] | None) -> Any:
         if message is None:
-            raise ProgramEnded("the program ended before its tests did")
+            raise ProgramEnded(PROGRAM_ENDED)
         if "raised" in message:
             raise _exception(str(message["raised"]), str(message.get("text", "")))
         return plain.decode(message["value"])
@@ -37,7 +39,7 @@ def caller(channel: Any) -> Any:
                 channel.sendall(message)
             answer = plain.receive(channel.recv)
         except (OSError, ValueError) as error:
-            raise ProgramEnded(f"the program ended before its tests did ({error})") from None
+            raise ProgramEnded(f"{PROGRAM_ENDED}: {error}") from None
         return result(answer)
 
     def call(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -82,12 +84,16 @@ def _reason(error: BaseException) -> str:
 
 
 def main(tests: int, channel: Any, verdict: int) -> None:
-    """Runs the tests in the open file `tests` and writes the verdict; ends the process."""
+    """Runs the tests in the open file `tests`, writes the verdict, and waits to be ended.
+
+    It stays so that the program, which ends when its calls do, is still there to be looked at.
+    """
     try:
         with open(tests, "rb") as file:
             message = json.load(file)
         passed, reason = run(message, channel)
         text = json.dumps({"nonce": message["nonce"], "passed": passed, "reason": reason})
         os.write(verdict, text.encode() + b"\n")
+        signal.pause()
     finally:
         os._exit(0)

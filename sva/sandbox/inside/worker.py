@@ -57,7 +57,9 @@ def _in_child(action: Callable[[], Any]) -> Any:
 
 def _try_namespaces(with_user: bool) -> None:
     confine.enter_namespaces(with_user)
-    kept = confine.works(lambda: (kernel.change_root(confine.readable_paths()), kernel.mount_memory("/tmp", 4096, 9, "1777")))
+    kept = confine.works(
+        lambda: (kernel.change_root(confine.readable_paths()), kernel.mount_memory("/tmp", 4096, 9, "1777"))
+    )
     if not kept:
         raise OSError("no root of its own")
 
