@@ -183,14 +183,14 @@ def test_a_completion_is_read_as_a_fair_reader_would(form, completion, answer):
 
 
 def test_a_grade_compares_canonical_spellings():
-    assert answers.grade("1,023", "number", ["1023"]) == (True, "1023")
+    assert answers.grade("1,023", "number", ["1023"])[:2] == (True, "1023")
     assert answers.grade("The capital is Ndjamena.", "name", ["N'Djamena", "Ndjamena"]).correct
-    assert answers.grade("elbat", "word", ["table"]) == (False, "elbat")
-    assert answers.grade("", "word", ["table"]) == (False, None)
+    assert answers.grade("elbat", "word", ["table"])[:2] == (False, "elbat")
+    assert answers.grade("", "word", ["table"])[:2] == (False, None)
     accepted = ["Somalia", "Mogadishu is the capital of Somalia"]
-    assert answers.grade("Mogadishu is the capital of Somalia.", "name", accepted) == (True, "somalia")
+    assert answers.grade("Mogadishu is the capital of Somalia.", "name", accepted)[:2] == (True, "somalia")
     assert not answers.grade("Mogadishu is the capital of Sudan.", "name", accepted).correct
-    assert answers.grade("to: Ann", "text", ["To: Ann"]) == (True, "to: ann")
+    assert answers.grade("to: Ann", "text", ["To: Ann"])[:2] == (True, "to: ann")
     assert not answers.grade("Here it is: green river", "text", ["green river"]).correct
 
 

@@ -37,7 +37,7 @@ def test_a_path_is_a_task_by_name(squares):
     task = sva.tasks.task(str(squares))
     assert task.name == "squares"
     row = task.source("train")[0]
-    assert task.grade(row["answer"], row) == (True, row["answer"])
+    assert task.grade(row["answer"], row)[:2] == (True, row["answer"])
     assert not task.grade(f"The answer is {row['answer']}.", row).correct  # "exact" is the default
 
 

@@ -5,13 +5,17 @@ in `_KNOWN`; or, with no code at all, a JSONL file.
 """
 
 import difflib
+import functools
 from collections.abc import Callable, Sequence
 
 from sva.errors import UserError
 from sva.tasks import arc, gsm8k, procedural
 from sva.tasks.base import SPLITS, Example, Grade, Task
+from sva.tasks.code import CodeTask
+from sva.tasks.humaneval import HumanEval
 from sva.tasks.jsonl import from_jsonl
 from sva.tasks.labels import OTHER
+from sva.tasks.mbpp import Mbpp
 from sva.tasks.routing import Routing, routing
 
 __all__ = ["SPLITS", "Example", "Grade", "Routing", "Task", "from_jsonl", "names", "routing", "task"]
@@ -23,22 +27,31 @@ _KNOWN: dict[str, Callable[[], Task]] = {
     "gsm8k": gsm8k.Gsm8k,
     **{name: lambda name=name: arc.Arc(name=name) for name in arc.NAMES},
 }
+# Answered by programs: these have both graders, and a sandbox.
+_CODE: dict[str, Callable[..., CodeTask]] = {
+    "mbpp": Mbpp,
+    "mbpp_0.1.0": functools.partial(Mbpp, name="mbpp_0.1.0", version="0.1.0"),
+    "humaneval": HumanEval,
+}
 
 
 def names() -> tuple[str, ...]:
     """The tasks that `task` knows by name."""
-    return (*_KNOWN, "routing")
+    return (*_KNOWN, *_CODE, "routing")
 
 
-def task(name: str, grader: str = "strict", routes: Sequence[str] = ()) -> Task:
+def task(name: str, grader: str = "strict", routes: Sequence[str] = (), sandbox: str = "strict") -> Task:
     """The task of that name: one of `names()`, or the path of a user's .jsonl file (see `from_jsonl`).
 
     Args:
+      sandbox: the level at which programs run, for tasks that are answered by programs (`sva.sandbox`).
       routes: for "routing" only: the tasks to tell apart; "other" is added where no task has that label.
     Raises:
       UserError: no such task (with the nearest names) or grader; a file that is no task; routes for another
         task than routing, or none for it.
     """
+    if name in _CODE:
+        return _CODE[name](grader=grader, sandbox=sandbox)
     if grader not in GRADERS:
         raise UserError(f"task {name}: no grader {grader!r}; there is {', '.join(GRADERS)}")
     if bool(routes) != (name == "routing"):

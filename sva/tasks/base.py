@@ -12,10 +12,11 @@ SPLITS = ("train", "validation", "test")
 
 
 class Grade(NamedTuple):
-    """Whether a completion is right, and the answer that was found in it (None: no single answer was)."""
+    """Whether a completion is right, the answer that was found in it (None: no single answer was), and why not."""
 
     correct: bool
     answer: str | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +55,7 @@ class Task(ABC):
     @abstractmethod
     def grade(self, completion: str, example: Example) -> Grade:
         """The verdict on the text that a model gave for this example; never raises on any text."""
+
+    def grade_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Grade]:
+        """`grade` of each pair, in order; tasks whose grading takes long do it in parallel."""
+        return [self.grade(text, example) for text, example in zip(completions, examples, strict=True)]

@@ -51,7 +51,7 @@ _REFUSED = "fork 57 -, vfork 58 -, execve 59 221, execveat 322 281, socket 41 19
 
 
 class _Check(NamedTuple):
-    """Allowed only where the argument of that place, masked, is one of `values` (or, with `unless`, is none of them)."""
+    """Allowed only where the argument of that place, masked, is one of `values`; with `unless`, where it is none."""
 
     numbers: str
     argument: int
