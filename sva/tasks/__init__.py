@@ -6,20 +6,24 @@ in `_KNOWN`; or, with no code at all, a JSONL file.
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Sequence
 
 from sva.errors import UserError
+from sva.sandbox import LEVELS
 from sva.tasks import arc, gsm8k, math_hendrycks, procedural, public_rules
 from sva.tasks.base import SPLITS, Example, Grade, Task
+from sva.tasks.code import CodeTask
+from sva.tasks.humaneval import HumanEval
 from sva.tasks.jsonl import from_jsonl
 from sva.tasks.labels import OTHER
+from sva.tasks.mbpp import Mbpp
 from sva.tasks.routing import Routing, routing
 from sva.tasks.splits import POLICIES
 
 __all__ = ["SPLITS", "Example", "Grade", "Routing", "Task", "from_jsonl", "names", "routing", "task"]
 
 GRADERS = ("strict", "reference")
-PUBLIC = ("gsm8k", "math", *arc.NAMES)
 PROMPTS = ("own", "reference")
 
 _KNOWN: dict[str, Callable[[], Task]] = {
@@ -28,11 +32,20 @@ _KNOWN: dict[str, Callable[[], Task]] = {
     "math": math_hendrycks.Math,
     **{name: lambda name=name: arc.Arc(name=name) for name in arc.NAMES},
 }
+# Answered by programs, in a sandbox.
+_CODE: dict[str, Callable[[], CodeTask]] = {
+    "mbpp": Mbpp,
+    "mbpp_0.1.0": functools.partial(Mbpp, name="mbpp_0.1.0", version="0.1.0"),
+    "humaneval": HumanEval,
+}
+
+
+PUBLIC = ("gsm8k", "math", *arc.NAMES, *_CODE)  # the public code's own
 
 
 def names() -> tuple[str, ...]:
     """The tasks that `task` knows by name."""
-    return (*_KNOWN, "routing")
+    return (*_KNOWN, *_CODE, "routing")
 
 
 def task(
@@ -43,6 +56,7 @@ def task(
     splits: str = "clean",
     prompt: str = "own",
     shots: int = 0,
+    sandbox: str = "strict",
 ) -> Task:
     """The task of that name: one of `names()`, or the path of a user's .jsonl file (see `from_jsonl`).
 
@@ -53,6 +67,7 @@ def task(
       splits: "clean" or "reference", see `sva.tasks.splits`.
       prompt: "own", or "reference": the public code's system message and question, its stop texts and its budget.
       shots: worked examples before the question, from the train split.
+      sandbox: the level at which programs run, for tasks that are answered by programs (`sva.sandbox`).
     Raises:
       UserError: no such task (with the nearest names), grader, split policy or prompt; a file that is no task; routes
         for another task than routing, or none for it.
@@ -61,6 +76,7 @@ def task(
         ("grader", grader, GRADERS),
         ("splits", splits, POLICIES),
         ("prompt", prompt, PROMPTS),
+        ("sandbox", sandbox, LEVELS),
     ):
         if value not in known:
             raise UserError(f"task {name}: no {setting} {value!r}; there is {' and '.join(known)}")
@@ -72,6 +88,10 @@ def task(
     if made.name not in PUBLIC and "reference" in (grader, splits, prompt):
         raise UserError(f"task {name}: the public code has no such task, so there is nothing to call reference")
     made = dataclasses.replace(made, grader=grader, splits=splits, prompt=prompt, shots=shots)
+    if isinstance(made, CodeTask):
+        if prompt == "reference":
+            raise UserError(f"task {name}: sva has no copy of the public code's prompt for programs; use prompt=own")
+        return dataclasses.replace(made, sandbox=sandbox)
     if prompt == "own":
         return made
     budget = max(public_rules.MAX_NEW_TOKENS, made.max_new_tokens)
@@ -86,6 +106,8 @@ def _made(name: str, routes: Sequence[str]) -> Task:
         return from_jsonl(name)
     if name in _KNOWN:
         return _KNOWN[name]()
+    if name in _CODE:
+        return _CODE[name]()
     near = difflib.get_close_matches(name, names(), n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(f"no task {name!r}; {hint}There are {', '.join(names())}, and paths of .jsonl files")

@@ -98,10 +98,10 @@ class Task(ABC):
         """How the model's answer is made to begin, for models of that architecture."""
         return ""
 
-    def grade_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Grade]:
-        """`grade` of each pair; a task with a pool of workers overrides it."""
-        return [self.grade(text, example) for text, example in zip(completions, examples, strict=True)]
-
     @abstractmethod
     def grade(self, completion: str, example: Example) -> Grade:
         """The verdict on the text that a model gave for this example; never raises on any text."""
+
+    def grade_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Grade]:
+        """`grade` of each pair, in order; tasks whose grading takes long do it in parallel."""
+        return [self.grade(text, example) for text, example in zip(completions, examples, strict=True)]

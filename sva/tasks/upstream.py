@@ -66,9 +66,11 @@ def read(file: File, fields: Sequence[str], publisher: str, publish: Callable[[]
 
 
 def json_lines(url: str) -> list[Row]:
-    """The rows of a published .jsonl file."""
+    """The rows of a published .jsonl or .jsonl.gz file."""
     with urllib.request.urlopen(url, timeout=20) as response:
-        return [json.loads(line) for line in response.read().splitlines()]
+        content = response.read()
+    lines = gzip.decompress(content) if url.endswith(".gz") else content
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 def wheel_members(requirement: str, members: Sequence[str]) -> list[list[Row]]:

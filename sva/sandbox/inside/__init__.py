@@ -1,0 +1,1 @@
+"""What runs in the worker processes. Standard library only: a worker starts fast and knows little."""
