@@ -41,7 +41,6 @@ class Rollout(NamedTuple):
     """One step's completions."""
 
     batch: Batch  # of prompts * samples rows
-    logprobs: np.ndarray  # [B, N] float32 nats, as the sampler saw them
     rewards: np.ndarray  # [P, G] float32, +1 right, -1 wrong
     texts: list[str]
     tokens: int  # generated
@@ -92,8 +91,9 @@ def rollout(
         completion_ids=jnp.asarray(tokens),
         completion_mask=jnp.asarray(scored, jnp.int32),
         advantages=advantages(jnp.asarray(rewards), loss).reshape(-1),
+        sampled=jnp.asarray(logprobs),
     )
-    return Rollout(batch, logprobs, rewards, completions, int(lengths.sum()))
+    return Rollout(batch, rewards, completions, int(lengths.sum()))
 
 
 def prompt_width(lm: LM, task: Task, source: Sequence[Example]) -> int:

@@ -103,7 +103,6 @@ def train_step(
     spectra: Mapping[str, Any],
     params: Mapping[str, Any],
     batch: Batch,
-    sampled: jax.Array,
     *,
     model: Transformer,
     family: Family,
@@ -117,33 +116,36 @@ def train_step(
       spectra: the model's nested tree of spectra.
       params: base weights.
       batch: of P prompts, a multiple of cfg.micro_batch.
-      sampled: [B, N] log-probs as the sampler saw them.
     Returns:
-      (new state, metrics): loss, policy_loss, kl, entropy (nats a token), grad_norm, logprob_gap (largest difference
-      between the sampler's and the trainer's log-probs, nats), z_spread (standard deviation of z, or of the entries
-      of cores and bands).
+      (new state, metrics): loss, policy_loss, kl (nats a completion), entropy (nats a token), clipped (share of the
+      tokens whose gradient a clipped ratio stopped), grad_norm, logprob_gap and logprob_gap_mean (largest and mean
+      difference between the sampler's and the trainer's log-probs of a token, nats; 0 where nothing was sampled),
+      z_spread (standard deviation of z, or of the entries of cores and bands).
     """
     model = model.clone(remat=cfg.remat)
     prompts = batch.prompt_ids.shape[0]
     count = prompts // cfg.micro_batch
-    pieces = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), (batch, sampled))
+    pieces = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), state.raw)  # so that gradients and their sums are float32
 
     def loss_of(raw: Mapping[str, Any], batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         return reinforce_loss(model.nest(raw), spectra, params, batch, model=model, family=family, cfg=loss)
 
-    def add(total: Any, piece: Any) -> tuple[Any, None]:
-        batch, sampled = piece
-        (value, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(exact, batch)
-        gap = jnp.max(jnp.abs(aux.pop("logprobs") - sampled * batch.completion_mask))
+    def add(total: Any, piece: Batch) -> tuple[Any, None]:
+        (value, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(exact, piece)
+        logprobs = aux.pop("logprobs")
+        sampled = logprobs if piece.sampled is None else piece.sampled * piece.completion_mask
+        gap = jnp.abs(logprobs - sampled)
         sums, largest = total
-        return (jax.tree.map(jnp.add, sums, (grads, {"loss": value, **aux})), jnp.maximum(largest, gap)), None
+        new = (grads, {"loss": value, "logprob_gap_mean": gap.sum() / gap.shape[0], **aux})
+        return (jax.tree.map(jnp.add, sums, new), jnp.maximum(largest, gap.max())), None
 
-    zeros = {name: jnp.zeros(()) for name in ("loss", "policy_loss", "kl", "entropy")}
-    start = ((jax.tree.map(jnp.zeros_like, exact), zeros), jnp.zeros(()))
+    names = ("loss", "policy_loss", "kl", "entropy", "clipped", "logprob_gap_mean")
+    start = ((jax.tree.map(jnp.zeros_like, exact), {name: jnp.zeros(()) for name in names}), jnp.zeros(()))
     (sums, gap), _ = jax.lax.scan(add, start, pieces)
     grads, metrics = jax.tree.map(lambda x: x / count, sums)
-    metrics["entropy"] *= batch.completion_mask.shape[0] / jnp.maximum(batch.completion_mask.sum(), 1)
+    rows_a_token = batch.completion_mask.shape[0] / jnp.maximum(batch.completion_mask.sum(), 1)
+    metrics |= {name: metrics[name] * rows_a_token for name in ("entropy", "clipped", "logprob_gap_mean")}
     raw, opt_state = apply_gradient(state.raw, state.opt_state, grads, family=family, cfg=cfg)
     middles = family.middles(model.nest(raw), sites_of(model, spectra))
     metrics |= {
@@ -201,7 +203,6 @@ def fit(
                 nested,
                 lm.params,
                 result.batch,
-                result.logprobs,
                 model=lm.model,
                 family=family,
                 loss=loss,

@@ -71,11 +71,11 @@ def batch(toy, spectra):
     return rollout(toy, spectra, ones, task, examples, jax.random.key(0), *settings)
 
 
-def _step(toy, spectra, batch, sampled, state=None, **changes):
+def _step(toy, spectra, batch, state=None, **changes):
     cfg = TrainConfig(**(dict(micro_batch=4, remat=False, clip_norm=1e9) | changes))
     state = state or init_state(spectra, LINEAR, cfg)
     settings = dict(model=toy.model, family=LINEAR, loss=ReinforceConfig(kl_coef=0.1), cfg=cfg)
-    return train_step(state, toy.model.nest(spectra), toy.params, batch, sampled, **settings)
+    return train_step(state, toy.model.nest(spectra), toy.params, batch, **settings)
 
 
 def test_a_rollouts_batch_says_what_was_sampled_and_what_it_earned(toy, batch):
@@ -110,16 +110,18 @@ def test_without_score_eos_the_end_token_is_left_out_and_nothing_else(toy, spect
 
 
 def test_the_sampler_and_the_trainer_agree_on_log_probs(toy, spectra, batch):
-    _, metrics = _step(toy, spectra, batch.batch, batch.logprobs)
+    _, metrics = _step(toy, spectra, batch.batch)
     assert float(metrics["logprob_gap"]) < 1e-4
-    _, metrics = _step(toy, spectra, batch.batch, batch.logprobs + 0.5)
+    off = dataclasses.replace(batch.batch, sampled=batch.batch.sampled + 0.5)
+    _, metrics = _step(toy, spectra, off)
     assert float(metrics["logprob_gap"]) == pytest.approx(0.5, abs=1e-3)
+    assert float(metrics["logprob_gap_mean"]) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_micro_batches_and_rematerialisation_give_the_same_update(toy, spectra, batch):
-    one, metrics = _step(toy, spectra, batch.batch, batch.logprobs)
+    one, metrics = _step(toy, spectra, batch.batch)
     for changes in (dict(micro_batch=2), dict(micro_batch=1, remat=True)):
-        other, others = _step(toy, spectra, batch.batch, batch.logprobs, **changes)
+        other, others = _step(toy, spectra, batch.batch, **changes)
         for name in metrics:
             assert float(others[name]) == pytest.approx(float(metrics[name]), rel=1e-4, abs=1e-6)
         # Adam's first moment is a tenth of the gradient; the update itself is close to its sign.
@@ -128,15 +130,15 @@ def test_micro_batches_and_rematerialisation_give_the_same_update(toy, spectra, 
 
 
 def test_scanned_layers_give_the_same_update(toy, spectra, batch):
-    one, metrics = _step(toy, spectra, batch.batch, batch.logprobs)
-    other, others = _step(toy_lm(scan_layers=True), spectra, batch.batch, batch.logprobs, remat=True)
+    one, metrics = _step(toy, spectra, batch.batch)
+    other, others = _step(toy_lm(scan_layers=True), spectra, batch.batch, remat=True)
     assert float(others["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-4)
     for name, moment in one.opt_state[1][0].mu.items():
         assert np.linalg.norm(moment - other.opt_state[1][0].mu[name]) < 1e-4 * np.linalg.norm(moment)
 
 
 def test_the_gradient_is_clipped_jointly(toy, spectra, batch):
-    state, metrics = _step(toy, spectra, batch.batch, batch.logprobs, clip_norm=1e-3)
+    state, metrics = _step(toy, spectra, batch.batch, clip_norm=1e-3)
     moments = np.concatenate([np.asarray(x) for x in state.opt_state[1][0].mu.values()])
     assert np.linalg.norm(moments) == pytest.approx(1e-4, rel=1e-3)  # a tenth of it
     assert float(metrics["grad_norm"]) > 0.1  # as it was before
@@ -144,10 +146,10 @@ def test_the_gradient_is_clipped_jointly(toy, spectra, batch):
 
 
 def test_another_batch_and_a_later_state_compile_nothing(toy, spectra, batch, compilations):
-    state, _ = _step(toy, spectra, batch.batch, batch.logprobs)
+    state, _ = _step(toy, spectra, batch.batch)
     changed = dataclasses.replace(batch.batch, completion_ids=(batch.batch.completion_ids + 1) % 32)
     compilations.clear()
-    state, metrics = _step(toy, spectra, changed, batch.logprobs, state)
+    state, metrics = _step(toy, spectra, changed, state)
     assert compilations == []
     assert int(state.step) == 2
 
