@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"sva: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:  # training met a number that is none, or an alarm
+        print(f"sva: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nsva: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 1
@@ -56,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "Train one expert, or go on where its run directory stopped.")
     sub.add_argument("config", help="a YAML file, see configs/")
     sub.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it, e.g. train.lr=2e-3")
+    sub.add_argument("--profile", action="store_true", help="trace one step for TensorBoard, under RUN_DIR/profile")
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
     sub = command("evaluate", _evaluate, "Accuracy of a model, with or without an expert, on a task's held-out rows.")
     sub.add_argument("task", help="a task's name, or a .jsonl file")
@@ -108,7 +112,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from sva import config, runs
 
     settings = config.load(arguments.config, arguments.overrides)
-    _, result = runs.train_expert(settings)
+    _, result = runs.train_expert(settings, profile=arguments.profile)
     _print(result, arguments.json, f"expert: {Path(settings.run_dir) / 'expert.safetensors'}\n{summary(result)}")
 
 

@@ -216,3 +216,26 @@ def _members(tree: Any) -> tuple[jax.Array, Any]:
 def _ordered(x: jax.Array) -> jax.Array:
     """float32, NaN as minus infinity."""
     return jnp.nan_to_num(x.astype(jnp.float32), nan=-jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolutionConfig:
+    """Settings of `train.method=evolution`; the step size of `es` is train.lr, the bounds of `cem` are train.bound."""
+
+    strategy: str = "es"
+    population: int = 16
+    sigma: float = 0.1
+    elite_ratio: float = 0.25  # of cem
+    smoothing: float = 0.0  # of cem
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("es", "cem"):
+            raise UserError(f"evolution.strategy={self.strategy!r} is not known; use es or cem")
+        self.search(lr=1.0, centre=0.0, bound=None)
+
+    def search(self, *, lr: float, centre: float, bound: float | None) -> OpenAIES | CEM:
+        """The search around raw values whose base is at `centre`."""
+        if self.strategy == "es":
+            return OpenAIES(self.population, self.sigma, lr)
+        low, high = (None, None) if bound is None else (centre - bound, centre + bound)
+        return CEM(self.population, self.elite_ratio, self.sigma, low, high, self.smoothing)
