@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     sub.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
     sub.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
+    sub = command("report", _report, "Write one HTML page about a run of `sva train`, finished or not.")
+    sub.add_argument("run_dir", metavar="RUN", type=Path, help="its run_dir")
+    sub.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     expert_commands.add(commands, model)
     return parser
 
@@ -164,6 +167,14 @@ def _generate(arguments: argparse.Namespace) -> None:
     ids, mask = chat.encode(lm, [chat.render(lm, prompt) for prompt in arguments.prompts])
     out = lm.generate(ids, mask, arguments.max_new_tokens, chat.end_tokens(lm))
     print("\n".join(chat.decode(lm, out.tokens, out.lengths)))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sva import report
+
+    out = arguments.out or arguments.run_dir / "report.html"
+    report.write(arguments.run_dir, out)
+    print(out)
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ state/               orbax, the last two steps
 metrics.jsonl        one row a step;  tensorboard/  the same
 verdicts.json        the rewards of the last step that was graded
 failed/              batches of steps that went wrong
-expert.safetensors   the expert
+expert.safetensors   the expert;  spectrum.png  what it moved, where it is a z
 result.json          accuracy before and after, settings, versions, command
 before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
 """
@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sva import evaluate as evaluation
-from sva import metrics
+from sva import expert_report, metrics
 from sva.config import Config, to_yaml
 from sva.errors import UserError
 from sva.evaluate import Record
@@ -33,7 +33,7 @@ from sva.files import disk_error, write_atomically, write_json
 from sva.lm import LM, decompose, load, merge
 from sva.spectral.expert import Expert
 from sva.spectral.family import count, family
-from sva.spectral.members import PerMatrix, sites
+from sva.spectral.members import Diagonal, PerMatrix, sites
 from sva.stats import accuracy, paired_difference
 from sva.tasks import task as make_task
 from sva.tasks.base import Task
@@ -145,6 +145,10 @@ def _train(
         config.parametrisation,
         weights=() if isinstance(member, PerMatrix) else tuple(spectra),
     )
+    if isinstance(member, Diagonal):
+        z = expert.z(spectra)
+        moved = expert_report.movements(z, spectra)
+        expert_report.draw(moved, z, f"{task.name} on {lm.name}", run_dir / "spectrum.png")
     adapted = merge(lm, spectra, expert.middles(spectra))
     after = evaluation.kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
     result = {
