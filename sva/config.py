@@ -54,7 +54,7 @@ class Config:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.guards)
+        check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.evolution, self.guards)
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from sva import evaluate as evaluation
 from sva import expert_report, metrics
 from sva.config import Config, to_yaml
+from sva.config import load as load_config
 from sva.errors import UserError
 from sva.evaluate import Record
 from sva.files import disk_error, write_atomically, write_json
@@ -200,7 +201,8 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
 
 def _check_same(config: Config, path: Path) -> None:
     """Raises UserError where the settings of the run at `path` are others."""
-    old_settings, new_settings = (_flat(OmegaConf.create(text)) for text in (path.read_text(), to_yaml(config)))
+    # Read as settings, so that one which an earlier version did not have counts as its default.
+    old_settings, new_settings = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
     differing = [
         f"{name}: {old_settings.get(name)} there, {new_settings.get(name)} asked for"
         for name in sorted(old_settings.keys() | new_settings.keys())

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -70,10 +71,21 @@ class TrainConfig:
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
 
 
-def check(family: Family, rollouts: RolloutConfig, loss: ReinforceConfig, cfg: TrainConfig, watch: GuardConfig) -> None:
+def check(
+    family: Family,
+    rollouts: RolloutConfig,
+    loss: ReinforceConfig,
+    cfg: TrainConfig,
+    search: EvolutionConfig,
+    watch: GuardConfig,
+) -> None:
     """Raises UserError for settings that are each sound and do not go together."""
     if cfg.method == "evolution":
         population.check_rows(family)
+        if cfg.param_dtype != "float32":
+            raise UserError(f"train.param_dtype={cfg.param_dtype} is for gradients; evolution needs float32")
+        if cfg.bound is not None and search.strategy == "es":
+            raise UserError(f"train.bound={cfg.bound} is for gradients and for evolution.strategy=cem, not for es")
         return
     if rollouts.prompts % cfg.micro_batch:
         raise UserError(
@@ -356,10 +368,11 @@ def fit(
       FloatingPointError: a loss, gradient or reward is not finite, or an alarm stops the run; the last sound state is
         kept, and the batch under run_dir/failed.
     """
-    check(family, rollouts, loss, cfg, watch)
+    check(family, rollouts, loss, cfg, search, watch)
     source = task.source("train")
-    settings = (str(family), task.name, rollouts, loss, dataclasses.replace(cfg, steps=0), seed, search, validate)
-    checkpoints = Checkpoints(run_dir / "state", hashlib.sha256(repr(settings).encode()).digest())
+    parts = (rollouts, loss, dataclasses.replace(cfg, steps=TrainConfig().steps), search, validate)
+    settings = _digest(str(family), task.name, lm.fingerprint, seed, *map(_unusual, parts))
+    checkpoints = Checkpoints(run_dir / "state", settings)
     course = Course(
         lm=lm,
         spectra=spectra,
@@ -416,6 +429,15 @@ def fit(
         log.close()
         checkpoints.close()
     return state
+
+
+def _unusual(settings: Any) -> dict[str, Any]:
+    """Settings that are not the default, so that one added in a later version does not make a state another's."""
+    return {k: v for k, v in dataclasses.asdict(settings).items() if v != getattr(type(settings)(), k)}
+
+
+def _digest(*parts: Any) -> bytes:
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def _start(course: Course, validate: ValidationConfig) -> ExpertState:

@@ -403,6 +403,15 @@ def test_evolution_of_what_is_no_z_is_refused(toy, spectra, tmp_path):
     cfg = TrainConfig(method="evolution")
     with pytest.raises(UserError, match="core:r=3 is no z; use linear"):
         fit(toy, spectra, family("core:r=3"), NameAColour(), tmp_path, **(SMALL | dict(cfg=cfg)))
+    with pytest.raises(UserError, match=r"bfloat16 is for gradients"):
+        _fit(toy, spectra, tmp_path, cfg=dataclasses.replace(cfg, param_dtype="bfloat16"))
+    with pytest.raises(UserError, match=r"train\.bound=0\.5 is for gradients and for"):
+        _fit(toy, spectra, tmp_path, cfg=dataclasses.replace(cfg, bound=0.5))
+
+
+def test_an_alarm_for_a_kl_that_nobody_computes_is_refused(toy, spectra, tmp_path):
+    with pytest.raises(UserError, match=r"guards\.max_kl=3 needs a KL"):
+        _fit(toy, spectra, tmp_path, loss=ReinforceConfig(), watch=GuardConfig(max_kl=3))
 
 
 def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, spectra, tmp_path, monkeypatch):

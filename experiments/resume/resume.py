@@ -5,8 +5,8 @@
 
 Both runs are 20 steps of policy gradient in processes of their own. Moments are drawn from one seed, in steps: a whole
 number of finished steps and a part of the next, which is waited for by the last step's time once the process is in its
-loop; so a kill falls into rollouts, updates, saves and the writing of metrics alike. What is compared are the bytes of z, of the optimiser's
-moments and of the metrics but for times.
+loop; so a kill falls into rollouts, updates, saves and the writing of metrics alike. What is compared are the bytes of
+z, of the optimiser's moments and of the metrics but for times.
 """
 
 import argparse
