@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from sva.errors import UserError
 from sva.files import as_os_error, disk_error
 
 _ROOM = 1 << 20  # bytes: orbax writes many small files beside the arrays
@@ -17,8 +19,10 @@ _ROOM = 1 << 20  # bytes: orbax writes many small files beside the arrays
 class Checkpoints:
     """The last few states of one run."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: bytes = b"") -> None:
+        """`settings` is a digest of what the run depends on, of 32 bytes; it is saved and compared with each state."""
         self._directory = directory.resolve()
+        self._settings = np.frombuffer(settings.ljust(32, b"\0"), np.uint8)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -33,7 +37,7 @@ class Checkpoints:
         try:
             if shutil.disk_usage(self._directory).free < 2 * size + _ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.save(step, args=ocp.args.StandardSave({"state": state, "settings": self._settings}))
         except OSError as error:
             raise disk_error(self._directory, error) from error
         except ValueError as error:
@@ -43,12 +47,30 @@ class Checkpoints:
             raise disk_error(self._directory, cause) from error
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """(step, state) of the latest state, in the structure of `like`; None where there is none."""
+        """(step, state) of the latest state, in the structure of `like`; None where there is none.
+
+        Raises:
+          UserError: the state is damaged, or one of other settings.
+        """
         step = self._manager.latest_step()
         if step is None:
             return None
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return step, self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like, "settings": self._settings})
+        try:
+            found = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        except Exception as error:  # orbax and tensorstore have a dozen ways to say it
+            raise UserError(self._damaged(step, error)) from error
+        if self._settings.any() and not np.array_equal(found["settings"], self._settings):
+            raise UserError(f"{self._directory} holds states of other settings; choose another run_dir or delete it")
+        return step, found["state"]
+
+    def _damaged(self, step: int, error: Exception) -> str:
+        earlier = [str(number) for number in self._manager.all_steps() if number < step]
+        after = f"from step {earlier[-1]}" if earlier else "from the start"
+        return (
+            f"the state of step {step} cannot be read ({type(error).__name__}): files of {self._directory / str(step)} "
+            f"are missing, damaged or of another version; remove that directory, and the same command goes on {after}"
+        )
 
     def close(self) -> None:
         """Ends orbax's background work."""

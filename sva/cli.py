@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"sva: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:  # training met a number that is none, or an alarm
+        print(f"sva: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nsva: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 1
@@ -56,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "Train one expert, or go on where its run directory stopped.")
     sub.add_argument("config", help="a YAML file, see configs/")
     sub.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it, e.g. train.lr=2e-3")
+    sub.add_argument("--profile", action="store_true", help="trace one step for TensorBoard, under RUN_DIR/profile")
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
     sub = command("evaluate", _evaluate, "Accuracy of a model, with or without an expert, on a task's held-out rows.")
     sub.add_argument("task", help="a task's name, or a .jsonl file")
@@ -65,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, default=200, help="rows at most (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
     generate_command.add(commands, model)
+    sub = command("report", _report, "Write one HTML page about a run of `sva train`, finished or not.")
+    sub.add_argument("run_dir", metavar="RUN", type=Path, help="its run_dir")
+    sub.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     expert_commands.add(commands, model)
     return parser
 
@@ -103,7 +110,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from sva import config, runs
 
     settings = config.load(arguments.config, arguments.overrides)
-    _, result = runs.train_expert(settings)
+    _, result = runs.train_expert(settings, profile=arguments.profile)
     _print(result, arguments.json, f"expert: {Path(settings.run_dir) / 'expert.safetensors'}\n{summary(result)}")
 
 
@@ -130,6 +137,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     result |= {"accuracy": score._asdict(), "records": [record._asdict() for record in records]}
     text = f"{arguments.task}: {percent(score._asdict())}, n = {len(records)}, weights {lm.quantisation or 'as stored'}"
     _print(result, arguments.json, text)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sva import report
+
+    out = arguments.out or arguments.run_dir / "report.html"
+    report.write(arguments.run_dir, out)
+    print(out)
 
 
 def summary(result: dict[str, Any]) -> str:

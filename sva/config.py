@@ -10,11 +10,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sva.errors import UserError, at_least
+from sva.evolution import EvolutionConfig
+from sva.guards import GuardConfig
 from sva.reinforce import ReinforceConfig
 from sva.rollout import RolloutConfig
 from sva.spectral.family import family
-from sva.train import TrainConfig, check_micro_batch
+from sva.train import TrainConfig, check
 from sva.trees import nearest
+from sva.validation import ValidationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +48,13 @@ class Config:
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     reinforce: ReinforceConfig = dataclasses.field(default_factory=ReinforceConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evolution: EvolutionConfig = dataclasses.field(default_factory=EvolutionConfig)
+    guards: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        family(self.parametrisation)
-        check_micro_batch(self.rollout, self.train)
+        check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.evolution, self.guards)
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -1,8 +1,11 @@
-"""Prompts to graded completions to a training batch."""
+"""Prompts to completions to rewards to a training batch."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,12 @@ import numpy as np
 
 from sva import chat
 from sva.buckets import budget_bucket, left_pad, length_bucket
-from sva.errors import above, at_least
+from sva.errors import UserError, at_least
+from sva.files import write_json
 from sva.generate import generate
 from sva.lm import LM, check_prompts, merge_params, pad_eos
 from sva.reinforce import Batch, ReinforceConfig, advantages
-from sva.sampling import Temperature
+from sva.sampling import Greedy, Temperature
 from sva.spectral.forms import Spectrum
 from sva.tasks.base import Example, Task
 
@@ -26,7 +30,7 @@ class RolloutConfig:
     prompts: int = 8  # different prompts a step
     samples: int = 8  # completions of each
     max_new_tokens: int | None = None  # the task's own budget by default
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0: the likeliest token, as the public code
     score_eos: bool = True  # train the end token too; the public code never does
 
     def __post_init__(self) -> None:
@@ -34,17 +38,44 @@ class RolloutConfig:
         at_least("rollout.samples", self.samples, 1)
         if self.max_new_tokens is not None:
             at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
-        above("rollout.temperature", self.temperature, 0)
+        at_least("rollout.temperature", self.temperature, 0)
+        if self.temperature == 0 and self.samples > 1:
+            raise UserError(
+                f"rollout.samples={self.samples} greedy completions of one prompt are all the same; set "
+                "rollout.samples=1 or a temperature above 0"
+            )
+
+
+class Completions(NamedTuple):
+    """What a policy answered, B = P * G rows; row r is sample r % G of prompt r // G."""
+
+    prompt_ids: np.ndarray  # [P, T] int32, padded on the left
+    prompt_mask: np.ndarray  # [P, T] int32
+    tokens: np.ndarray  # [B, N] int32
+    logprobs: np.ndarray  # [B, N] float32 nats, as the sampler saw them, before any temperature
+    lengths: np.ndarray  # [B] int32, the end token among them
+    texts: list[str]
+    overlong: int  # rows that the budget cut off
+    empty: int  # rows without any text
+
+
+class RewardError(UserError):
+    """A grader raised; `texts` are the completions that it was given."""
+
+    def __init__(self, message: str, texts: Sequence[str]) -> None:
+        super().__init__(message)
+        self.texts = list(texts)
 
 
 class Rollout(NamedTuple):
-    """One step's completions."""
+    """One step's completions and what they earned."""
 
     batch: Batch  # of prompts * samples rows
-    logprobs: np.ndarray  # [B, N] float32 nats, as the sampler saw them
     rewards: np.ndarray  # [P, G] float32, +1 right, -1 wrong
     texts: list[str]
     tokens: int  # generated
+    overlong: int
+    empty: int
 
 
 def rollout(
@@ -63,7 +94,22 @@ def rollout(
     Prompts are padded to `width` tokens (`prompt_width`), so that every step has the same shapes. Row r of
     the batch is sample r % G of prompt r // G, drawn with fold_in(key, r): a pure function of its arguments.
     """
-    ids, mask = left_pad(*_encode(lm, task, examples), width)
+    drawn = sample(lm, spectra, z, task, examples, key, cfg, width)
+    return rewarded(lm, drawn, grade(task, examples, drawn.texts), cfg, loss)
+
+
+def sample(
+    lm: LM,
+    spectra: Mapping[str, Spectrum],
+    z: Mapping[str, jax.Array],
+    task: Task,
+    examples: Sequence[Example],
+    key: jax.Array,
+    cfg: RolloutConfig,
+    width: int,
+) -> Completions:
+    """The completions of `rollout`, before they are graded."""
+    ids, mask = prompts(lm, task, examples, width)
     rows = len(examples) * cfg.samples
     budget = cfg.max_new_tokens or task.max_new_tokens
     eos = chat.end_tokens(lm)
@@ -76,24 +122,95 @@ def rollout(
         pad_eos(eos),
         jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
         max_new_tokens=budget_bucket(budget),
-        sampling=Temperature(cfg.temperature),
+        sampling=Temperature(cfg.temperature) if cfg.temperature else Greedy(),
         samples=cfg.samples,
     )
     tokens, logprobs, lengths = (np.asarray(x) for x in out)
-    completions = chat.decode(lm, tokens, lengths)
-    right = [task.grade(text, examples[row // cfg.samples]).correct for row, text in enumerate(completions)]
-    rewards = np.where(right, 1.0, -1.0).astype(np.float32).reshape(-1, cfg.samples)
+    texts = chat.decode(lm, tokens, lengths)
+    return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos))
+
+
+def faults(tokens: np.ndarray, lengths: np.ndarray, texts: Sequence[str], eos: Sequence[int]) -> tuple[int, int]:
+    """(overlong, empty): rows that end without an end token, and rows whose text is nothing."""
+    last = tokens[np.arange(len(tokens)), lengths - 1]
+    return int((~np.isin(last, eos)).sum()), sum(not text.strip() for text in texts)
+
+
+def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
+    """[P, G] float32 rewards of P * G texts, +1 right, -1 wrong.
+
+    Raises:
+      RewardError: the grader raised (what, and on which text).
+    """
+    samples = len(texts) // len(examples)
+    rewards = np.empty(len(texts), np.float32)
+    for row, text in enumerate(texts):
+        try:
+            rewards[row] = 1.0 if task.grade(text, examples[row // samples]).correct else -1.0
+        except Exception as error:
+            said = str(error).split("\n")[0]
+            raise RewardError(
+                f"the reward of task {task.name} raised {type(error).__name__} ({said}) on {text[:60]!r}, and must "
+                "give a verdict on any text",
+                texts,
+            ) from error
+    return rewards.reshape(-1, samples)
+
+
+def rewarded(lm: LM, drawn: Completions, rewards: np.ndarray, cfg: RolloutConfig, loss: ReinforceConfig) -> Rollout:
+    """The batch of completions that earned `rewards` [P, G].
+
+    Columns that no row reaches are cut off, in halves of the budget, so that short completions make a small update
+    and there are few shapes to compile.
+    """
+    tokens, lengths = drawn.tokens, drawn.lengths
     scored = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
     if not cfg.score_eos:
-        scored &= ~np.isin(tokens, eos)
+        scored &= ~np.isin(tokens, chat.end_tokens(lm))
+    width = _half_bucket(int(lengths.max()), tokens.shape[1])
     batch = Batch(
-        prompt_ids=jnp.asarray(ids),
-        prompt_mask=jnp.asarray(mask),
-        completion_ids=jnp.asarray(tokens),
-        completion_mask=jnp.asarray(scored, jnp.int32),
+        prompt_ids=jnp.asarray(drawn.prompt_ids),
+        prompt_mask=jnp.asarray(drawn.prompt_mask),
+        completion_ids=jnp.asarray(tokens[:, :width]),
+        completion_mask=jnp.asarray(scored[:, :width], jnp.int32),
         advantages=advantages(jnp.asarray(rewards), loss).reshape(-1),
+        sampled=jnp.asarray(drawn.logprobs[:, :width]),
     )
-    return Rollout(batch, logprobs, rewards, completions, int(lengths.sum()))
+    return Rollout(batch, rewards, drawn.texts, int(lengths.sum()), drawn.overlong, drawn.empty)
+
+
+def _half_bucket(longest: int, budget: int) -> int:
+    """The budget, halved while it stays whole, a multiple of 8 and no less than `longest`; three times at most."""
+    for _ in range(3):
+        if budget % 16 or budget // 2 < longest:
+            break
+        budget //= 2
+    return budget
+
+
+class Verdicts:
+    """The rewards of a run's last graded step, on disk before they are used.
+
+    A step that is done again after a kill gets the rewards that it got, even from a grader whose verdict depends on
+    the clock or on a program's luck.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "verdicts.json"
+
+    def rewards(self, step: int, texts: Sequence[str], grade: Callable[[], np.ndarray]) -> np.ndarray:
+        """[P, G] float32: those on disk if they are of this step and these texts, else what `grade` gives, kept.
+
+        Raises:
+          UserError: what `grade` raises; the disk is full.
+        """
+        known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
+        if about.items() <= known.items():
+            return np.asarray(known["rewards"], np.float32)
+        rewards = grade()
+        write_json(self._path, about | {"rewards": rewards.tolist()})
+        return rewards
 
 
 def prompt_width(lm: LM, task: Task, source: Sequence[Example]) -> int:
@@ -104,6 +221,11 @@ def prompt_width(lm: LM, task: Task, source: Sequence[Example]) -> int:
     """
     _, mask = _encode(lm, task, [source[i] for i in range(len(source))])
     return length_bucket(mask.shape[1])
+
+
+def prompts(lm: LM, task: Task, examples: Sequence[Example], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) [P, width] int32 of the examples' questions, padded on the left."""
+    return left_pad(*_encode(lm, task, examples), width)
 
 
 def _encode(lm: LM, task: Task, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

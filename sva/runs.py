@@ -3,7 +3,9 @@
 config.yaml          resolved settings; a directory of other settings is refused
 state/               orbax, the last two steps
 metrics.jsonl        one row a step;  tensorboard/  the same
-expert.safetensors   the expert
+verdicts.json        the rewards of the last step that was graded
+failed/              batches of steps that went wrong
+expert.safetensors   the expert;  spectrum.png  what it moved, where it is a z
 result.json          accuracy before and after, settings, versions, command
 before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
 """
@@ -23,20 +25,30 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sva import evaluate as evaluation
+from sva import expert_report, metrics
 from sva.config import Config, to_yaml
+from sva.config import load as load_config
 from sva.errors import UserError
 from sva.evaluate import Record
 from sva.files import disk_error, write_atomically, write_json
 from sva.lm import LM, decompose, load, merge
 from sva.spectral.expert import Expert
 from sva.spectral.family import count, family
-from sva.spectral.members import PerMatrix, sites
+from sva.spectral.members import Diagonal, PerMatrix, sites
 from sva.stats import accuracy, paired_difference
 from sva.tasks import task as make_task
 from sva.tasks.base import Task
 from sva.tasks.routing import Routing
 from sva.train import fit
 
+_SHOWN = (  # metric, its name in the progress bar, format
+    ("reward", "reward", "+.2f"),
+    ("loss", "loss", "+.3f"),
+    ("kl", "kl", ".3f"),
+    ("grad_norm", "grad", ".3f"),
+    ("validation_accuracy", "validation", ".2f"),
+    ("tokens_per_second", "tok/s", ".0f"),
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "sva")
 
 
@@ -55,11 +67,14 @@ def task_of(config: Config) -> Task:
     return make_task(config.task, routes=config.routes) if config.routes else make_task(config.task)
 
 
-def train_expert(config: Config, *, lm: LM | None = None, progress: bool = True) -> tuple[Expert, dict[str, Any]]:
+def train_expert(
+    config: Config, *, lm: LM | None = None, profile: bool = False, progress: bool = True
+) -> tuple[Expert, dict[str, Any]]:
     """Trains the expert that `config` describes, or goes on where its run directory stopped.
 
     Args:
       lm: the base model, if it is loaded already.
+      profile: trace one step, see `fit`.
     Returns:
       The expert, and what result.json holds.
     Raises:
@@ -76,12 +91,14 @@ def train_expert(config: Config, *, lm: LM | None = None, progress: bool = True)
     except OSError as error:
         raise disk_error(run_dir, error) from error
     try:
-        return _train(config, run_dir, lm, progress)
+        return _train(config, run_dir, lm, profile, progress)
     finally:
         lock.release()
 
 
-def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tuple[Expert, dict[str, Any]]:
+def _train(
+    config: Config, run_dir: Path, lm: LM | None, profile: bool, progress: bool
+) -> tuple[Expert, dict[str, Any]]:
     settings = run_dir / "config.yaml"
     if settings.exists():
         _check_same(config, settings)
@@ -103,10 +120,10 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
 
         def show(row: Mapping[str, Any]) -> None:
             bar.update(row["step"] + 1 - bar.n)
-            bar.set_postfix_str(
-                f"reward {row['reward']:+.2f} kl {row['kl']:.3f} grad {row['grad_norm']:.3f} "
-                f"{row['tokens_per_second']:.0f} tok/s"
-            )
+            shown = [f"{title} {row[name]:{form}}" for name, title, form in _SHOWN if name in row]
+            bar.set_postfix_str(" ".join(shown))
+            for alarm in row.get("alarms", ()):
+                bar.write(f"alarm at step {row['step']}: {alarm}", file=sys.stderr)
 
         state = fit(
             lm,
@@ -118,13 +135,21 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
             loss=config.reinforce,
             cfg=config.train,
             seed=config.seed,
+            search=config.evolution,
+            watch=config.guards,
+            validate=config.validation,
+            profile=profile,
             on_step=show,
         )
     expert = Expert(
-        {name: np.asarray(raw, np.float32) for name, raw in state.raw.items()},
+        {name: np.asarray(raw, np.float32) for name, raw in state.chosen.items()},
         config.parametrisation,
         weights=() if isinstance(member, PerMatrix) else tuple(spectra),
     )
+    if isinstance(member, Diagonal):
+        z = expert.z(spectra)
+        moved = expert_report.movements(z, spectra)
+        expert_report.draw(moved, z, f"{task.name} on {lm.name}", run_dir / "spectrum.png")
     adapted = merge(lm, spectra, expert.middles(spectra))
     after = evaluation.kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
     result = {
@@ -134,7 +159,8 @@ def _train(config: Config, run_dir: Path, lm: LM | None, progress: bool) -> tupl
         "fingerprint": lm.fingerprint,
         "split": config.evaluate.split,
         **compare(before, after),
-        "train_steps": int(state.step),
+        "train_steps": len(metrics.read(run_dir / "metrics.jsonl")),
+        **({} if state.best is None else {"best_step": int(state.best.step)}),
         "parameters": count(member, sites(spectra)),
         "seconds": round(time.time() - started, 1),
         "config": OmegaConf.to_container(OmegaConf.structured(config), resolve=True),
@@ -175,7 +201,8 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
 
 def _check_same(config: Config, path: Path) -> None:
     """Raises UserError where the settings of the run at `path` are others."""
-    old_settings, new_settings = (_flat(OmegaConf.create(text)) for text in (path.read_text(), to_yaml(config)))
+    # Read as settings, so that one which an earlier version did not have counts as its default.
+    old_settings, new_settings = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
     differing = [
         f"{name}: {old_settings.get(name)} there, {new_settings.get(name)} asked for"
         for name in sorted(old_settings.keys() | new_settings.keys())

@@ -1,11 +1,14 @@
 """Training one expert: the state, one update, and the loop that can be killed at any moment."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +16,27 @@ import numpy as np
 import optax
 from flax import struct
 
+from sva import evaluate, guards, population, supervised, validation
 from sva.adam import bfloat16_adam
 from sva.checkpoint import Checkpoints
 from sva.errors import UserError, above, at_least
-from sva.lm import LM
+from sva.evolution import EvolutionConfig
+from sva.guards import GuardConfig
+from sva.lm import LM, merge
 from sva.metrics import MetricsLog
 from sva.models.transformer import Transformer
-from sva.reinforce import Batch, ReinforceConfig, reinforce_loss, sites_of
-from sva.rollout import RolloutConfig, prompt_width, rollout
+from sva.reinforce import Batch, ReinforceConfig, check_samples, reinforce_loss, sites_of
+from sva.rollout import RewardError, RolloutConfig, Verdicts, grade, prompt_width, prompts, rewarded, sample
 from sva.spectral.family import Family
 from sva.spectral.forms import Spectrum
 from sva.spectral.members import Site, sites
-from sva.tasks.base import Task
+from sva.supervised import solution_width
+from sva.tasks.base import Example, Task
 from sva.tasks.batches import batch_indices
+from sva.termination import shielded
+from sva.validation import Best, ValidationConfig
 
+METHODS = ("policy_gradient", "next_token", "evolution")
 PARAM_DTYPES = ("float32", "bfloat16")
 
 
@@ -34,6 +44,7 @@ PARAM_DTYPES = ("float32", "bfloat16")
 class TrainConfig:
     """Settings of the loop and the optimiser."""
 
+    method: str = "policy_gradient"  # next_token: on given answers; evolution: `sva.evolution`, without a gradient
     steps: int = 12
     lr: float = 1e-2
     clip_norm: float = 1e-3  # of the joint gradient, before Adam; the paper's (table 6)
@@ -43,6 +54,8 @@ class TrainConfig:
     bound: float | None = None  # raw values are held this near to their family's centre, see `apply_gradient`
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"train.method={self.method!r} is not known; use {', '.join(METHODS)}")
         at_least("train.steps", self.steps, 0)
         above("train.lr", self.lr, 0)
         above("train.clip_norm", self.clip_norm, 0)
@@ -58,12 +71,29 @@ class TrainConfig:
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
 
 
-def check_micro_batch(rollouts: RolloutConfig, cfg: TrainConfig) -> None:
-    """Raises UserError unless a step's prompts fall into whole micro-batches."""
+def check(
+    family: Family,
+    rollouts: RolloutConfig,
+    loss: ReinforceConfig,
+    cfg: TrainConfig,
+    search: EvolutionConfig,
+    watch: GuardConfig,
+) -> None:
+    """Raises UserError for settings that are each sound and do not go together."""
+    if cfg.method == "evolution":
+        population.check_rows(family)
+        if cfg.param_dtype != "float32":
+            raise UserError(f"train.param_dtype={cfg.param_dtype} is for gradients; evolution needs float32")
+        if cfg.bound is not None and search.strategy == "es":
+            raise UserError(f"train.bound={cfg.bound} is for gradients and for evolution.strategy=cem, not for es")
+        return
     if rollouts.prompts % cfg.micro_batch:
         raise UserError(
             f"rollout.prompts={rollouts.prompts} is no multiple of train.micro_batch={cfg.micro_batch}; change one"
         )
+    if cfg.method == "policy_gradient":
+        check_samples(rollouts.samples, loss)
+    guards.check_kl_guard(watch, loss)
 
 
 @struct.dataclass
@@ -71,8 +101,14 @@ class ExpertState:
     """All that training changes: under a megabyte for a 135M model, under 10 for an 8B one."""
 
     raw: Any  # {weight name: [R]} for most families; in cfg.param_dtype
-    opt_state: Any
+    opt_state: Any  # of the optimiser, or of the search
     step: jax.Array  # [] int32, updates done
+    best: Best | None = None  # where the run validates
+
+    @property
+    def chosen(self) -> Any:
+        """The raw values that the run is for: the best ones where it validates, else the last."""
+        return self.raw if self.best is None else self.best.raw
 
 
 def init_state(spectra: Mapping[str, Spectrum], family: Family, cfg: TrainConfig) -> ExpertState:
@@ -103,7 +139,6 @@ def train_step(
     spectra: Mapping[str, Any],
     params: Mapping[str, Any],
     batch: Batch,
-    sampled: jax.Array,
     *,
     model: Transformer,
     family: Family,
@@ -117,33 +152,36 @@ def train_step(
       spectra: the model's nested tree of spectra.
       params: base weights.
       batch: of P prompts, a multiple of cfg.micro_batch.
-      sampled: [B, N] log-probs as the sampler saw them.
     Returns:
-      (new state, metrics): loss, policy_loss, kl, entropy (nats a token), grad_norm, logprob_gap (largest difference
-      between the sampler's and the trainer's log-probs, nats), z_spread (standard deviation of z, or of the entries
-      of cores and bands).
+      (new state, metrics): loss, policy_loss, kl (nats a completion), entropy (nats a token), clipped (share of the
+      tokens whose gradient a clipped ratio stopped), grad_norm, logprob_gap and logprob_gap_mean (largest and mean
+      difference between the sampler's and the trainer's log-probs of a token, nats; 0 where nothing was sampled),
+      z_spread (standard deviation of z, or of the entries of cores and bands).
     """
     model = model.clone(remat=cfg.remat)
     prompts = batch.prompt_ids.shape[0]
     count = prompts // cfg.micro_batch
-    pieces = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), (batch, sampled))
+    pieces = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), state.raw)  # so that gradients and their sums are float32
 
     def loss_of(raw: Mapping[str, Any], batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         return reinforce_loss(model.nest(raw), spectra, params, batch, model=model, family=family, cfg=loss)
 
-    def add(total: Any, piece: Any) -> tuple[Any, None]:
-        batch, sampled = piece
-        (value, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(exact, batch)
-        gap = jnp.max(jnp.abs(aux.pop("logprobs") - sampled * batch.completion_mask))
+    def add(total: Any, piece: Batch) -> tuple[Any, None]:
+        (value, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(exact, piece)
+        logprobs = aux.pop("logprobs")
+        sampled = logprobs if piece.sampled is None else piece.sampled * piece.completion_mask
+        gap = jnp.abs(logprobs - sampled)
         sums, largest = total
-        return (jax.tree.map(jnp.add, sums, (grads, {"loss": value, **aux})), jnp.maximum(largest, gap)), None
+        new = (grads, {"loss": value, "logprob_gap_mean": gap.sum() / gap.shape[0], **aux})
+        return (jax.tree.map(jnp.add, sums, new), jnp.maximum(largest, gap.max())), None
 
-    zeros = {name: jnp.zeros(()) for name in ("loss", "policy_loss", "kl", "entropy")}
-    start = ((jax.tree.map(jnp.zeros_like, exact), zeros), jnp.zeros(()))
+    names = ("loss", "policy_loss", "kl", "entropy", "clipped", "logprob_gap_mean")
+    start = ((jax.tree.map(jnp.zeros_like, exact), {name: jnp.zeros(()) for name in names}), jnp.zeros(()))
     (sums, gap), _ = jax.lax.scan(add, start, pieces)
     grads, metrics = jax.tree.map(lambda x: x / count, sums)
-    metrics["entropy"] *= batch.completion_mask.shape[0] / jnp.maximum(batch.completion_mask.sum(), 1)
+    rows_a_token = batch.completion_mask.shape[0] / jnp.maximum(batch.completion_mask.sum(), 1)
+    metrics |= {name: metrics[name] * rows_a_token for name in ("entropy", "clipped", "logprob_gap_mean")}
     raw, opt_state = apply_gradient(state.raw, state.opt_state, grads, family=family, cfg=cfg)
     middles = family.middles(model.nest(raw), sites_of(model, spectra))
     metrics |= {
@@ -151,7 +189,149 @@ def train_step(
         "logprob_gap": gap,
         "z_spread": jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(middles)])),
     }
-    return ExpertState(raw, opt_state, state.step + 1), metrics
+    return dataclasses.replace(state, raw=raw, opt_state=opt_state, step=state.step + 1), metrics
+
+
+class Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Counts the block under `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def lap(self) -> dict[str, float]:
+        """{name_seconds} since the last lap, what was not counted as `rest_seconds`, all together `step_seconds`."""
+        now = time.perf_counter()
+        total, counted, self._started = now - self._started, self.seconds, now
+        self.seconds = {}
+        named = {f"{name}_seconds": value for name, value in counted.items()}
+        return {**named, "rest_seconds": total - sum(counted.values()), "step_seconds": total}
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """All that stays the same from step to step."""
+
+    lm: LM
+    spectra: Mapping[str, Spectrum]
+    nested: Mapping[str, Any]  # the same spectra as the model's tree
+    places: Mapping[str, Site]
+    family: Family
+    task: Task
+    width: int  # of prompts
+    answer_width: int  # of given answers
+    rollouts: RolloutConfig
+    loss: ReinforceConfig
+    cfg: TrainConfig
+    search: Any
+    verdicts: Verdicts
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a completion at most."""
+        return self.rollouts.max_new_tokens or self.task.max_new_tokens
+
+    def update(self, state: ExpertState, batch: Batch, loss: ReinforceConfig) -> tuple[ExpertState, dict[str, float]]:
+        """`train_step`, with its metrics on the host."""
+        state, metrics = train_step(
+            state, self.nested, self.lm.params, batch, model=self.lm.model, family=self.family, loss=loss, cfg=self.cfg
+        )
+        return state, {name: float(value) for name, value in metrics.items()}
+
+
+class Stepped(NamedTuple):
+    """What one step made."""
+
+    state: ExpertState
+    row: dict[str, Any]  # of metrics
+    batch: Batch | None
+    texts: list[str]
+
+
+def policy_gradient(
+    course: Course, state: ExpertState, step: int, examples: Sequence[Example], key: jax.Array, clock: Clock
+) -> Stepped:
+    """Sampled completions, their rewards, and loss.epochs updates."""
+    with clock("rollout"):
+        middles = _middles(state.raw, course.places, course.family)
+        drawn = sample(course.lm, course.spectra, middles, course.task, examples, key, course.rollouts, course.width)
+    with clock("grading"):
+        rewards = course.verdicts.rewards(step, drawn.texts, lambda: grade(course.task, examples, drawn.texts))
+    with clock("update"):
+        result = rewarded(course.lm, drawn, rewards, course.rollouts, course.loss)
+        state, metrics = course.update(state, result.batch, course.loss)
+        for _ in range(course.loss.epochs - 1):  # the first update's log-probs are those to compare with the sampler's
+            state, later = course.update(state, result.batch, course.loss)
+            metrics |= {name: value for name, value in later.items() if not name.startswith("logprob_gap")}
+    row = {**_earned(rewards), **metrics, **_lengths(result.tokens, rewards.size, result.overlong, result.empty)}
+    row["tokens_per_second"] = result.tokens / clock.seconds["rollout"]
+    return Stepped(state, row, result.batch, drawn.texts)
+
+
+def next_token(
+    course: Course, state: ExpertState, step: int, examples: Sequence[Example], key: jax.Array, clock: Clock
+) -> Stepped:
+    """One update on the examples' own answers; nothing is generated."""
+    del step, key
+    with clock("update"):
+        asked = prompts(course.lm, course.task, examples, course.width)
+        batch = supervised.solved(course.lm, course.task, examples, asked, course.answer_width)
+        loss = dataclasses.replace(course.loss, algorithm="reinforce", baseline="none", epochs=1)
+        state, metrics = course.update(state, batch, loss)
+    tokens = int(batch.completion_mask.sum())
+    return Stepped(state, {**metrics, "tokens": tokens, "mean_length": tokens / len(examples)}, batch, [])
+
+
+def evolution(
+    course: Course, state: ExpertState, step: int, examples: Sequence[Example], key: jax.Array, clock: Clock
+) -> Stepped:
+    """One generation: every member answers the same prompts, its fitness is its mean reward."""
+    with clock("rollout"):
+        members = _ask(course.search, state.opt_state, key)
+        answers = population.answer(
+            course.lm, members, course.places, course.family, course.task, examples, course.width, course.budget
+        )
+    with clock("grading"):
+        # The texts are member by member; a "sample" of prompt q is a member's answer to it.
+        turned = [
+            answers.texts[m * len(examples) + q] for q in range(len(examples)) for m in range(course.search.population)
+        ]
+        rewards = course.verdicts.rewards(step, turned, lambda: grade(course.task, examples, turned)).T
+    with clock("update"):
+        ties = population.likelihood_of_right(rewards, answers.mean_logprobs)
+        opt_state = _tell(course.search, state.opt_state, members, rewards.mean(axis=1), ties)
+        raw = course.search.solution(opt_state)
+        new = dataclasses.replace(state, raw=raw, opt_state=opt_state, step=state.step + 1)
+        z = _middles(raw, course.places, course.family)
+    tokens = int(answers.lengths.sum())
+    row = {
+        **_earned(rewards),
+        "best_reward": float(rewards.mean(axis=1).max()),
+        "z_spread": float(np.std(np.concatenate([np.ravel(x) for x in z.values()]))),
+        **_lengths(tokens, rewards.size, answers.overlong, answers.empty),
+        "tokens_per_second": tokens / clock.seconds["rollout"],
+    }
+    return Stepped(new, row, None, answers.texts)
+
+
+_STEPS = {"policy_gradient": policy_gradient, "next_token": next_token, "evolution": evolution}
+
+
+def _earned(rewards: np.ndarray) -> dict[str, float]:
+    return {"reward": float(rewards.mean()), "accuracy": float((rewards > 0).mean())}
+
+
+def _lengths(tokens: int, rows: int, overlong: int, empty: int) -> dict[str, Any]:
+    return {"tokens": tokens, "mean_length": tokens / rows, "overlong": overlong, "empty": empty}
 
 
 def fit(
@@ -165,72 +345,165 @@ def fit(
     loss: ReinforceConfig,
     cfg: TrainConfig,
     seed: int,
+    search: EvolutionConfig = EvolutionConfig(),
+    watch: GuardConfig = GuardConfig(),
+    validate: ValidationConfig = ValidationConfig(),
+    profile: bool = False,
     on_step: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> ExpertState:
-    """Trains until cfg.steps updates are done, going on from whatever `run_dir` holds.
+    """Trains until cfg.steps steps are done, going on from whatever `run_dir` holds.
 
     The state is saved after every step, and a step is a pure function of (seed, step, state): killed and started
-    again, a run ends in the same state bit for bit.
+    again, a run ends in the same state bit for bit. SIGTERM ends it at once, but lets a save finish.
 
     Args:
-      on_step: called with each step's row of metrics.
+      search, watch, validate: settings of evolution, of the guards and of the validation.
+      profile: write a trace of the second step of this process under run_dir/profile.
+      on_step: called with each step's row of metrics; `alarms` in it are lines.
+    Returns:
+      The last state; `chosen` of it is what the run is for.
     Raises:
-      UserError: the prompts are no multiple of the micro-batch, or the disk is full.
-      FloatingPointError: the loss or the gradient is not finite; the last sound state is kept.
+      UserError: settings that do not go together, a state that is damaged or of other settings, a reward function that
+        raised, a full disk.
+      FloatingPointError: a loss, gradient or reward is not finite, or an alarm stops the run; the last sound state is
+        kept, and the batch under run_dir/failed.
     """
-    check_micro_batch(rollouts, cfg)
+    check(family, rollouts, loss, cfg, search, watch)
     source = task.source("train")
-    width = prompt_width(lm, task, source)
-    nested = lm.model.nest(spectra)
-    places = sites(spectra)
-    checkpoints = Checkpoints(run_dir / "state")
-    state = init_state(spectra, family, cfg)
+    parts = (rollouts, loss, dataclasses.replace(cfg, steps=TrainConfig().steps), search, validate)
+    settings = _digest(str(family), task.name, lm.fingerprint, seed, *map(_unusual, parts))
+    checkpoints = Checkpoints(run_dir / "state", settings)
+    course = Course(
+        lm=lm,
+        spectra=spectra,
+        nested=lm.model.nest(spectra),
+        places=sites(spectra),
+        family=family,
+        task=task,
+        width=prompt_width(lm, task, source),
+        answer_width=solution_width(lm, task, source) if cfg.method == "next_token" else 0,
+        rollouts=rollouts,
+        loss=loss,
+        cfg=cfg,
+        search=search.search(lr=cfg.lr, centre=family.centre, bound=cfg.bound),
+        verdicts=Verdicts(run_dir),
+    )
+    held_out = evaluate.items(task, validate.split, validate.size) if validate.every else []
+    state = _start(course, validate)
     restored = checkpoints.restore(state)
     start, state = restored if restored else (0, state)
     log = MetricsLog(run_dir, start)
+    clock = Clock()
+
+    def validated(state: ExpertState, step: int) -> tuple[ExpertState, dict[str, float]]:
+        if state.best is None or not validation.is_due(step, cfg.steps, validate):
+            return state, {}
+        with clock("validation"):
+            accuracy = _accuracy(course, state.raw, held_out, validate.batch_size)
+        best = validation.better(state.best, state.raw, accuracy, step)
+        return dataclasses.replace(state, best=best), {"validation_accuracy": accuracy}
+
     try:
-        for step in range(start, cfg.steps):
-            started = time.perf_counter()
-            examples = [source[i] for i in batch_indices(len(source), rollouts.prompts, step, seed)]
-            middles = _middles(state.raw, places, family)
-            key = jax.random.fold_in(jax.random.key(seed), step)
-            result = rollout(lm, spectra, middles, task, examples, key, rollouts, loss, width)
-            sampled_at = time.perf_counter()
-            state, metrics = train_step(
-                state,
-                nested,
-                lm.params,
-                result.batch,
-                result.logprobs,
-                model=lm.model,
-                family=family,
-                loss=loss,
-                cfg=cfg,
-            )
-            metrics = {name: float(value) for name, value in metrics.items()}
-            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
-                raise FloatingPointError(f"step {step}: loss {metrics['loss']}, gradient {metrics['grad_norm']}")
-            ended = time.perf_counter()
-            row = {
-                "step": step,
-                "reward": float(result.rewards.mean()),
-                "accuracy": float((result.rewards > 0).mean()),
-                **metrics,
-                "tokens": result.tokens,
-                "mean_length": result.tokens / result.rewards.size,
-                "tokens_per_second": result.tokens / (sampled_at - started),
-                "rollout_seconds": sampled_at - started,
-                "update_seconds": ended - sampled_at,
-            }
-            log.write(row)
-            checkpoints.save(step + 1, state)
-            on_step(row)
+        with shielded() as shield:
+            if start == 0:
+                state, _ = validated(state, 0)
+            for step in range(start, cfg.steps):
+                if validation.is_over(state.best, step, validate):
+                    break
+                examples = [source[i] for i in batch_indices(len(source), rollouts.prompts, step, seed)]
+                key = jax.random.fold_in(jax.random.key(seed), step)
+                with _traced(run_dir / "profile", profile and step == start + 1):
+                    stepped = _guarded(course, state, step, examples, key, clock, run_dir, watch)
+                state, found = validated(stepped.state, step + 1)
+                row = {"step": step, **stepped.row, **found, **clock.lap()}
+                row |= {"alarms": guards.alarms(row, watch)} if guards.alarms(row, watch) else {}
+                log.write(row)
+                with shield.up():
+                    checkpoints.save(step + 1, state)
+                on_step(row)
+                if "alarms" in row and watch.on_alarm == "stop":
+                    said = "; ".join(row["alarms"])
+                    where = _keep(run_dir, step, examples, stepped.batch, stepped.texts, said)
+                    raise FloatingPointError(f"step {step}: {said}; the batch is kept in {where}")
     finally:
         log.close()
         checkpoints.close()
     return state
 
 
+def _unusual(settings: Any) -> dict[str, Any]:
+    """Settings that are not the default, so that one added in a later version does not make a state another's."""
+    return {k: v for k, v in dataclasses.asdict(settings).items() if v != getattr(type(settings)(), k)}
+
+
+def _digest(*parts: Any) -> bytes:
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+
+def _start(course: Course, validate: ValidationConfig) -> ExpertState:
+    """The state before the first step."""
+    state = init_state(course.spectra, course.family, course.cfg)
+    if course.cfg.method == "evolution":
+        state = dataclasses.replace(state, opt_state=course.search.init(state.raw))
+    return dataclasses.replace(state, best=validation.nothing_yet(state.raw)) if validate.every else state
+
+
+def _guarded(
+    course: Course,
+    state: ExpertState,
+    step: int,
+    examples: Sequence[Example],
+    key: jax.Array,
+    clock: Clock,
+    run_dir: Path,
+    watch: GuardConfig,
+) -> Stepped:
+    """One step of the method; what goes wrong in it is kept, and stops the run or leaves the step out."""
+    try:
+        stepped = _STEPS[course.cfg.method](course, state, step, examples, key, clock)
+    except RewardError as error:
+        where = _keep(run_dir, step, examples, None, error.texts, str(error))
+        raise UserError(f"step {step}: {error}; its completions are kept in {where}") from error
+    if guards.is_finite(stepped.row):
+        return stepped
+    reason = ", ".join(f"{name} {stepped.row[name]}" for name in ("loss", "grad_norm", "reward") if name in stepped.row)
+    where = _keep(run_dir, step, examples, stepped.batch, stepped.texts, reason)
+    if watch.not_finite == "stop":
+        raise FloatingPointError(f"step {step}: {reason}; the batch is kept in {where}")
+    return stepped._replace(state=state, row={**stepped.row, "skipped": 1})
+
+
+def _keep(
+    run_dir: Path, step: int, examples: Sequence[Example], batch: Batch | None, texts: Sequence[str], reason: str
+) -> Path:
+    about = {"reason": reason, "examples": list(map(dict, examples)), "texts": list(texts)}
+    return guards.keep_batch(run_dir / "failed", step, batch, about)
+
+
+def _accuracy(course: Course, raw: Any, held_out: Sequence[evaluate.Item], batch_size: int) -> float:
+    """Share of right greedy answers of the adapted model."""
+    adapted = merge(course.lm, course.spectra, _middles(raw, course.places, course.family))
+    records = evaluate.evaluate(adapted, held_out, batch_size=batch_size, progress=False)
+    return float(np.mean([record.correct for record in records]))
+
+
+@contextlib.contextmanager
+def _traced(directory: Path, is_on: bool) -> Iterator[None]:
+    """Inside, JAX's profiler writes a trace."""
+    with jax.profiler.trace(str(directory)) if is_on else contextlib.nullcontext():
+        yield
+
+
 @partial(jax.jit, static_argnames=("family",))
 def _middles(raw: Any, places: Mapping[str, Site], family: Family) -> dict[str, Any]:
     return family.middles(raw, places)
+
+
+@partial(jax.jit, static_argnames=("search",))
+def _ask(search: Any, opt_state: Any, key: jax.Array) -> Any:
+    return search.ask(opt_state, key)
+
+
+@partial(jax.jit, static_argnames=("search",))
+def _tell(search: Any, opt_state: Any, members: Any, fitness: Any, ties: Any) -> Any:
+    return search.tell(opt_state, members, fitness, ties)

@@ -2,7 +2,7 @@ import pytest
 
 from sva.cli import main
 
-COMMANDS = ("demo", "fetch", "decompose", "train", "evaluate", "generate", "expert")
+COMMANDS = ("demo", "fetch", "decompose", "train", "evaluate", "generate", "expert", "report")
 
 
 @pytest.fixture(autouse=True)

@@ -22,9 +22,9 @@ def _unembed(head):
 
 
 def _plain(hidden, ref, head, targets):
-    """The three scores in float64, one token at a time."""
+    """The five scores in float64, one token at a time."""
     hidden, ref, head = (np.asarray(x, np.float64) for x in (hidden, ref, head))
-    out = np.zeros((3, ROWS, LENGTH))
+    out = np.zeros((5, ROWS, LENGTH))
     for b in range(ROWS):
         for t in range(LENGTH):
             p, q = (np.exp(head @ x[b, t]) / np.exp(head @ x[b, t]).sum() for x in (hidden, ref))
@@ -33,22 +33,25 @@ def _plain(hidden, ref, head, targets):
                 np.log(p[targets[b, t]]),
                 entropy,
                 sum(y * (np.log(y) - np.log(x)) for x, y in zip(p, q, strict=True)),
+                sum(x * (np.log(x) - np.log(y)) for x, y in zip(p, q, strict=True)),
+                np.log(q[targets[b, t]]),
             )
     return out
 
 
-@pytest.mark.parametrize("chunk", [32, 7, 3, 1])
+@pytest.mark.parametrize("chunk", [None, 7, 3, 1])
 def test_scores_are_those_of_a_plain_loop_at_any_chunk(chunk, arrays):
     hidden, ref, head, targets = arrays
     scores = score(_unembed(head), hidden, targets, ref, chunk=chunk)
     for ours, plain in zip(scores, _plain(hidden, ref, head, np.asarray(targets)), strict=True):
         np.testing.assert_allclose(ours, plain, atol=1e-5)
     assert (scores.kl > 0).all()
+    assert (scores.reverse_kl > 0).all()
 
 
 def test_gradients_do_not_depend_on_the_chunk(arrays):
     hidden, ref, head, targets = arrays
-    weights = jnp.asarray(np.random.default_rng(1).normal(0, 1, (3, ROWS, LENGTH)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(1).normal(0, 1, (5, ROWS, LENGTH)), jnp.float32)
 
     def loss(hidden, head, chunk):
         scores = score(_unembed(head), hidden, targets, ref, chunk=chunk)
@@ -79,13 +82,34 @@ def test_no_array_of_all_tokens_times_the_vocabulary_is_held(arrays):
 def test_kl_of_a_policy_with_itself_is_zero_and_flat(arrays):
     hidden, _, head, targets = arrays
     scores = score(_unembed(head), hidden, targets, hidden, chunk=3)
-    np.testing.assert_allclose(scores.kl, 0, atol=1e-6)
-    slope = jax.grad(lambda x: jnp.sum(score(_unembed(head), x, targets, hidden).kl))(hidden)
-    assert np.abs(slope).max() < 1e-6
+    for kind in ("kl", "reverse_kl"):
+        np.testing.assert_allclose(getattr(scores, kind), 0, atol=1e-6)
+        slope = jax.grad(lambda x, kind=kind: jnp.sum(getattr(score(_unembed(head), x, targets, hidden), kind)))(hidden)
+        assert np.abs(slope).max() < 1e-6
 
 
 def test_the_reference_gets_no_gradient_and_may_be_absent(arrays):
     hidden, ref, head, targets = arrays
-    slope = jax.grad(lambda ref: jnp.sum(score(_unembed(head), hidden, targets, ref).kl))(ref)
+    slope = jax.grad(lambda ref: sum(map(jnp.sum, score(_unembed(head), hidden, targets, ref))))(ref)
     assert not np.asarray(slope).any()
-    np.testing.assert_array_equal(score(_unembed(head), hidden, targets).kl, np.zeros((ROWS, LENGTH)))
+    for nothing in score(_unembed(head), hidden, targets)[2:]:
+        np.testing.assert_array_equal(nothing, np.zeros((ROWS, LENGTH)))
+
+
+def test_the_compiled_gradient_holds_a_fraction_of_all_tokens_logits():
+    rows, length, vocabulary = 4, 2048, 2048
+    whole = rows * length * vocabulary * 4  # bytes of [B, N, V] in float32
+    shapes = ((rows, length, 8), (rows, length, 8), (vocabulary, 8))
+    hidden, ref, head = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    targets = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+    def loss(hidden, ref, head, targets, chunk):
+        scores = score(_unembed(head), hidden, targets, ref, chunk=chunk)
+        return jnp.sum(scores.logprobs + scores.kl + scores.reverse_kl)
+
+    def bytes_of(chunk):
+        compiled = jax.jit(jax.grad(loss), static_argnums=4).lower(hidden, ref, head, targets, chunk).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(None) < whole / 3
+    assert bytes_of(length) > 2 * whole

@@ -10,6 +10,7 @@ import torch
 from sva.lm import decompose, load
 from sva.reinforce import Batch, ReinforceConfig, advantages, reinforce_loss
 from sva.spectral.family import SIGMOID_NUCLEAR
+from sva.train import ExpertState, TrainConfig, train_step
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,8 @@ def _gradient(lm, spectra, batch, raw, cfg):
     return step(raw, spectra, lm.params, batch)
 
 
-def _public_code(torch_model, spectra, batch, raw, kl_coef):
+def _public_loss(torch_model, spectra, batch, p, kl_coef):
     """FIELD.md 3.1 and 3.3: dense composition, one sequence at a time, sum over tokens, / batch."""
-    p = {name: torch.tensor(np.asarray(x), requires_grad=True) for name, x in raw.items()}
     total = torch.zeros(())
     for row in range(4):
         prompt = np.asarray(batch.prompt_ids[row // 2])[np.asarray(batch.prompt_mask[row // 2]) > 0]
@@ -63,8 +63,32 @@ def _public_code(torch_model, spectra, batch, raw, kl_coef):
                 ref = torch.log_softmax(torch_model(ids).logits[0, len(prompt) - 1 : -1], -1)
             kl = torch.nn.functional.kl_div(logps, ref, log_target=True, reduction="sum")
             total = total + kl_coef * kl / 4
+    return total
+
+
+def _parameters(raw):
+    return {name: torch.nn.Parameter(torch.tensor(np.asarray(x))) for name, x in raw.items()}
+
+
+def _public_code(torch_model, spectra, batch, raw, kl_coef):
+    """(loss, gradient of p) of the public code's step, in float32."""
+    p = _parameters(raw)
+    total = _public_loss(torch_model, spectra, batch, p, kl_coef)
     total.backward()
     return float(total.detach()), {name: x.grad.numpy() for name, x in p.items()}
+
+
+def _public_steps(torch_model, spectra, batch, raw, kl_coef, steps):
+    """p after each step of the public code's loop, in float32: joint clip to 1e-3, Adam at lr 2e-3."""
+    p = _parameters(raw)
+    adam, path = torch.optim.Adam(p.values(), lr=2e-3), []
+    for _ in range(steps):
+        adam.zero_grad()
+        _public_loss(torch_model, spectra, batch, p, kl_coef).backward()
+        torch.nn.utils.clip_grad_norm_(p.values(), 1e-3)
+        adam.step()
+        path.append({name: x.detach().clone().numpy() for name, x in p.items()})
+    return path
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.2])
@@ -75,6 +99,21 @@ def test_gradient_equals_the_public_codes(setting, kl_coef):
     assert float(loss) == pytest.approx(expected_loss, rel=1e-4)
     for name, gradient in grads.items():
         assert np.linalg.norm(gradient - expected[name]) < 1e-4 * np.linalg.norm(expected[name])
+        np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.2])
+def test_p_after_one_and_after_five_steps_is_the_public_codes(setting, kl_coef):
+    torch_model, lm, spectra, batch, raw = setting
+    cfg = TrainConfig(lr=2e-3, clip_norm=1e-3, micro_batch=1)
+    state = ExpertState(raw, cfg.optimizer().init(raw), jnp.zeros((), jnp.int32))
+    settings = dict(family=SIGMOID_NUCLEAR, loss=ReinforceConfig(baseline="none", kl_coef=kl_coef), cfg=cfg)
+    for step, theirs in enumerate(_public_steps(torch_model, spectra, batch, raw, kl_coef, 5)):
+        state, _ = train_step(state, lm.model.nest(spectra), lm.params, batch, model=lm.model, **settings)
+        largest = max(np.abs(state.raw[name] - x).max() for name, x in theirs.items())
+        if step in (0, 4):
+            assert largest < {0: 3e-4, 4: 8e-4}[step]
+    assert max(np.abs(state.raw[name] - x).max() for name, x in raw.items()) > 5e-3  # it has gone somewhere
 
 
 def test_shared_prompts_equal_repeated_ones(setting):

@@ -38,6 +38,7 @@ def test_a_run_leaves_everything_that_tells_what_it_did(run, settings, toy):
         "config.yaml",
         "state",
         "metrics.jsonl",
+        "spectrum.png",
         "tensorboard",
         "before.jsonl",
         "after.jsonl",
@@ -73,7 +74,7 @@ def test_the_experts_file_is_for_this_base_and_says_what_it_is(run, toy):
 def test_a_finished_run_is_read_and_not_repeated(run, settings, toy, monkeypatch):
     run_dir, expert, result = run
     monkeypatch.setattr("sva.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
-    monkeypatch.setattr("sva.train.rollout", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("sva.train.sample", lambda *_, **__: pytest.fail("trained again"))
     again, same = runs.train_expert(settings(run_dir), lm=toy, progress=False)
     for name, raw in expert.raw.items():
         np.testing.assert_array_equal(again.raw[name], raw)
@@ -87,6 +88,25 @@ def test_a_directory_of_other_settings_is_refused_by_name(run, settings, toy):
     with pytest.raises(UserError, match=r"seed: 0 there, 7 asked for; train\.lr: 0\.01 there, 0\.02 asked") as caught:
         runs.train_expert(settings(run_dir, "seed=7", "train.lr=0.02"), lm=toy, progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default(run, settings, tmp_path):
+    text = (run[0] / "config.yaml").read_text()
+    without = text[: text.index("guards:")] + text[text.index("validation:") :]
+    (tmp_path / "config.yaml").write_text(without)
+    runs._check_same(settings(run[0]), tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"guards\.not_finite: stop there, skip asked for"):
+        runs._check_same(settings(run[0], "guards.not_finite=skip"), tmp_path / "config.yaml")
+
+
+def test_a_run_that_validates_yields_its_best_step(settings, toy, tmp_path, monkeypatch):
+    found = iter([0.0, 0.5, 0.25, 0.25])
+    monkeypatch.setattr("sva.train._accuracy", lambda *_: next(found))
+    expert, result = runs.train_expert(settings(tmp_path / "run", "validation.every=1"), lm=toy, progress=False)
+    assert result["best_step"] == 1
+    one, _ = runs.train_expert(settings(tmp_path / "one", "train.steps=1"), lm=toy, progress=False)
+    for name, raw in one.raw.items():
+        np.testing.assert_array_equal(expert.raw[name], raw)
 
 
 def test_a_directory_in_use_is_refused_and_freed_after_a_failure(settings, toy, tmp_path, monkeypatch):

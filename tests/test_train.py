@@ -1,7 +1,9 @@
 import collections
 import dataclasses
 import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +17,17 @@ import pytest
 
 from sva.checkpoint import Checkpoints
 from sva.errors import UserError
+from sva.evolution import EvolutionConfig
+from sva.guards import GuardConfig, load_batch
 from sva.lm import decompose
 from sva.metrics import read
 from sva.reinforce import ReinforceConfig
-from sva.rollout import RolloutConfig, prompt_width, rollout
-from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR
+from sva.rollout import RolloutConfig, prompt_width, prompts, rollout
+from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
+from sva.supervised import solved
 from sva.testing import NameAColour, toy_lm
 from sva.train import TrainConfig, fit, init_state, train_step
+from sva.validation import ValidationConfig
 
 SMALL = dict(
     rollouts=RolloutConfig(prompts=4, samples=4),
@@ -29,7 +35,13 @@ SMALL = dict(
     cfg=TrainConfig(steps=5, lr=0.05, micro_batch=2, remat=False),
     seed=3,
 )
-TIMES = ("tokens_per_second", "rollout_seconds", "update_seconds")
+
+
+def _is_time(name):
+    return name == "tokens_per_second" or name.endswith("_seconds")
+
+
+ONE_STEP = dataclasses.replace(SMALL["cfg"], steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +55,7 @@ def _fit(toy, spectra, run_dir, **changes):
 
 
 def _rows(run_dir):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read(run_dir / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if not _is_time(k)} for row in read(run_dir / "metrics.jsonl")]
 
 
 def _assert_same(one, two):
@@ -71,11 +83,11 @@ def batch(toy, spectra):
     return rollout(toy, spectra, ones, task, examples, jax.random.key(0), *settings)
 
 
-def _step(toy, spectra, batch, sampled, state=None, **changes):
+def _step(toy, spectra, batch, state=None, **changes):
     cfg = TrainConfig(**(dict(micro_batch=4, remat=False, clip_norm=1e9) | changes))
     state = state or init_state(spectra, LINEAR, cfg)
     settings = dict(model=toy.model, family=LINEAR, loss=ReinforceConfig(kl_coef=0.1), cfg=cfg)
-    return train_step(state, toy.model.nest(spectra), toy.params, batch, sampled, **settings)
+    return train_step(state, toy.model.nest(spectra), toy.params, batch, **settings)
 
 
 def test_a_rollouts_batch_says_what_was_sampled_and_what_it_earned(toy, batch):
@@ -110,16 +122,18 @@ def test_without_score_eos_the_end_token_is_left_out_and_nothing_else(toy, spect
 
 
 def test_the_sampler_and_the_trainer_agree_on_log_probs(toy, spectra, batch):
-    _, metrics = _step(toy, spectra, batch.batch, batch.logprobs)
+    _, metrics = _step(toy, spectra, batch.batch)
     assert float(metrics["logprob_gap"]) < 1e-4
-    _, metrics = _step(toy, spectra, batch.batch, batch.logprobs + 0.5)
+    off = dataclasses.replace(batch.batch, sampled=batch.batch.sampled + 0.5)
+    _, metrics = _step(toy, spectra, off)
     assert float(metrics["logprob_gap"]) == pytest.approx(0.5, abs=1e-3)
+    assert float(metrics["logprob_gap_mean"]) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_micro_batches_and_rematerialisation_give_the_same_update(toy, spectra, batch):
-    one, metrics = _step(toy, spectra, batch.batch, batch.logprobs)
+    one, metrics = _step(toy, spectra, batch.batch)
     for changes in (dict(micro_batch=2), dict(micro_batch=1, remat=True)):
-        other, others = _step(toy, spectra, batch.batch, batch.logprobs, **changes)
+        other, others = _step(toy, spectra, batch.batch, **changes)
         for name in metrics:
             assert float(others[name]) == pytest.approx(float(metrics[name]), rel=1e-4, abs=1e-6)
         # Adam's first moment is a tenth of the gradient; the update itself is close to its sign.
@@ -128,15 +142,15 @@ def test_micro_batches_and_rematerialisation_give_the_same_update(toy, spectra, 
 
 
 def test_scanned_layers_give_the_same_update(toy, spectra, batch):
-    one, metrics = _step(toy, spectra, batch.batch, batch.logprobs)
-    other, others = _step(toy_lm(scan_layers=True), spectra, batch.batch, batch.logprobs, remat=True)
+    one, metrics = _step(toy, spectra, batch.batch)
+    other, others = _step(toy_lm(scan_layers=True), spectra, batch.batch, remat=True)
     assert float(others["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-4)
     for name, moment in one.opt_state[1][0].mu.items():
         assert np.linalg.norm(moment - other.opt_state[1][0].mu[name]) < 1e-4 * np.linalg.norm(moment)
 
 
 def test_the_gradient_is_clipped_jointly(toy, spectra, batch):
-    state, metrics = _step(toy, spectra, batch.batch, batch.logprobs, clip_norm=1e-3)
+    state, metrics = _step(toy, spectra, batch.batch, clip_norm=1e-3)
     moments = np.concatenate([np.asarray(x) for x in state.opt_state[1][0].mu.values()])
     assert np.linalg.norm(moments) == pytest.approx(1e-4, rel=1e-3)  # a tenth of it
     assert float(metrics["grad_norm"]) > 0.1  # as it was before
@@ -144,10 +158,10 @@ def test_the_gradient_is_clipped_jointly(toy, spectra, batch):
 
 
 def test_another_batch_and_a_later_state_compile_nothing(toy, spectra, batch, compilations):
-    state, _ = _step(toy, spectra, batch.batch, batch.logprobs)
+    state, _ = _step(toy, spectra, batch.batch)
     changed = dataclasses.replace(batch.batch, completion_ids=(batch.batch.completion_ids + 1) % 32)
     compilations.clear()
-    state, metrics = _step(toy, spectra, changed, batch.logprobs, state)
+    state, metrics = _step(toy, spectra, changed, state)
     assert compilations == []
     assert int(state.step) == 2
 
@@ -211,13 +225,247 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(toy, s
 
     toy_params = dict(toy.params)
     broken = dataclasses.replace(toy, params=toy_params)
-    with pytest.raises(FloatingPointError, match="step 2: loss nan"):
+    with pytest.raises(FloatingPointError, match="step 2: loss nan, grad_norm nan, reward .*; the batch is kept in"):
         _fit(broken, spectra, tmp_path, on_step=poison)
     checkpoints = Checkpoints(tmp_path / "state")
     step, state = checkpoints.restore(init_state(spectra, SIGMOID_NUCLEAR, SMALL["cfg"]))
     checkpoints.close()
     assert step == 2
     assert all(np.isfinite(x).all() for x in state.raw.values())
+    # What was kept is enough to do the step again.
+    kept = load_batch(tmp_path / "failed" / "step-000002.safetensors")
+    note = json.loads((tmp_path / "failed" / "step-000002.json").read_text())
+    assert len(note["examples"]) == len(kept.prompt_ids) == 4
+    assert len(note["texts"]) == len(kept.completion_ids) == 16
+    settings = dict(model=toy.model, family=SIGMOID_NUCLEAR, loss=SMALL["loss"], cfg=SMALL["cfg"])
+    _, metrics = train_step(state, toy.model.nest(spectra), toy_params, kept, **settings)
+    assert np.isnan(metrics["loss"])
+    _, metrics = train_step(state, toy.model.nest(spectra), toy.params, kept, **settings)
+    assert np.isfinite(metrics["loss"])
+
+
+def test_a_step_that_is_not_finite_is_left_out_where_that_is_asked_for(toy, spectra, tmp_path):
+    def poison(row):
+        toy_params["norm"] = {"weight": jnp.full(32, jnp.nan)} if row["step"] == 1 else toy.params["norm"]
+
+    toy_params = dict(toy.params)
+    broken, rows = dataclasses.replace(toy, params=toy_params), []
+    both = lambda row: (rows.append(row), poison(row))  # noqa: E731
+    state = _fit(broken, spectra, tmp_path, watch=GuardConfig(not_finite="skip"), on_step=both)
+    assert [row["step"] for row in rows if "skipped" in row] == [2]
+    assert int(state.step) == 4  # updates
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert (tmp_path / "failed" / "step-000002.safetensors").exists()
+
+
+class Moody(NameAColour):
+    """Raises from the given call on, until it is mended."""
+
+    def grade(self, completion, example):
+        calls.append(completion)
+        if 0 <= limit[0] < len(calls):
+            raise ZeroDivisionError("division by zero\nand more")
+        return super().grade(completion, example)
+
+
+calls, limit = [], [-1]
+
+
+def test_a_reward_function_that_raises_is_one_line_and_the_batch_is_kept(toy, spectra, tmp_path, whole):
+    calls.clear()
+    limit[0] = 20  # in the second step, of 16 completions each
+    with pytest.raises(
+        UserError, match=r"step 1: the reward of task .* raised ZeroDivisionError \(division by zero\)"
+    ) as e:
+        fit(toy, spectra, SIGMOID_NUCLEAR, Moody(), tmp_path, **SMALL)
+    assert "\n" not in str(e.value)
+    note = json.loads((tmp_path / "failed" / "step-000001.json").read_text())
+    assert note["texts"][:5] == calls[16:21]
+    assert len(note["texts"]) == 16
+    limit[0] = -1
+    _assert_same(fit(toy, spectra, SIGMOID_NUCLEAR, Moody(), tmp_path, **SMALL), whole[0])
+
+
+def test_a_step_done_again_gets_the_verdicts_that_it_got(toy, spectra, tmp_path, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _fit(toy, spectra, tmp_path)
+    calls.clear()
+    limit[0] = 0  # a grader that would raise is not asked for the first step again, but for the second
+    with pytest.raises(UserError, match="step 1: the reward"):
+        fit(toy, spectra, SIGMOID_NUCLEAR, Moody(), tmp_path, **SMALL)
+    assert len(calls) == 1
+    limit[0] = -1
+    _assert_same(fit(toy, spectra, SIGMOID_NUCLEAR, Moody(), tmp_path, **SMALL), whole[0])
+
+
+def test_alarms_are_told_in_the_row_and_stop_the_run_where_asked(toy, spectra, tmp_path):
+    rows = []
+    watch = GuardConfig(min_reward=2.0, max_length=1000)
+    _fit(toy, spectra, tmp_path / "tell", watch=watch, on_step=rows.append, cfg=ONE_STEP)
+    assert rows[0]["alarms"] == [f"reward {rows[0]['reward']:.4g} is below guards.min_reward=2.0"]
+    assert read(tmp_path / "tell" / "metrics.jsonl")[0]["alarms"] == rows[0]["alarms"]
+    with pytest.raises(FloatingPointError, match=r"step 0: reward .* is below guards\.min_reward=2\.0; the batch"):
+        _fit(toy, spectra, tmp_path / "stop", watch=dataclasses.replace(watch, on_alarm="stop"), cfg=ONE_STEP)
+
+
+def test_a_row_tells_what_a_steps_time_was_spent_on_and_counts_odd_completions(toy, spectra, tmp_path):
+    rows = []
+    _fit(toy, spectra, tmp_path, on_step=rows.append, cfg=ONE_STEP)
+    parts = [rows[0][f"{name}_seconds"] for name in ("rollout", "grading", "update", "rest")]
+    assert all(part > 0 for part in parts)
+    assert rows[0]["step_seconds"] == pytest.approx(sum(parts))
+    assert rows[0]["overlong"] > 0  # of 4 tokens, most do not end
+    assert rows[0]["logprob_gap"] < 1e-4
+
+
+def test_greedy_rollouts_are_one_a_prompt(toy, spectra, tmp_path):
+    rows = []
+    greedy = RolloutConfig(prompts=4, samples=1, temperature=0)
+    _fit(toy, spectra, tmp_path, rollouts=greedy, loss=ReinforceConfig(baseline="none"), on_step=rows.append)
+    assert rows[0]["reward"] in (-1, -0.5, 0, 0.5, 1)
+    with pytest.raises(UserError, match="greedy completions of one prompt are all the same"):
+        RolloutConfig(samples=2, temperature=0)
+
+
+def test_several_epochs_go_on_from_one_another_and_clip(toy, spectra, tmp_path):
+    rows = []
+    loss = ReinforceConfig(algorithm="grpo", epochs=3, clip_low=1e-3, clip_high=1e-3)
+    state = _fit(toy, spectra, tmp_path, loss=loss, on_step=rows.append, cfg=ONE_STEP)
+    assert int(state.step) == 3
+    assert rows[0]["clipped"] > 0.1  # in the last epoch most ratios have left 0.999..1.001
+    assert rows[0]["logprob_gap"] < 1e-4  # the first one's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Red(NameAColour):
+    """With an answer to learn."""
+
+    def _rows(self, split):
+        return [{**row, "answer": "red boat"} for row in super()._rows(split)]
+
+
+def test_next_token_prediction_learns_the_given_answers(toy, spectra, tmp_path):
+    rows = []
+    cfg = TrainConfig(method="next_token", steps=12, lr=0.05, micro_batch=2, remat=False)
+    fit(
+        toy,
+        spectra,
+        SIGMOID_NUCLEAR,
+        Red(),
+        tmp_path,
+        **(SMALL | dict(cfg=cfg, loss=ReinforceConfig())),
+        on_step=rows.append,
+    )
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert "reward" not in rows[0]
+    with pytest.raises(UserError, match="no answer in answer, label, answerKey that its own grader calls right"):
+        _fit(toy, spectra, tmp_path / "none", cfg=cfg)
+
+
+def test_the_next_token_loss_is_the_mean_over_all_answer_tokens(toy, spectra):
+    task, cfg = Red(), TrainConfig(micro_batch=1, remat=False)
+    examples = [{"thing": "apple", "of": "boat", "answer": "red"}, {"thing": "door", "of": "kite", "answer": "red red"}]
+    asked = prompts(toy, task, examples, 32)
+    data = solved(toy, task, examples, asked, 8)
+    np.testing.assert_array_equal(data.completion_mask.sum(axis=1), [2, 3])  # the end token is learnt
+    np.testing.assert_array_equal(np.asarray(data.completion_ids)[:, :3], [[5, 1, 0], [5, 5, 1]])
+    ids, mask = np.concatenate([asked[0], data.completion_ids], 1), np.concatenate([asked[1], data.completion_mask], 1)
+    logps = jax.nn.log_softmax(toy.logits(ids, mask)[:, 31:-1], axis=-1)
+    each = np.take_along_axis(np.asarray(logps), np.asarray(data.completion_ids)[:, :, None], axis=2)[..., 0]
+    settings = dict(model=toy.model, family=LINEAR, loss=ReinforceConfig(baseline="none"), cfg=cfg)
+    state = init_state(spectra, LINEAR, cfg)
+    _, metrics = train_step(state, toy.model.nest(spectra), toy.params, data, **settings)
+    assert float(metrics["loss"]) == pytest.approx(-(each * np.asarray(data.completion_mask)).sum() / 5, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["es", "cem"])
+def test_evolution_raises_the_reward_and_resumes_bit_for_bit(strategy, toy, spectra, tmp_path):
+    rows = []
+    search = EvolutionConfig(strategy=strategy, population=16, sigma=0.3)
+    cfg = TrainConfig(method="evolution", steps=8, lr=0.1)
+    settings = SMALL | dict(cfg=cfg, search=search, rollouts=RolloutConfig(prompts=4))
+    whole = _fit(toy, spectra, tmp_path / "a", **settings, on_step=rows.append)
+    assert np.mean([row["reward"] for row in rows[-2:]]) > np.mean([row["reward"] for row in rows[:2]])
+    assert rows[-1]["best_reward"] >= rows[-1]["reward"]
+
+    def stop(row):
+        if row["step"] == 3:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        _fit(toy, spectra, tmp_path / "b", **settings, on_step=stop)
+    _assert_same(_fit(toy, spectra, tmp_path / "b", **settings), whole)
+
+
+def test_evolution_of_what_is_no_z_is_refused(toy, spectra, tmp_path):
+    cfg = TrainConfig(method="evolution")
+    with pytest.raises(UserError, match="core:r=3 is no z; use linear"):
+        fit(toy, spectra, family("core:r=3"), NameAColour(), tmp_path, **(SMALL | dict(cfg=cfg)))
+    with pytest.raises(UserError, match=r"bfloat16 is for gradients"):
+        _fit(toy, spectra, tmp_path, cfg=dataclasses.replace(cfg, param_dtype="bfloat16"))
+    with pytest.raises(UserError, match=r"train\.bound=0\.5 is for gradients and for"):
+        _fit(toy, spectra, tmp_path, cfg=dataclasses.replace(cfg, bound=0.5))
+
+
+def test_an_alarm_for_a_kl_that_nobody_computes_is_refused(toy, spectra, tmp_path):
+    with pytest.raises(UserError, match=r"guards\.max_kl=3 needs a KL"):
+        _fit(toy, spectra, tmp_path, loss=ReinforceConfig(), watch=GuardConfig(max_kl=3))
+
+
+def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, spectra, tmp_path, monkeypatch):
+    found = iter([0.25, 0.5, 0.75, 0.75, 0.5, pytest.fail])
+    monkeypatch.setattr("sva.train._accuracy", lambda *_: next(found))
+    states = []
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: (states.append(state), save(self, step, state)))
+    cfg = dataclasses.replace(SMALL["cfg"], steps=20)
+    settings = SMALL | dict(cfg=cfg, validate=ValidationConfig(every=2, patience=2))
+    state = _fit(toy, spectra, tmp_path, **settings)
+    assert [row.get("validation_accuracy") for row in _rows(tmp_path)] == [None, 0.5, None, 0.75] + [
+        None,
+        0.75,
+        None,
+        0.5,
+    ]
+    assert int(state.best.step) == 4
+    _assert_same(state.chosen, states[3].raw)
+    assert (jax.tree.leaves(state.raw)[0] != jax.tree.leaves(state.chosen)[0]).any()
+    _assert_same(_fit(toy, spectra, tmp_path, **settings), state)  # stopped is stopped
+
+
+def test_a_base_that_no_step_improves_on_is_what_is_kept(toy, spectra, tmp_path, monkeypatch):
+    found = iter([0.5, 0.5, 0.25])
+    monkeypatch.setattr("sva.train._accuracy", lambda *_: next(found))
+    cfg = dataclasses.replace(SMALL["cfg"], steps=2)
+    state = _fit(toy, spectra, tmp_path, cfg=cfg, validate=ValidationConfig(every=1))
+    assert int(state.best.step) == 0
+    _assert_same(state.chosen, init_state(spectra, SIGMOID_NUCLEAR, cfg).raw)
+
+
+def test_a_real_validation_is_of_the_adapted_model(toy, spectra, tmp_path):
+    _fit(toy, spectra, tmp_path, validate=ValidationConfig(every=5, size=8))
+    (accuracy,) = [row["validation_accuracy"] for row in _rows(tmp_path) if "validation_accuracy" in row]
+    assert accuracy * 8 == round(accuracy * 8)
+
+
+def test_states_of_other_settings_and_damaged_ones_are_refused_in_one_line(toy, spectra, tmp_path, whole):
+    run_dir = tmp_path / "run"
+    _fit(toy, spectra, run_dir)
+    with pytest.raises(UserError, match="holds states of other settings"):
+        _fit(toy, spectra, run_dir, seed=4)
+    state = run_dir / "state" / "5"
+    for file in [path for path in state.rglob("*") if path.is_file() and "manifest" in path.name]:
+        file.unlink()
+    with pytest.raises(
+        UserError, match=r"the state of step 5 cannot be read .*remove .* goes on from step 4"
+    ) as caught:
+        _fit(toy, spectra, run_dir)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(state)
+    _assert_same(_fit(toy, spectra, run_dir), whole[0])
+    assert _rows(run_dir) == whole[1]
 
 
 def test_prompts_that_are_no_whole_micro_batches_are_refused(toy, spectra, tmp_path):
@@ -279,3 +527,31 @@ def test_a_run_that_was_killed_goes_on_from_its_last_step(toy, spectra, tmp_path
     with np.load(tmp_path / "state.npz") as final:
         _assert_same(dict(final), whole[0].raw)
     assert _rows(tmp_path) == whole[1]
+
+
+def test_a_run_told_to_end_ends_at_once_and_goes_on_bit_for_bit(toy, spectra, tmp_path, whole):
+    def tell(row):
+        if row["step"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        _fit(toy, spectra, tmp_path, on_step=tell)
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    _assert_same(_fit(toy, spectra, tmp_path), whole[0])
+
+
+def test_a_save_that_is_under_way_is_finished_first(toy, spectra, tmp_path, monkeypatch):
+    save, finished = Checkpoints.save, []
+
+    def slow(self, step, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, step, state)
+        finished.append(step)
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    with pytest.raises(SystemExit):
+        _fit(toy, spectra, tmp_path)
+    assert finished == [1]

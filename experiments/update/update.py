@@ -108,7 +108,6 @@ class Ours:
         ones = jnp.ones((ROWS, NEW), jnp.int32)
         prompt_mask = jnp.ones((ROWS, PROMPT), jnp.int32)
         self.batch = Batch(ids[:, :PROMPT], prompt_mask, ids[:, PROMPT:], ones, jnp.asarray(rewards))
-        self.sampled = jnp.zeros((ROWS, NEW))
 
     def compose(self) -> Any:
         """The parameter tree with all W'."""
@@ -136,7 +135,6 @@ class Ours:
             self.spectra,
             self.lm.params,
             self.batch,
-            self.sampled,
             model=self.lm.model,
             family=FAMILY,
             loss=ReinforceConfig(baseline="none"),
