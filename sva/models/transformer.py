@@ -14,6 +14,7 @@ from sva.models.cache import Cache
 from sva.models.config import ModelConfig
 from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary
 from sva.models.weights import nest
+from sva.sharding import constrain, hidden_axes
 
 
 class Transformer(nn.Module):
@@ -81,7 +82,8 @@ class Transformer(nn.Module):
         # Behind a barrier: XLA would compute cosines, sines and masks again in every layer, for every head.
         rope = rotary(positions, inverse_frequencies(cfg.rope, cfg.head_dim), self.dtype)
         rope, mask = jax.lax.optimization_barrier((rope, mask))
-        x = self.embed_tokens(input_ids)
+        x = constrain(self.embed_tokens(input_ids), *hidden_axes(1))  # first as the table lies: no copy of it is made
+        x = constrain(x, *hidden_axes(input_ids.shape[1]))
         if self.scan_layers:
             windows = jnp.asarray(cfg.windows, jnp.int32) if has_windows else None
             kv = None if cache is None else cache.kv

@@ -1,0 +1,92 @@
+"""The trees of `Leaf` (shape and logical axes) of everything that lies on a mesh, from the one declaration of weights."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sva.models.cache import KV, Cache
+from sva.models.config import ModelConfig
+from sva.models.transformer import Transformer
+from sva.models.weights import expected, nest, split_name
+from sva.sharding import Leaf, sharding
+from sva.spectral.forms import Spectrum
+
+
+def params(model: Transformer, without: Iterable[str] = ()) -> dict[str, Any]:
+    """The linen tree of the base weights; `without` the ones named, which some adapter never reads."""
+    absent = set(without)
+    return nested(model, {name: leaf for name, leaf in expected(model.cfg).items() if name not in absent})
+
+
+def spectra(cfg: ModelConfig, names: Iterable[str]) -> dict[str, Spectrum]:
+    """{weight name: Spectrum of Leaf}: U has the weight's output axis, V^T its input axis; s is repeated."""
+    weights = expected(cfg)
+    return {name: _spectrum(weights[name]) for name in names}
+
+
+def cache(model: Transformer, rows: int, slots: int) -> Cache:
+    """Of an empty cache as `sva.models.cache.init` makes it."""
+    cfg = model.cfg
+    heads = (rows, cfg.num_kv_heads)
+    kv = KV(
+        Leaf((*heads, cfg.head_dim, slots), ("batch", "kv_heads", None, None)),
+        Leaf((*heads, slots, cfg.head_dim), ("batch", "kv_heads", None, None)),
+    )
+    marks = Leaf((rows, slots), ("batch", None))
+    layers: Any = _stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
+    return Cache(layers, positions=marks, valid=marks, index=Leaf((), ()))  # pyright: ignore[reportArgumentType]
+
+
+def rows(tree: Any) -> Any:
+    """Of the arrays of a batch, whose first axis is its rows."""
+    return jax.tree.map(lambda x: Leaf(x.shape, ("batch", *(None,) * (x.ndim - 1))), tree)
+
+
+def nested(model: Transformer, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The linen tree of trees of Leaf keyed by weight name: as `model.nest`, stacked layers being a first axis."""
+    if not model.scan_layers:
+        return nest(named, num_layers=model.cfg.num_layers, scan=False)
+    split = {name: split_name(name) for name in named}
+    tree = nest({name: value for name, value in named.items() if split[name][0] is None}, num_layers=0, scan=False)
+    kinds = {".".join(path): named[name] for name, (layer, path) in split.items() if layer is not None}
+    stacks = {path: _stacked(value, model.cfg.num_layers) for path, value in kinds.items()}
+    return tree | {"layers": nest(stacks, num_layers=0, scan=False)}
+
+
+def abstract(tree: Any, dtype: Any, mesh: Mesh) -> Any:
+    """The tree of jax.ShapeDtypeStruct of a tree of Leaf on a mesh; the s of a spectrum is float32 whatever `dtype`."""
+
+    def one(leaf: Leaf, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding(leaf, mesh))
+
+    def visit(x: Any) -> Any:
+        return Spectrum(one(x.u), one(x.s, jnp.float32), one(x.vt)) if isinstance(x, Spectrum) else one(x)
+
+    return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, Leaf | Spectrum))
+
+
+def _spectrum(weight: Leaf) -> Spectrum:
+    (out, into), rank = weight.shape, min(weight.shape)
+    out_axis, in_axis = weight.axes
+    out_units, in_units = weight.units or weight.shape
+    return Spectrum(
+        Leaf((out, rank), (out_axis, "rank"), (out_units, rank)),
+        Leaf((rank,), (None,)),
+        Leaf((rank, into), ("rank", in_axis), (rank, in_units)),
+    )
+
+
+def _stacked(tree: Any, layers: int) -> Any:
+    def one(leaf: Leaf) -> Leaf:
+        return Leaf((layers, *leaf.shape), (None, *leaf.axes), (layers, *(leaf.units or leaf.shape)))
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, Leaf))
+
+
+def size(tree: Any) -> int:
+    """How many numbers a tree of Leaf holds."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))
