@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sva import generate as generation
@@ -17,13 +19,15 @@ from sva.buckets import batch_bucket, budget_bucket, drop_prefix, left_pad, leng
 from sva.errors import UserError
 from sva.fetch import resolve
 from sva.generate import Generation
-from sva.models.checkpoint import match, open_checkpoint
+from sva.models import layout
+from sva.models.checkpoint import Checkpoint, match, open_checkpoint
 from sva.models.export import save_checkpoint
 from sva.models.load import digest, fingerprint, load_params
 from sva.models.transformer import Transformer, logits
 from sva.models.weights import expected, split_name, unnest
 from sva.paths import cache_dir
 from sva.sampling import Greedy, Sampling
+from sva.sharding import notes, place, shardings
 from sva.spectral import cores, forms, store
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_fit, check_middles
@@ -50,6 +54,7 @@ class LM:
     name: str
     quantisation: str | None = None  # of the file that the weights came from
     known_fingerprint: str | None = dataclasses.field(default=None, repr=False)
+    mesh: Mesh | None = None  # on which the params lie by the rules of `sva.sharding`; None: one device
     spectra: dict[str, Spectrum] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # read so far
 
     @cached_property
@@ -162,6 +167,7 @@ def load(
     dtype: str = "float32",
     *,
     scan_layers: bool | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> LM:
     """A language model from a path (Hugging Face directory or GGUF file), a hub id or a known name.
@@ -170,6 +176,8 @@ def load(
       name_or_path: see `sva.fetch.resolve` for where it is looked for.
       dtype: "float32" or "bfloat16", of weights and activations.
       scan_layers: one compiled layer for all; by default on a TPU only.
+      mesh: from `sva.make_mesh`, to lay the weights on; what its axes do not divide is said on stderr. Work with the
+        model under `jax.set_mesh(mesh)`.
       progress: show bars on stderr.
     Raises:
       UserError: nothing there, an unsupported architecture, or a damaged checkpoint.
@@ -180,8 +188,10 @@ def load(
     checkpoint = open_checkpoint(path)
     scan = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
     model = Transformer(checkpoint.config, DTYPES[dtype], scan_layers=scan)
-    params, known = load_params(checkpoint, model, progress=progress)
-    return LM(model, params, load_tokenizer(path), str(name_or_path), checkpoint.quantisation, known)
+    for note in [] if mesh is None else notes(layout.params(model), mesh):
+        print(f"sva: {note}", file=sys.stderr)
+    params, known = load_params(checkpoint, model, mesh=mesh, progress=progress)
+    return LM(model, params, load_tokenizer(path), str(name_or_path), checkpoint.quantisation, known, mesh)
 
 
 def decompose(lm: LM, targets: str = "mlp", *, rank: int | None = None, progress: bool = True) -> dict[str, Spectrum]:
@@ -243,10 +253,8 @@ def decompose_checkpoint(
         for name in tqdm(specs, "fingerprint", unit="weight", file=sys.stderr, disable=not progress, leave=False)
     )
 
-    def read(name: str) -> np.ndarray:
-        return checkpoint.read(name).astype(DTYPES[dtype], copy=False).astype(np.float32, copy=False)
-
-    sources = {name: store.Source(specs[name].shape, partial(read, name)) for name in mine}
+    held = np.dtype(DTYPES[dtype])
+    sources = {name: store.Source(specs[name].shape, partial(_read, checkpoint, name, held)) for name in mine}
     directory = _spectra_dir(known, dtype, rank)
     records = {
         record.name: record
@@ -272,20 +280,42 @@ def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[s
 
 
 def _spectra(lm: LM, names: Sequence[str], rank: int | None, progress: bool) -> dict[str, Spectrum]:
-    """Spectra in the model's dtype, out of the store."""
-    weights = lm.named_params()
+    """Spectra in the model's dtype, out of the store, on the model's devices; one matrix at a time is on the host."""
     dtype = np.dtype(lm.model.dtype)
-
-    def read(name: str) -> np.ndarray:
-        return np.asarray(weights[name], np.float32)
-
-    sources = {name: store.Source(weights[name].shape, partial(read, name)) for name in names}
     directory = _spectra_dir(lm.fingerprint, dtype.name, rank)
-    found = store.decompose(sources, lm.fingerprint, directory, dtype=dtype.name, rank=rank, progress=progress)
-    return {
-        name: Spectrum(jnp.asarray(u, dtype), jnp.asarray(s), jnp.asarray(vt, dtype))
-        for name, (u, s, vt) in found.items()
+    settings: dict[str, Any] = {"dtype": dtype.name, "rank": rank, "progress": progress}
+    if lm.mesh is not None and lm.mesh.is_multi_process:
+        # A process holds parts of the weights only: it decomposes its share of them out of the checkpoint.
+        checkpoint = open_checkpoint(resolve(lm.name))
+        shapes = {name: spec.shape for name, spec in expected(lm.model.cfg).items()}
+        sources = {name: store.Source(shapes[name], partial(_read, checkpoint, name, dtype)) for name in names}
+        mine = {name: sources[name] for name in list(names)[jax.process_index() :: jax.process_count()]}
+        for _ in store.stream(mine, lm.fingerprint, directory, **settings):
+            pass
+        multihost_utils.sync_global_devices("sva: spectra")
+    else:
+        weights = lm.named_params()
+        sources = {
+            name: store.Source(weights[name].shape, lambda name=name: np.asarray(weights[name], np.float32))
+            for name in names
+        }
+    placed = {
+        record.name: _on_devices(lm, record.name, Spectrum(u.astype(dtype), s, vt.astype(dtype)))
+        for record, (u, s, vt) in store.stream(sources, lm.fingerprint, directory, **settings)
     }
+    return {name: placed[name] for name in names}
+
+
+def _on_devices(lm: LM, name: str, spectrum: Spectrum) -> Spectrum:
+    if lm.mesh is None:
+        return jax.tree.map(jnp.asarray, spectrum)
+    leaves = layout.spectrum(expected(lm.model.cfg)[name], len(spectrum.s))
+    return place(spectrum, shardings(leaves, lm.mesh))
+
+
+def _read(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> np.ndarray:
+    """A weight in float32, rounded first to the dtype that the model holds it in."""
+    return checkpoint.read(name).astype(dtype, copy=False).astype(np.float32, copy=False)
 
 
 def _spectra_dir(known: str, dtype: str, rank: int | None) -> Path:
@@ -352,7 +382,7 @@ def merge(lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> LM:
     """
     check_middles(z, spectra)
     params = merge_params(lm.model, lm.params, spectra, z)
-    return LM(lm.model, params, lm.tokenizer, f"{lm.name} (merged)", lm.quantisation)
+    return LM(lm.model, params, lm.tokenizer, f"{lm.name} (merged)", lm.quantisation, mesh=lm.mesh)
 
 
 def merge_params(

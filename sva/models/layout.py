@@ -25,7 +25,18 @@ def params(model: Transformer, without: Iterable[str] = ()) -> dict[str, Any]:
 def spectra(cfg: ModelConfig, names: Iterable[str]) -> dict[str, Spectrum]:
     """{weight name: Spectrum of Leaf}: U has the weight's output axis, V^T its input axis; s is repeated."""
     weights = expected(cfg)
-    return {name: _spectrum(weights[name]) for name in names}
+    return {name: spectrum(weights[name], min(weights[name].shape)) for name in names}
+
+
+def spectrum(weight: Leaf, rank: int) -> Spectrum:
+    """Of one weight (out, in), with `rank` components."""
+    (out, into), (out_axis, in_axis) = weight.shape, weight.axes
+    out_units, in_units = weight.units or weight.shape
+    return Spectrum(
+        Leaf((out, rank), (out_axis, "rank"), (out_units, rank)),
+        Leaf((rank,), (None,)),
+        Leaf((rank, into), ("rank", in_axis), (rank, in_units)),
+    )
 
 
 def cache(model: Transformer, rows: int, slots: int) -> Cache:
@@ -67,17 +78,6 @@ def abstract(tree: Any, dtype: Any, mesh: Mesh) -> Any:
         return Spectrum(one(x.u), one(x.s, jnp.float32), one(x.vt)) if isinstance(x, Spectrum) else one(x)
 
     return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, Leaf | Spectrum))
-
-
-def _spectrum(weight: Leaf) -> Spectrum:
-    (out, into), rank = weight.shape, min(weight.shape)
-    out_axis, in_axis = weight.axes
-    out_units, in_units = weight.units or weight.shape
-    return Spectrum(
-        Leaf((out, rank), (out_axis, "rank"), (out_units, rank)),
-        Leaf((rank,), (None,)),
-        Leaf((rank, into), ("rank", in_axis), (rank, in_units)),
-    )
 
 
 def _stacked(tree: Any, layers: int) -> Any:
