@@ -1,4 +1,8 @@
-"""Training state on disk, through orbax: small, saved after every step, whole or not there."""
+"""Training state on disk, through orbax: small, saved after every step, whole or not there.
+
+Of several processes, process 0 alone writes and reads, and tells the others: what it writes are whole arrays, so that
+a state written on one mesh is read on any other, by any number of processes.
+"""
 
 import errno
 import os
@@ -7,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from sva.distributed import agree, is_writer, to_host
 from sva.files import as_os_error, disk_error
 
 _ROOM = 1 << 20  # bytes: orbax writes many small files beside the arrays
@@ -19,8 +25,16 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="sva")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            enable_async_checkpointing=False,
+            **({"multiprocessing_options": alone, "create": False} if jax.process_count() > 1 else {}),
+        )
+        self._manager = None
+        if is_writer():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state: Any) -> None:
         """Writes `state` (a pytree of arrays) as that step's; returns when it is on disk.
@@ -28,6 +42,10 @@ class Checkpoints:
         Raises:
           UserError: the disk is full; the states saved before are untouched.
         """
+        if self._manager is None:
+            return
+        if jax.process_count() > 1:
+            state = to_host(state)  # orbax would look for the other processes' parts of an array that spans them
         # Asked first, because orbax reports a disk that fills under it from several threads, with tracebacks.
         size = sum(x.nbytes for x in jax.tree.leaves(state))
         try:
@@ -44,12 +62,19 @@ class Checkpoints:
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the latest state, in the structure of `like`; None where there is none."""
-        step = self._manager.latest_step()
-        if step is None:
+        latest = self._manager.latest_step() if self._manager is not None else None
+        step = int(agree(np.asarray(-1 if latest is None else latest)))
+        if step < 0:
             return None
+        if jax.process_count() > 1:
+            like = to_host(like)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return step, self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        state = like
+        if self._manager is not None:
+            state = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        return step, jax.tree.map(agree, state)
 
     def close(self) -> None:
         """Ends orbax's background work."""
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()

@@ -12,6 +12,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from sva.errors import UserError, at_least
 from sva.reinforce import ReinforceConfig
 from sva.rollout import RolloutConfig
+from sva.sharding import MeshConfig
 from sva.spectral.family import family
 from sva.train import TrainConfig, check_micro_batch
 from sva.trees import nearest
@@ -46,6 +47,7 @@ class Config:
     reinforce: ReinforceConfig = dataclasses.field(default_factory=ReinforceConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
 
     def __post_init__(self) -> None:
         family(self.parametrisation)

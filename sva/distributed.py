@@ -21,8 +21,8 @@ HEARTBEAT = 60  # seconds without a sign of life after which a process counts as
 def start(environ: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes of this run where the environment tells of any; must come before JAX's first device.
 
-    `SVA_COORDINATOR` (host:port of process 0), `SVA_PROCESSES` (how many) and `SVA_PROCESS` (which one this is) say it by
-    hand. Without them JAX finds out by itself under SLURM (a step of more than one task), on GKE (more than one TPU
+    `SVA_COORDINATOR` (host:port of process 0), `SVA_PROCESSES` (how many) and `SVA_PROCESS` (which one this is) say it
+    by hand. Without them JAX finds out by itself under SLURM (a step of more than one task), on GKE (more than one TPU
     worker) and, where `SVA_DISTRIBUTED=1`, on whatever else it knows, such as the workers of a Cloud TPU VM.
 
     Raises:
@@ -35,7 +35,9 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
     if given:
         missing = [name for name in BY_HAND if name not in given]
         if missing:
-            raise UserError(f"{', '.join(given)} set, but not {', '.join(missing)}; a run of several processes needs all")
+            raise UserError(
+                f"{', '.join(given)} set, but not {', '.join(missing)}; a run of several processes needs all"
+            )
         if not (given["SVA_PROCESSES"].isdecimal() and given["SVA_PROCESS"].isdecimal()):
             raise UserError(
                 f"SVA_PROCESSES={given['SVA_PROCESSES']} and SVA_PROCESS={given['SVA_PROCESS']} must be whole numbers"

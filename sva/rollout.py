@@ -10,11 +10,13 @@ import numpy as np
 
 from sva import chat
 from sva.buckets import budget_bucket, left_pad, length_bucket
-from sva.errors import above, at_least
+from sva.distributed import to_host
+from sva.errors import UserError, above, at_least
 from sva.generate import generate
 from sva.lm import LM, check_prompts, merge_params, pad_eos
 from sva.reinforce import Batch, ReinforceConfig, advantages
 from sva.sampling import Temperature
+from sva.spectral.cores import adapters
 from sva.spectral.forms import Spectrum
 from sva.tasks.base import Example, Task
 
@@ -28,6 +30,9 @@ class RolloutConfig:
     max_new_tokens: int | None = None  # the task's own budget by default
     temperature: float = 1.0
     score_eos: bool = True  # train the end token too; the public code never does
+    form: str = (
+        "dense"  # merged once a step, beside the base; "factored": on the spectra alone, which spares the weights
+    )
 
     def __post_init__(self) -> None:
         at_least("rollout.prompts", self.prompts, 1)
@@ -35,6 +40,8 @@ class RolloutConfig:
         if self.max_new_tokens is not None:
             at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
         above("rollout.temperature", self.temperature, 0)
+        if self.form not in ("dense", "factored"):
+            raise UserError(f"rollout.form={self.form!r} is not known; use dense or factored")
 
 
 class Rollout(NamedTuple):
@@ -67,19 +74,25 @@ def rollout(
     rows = len(examples) * cfg.samples
     budget = cfg.max_new_tokens or task.max_new_tokens
     eos = chat.end_tokens(lm)
+    params, adapter = lm.params, None
+    if cfg.form == "factored":
+        adapter = adapters(lm.model.nest(spectra), lm.model.nest(z))
+    else:
+        params = merge_params(lm.model, lm.params, spectra, z)
     out = generate(
         lm.model,
-        merge_params(lm.model, lm.params, spectra, z),
+        params,
         ids,
         mask,
         jnp.asarray(budget, jnp.int32),
         pad_eos(eos),
         jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
+        adapter,
         max_new_tokens=budget_bucket(budget),
         sampling=Temperature(cfg.temperature),
         samples=cfg.samples,
     )
-    tokens, logprobs, lengths = (np.asarray(x) for x in out)
+    tokens, logprobs, lengths = to_host(out)
     completions = chat.decode(lm, tokens, lengths)
     right = [task.grade(text, examples[row // cfg.samples]).correct for row, text in enumerate(completions)]
     rewards = np.where(right, 1.0, -1.0).astype(np.float32).reshape(-1, cfg.samples)

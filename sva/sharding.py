@@ -122,7 +122,7 @@ def notes(tree: Any, mesh: Mesh) -> list[str]:
             wanted = next((axes for name, axes in RULES if name == axis), None)
             if axes is None and wanted and (parts := _parts(wanted, mesh)) > 1 and size % parts:
                 lines[f"{axis} ({size}) is repeated: {' x '.join(wanted)} = {parts} does not divide it"] = None
-    return list(lines)
+    return sorted(lines)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

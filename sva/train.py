@@ -15,12 +15,15 @@ from flax import struct
 
 from sva.adam import bfloat16_adam
 from sva.checkpoint import Checkpoints
+from sva.distributed import is_writer, to_host
 from sva.errors import UserError, above, at_least
 from sva.lm import LM
 from sva.metrics import MetricsLog
+from sva.models.layout import place_rows
 from sva.models.transformer import Transformer
 from sva.reinforce import Batch, ReinforceConfig, reinforce_loss, sites_of
 from sva.rollout import RolloutConfig, prompt_width, rollout
+from sva.sharding import constrain, place, repeat_all, replicated
 from sva.spectral.family import Family
 from sva.spectral.forms import Spectrum
 from sva.spectral.members import Site, sites
@@ -126,7 +129,12 @@ def train_step(
     model = model.clone(remat=cfg.remat)
     prompts = batch.prompt_ids.shape[0]
     count = prompts // cfg.micro_batch
-    pieces = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), (batch, sampled))
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(count, x.shape[0] // count, *x.shape[1:])
+        return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    pieces = jax.tree.map(split, (batch, sampled))
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), state.raw)  # so that gradients and their sums are float32
 
     def loss_of(raw: Mapping[str, Any], batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -151,7 +159,7 @@ def train_step(
         "logprob_gap": gap,
         "z_spread": jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(middles)])),
     }
-    return ExpertState(raw, opt_state, state.step + 1), metrics
+    return repeat_all((ExpertState(raw, opt_state, state.step + 1), metrics))
 
 
 def fit(
@@ -182,32 +190,34 @@ def fit(
     source = task.source("train")
     width = prompt_width(lm, task, source)
     nested = lm.model.nest(spectra)
+    run_on = nested if rollouts.form == "factored" else spectra
     places = sites(spectra)
     checkpoints = Checkpoints(run_dir / "state")
     state = init_state(spectra, family, cfg)
     restored = checkpoints.restore(state)
     start, state = restored if restored else (0, state)
-    log = MetricsLog(run_dir, start)
+    if lm.mesh is not None:
+        state = place(to_host(state), jax.tree.map(lambda _: replicated(lm.mesh), state))
+    log = MetricsLog(run_dir, start) if is_writer() else None
     try:
         for step in range(start, cfg.steps):
             started = time.perf_counter()
             examples = [source[i] for i in batch_indices(len(source), rollouts.prompts, step, seed)]
             middles = _middles(state.raw, places, family)
             key = jax.random.fold_in(jax.random.key(seed), step)
-            result = rollout(lm, spectra, middles, task, examples, key, rollouts, loss, width)
+            result = rollout(lm, run_on, middles, task, examples, key, rollouts, loss, width)
             sampled_at = time.perf_counter()
             state, metrics = train_step(
                 state,
                 nested,
                 lm.params,
-                result.batch,
-                result.logprobs,
+                *place_rows((result.batch, result.logprobs), lm.mesh),
                 model=lm.model,
                 family=family,
                 loss=loss,
                 cfg=cfg,
             )
-            metrics = {name: float(value) for name, value in metrics.items()}
+            metrics = {name: float(value) for name, value in to_host(metrics).items()}
             if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
                 raise FloatingPointError(f"step {step}: loss {metrics['loss']}, gradient {metrics['grad_norm']}")
             ended = time.perf_counter()
@@ -222,11 +232,13 @@ def fit(
                 "rollout_seconds": sampled_at - started,
                 "update_seconds": ended - sampled_at,
             }
-            log.write(row)
+            if log is not None:
+                log.write(row)
             checkpoints.save(step + 1, state)
             on_step(row)
     finally:
-        log.close()
+        if log is not None:
+            log.close()
         checkpoints.close()
     return state
 

@@ -13,24 +13,15 @@ With SVA_COORDINATOR, SVA_PROCESSES and SVA_PROCESS set, each process brings its
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", default="smollm2-135m-instruct-q4_1")
-parser.add_argument("--meshes", nargs="+", default=["1x1x1", "8x1x1", "2x4x1", "2x2x2"])
-parser.add_argument("--devices", type=int, default=8, help="of this process")
-parser.add_argument("--scan", action="store_true", help="scan the layers")
-parser.add_argument("--output", type=Path, default=Path(__file__).with_name("result.json"))
-
-if __name__ == "__main__":  # before JAX is imported
-    ARGUMENTS = parser.parse_args()
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={ARGUMENTS.devices}"
 
 import jax
 import jax.numpy as jnp
@@ -95,22 +86,23 @@ class Adapted(NamedTuple):
     alphas: np.ndarray  # [B, E_max]
 
 
-def raws(spectra: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Raw values of an expert that moves every component."""
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(0.1, 0.3, x.s.shape).astype(np.float32) for name, x in spectra.items()}
-
-
-def setting(source: str, mesh: Mesh | None, scan: bool) -> Setting:
-    """The model, laid on the mesh as it is loaded; without one, on one device."""
-    lm = sva.load(source, scan_layers=scan, mesh=mesh, progress=False)
-    spectra = sva.decompose(lm, "mlp", progress=False)
-    labels = ("colour", "thing")
-    experts = [
-        Expert(raws(spectra, seed), "sigmoid_nuclear", {"label": label, "description": f"a {label}"})
-        for seed, label in enumerate(labels)
-    ]
+def setting(lm: LM, spectra: dict[str, Any]) -> Setting:
+    """The model with two experts that move every component."""
+    experts = []
+    for seed, label in enumerate(("colour", "thing")):
+        rng = np.random.default_rng(seed)
+        raw = {name: rng.normal(0.1, 0.3, x.s.shape).astype(np.float32) for name, x in spectra.items()}
+        experts.append(Expert(raw, "sigmoid_nuclear", {"label": label, "description": f"a {label}"}))
     return Setting(lm, spectra, experts)
+
+
+def moved(base: Setting, mesh: Mesh) -> Setting:
+    """The same on a mesh. Host devices that hold the same array share its memory, so a copied model costs none."""
+    leaves = layout.spectra(base.lm.model.cfg, base.spectra)
+    spectra = sharding.place(jax.tree.map(np.asarray, base.spectra), sharding.shardings(leaves, mesh))
+    weights = sharding.shardings(layout.params(base.lm.model), mesh)
+    params = sharding.place(jax.tree.map(np.asarray, base.lm.params), weights)
+    return Setting(dataclasses.replace(base.lm, params=params, mesh=mesh, spectra=spectra), spectra, base.experts)
 
 
 def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray) -> Any:
@@ -209,31 +201,39 @@ def margins(lm: LM, on: Adapted, ours: np.ndarray, theirs: np.ndarray, *, sample
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2-135m-instruct-q4_1")
+    parser.add_argument("--meshes", nargs="+", default=["1x1x1", "8x1x1", "2x4x1", "2x2x2"])
+    parser.add_argument("--devices", type=int, default=8, help="of this process")
+    parser.add_argument("--scan", action="store_true", help="scan the layers")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("result.json"))
+    arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", arguments.devices)
     runtime.start()
     distributed.start()
     with tempfile.TemporaryDirectory() as directory:
-        source = ARGUMENTS.model
+        source = arguments.model
         if source == "toy":
             os.environ["SVA_CACHE"] = str(Path(directory) / "cache")
             source = str(Path(directory) / "toy")
             toy_lm().save(source)
-        result = compare(source)
-    result |= {"model": ARGUMENTS.model, "scan_layers": ARGUMENTS.scan, "processes": jax.process_count()}
+        result = compare(sva.load(source, scan_layers=arguments.scan, progress=False), arguments.meshes)
+    result |= {"model": arguments.model, "scan_layers": arguments.scan, "processes": jax.process_count()}
     result |= {"devices": jax.device_count(), "versions": versions(), "command": command()}
     if distributed.is_writer():
-        write_json(ARGUMENTS.output, result)
+        write_json(arguments.output, result)
         print(json.dumps(result, indent=2))
 
 
-def compare(source: str) -> dict[str, Any]:
+def compare(lm: LM, meshes: Sequence[str]) -> dict[str, Any]:
     """One row a mesh, each beside one device of this process."""
-    base = setting(source, None, ARGUMENTS.scan)
+    base = setting(lm, sva.decompose(lm, "mlp", progress=False))
     want, on = measure(base, None)
     rows = {}
-    for name in ARGUMENTS.meshes:
+    for name in meshes:
         mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, name.split("x"))))
         with jax.set_mesh(mesh):
-            at = setting(source, mesh, ARGUMENTS.scan)
+            at = moved(base, mesh)
             got, _ = measure(at, want.batch)
         names = list(want.grads)
         rows[name] = {

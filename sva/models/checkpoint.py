@@ -39,9 +39,9 @@ class Checkpoint:
     """A model's weights on disk, not yet in memory.
 
     `shapes` names every weight as Hugging Face does and gives its stored shape, (out, in) for matrices;
-    `read` returns one of them as stored (GGUF: unpacked to float32), in memory of its own; `read_rows`, where the format
-    allows it, only some of its rows. `quantisation` is the commonest packed type of a GGUF file ("Q4_1"), None where
-    nothing is packed.
+    `read` returns one of them as stored (GGUF: unpacked to float32), in memory of its own; `read_rows`, where the
+    format allows it, only some of its rows. `quantisation` is the commonest packed type of a GGUF file ("Q4_1"), None
+    where nothing is packed.
     """
 
     path: Path

@@ -1,25 +1,43 @@
-"""The trees of `Leaf` (shape and logical axes) of everything that lies on a mesh, from the one declaration of weights."""
+"""Shape and logical axes (`Leaf`) of everything that lies on a mesh, from the one declaration of weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from sva.models.cache import KV, Cache
 from sva.models.config import ModelConfig
 from sva.models.transformer import Transformer
 from sva.models.weights import expected, nest, split_name
-from sva.sharding import Leaf, sharding
+from sva.sharding import Leaf, place, sharding, shardings
 from sva.spectral.forms import Spectrum
 
 
-def params(model: Transformer, without: Iterable[str] = ()) -> dict[str, Any]:
-    """The linen tree of the base weights; `without` the ones named, which some adapter never reads."""
-    absent = set(without)
-    return nested(model, {name: leaf for name, leaf in expected(model.cfg).items() if name not in absent})
+def params(model: Transformer, without: Collection[str] = ()) -> dict[str, Any]:
+    """The linen tree of the base weights; `without` the ones named, which some adapter stands in for."""
+    return nested(model, {name: leaf for name, leaf in expected(model.cfg).items() if name not in without})
+
+
+def places(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], list[str]]:
+    """{path in the linen tree: the weight there, or, in order, the layers that are stacked there}."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        layer, path = split_name(name)
+        if layer is not None:
+            path = ("layers" if model.scan_layers else f"layers_{layer}", *path)
+        found.setdefault(path, []).append(name)
+    return found
+
+
+def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
+    """`expected`, of the weights that a linen tree of parameters holds."""
+    paths = flatten_dict(tree).keys()
+    weights = expected(model.cfg)
+    return {name: weights[name] for path, names in places(weights, model).items() if path in paths for name in names}
 
 
 def spectra(cfg: ModelConfig, names: Iterable[str]) -> dict[str, Spectrum]:
@@ -55,6 +73,13 @@ def cache(model: Transformer, rows: int, slots: int) -> Cache:
 def rows(tree: Any) -> Any:
     """Of the arrays of a batch, whose first axis is its rows."""
     return jax.tree.map(lambda x: Leaf(x.shape, ("batch", *(None,) * (x.ndim - 1))), tree)
+
+
+def place_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """A batch (the same on every process) with its rows divided over a mesh; None leaves it where it is."""
+    if mesh is None:
+        return tree
+    return place(jax.tree.map(np.asarray, tree), shardings(rows(tree), mesh))
 
 
 def nested(model: Transformer, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,18 +18,24 @@ from sva.errors import UserError
 from sva.models import layout
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.transformer import Transformer
-from sva.models.weights import expected, split_name
+from sva.models.weights import expected
 from sva.sharding import sharding
 
 
 def load_params(
-    checkpoint: Checkpoint, model: Transformer, *, mesh: Mesh | None = None, progress: bool = True
+    checkpoint: Checkpoint,
+    model: Transformer,
+    *,
+    mesh: Mesh | None = None,
+    without: Collection[str] = (),
+    progress: bool = True,
 ) -> tuple[dict[str, Any], str]:
     """(params, fingerprint) of an open checkpoint; peak memory is one copy of the weights and one weight more.
 
     Weights come out in the model's dtype; layers are stacked as they are read where the model scans them. On a mesh
     each device is given its own part and nothing else. Of several processes, each reads of a weight the rows that its
-    devices hold; whole it reads only its share of the weights, those that it digests for all.
+    devices hold; whole it reads only its share of the weights, those that it digests for all. Weights in `without` are
+    digested like the others and not kept.
 
     Raises:
       UserError: a weight is missing, unexpected, given twice, of the wrong shape, or holds NaN or infinite values.
@@ -51,7 +57,13 @@ def load_params(
     leaves = flatten_dict(layout.params(model))
     arrays: dict[tuple[str, ...], jax.Array] = {}
     with tqdm(total=len(specs), desc="load", unit="weight", file=sys.stderr, disable=not progress, leave=False) as bar:
-        for path, names in _places(specs, model).items():
+        for path, names in layout.places(specs, model).items():
+            if names[0] in without:
+                if mesh is None or not mesh.is_multi_process:
+                    for name in names:
+                        read(name)
+                bar.update(len(names))
+                continue
             leaf = leaves[path]
             is_stack = path[0] == "layers"
             if mesh is None:
@@ -78,17 +90,6 @@ def digest(weight: np.ndarray) -> str:
 def fingerprint(digests: Iterable[tuple[str, str]]) -> str:
     """Hexadecimal sha256 over (name, digest) of every weight, whatever their order and their files."""
     return hashlib.sha256("\n".join(f"{name} {value}" for name, value in sorted(digests)).encode()).hexdigest()
-
-
-def _places(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], list[str]]:
-    """{path in the linen tree: the weight there, or, in order, the layers that are stacked there}."""
-    places: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        layer, path = split_name(name)
-        if layer is not None:
-            path = ("layers" if model.scan_layers else f"layers_{layer}", *path)
-        places.setdefault(path, []).append(name)
-    return places
 
 
 def _whole(

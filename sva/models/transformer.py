@@ -100,7 +100,10 @@ class Transformer(nn.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """[..., V] float32 logits of hidden [..., D]."""
         head = self.embed_tokens.attend if self.cfg.tie_word_embeddings else self.lm_head
-        return head(hidden).astype(jnp.float32)
+        rows, *lengths, width = hidden_axes(1)  # the states go to the largest matrix, not a copy of it to every device
+        lengths = lengths * (hidden.ndim - 2)
+        logits = head(constrain(hidden, rows, *lengths, width)).astype(jnp.float32)
+        return constrain(logits, "batch", *lengths, "vocab")
 
     def nest(self, named: Mapping[str, Any]) -> dict[str, Any]:
         """The linen tree of a tree keyed by weight name; a linen tree passes through."""
