@@ -1,4 +1,8 @@
-"""Training state on disk, through orbax: small, saved after every step, whole or not there."""
+"""Training state on disk, through orbax: small, saved after every step, whole or not there.
+
+Of several processes, process 0 alone writes and reads, and tells the others: what it writes are whole arrays, so that
+a state written on one mesh is read on any other, by any number of processes.
+"""
 
 import errno
 import os
@@ -10,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sva.distributed import agree, is_writer, to_host
 from sva.errors import UserError
 from sva.files import as_os_error, disk_error
 
@@ -23,8 +28,16 @@ class Checkpoints:
         """`settings` is a digest of what the run depends on, of 32 bytes; it is saved and compared with each state."""
         self._directory = directory.resolve()
         self._settings = np.frombuffer(settings.ljust(32, b"\0"), np.uint8)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="sva")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            enable_async_checkpointing=False,
+            **({"multiprocessing_options": alone, "create": False} if jax.process_count() > 1 else {}),
+        )
+        self._manager = None
+        if is_writer():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state: Any) -> None:
         """Writes `state` (a pytree of arrays) as that step's; returns when it is on disk.
@@ -32,6 +45,10 @@ class Checkpoints:
         Raises:
           UserError: the disk is full; the states saved before are untouched.
         """
+        if self._manager is None:
+            return
+        if jax.process_count() > 1:
+            state = to_host(state)  # orbax would look for the other processes' parts of an array that spans them
         # Asked first, because orbax reports a disk that fills under it from several threads, with tracebacks.
         size = sum(x.nbytes for x in jax.tree.leaves(state))
         try:
@@ -52,26 +69,32 @@ class Checkpoints:
         Raises:
           UserError: the state is damaged, or one of other settings.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        latest = self._manager.latest_step() if self._manager is not None else None
+        step = int(agree(np.asarray(-1 if latest is None else latest)))
+        if step < 0:
             return None
+        if jax.process_count() > 1:
+            like = to_host(like)
+        state = like if self._manager is None else self._read(self._manager, step, like)
+        return step, jax.tree.map(agree, state)
+
+    def _read(self, manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like, "settings": self._settings})
         try:
-            found = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            found = manager.restore(step, args=ocp.args.StandardRestore(target))
         except Exception as error:  # orbax and tensorstore have a dozen ways to say it
-            raise UserError(self._damaged(step, error)) from error
+            earlier = [str(number) for number in manager.all_steps() if number < step]
+            after = f"from step {earlier[-1]}" if earlier else "from the start"
+            raise UserError(
+                f"the state of step {step} cannot be read ({type(error).__name__}): files of "
+                f"{self._directory / str(step)} are missing, damaged or of another version; remove that directory, and "
+                f"the same command goes on {after}"
+            ) from error
         if self._settings.any() and not np.array_equal(found["settings"], self._settings):
             raise UserError(f"{self._directory} holds states of other settings; choose another run_dir or delete it")
-        return step, found["state"]
-
-    def _damaged(self, step: int, error: Exception) -> str:
-        earlier = [str(number) for number in self._manager.all_steps() if number < step]
-        after = f"from step {earlier[-1]}" if earlier else "from the start"
-        return (
-            f"the state of step {step} cannot be read ({type(error).__name__}): files of {self._directory / str(step)} "
-            f"are missing, damaged or of another version; remove that directory, and the same command goes on {after}"
-        )
+        return found["state"]
 
     def close(self) -> None:
         """Ends orbax's background work."""
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()

@@ -15,9 +15,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        from sva import runtime
+        from sva import distributed, runtime
 
         runtime.start()
+        distributed.start()
         arguments.run(arguments)
     except UserError as error:
         print(f"sva: {error}", file=sys.stderr)
@@ -61,6 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it, e.g. train.lr=2e-3")
     sub.add_argument("--profile", action="store_true", help="trace one step for TensorBoard, under RUN_DIR/profile")
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    sub = command("compile", _compile, "What a training run would hold and do on a TPU pod, without one.")
+    sub.add_argument("config", help="a YAML file, see configs/; its model may be a directory that holds a config.json")
+    sub.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it")
+    sub.add_argument("--topology", required=True, help="of the pod, e.g. v5e:4x4 or v5p:2x2x4")
+    sub.add_argument("--program", action="append", help="update, rollout or two_pass; may be repeated (default: all)")
+    sub.add_argument("--prompt-tokens", type=int, default=255, help="of every prompt (default: %(default)s)")
+    sub.add_argument("--hbm", type=float, help="GiB of one device (default: the kind's own)")
+    sub.add_argument("--unroll", action="store_true", help="unroll the layers; compiling takes many times as long")
+    sub.add_argument("--output", type=Path, help="also write the report to this JSON file")
+    sub.add_argument("--json", action="store_true", help="print the report as JSON")
     sub = command("evaluate", _evaluate, "Accuracy of a model, with or without an expert, on a task's held-out rows.")
     sub.add_argument("task", help="a task's name, or a .jsonl file")
     sub.add_argument("--model", **model)
@@ -112,6 +123,34 @@ def _train(arguments: argparse.Namespace) -> None:
     settings = config.load(arguments.config, arguments.overrides)
     _, result = runs.train_expert(settings, profile=arguments.profile)
     _print(result, arguments.json, f"expert: {Path(settings.run_dir) / 'expert.safetensors'}\n{summary(result)}")
+
+
+def _compile(arguments: argparse.Namespace) -> None:
+    from sva import compile as ahead
+    from sva import config, runs
+    from sva.files import write_json
+
+    programs = tuple(arguments.program or ahead.PROGRAMS)
+    for name in programs:
+        if name not in ahead.PROGRAMS:
+            raise UserError(f"--program {name} is not known; use {', '.join(ahead.PROGRAMS)}")
+    kind = arguments.topology.partition(":")[0]
+    if arguments.hbm is None and kind not in ahead.HBM:
+        raise UserError(f"--topology {arguments.topology}: give --hbm, the memory of one device in GiB")
+    settings = config.load(arguments.config, arguments.overrides)
+    result = ahead.report(
+        settings,
+        ahead.topology(arguments.topology),
+        hbm_gib=arguments.hbm or ahead.HBM[kind],
+        prompt_tokens=arguments.prompt_tokens,
+        programs=programs,
+        scan_layers=not arguments.unroll,
+        on_program=lambda name: print(f"sva: compiling the {name} program", file=sys.stderr, flush=True),
+    )
+    result |= {"topology": arguments.topology, "command": runs.command(), "versions": runs.versions()}
+    if arguments.output:
+        write_json(arguments.output, result)
+    _print(result, arguments.json, ahead.summary(result))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

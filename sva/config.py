@@ -14,6 +14,7 @@ from sva.evolution import EvolutionConfig
 from sva.guards import GuardConfig
 from sva.reinforce import ReinforceConfig
 from sva.rollout import RolloutConfig
+from sva.sharding import MeshConfig
 from sva.spectral.family import family
 from sva.train import TrainConfig, check
 from sva.trees import nearest
@@ -52,6 +53,7 @@ class Config:
     guards: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
 
     def __post_init__(self) -> None:
         check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.evolution, self.guards)

@@ -10,20 +10,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sva import generate as generation
 from sva.buckets import batch_bucket, budget_bucket, common_prefix, drop_prefix, left_pad, length_bucket, pad_rows
+from sva.distributed import to_host
 from sva.errors import UserError
 from sva.fetch import resolve
 from sva.generate import Generation
-from sva.models.checkpoint import match, open_checkpoint
+from sva.models import layout
+from sva.models.checkpoint import Checkpoint, match, open_checkpoint
 from sva.models.export import save_checkpoint
 from sva.models.load import digest, fingerprint, load_params
 from sva.models.transformer import Transformer, logits
 from sva.models.weights import expected, split_name, unnest
 from sva.paths import cache_dir
 from sva.sampling import Greedy, Sampling
+from sva.sharding import notes, place, shardings
 from sva.spectral import cores, forms, store
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_fit, check_middles
@@ -50,7 +55,9 @@ class LM:
     name: str
     quantisation: str | None = None  # of the file that the weights came from
     known_fingerprint: str | None = dataclasses.field(default=None, repr=False)
+    mesh: Mesh | None = None  # on which the params lie by the rules of `sva.sharding`; None: one device
     spectra: dict[str, Spectrum] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # read so far
+    z: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)  # of calls that give none
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,8 +67,8 @@ class LM:
         return fingerprint((name, digest(np.asarray(weight))) for name, weight in self.named_params().items())
 
     def named_params(self) -> dict[str, jax.Array]:
-        """The weights by checkpoint name."""
-        return unnest(self.params, expected(self.model.cfg), scan=self.model.scan_layers)
+        """The weights that it holds, by checkpoint name."""
+        return unnest(self.params, layout.held(self.model, self.params), scan=self.model.scan_layers)
 
     def logits(self, input_ids: Any, attention_mask: Any, z: Mapping[str, Any] | None = None) -> jax.Array:
         """[B, T, V] float32 logits, with the effective z ({name: [R] or [B, R]}) where one is given.
@@ -70,6 +77,7 @@ class LM:
         """
         ids, mask = self._check(input_ids, attention_mask)
         params, adapter = self.params, None
+        z = self.z if z is None else z
         if z is not None:
             params, adapter = adapted(self, _fitting(self, z, len(ids)), z, tokens=ids.size)
         return logits(self.model, params, ids, mask, adapter)
@@ -110,6 +118,7 @@ class LM:
         rows = batch_bucket(len(ids))
         keys = row_keys(key, len(ids), rows, sampling)
         params, adapter = self.params, None
+        z = self.z if z is None else z
         if z is not None:
             spectra = _fitting(self, z, len(ids))
             z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
@@ -133,7 +142,7 @@ class LM:
             max_new_tokens=budget_bucket(max_new_tokens),
             sampling=sampling,
         )
-        tokens, logprobs, lengths = (np.asarray(x)[: np.shape(input_ids)[0]] for x in out)  # sliced on the host:
+        tokens, logprobs, lengths = (x[: np.shape(input_ids)[0]] for x in to_host(out))  # sliced on the host:
         return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], lengths)  # nothing to compile
 
     def save(self, directory: str | Path) -> None:
@@ -163,6 +172,8 @@ def load(
     dtype: str = "float32",
     *,
     scan_layers: bool | None = None,
+    mesh: Mesh | None = None,
+    without: str | None = None,
     progress: bool = True,
 ) -> LM:
     """A language model from a path (Hugging Face directory or GGUF file), a hub id or a known name.
@@ -171,6 +182,10 @@ def load(
       name_or_path: see `sva.fetch.resolve` for where it is looked for.
       dtype: "float32" or "bfloat16", of weights and activations.
       scan_layers: one compiled layer for all; by default on a TPU only.
+      mesh: from `sva.make_mesh`, to lay the weights on; what its axes do not divide is said on stderr. Work with the
+        model under `jax.set_mesh(mesh)`.
+      without: target weights (see `sva.trees.select`) to leave out: their spectra stand in for them, so that a model
+        too large for both is held once. `LM.z`, ones, then makes every call run factored; `merge` gives such an LM too.
       progress: show bars on stderr.
     Raises:
       UserError: nothing there, an unsupported architecture, or a damaged checkpoint.
@@ -181,8 +196,13 @@ def load(
     checkpoint = open_checkpoint(path)
     scan = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
     model = Transformer(checkpoint.config, DTYPES[dtype], scan_layers=scan)
-    params, known = load_params(checkpoint, model, progress=progress)
-    return LM(model, params, load_tokenizer(path), str(name_or_path), checkpoint.quantisation, known)
+    absent = select(expected(model.cfg), without) if without else []
+    for note in [] if mesh is None else notes(layout.params(model), mesh):
+        print(f"sva: {note}", file=sys.stderr)
+    params, known = load_params(checkpoint, model, mesh=mesh, without=frozenset(absent), progress=progress)
+    ones = {name: np.ones(min(checkpoint.shapes[name]), np.float32) for name in absent} if absent else None
+    tokenizer = load_tokenizer(path)
+    return LM(model, params, tokenizer, str(name_or_path), checkpoint.quantisation, known, mesh, z=ones)
 
 
 def decompose(lm: LM, targets: str = "mlp", *, rank: int | None = None, progress: bool = True) -> dict[str, Spectrum]:
@@ -244,10 +264,8 @@ def decompose_checkpoint(
         for name in tqdm(specs, "fingerprint", unit="weight", file=sys.stderr, disable=not progress, leave=False)
     )
 
-    def read(name: str) -> np.ndarray:
-        return checkpoint.read(name).astype(DTYPES[dtype], copy=False).astype(np.float32, copy=False)
-
-    sources = {name: store.Source(specs[name].shape, partial(read, name)) for name in mine}
+    held = np.dtype(DTYPES[dtype])
+    sources = {name: store.Source(specs[name].shape, partial(_read, checkpoint, name, held)) for name in mine}
     directory = _spectra_dir(known, dtype, rank)
     records = {
         record.name: record
@@ -273,20 +291,44 @@ def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[s
 
 
 def _spectra(lm: LM, names: Sequence[str], rank: int | None, progress: bool) -> dict[str, Spectrum]:
-    """Spectra in the model's dtype, out of the store."""
-    weights = lm.named_params()
+    """Spectra in the model's dtype, out of the store, on the model's devices; one matrix at a time is on the host."""
     dtype = np.dtype(lm.model.dtype)
-
-    def read(name: str) -> np.ndarray:
-        return np.asarray(weights[name], np.float32)
-
-    sources = {name: store.Source(weights[name].shape, partial(read, name)) for name in names}
     directory = _spectra_dir(lm.fingerprint, dtype.name, rank)
-    found = store.decompose(sources, lm.fingerprint, directory, dtype=dtype.name, rank=rank, progress=progress)
-    return {
-        name: Spectrum(jnp.asarray(u, dtype), jnp.asarray(s), jnp.asarray(vt, dtype))
-        for name, (u, s, vt) in found.items()
+    settings: dict[str, Any] = {"dtype": dtype.name, "rank": rank, "progress": progress}
+    is_shared = lm.mesh is not None and lm.mesh.is_multi_process
+    weights = {} if is_shared else lm.named_params()
+    if not weights.keys() >= set(names):
+        # This process holds parts of the weights at most: it decomposes its share of them out of the checkpoint.
+        checkpoint = open_checkpoint(resolve(lm.name))
+        shapes = {name: spec.shape for name, spec in expected(lm.model.cfg).items()}
+        sources = {name: store.Source(shapes[name], partial(_read, checkpoint, name, dtype)) for name in names}
+        mine = {name: sources[name] for name in list(names)[jax.process_index() :: jax.process_count()]}
+        for _ in store.stream(mine, lm.fingerprint, directory, **settings):
+            pass
+        if is_shared:
+            multihost_utils.sync_global_devices("sva: spectra")
+    else:
+        sources = {
+            name: store.Source(weights[name].shape, lambda name=name: np.asarray(weights[name], np.float32))
+            for name in names
+        }
+    placed = {
+        record.name: _on_devices(lm, record.name, Spectrum(u.astype(dtype), s, vt.astype(dtype)))
+        for record, (u, s, vt) in store.stream(sources, lm.fingerprint, directory, **settings)
     }
+    return {name: placed[name] for name in names}
+
+
+def _on_devices(lm: LM, name: str, spectrum: Spectrum) -> Spectrum:
+    if lm.mesh is None:
+        return jax.tree.map(jnp.asarray, spectrum)
+    leaves = layout.spectrum(expected(lm.model.cfg)[name], len(spectrum.s))
+    return place(spectrum, shardings(leaves, lm.mesh))
+
+
+def _read(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> np.ndarray:
+    """A weight in float32, rounded first to the dtype that the model holds it in."""
+    return checkpoint.read(name).astype(dtype, copy=False).astype(np.float32, copy=False)
 
 
 def _spectra_dir(known: str, dtype: str, rank: int | None) -> Path:
@@ -326,11 +368,12 @@ def adapted(
     Returns:
       The base's params with merged weights where the form is dense, and adapters for the rest or None.
     """
+    held = layout.held(lm.model, lm.params)
     by_row = {shared_form(lm.model, name): len(x) for name, x in z.items() if np.ndim(x) == 2}
     merged, adapter = {}, {}
     for name, x in z.items():
         rows = by_row.get(shared_form(lm.model, name))
-        form = cheapest(spectra[name], "rows" if rows else "one", tokens=tokens)
+        form = cheapest(spectra[name], "rows" if rows else "one", tokens=tokens) if name in held else "factored"
         if form == "dense":
             merged[name] = x
             continue
@@ -352,15 +395,18 @@ def merge(lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> LM:
       UserError: a z of the wrong length, with NaN, or without a spectrum.
     """
     check_middles(z, spectra)
+    name = f"{lm.name} (merged)"
+    if lm.z is not None:  # there are no weights to merge into
+        return dataclasses.replace(lm, name=name, z=dict(lm.z) | dict(z))
     params = merge_params(lm.model, lm.params, spectra, z)
-    return LM(lm.model, params, lm.tokenizer, f"{lm.name} (merged)", lm.quantisation)
+    return LM(lm.model, params, lm.tokenizer, name, lm.quantisation, mesh=lm.mesh)
 
 
 def merge_params(
     model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Spectrum], z: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones."""
-    named = unnest(params, expected(model.cfg), scan=model.scan_layers)
+    named = unnest(params, layout.held(model, params), scan=model.scan_layers)
     targets = {name: (named[name], spectra[name], middle) for name, middle in z.items()}
     return model.nest(named | _merge_all(targets))
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from sva import chat
 from sva.buckets import budget_bucket, left_pad, length_bucket
+from sva.distributed import agree, is_writer, to_host
 from sva.errors import UserError, at_least
 from sva.files import write_json
 from sva.generate import generate
 from sva.lm import LM, check_prompts, merge_params, pad_eos
 from sva.reinforce import Batch, ReinforceConfig, advantages
 from sva.sampling import Greedy, Temperature
+from sva.spectral.cores import adapters
 from sva.spectral.forms import Spectrum
 from sva.tasks.base import Example, Task
 
@@ -32,6 +34,9 @@ class RolloutConfig:
     max_new_tokens: int | None = None  # the task's own budget by default
     temperature: float = 1.0  # 0: the likeliest token, as the public code
     score_eos: bool = True  # train the end token too; the public code never does
+    form: str = (
+        "dense"  # merged once a step, beside the base; "factored": on the spectra alone, which spares the weights
+    )
 
     def __post_init__(self) -> None:
         at_least("rollout.prompts", self.prompts, 1)
@@ -44,6 +49,8 @@ class RolloutConfig:
                 f"rollout.samples={self.samples} greedy completions of one prompt are all the same; set "
                 "rollout.samples=1 or a temperature above 0"
             )
+        if self.form not in ("dense", "factored"):
+            raise UserError(f"rollout.form={self.form!r} is not known; use dense or factored")
 
 
 class Completions(NamedTuple):
@@ -113,19 +120,25 @@ def sample(
     rows = len(examples) * cfg.samples
     budget = cfg.max_new_tokens or task.max_new_tokens
     eos = chat.end_tokens(lm)
+    params, adapter = lm.params, None
+    if cfg.form == "factored":
+        adapter = adapters(lm.model.nest(spectra), lm.model.nest(z))
+    else:
+        params = merge_params(lm.model, lm.params, spectra, z)
     out = generate(
         lm.model,
-        merge_params(lm.model, lm.params, spectra, z),
+        params,
         ids,
         mask,
         jnp.asarray(budget, jnp.int32),
         pad_eos(eos),
         jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
+        adapter,
         max_new_tokens=budget_bucket(budget),
         sampling=Temperature(cfg.temperature) if cfg.temperature else Greedy(),
         samples=cfg.samples,
     )
-    tokens, logprobs, lengths = (np.asarray(x) for x in out)
+    tokens, logprobs, lengths = to_host(out)
     texts = chat.decode(lm, tokens, lengths)
     return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos))
 
@@ -208,8 +221,9 @@ class Verdicts:
         about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
         if about.items() <= known.items():
             return np.asarray(known["rewards"], np.float32)
-        rewards = grade()
-        write_json(self._path, about | {"rewards": rewards.tolist()})
+        rewards = agree(grade())  # of several processes, what the first one says
+        if is_writer():
+            write_json(self._path, about | {"rewards": rewards.tolist()})
         return rewards
 
 

@@ -10,28 +10,32 @@ result.json          accuracy before and after, settings, versions, command
 before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
 """
 
+import contextlib
 import dataclasses
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from filelock import FileLock, Timeout
+from jax.sharding import Mesh
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from sva import distributed, expert_report, metrics
 from sva import evaluate as evaluation
-from sva import expert_report, metrics
 from sva.config import Config, to_yaml
 from sva.config import load as load_config
 from sva.errors import UserError
 from sva.evaluate import Record
 from sva.files import disk_error, write_atomically, write_json
 from sva.lm import LM, decompose, load, merge
+from sva.sharding import check_rows, make_mesh
 from sva.spectral.expert import Expert
 from sva.spectral.family import count, family
 from sva.spectral.members import Diagonal, PerMatrix, sites
@@ -82,6 +86,8 @@ def train_expert(
         not fit the model or the task.
     """
     run_dir = Path(config.run_dir)
+    if not distributed.is_writer():
+        return _train(config, run_dir, lm, profile, progress=False)
     lock = FileLock(run_dir / ".lock", timeout=0)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -99,24 +105,37 @@ def train_expert(
 def _train(
     config: Config, run_dir: Path, lm: LM | None, profile: bool, progress: bool
 ) -> tuple[Expert, dict[str, Any]]:
+    mesh = make_mesh(config.mesh)
+    check_rows("rollout.prompts", config.rollout.prompts, mesh)
+    check_rows("train.micro_batch", config.train.micro_batch, mesh)
+    with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
+        return _train_on(None if mesh.size == 1 else mesh, config, run_dir, lm, profile, progress)
+
+
+def _train_on(
+    mesh: Mesh | None, config: Config, run_dir: Path, lm: LM | None, profile: bool, progress: bool
+) -> tuple[Expert, dict[str, Any]]:
     settings = run_dir / "config.yaml"
-    if settings.exists():
+    if distributed.is_writer() and settings.exists():
         _check_same(config, settings)
     started = time.time()
     task, member = task_of(config), family(config.parametrisation)
-    lm = lm or load(config.model, config.dtype, progress=progress)
+    without = config.targets if config.rollout.form == "factored" else None
+    lm = lm or load(config.model, config.dtype, mesh=mesh, without=without, progress=progress)
     spectra = decompose(lm, config.targets, progress=progress)
     todo = evaluation.items(task, config.evaluate.split, config.evaluate.size)
     # Only now: a directory is not taken by settings that name no task, no model or no weight.
-    write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
+    if distributed.is_writer():
+        write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
 
     def answers(lm: LM, title: str) -> list[Record]:
         return evaluation.evaluate(
             lm, todo, batch_size=config.evaluate.batch_size, title=f"evaluate {title}", progress=progress
         )
 
-    before = evaluation.kept(run_dir / "before.jsonl", todo, lambda: answers(lm, "base"))
-    with tqdm(total=config.train.steps, desc=f"train {task.name}", unit="step", file=sys.stderr) as bar:
+    before = _kept(run_dir / "before.jsonl", todo, lambda: answers(lm, "base"))
+    title = f"train {task.name}"
+    with tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not progress) as bar:
 
         def show(row: Mapping[str, Any]) -> None:
             bar.update(row["step"] + 1 - bar.n)
@@ -142,16 +161,18 @@ def _train(
             on_step=show,
         )
     expert = Expert(
-        {name: np.asarray(raw, np.float32) for name, raw in state.chosen.items()},
+        {name: np.asarray(raw, np.float32) for name, raw in distributed.to_host(state.chosen).items()},
         config.parametrisation,
         weights=() if isinstance(member, PerMatrix) else tuple(spectra),
     )
-    if isinstance(member, Diagonal):
+    if distributed.is_writer() and isinstance(member, Diagonal):
         z = expert.z(spectra)
         moved = expert_report.movements(z, spectra)
         expert_report.draw(moved, z, f"{task.name} on {lm.name}", run_dir / "spectrum.png")
     adapted = merge(lm, spectra, expert.middles(spectra))
-    after = evaluation.kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
+    after = _kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
+    if not distributed.is_writer():
+        return expert, {}
     result = {
         "task": task.name,
         "model": lm.name,
@@ -171,6 +192,14 @@ def _train(
     expert.save(run_dir / "expert.safetensors")
     write_json(run_dir / "result.json", result)
     return expert, result
+
+
+def _kept(path: Path, todo: Sequence[evaluation.Item], answers: Callable[[], list[Record]]) -> list[Record]:
+    """`evaluate.kept` on process 0; the others, whose devices the answers need as well, do as it does."""
+    is_there = bool(distributed.agree(np.asarray(path.exists())))
+    if distributed.is_writer():
+        return evaluation.kept(path, todo, answers)
+    return [] if is_there else answers()
 
 
 def describe(lm: LM, task: Task, config: Config, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,13 +229,13 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
 
 
 def _check_same(config: Config, path: Path) -> None:
-    """Raises UserError where the settings of the run at `path` are others."""
+    """Raises UserError where the settings of the run at `path` are others; a run may move to another mesh."""
     # Read as settings, so that one which an earlier version did not have counts as its default.
     old_settings, new_settings = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
     differing = [
         f"{name}: {old_settings.get(name)} there, {new_settings.get(name)} asked for"
         for name in sorted(old_settings.keys() | new_settings.keys())
-        if old_settings.get(name) != new_settings.get(name)
+        if old_settings.get(name) != new_settings.get(name) and not name.startswith("mesh.")
     ]
     if differing:
         raise UserError(

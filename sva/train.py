@@ -19,14 +19,17 @@ from flax import struct
 from sva import evaluate, guards, population, supervised, validation
 from sva.adam import bfloat16_adam
 from sva.checkpoint import Checkpoints
+from sva.distributed import is_writer, to_host
 from sva.errors import UserError, above, at_least
 from sva.evolution import EvolutionConfig
 from sva.guards import GuardConfig
 from sva.lm import LM, merge
 from sva.metrics import MetricsLog
+from sva.models.layout import place_rows
 from sva.models.transformer import Transformer
 from sva.reinforce import Batch, ReinforceConfig, check_samples, reinforce_loss, sites_of
 from sva.rollout import RewardError, RolloutConfig, Verdicts, grade, prompt_width, prompts, rewarded, sample
+from sva.sharding import constrain, place, repeat_all, replicated
 from sva.spectral.family import Family
 from sva.spectral.forms import Spectrum
 from sva.spectral.members import Site, sites
@@ -161,7 +164,12 @@ def train_step(
     model = model.clone(remat=cfg.remat)
     prompts = batch.prompt_ids.shape[0]
     count = prompts // cfg.micro_batch
-    pieces = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(count, x.shape[0] // count, *x.shape[1:])
+        return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    pieces = jax.tree.map(split, batch)
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), state.raw)  # so that gradients and their sums are float32
 
     def loss_of(raw: Mapping[str, Any], batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -189,7 +197,8 @@ def train_step(
         "logprob_gap": gap,
         "z_spread": jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(middles)])),
     }
-    return dataclasses.replace(state, raw=raw, opt_state=opt_state, step=state.step + 1), metrics
+    new = dataclasses.replace(state, raw=raw, opt_state=opt_state, step=state.step + 1)
+    return repeat_all((new, metrics))
 
 
 class Clock:
@@ -242,10 +251,10 @@ class Course:
 
     def update(self, state: ExpertState, batch: Batch, loss: ReinforceConfig) -> tuple[ExpertState, dict[str, float]]:
         """`train_step`, with its metrics on the host."""
-        state, metrics = train_step(
-            state, self.nested, self.lm.params, batch, model=self.lm.model, family=self.family, loss=loss, cfg=self.cfg
-        )
-        return state, {name: float(value) for name, value in metrics.items()}
+        batch = place_rows(batch, self.lm.mesh)
+        fixed = {"model": self.lm.model, "family": self.family, "loss": loss, "cfg": self.cfg}
+        state, metrics = train_step(state, self.nested, self.lm.params, batch, **fixed)
+        return state, {name: float(value) for name, value in to_host(metrics).items()}
 
 
 class Stepped(NamedTuple):
@@ -263,7 +272,8 @@ def policy_gradient(
     """Sampled completions, their rewards, and loss.epochs updates."""
     with clock("rollout"):
         middles = _middles(state.raw, course.places, course.family)
-        drawn = sample(course.lm, course.spectra, middles, course.task, examples, key, course.rollouts, course.width)
+        on = course.nested if course.rollouts.form == "factored" else course.spectra
+        drawn = sample(course.lm, on, middles, course.task, examples, key, course.rollouts, course.width)
     with clock("grading"):
         rewards = course.verdicts.rewards(step, drawn.texts, lambda: grade(course.task, examples, drawn.texts))
     with clock("update"):
@@ -392,7 +402,9 @@ def fit(
     state = _start(course, validate)
     restored = checkpoints.restore(state)
     start, state = restored if restored else (0, state)
-    log = MetricsLog(run_dir, start)
+    if (mesh := lm.mesh) is not None:
+        state = place(to_host(state), jax.tree.map(lambda _: replicated(mesh), state))
+    log = MetricsLog(run_dir, start) if is_writer() else None
     clock = Clock()
 
     def validated(state: ExpertState, step: int) -> tuple[ExpertState, dict[str, float]]:
@@ -417,7 +429,8 @@ def fit(
                 state, found = validated(stepped.state, step + 1)
                 row = {"step": step, **stepped.row, **found, **clock.lap()}
                 row |= {"alarms": guards.alarms(row, watch)} if guards.alarms(row, watch) else {}
-                log.write(row)
+                if log is not None:
+                    log.write(row)
                 with shield.up():
                     checkpoints.save(step + 1, state)
                 on_step(row)
@@ -426,7 +439,8 @@ def fit(
                     where = _keep(run_dir, step, examples, stepped.batch, stepped.texts, said)
                     raise FloatingPointError(f"step {step}: {said}; the batch is kept in {where}")
     finally:
-        log.close()
+        if log is not None:
+            log.close()
         checkpoints.close()
     return state
 
@@ -476,6 +490,8 @@ def _guarded(
 def _keep(
     run_dir: Path, step: int, examples: Sequence[Example], batch: Batch | None, texts: Sequence[str], reason: str
 ) -> Path:
+    if not is_writer():
+        return run_dir / "failed"
     about = {"reason": reason, "examples": list(map(dict, examples)), "texts": list(texts)}
     return guards.keep_batch(run_dir / "failed", step, batch, about)
 

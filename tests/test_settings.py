@@ -70,4 +70,5 @@ def test_every_shipped_config_loads():
     from pathlib import Path
 
     for path in sorted(Path("configs").glob("*.yaml")):
-        assert config.load(path).model == "smollm2-135m-instruct-q4_1"
+        model = config.load(path).model
+        assert model == "smollm2-135m-instruct-q4_1" or (Path(model) / "config.json").is_file()

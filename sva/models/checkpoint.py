@@ -39,8 +39,9 @@ class Checkpoint:
     """A model's weights on disk, not yet in memory.
 
     `shapes` names every weight as Hugging Face does and gives its stored shape, (out, in) for matrices;
-    `read` returns one of them as stored (GGUF: unpacked to float32), in memory of its own. `quantisation` is
-    the commonest packed type of a GGUF file ("Q4_1"), None where nothing is packed.
+    `read` returns one of them as stored (GGUF: unpacked to float32), in memory of its own; `read_rows`, where the
+    format allows it, only some of its rows. `quantisation` is the commonest packed type of a GGUF file ("Q4_1"), None
+    where nothing is packed.
     """
 
     path: Path
@@ -48,6 +49,13 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     quantisation: str | None = None
+    read_rows: Callable[[str, slice], np.ndarray] | None = None
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """weight[index] of one weight, as stored; no more rows are read than that, where the format allows it."""
+        if self.read_rows is None:
+            return self.read(name)[index]
+        return self.read_rows(name, index[0])[(slice(None), *index[1:])]
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -79,8 +87,11 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     def read(name: str) -> np.ndarray:
         return tensors[name].read()
 
+    def read_rows(name: str, rows: slice) -> np.ndarray:
+        return tensors[name].read(rows)
+
     config = _tie(config, tensors, read)
-    return Checkpoint(path, config, {name: t.shape for name, t in tensors.items()}, read)
+    return Checkpoint(path, config, {name: t.shape for name, t in tensors.items()}, read, read_rows=read_rows)
 
 
 def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: Any = "") -> None:
@@ -142,15 +153,18 @@ class _Tensor:
     dtype: np.dtype
     shape: tuple[int, ...]
 
-    def read(self) -> np.ndarray:
-        count = int(np.prod(self.shape, dtype=np.int64))
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """The tensor, or those of its rows."""
+        start, stop, _ = rows.indices(self.shape[0])
+        width = int(np.prod(self.shape[1:], dtype=np.int64))
+        count = (stop - start) * width
         try:
-            flat = np.fromfile(self.file, self.dtype, count, offset=self.offset)
+            flat = np.fromfile(self.file, self.dtype, count, offset=self.offset + start * width * self.dtype.itemsize)
         except OSError as error:
             raise UserError(f"{self.file}: cannot be read ({error.strerror})") from error
         if flat.size != count:
             raise UserError(f"{self.file} has become shorter while it was read; fetch it again")
-        return flat.reshape(self.shape)
+        return flat.reshape(stop - start, *self.shape[1:])
 
 
 def _read_config(directory: Path) -> ModelConfig:

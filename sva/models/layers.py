@@ -11,6 +11,7 @@ import numpy as np
 
 from sva.models.cache import KV
 from sva.models.config import ModelConfig, Rope
+from sva.sharding import constrain, hidden_axes
 from sva.spectral.forms import dot
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
@@ -21,7 +22,8 @@ class SpectralDense(nn.Module):
     """A linear layer that may be adapted: the only place that looks at how a weight is given.
 
     Without an adapter it is the plain product x W^T (the dense form, where W may be a merged weight). With one, in
-    the collection `adapter` under the weight's own name, it is what the adapter makes of x and W.
+    the collection `adapter` under the weight's own name, it is what the adapter makes of x and W; a W that the adapter
+    does not read may be absent.
     """
 
     features: int
@@ -30,8 +32,10 @@ class SpectralDense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, features] from x [B, T, D_in]."""
-        w = self.param("weight", _normal, (self.features, x.shape[-1]), x.dtype)
         adapter: Any = self.get_variable("adapter", "weight")
+        w = None
+        if adapter is None or self.has_variable("params", "weight"):
+            w = self.param("weight", _normal, (self.features, x.shape[-1]), x.dtype)
         y = dot(x, w) if adapter is None else adapter(x, w)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
@@ -174,6 +178,8 @@ class Attention(nn.Module):
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
+        q = constrain(q, "batch", None, "heads", None)
+        k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
         own = KV(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
         if recent is not None:
             zero = jnp.zeros((), index.dtype)
@@ -229,6 +235,7 @@ class Block(nn.Module):
             mask = mask & ((window == 0) | (distance < window))
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
         y, kv = Attention(self.cfg, name="self_attn")(norm(x), rope, mask, past, recent, index)
-        x = x + y
+        axes = hidden_axes(x.shape[1])
+        x = constrain(x + y, *axes)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")
-        return x + Mlp(self.cfg, name="mlp")(norm(x)), kv
+        return constrain(x + Mlp(self.cfg, name="mlp")(norm(x)), *axes), kv

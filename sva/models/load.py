@@ -2,23 +2,40 @@
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sva.errors import UserError
+from sva.models import layout
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.transformer import Transformer
-from sva.models.weights import expected, nest, split_name
+from sva.models.weights import expected
+from sva.sharding import sharding
 
 
-def load_params(checkpoint: Checkpoint, model: Transformer, *, progress: bool = True) -> tuple[dict[str, Any], str]:
+def load_params(
+    checkpoint: Checkpoint,
+    model: Transformer,
+    *,
+    mesh: Mesh | None = None,
+    without: Collection[str] = (),
+    progress: bool = True,
+) -> tuple[dict[str, Any], str]:
     """(params, fingerprint) of an open checkpoint; peak memory is one copy of the weights and one weight more.
 
-    Weights come out in the model's dtype; layers are stacked as they are read where the model scans them.
+    Weights come out in the model's dtype; layers are stacked as they are read where the model scans them. On a mesh
+    each device is given its own part and nothing else. Of several processes, each reads of a weight the rows that its
+    devices hold; whole it reads only its share of the weights, those that it digests for all. Weights in `without` are
+    digested like the others and not kept.
 
     Raises:
       UserError: a weight is missing, unexpected, given twice, of the wrong shape, or holds NaN or infinite values.
@@ -26,28 +43,41 @@ def load_params(checkpoint: Checkpoint, model: Transformer, *, progress: bool = 
     specs = expected(model.cfg)
     match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
     digests: dict[str, str] = {}
-    tree: dict[str, Any] = {}
-    stacks: dict[tuple[str, ...], np.ndarray] = {}
-    # Kind by kind where layers are stacked, so that one stack at a time is on the host.
-    order = sorted(specs, key=lambda name: split_name(name)[1]) if model.scan_layers else list(specs)
-    for name in tqdm(order, "load", unit="weight", file=sys.stderr, disable=not progress, leave=False):
+
+    def read(name: str) -> np.ndarray:
         stored = checkpoint.read(name)
         digests[name] = digest(stored)
         if not np.isfinite(stored).all():
             raise UserError(f"{checkpoint.path}: {name} holds NaN or infinite values; fetch the checkpoint again")
-        layer, path = split_name(name)
-        if layer is None or not model.scan_layers:
-            named = {name: jnp.asarray(stored.astype(model.dtype, copy=False))}
-            _merge(tree, nest(named, num_layers=model.cfg.num_layers, scan=False))
-            continue
-        stack = stacks.setdefault(path, np.empty((model.cfg.num_layers, *stored.shape), model.dtype))
-        stack[layer] = stored.astype(model.dtype, copy=False)
-        if layer == model.cfg.num_layers - 1:
-            _merge(
-                tree,
-                {"layers": nest({".".join(path): jnp.asarray(stacks.pop(path))}, num_layers=0, scan=False)},
-            )
-    return tree, fingerprint(digests.items())
+        return stored.astype(model.dtype, copy=False)
+
+    def read_part(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return checkpoint.part(name, index).astype(model.dtype, copy=False)
+
+    leaves = flatten_dict(layout.params(model))
+    arrays: dict[tuple[str, ...], jax.Array] = {}
+    with tqdm(total=len(specs), desc="load", unit="weight", file=sys.stderr, disable=not progress, leave=False) as bar:
+        for path, names in layout.places(specs, model).items():
+            if names[0] in without:
+                if mesh is None or not mesh.is_multi_process:
+                    for name in names:
+                        read(name)
+                bar.update(len(names))
+                continue
+            leaf = leaves[path]
+            is_stack = path[0] == "layers"
+            if mesh is None:
+                arrays[path] = jnp.asarray(_whole(names, leaf.shape, is_stack, model.dtype, read))
+            elif not mesh.is_multi_process:
+                whole = _whole(names, leaf.shape, is_stack, model.dtype, read)
+                arrays[path] = jax.device_put(whole, sharding(leaf, mesh))
+            else:
+                part = partial(_part, names, is_stack, read_part)
+                arrays[path] = jax.make_array_from_callback(leaf.shape, sharding(leaf, mesh), part)
+            bar.update(len(names))
+    if mesh is not None and mesh.is_multi_process:
+        digests = _digest_together(list(specs), read, digests)
+    return unflatten_dict(arrays), fingerprint(digests.items())
 
 
 def digest(weight: np.ndarray) -> str:
@@ -62,9 +92,37 @@ def fingerprint(digests: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256("\n".join(f"{name} {value}" for name, value in sorted(digests)).encode()).hexdigest()
 
 
-def _merge(tree: dict[str, Any], new: Mapping[str, Any]) -> None:
-    for key, value in new.items():
-        if isinstance(value, Mapping):
-            _merge(tree.setdefault(key, {}), value)
-        else:
-            tree[key] = value
+def _whole(
+    names: Sequence[str], shape: tuple[int, ...], is_stack: bool, dtype: Any, read: Callable[[str], np.ndarray]
+) -> np.ndarray:
+    """The weight, or the stack of the weights, of this shape."""
+    if not is_stack:
+        return read(names[0])
+    stack = np.empty(shape, dtype)
+    for layer, name in enumerate(names):
+        stack[layer] = read(name)
+    return stack
+
+
+def _part(
+    names: Sequence[str],
+    is_stack: bool,
+    read_part: Callable[[str, tuple[slice, ...]], np.ndarray],
+    index: tuple[slice, ...],
+) -> np.ndarray:
+    """One device's part of the weight, or of the stack of the weights."""
+    if not is_stack:
+        return read_part(names[0], index)
+    return np.stack([read_part(name, index[1:]) for name in names[index[0]]])
+
+
+def _digest_together(
+    names: Sequence[str], read: Callable[[str], np.ndarray], digests: Mapping[str, str]
+) -> dict[str, str]:
+    """The digests of all weights, each made by one process; `read` leaves those of this one in `digests`."""
+    table = np.zeros((len(names), 32), np.uint8)
+    for place in range(jax.process_index(), len(names), jax.process_count()):
+        read(names[place])
+        table[place] = np.frombuffer(bytes.fromhex(digests[names[place]]), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(table)).sum(axis=0, dtype=np.uint8)
+    return {name: bytes(row).hex() for name, row in zip(names, gathered, strict=True)}

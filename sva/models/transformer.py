@@ -14,6 +14,7 @@ from sva.models.cache import Part, Recent
 from sva.models.config import ModelConfig
 from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary
 from sva.models.weights import nest
+from sva.sharding import constrain, hidden_axes
 
 
 class Transformer(nn.Module):
@@ -86,7 +87,8 @@ class Transformer(nn.Module):
         # Behind a barrier: XLA would compute cosines, sines and masks again in every layer, for every head.
         rope = rotary(positions, inverse_frequencies(cfg.rope, cfg.head_dim), self.dtype)
         rope, sees = jax.lax.optimization_barrier((rope, sees))
-        x = self.embed_tokens(input_ids)
+        x = constrain(self.embed_tokens(input_ids), *hidden_axes(1))  # first as the table lies: no copy of it is made
+        x = constrain(x, *hidden_axes(input_ids.shape[1]))
         kvs = tuple(part.kv for part in past)
         if self.scan_layers:
             windows = jnp.asarray(cfg.windows, jnp.int32) if has_windows else None
@@ -105,7 +107,10 @@ class Transformer(nn.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """[..., V] float32 logits of hidden [..., D]."""
         head = self.embed_tokens.attend if self.cfg.tie_word_embeddings else self.lm_head
-        return head(hidden).astype(jnp.float32)
+        rows, *lengths, width = hidden_axes(1)  # the states go to the largest matrix, not a copy of it to every device
+        lengths = lengths * (hidden.ndim - 2)
+        logits = head(constrain(hidden, rows, *lengths, width)).astype(jnp.float32)
+        return constrain(logits, "batch", *lengths, "vocab")
 
     def nest(self, named: Mapping[str, Any]) -> dict[str, Any]:
         """The linen tree of a tree keyed by weight name; a linen tree passes through."""

@@ -12,28 +12,26 @@ converts every tree keyed by weight name (params, z, adapters).
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sva.errors import UserError
 from sva.models.config import ModelConfig
+from sva.sharding import Leaf
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
-class WeightSpec(NamedTuple):
-    """Shape and logical axes of one checkpoint weight; two-dimensional weights are (out, in)."""
+def expected(cfg: ModelConfig) -> dict[str, Leaf]:
+    """Every weight of a model of this configuration, by Hugging Face name, in checkpoint order.
 
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-
-
-def expected(cfg: ModelConfig) -> dict[str, WeightSpec]:
-    """Every weight of a model of this configuration, by Hugging Face name, in checkpoint order."""
+    Two-dimensional weights are (out, in). Vectors have no axis that is divided: see `sva.sharding`.
+    """
     width, mlp, head = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     heads, kv_heads = cfg.num_heads * head, cfg.num_kv_heads * head
+    parts = {"heads": cfg.num_heads, "kv_heads": cfg.num_kv_heads}  # a head is never cut
     linears = {
         "self_attn.q_proj": (heads, width, "heads", "embed", cfg.attention_bias),
         "self_attn.k_proj": (kv_heads, width, "kv_heads", "embed", cfg.attention_bias),
@@ -43,21 +41,22 @@ def expected(cfg: ModelConfig) -> dict[str, WeightSpec]:
         "mlp.up_proj": (mlp, width, "mlp", "embed", cfg.mlp_bias),
         "mlp.down_proj": (width, mlp, "embed", "mlp", cfg.mlp_bias),
     }
-    weights = {"model.embed_tokens.weight": WeightSpec((cfg.vocab_size, width), ("vocab", "embed"))}
+    weights = {"model.embed_tokens.weight": Leaf((cfg.vocab_size, width), ("vocab", "embed"))}
     for layer in range(cfg.num_layers):
         prefix = f"model.layers.{layer}."
         for name, (out, into, out_axis, in_axis, has_bias) in linears.items():
-            weights[f"{prefix}{name}.weight"] = WeightSpec((out, into), (out_axis, in_axis))
+            units = (parts.get(out_axis, out), parts.get(in_axis, into))
+            weights[f"{prefix}{name}.weight"] = Leaf((out, into), (out_axis, in_axis), units)
             if has_bias:
-                weights[f"{prefix}{name}.bias"] = WeightSpec((out,), (out_axis,))
+                weights[f"{prefix}{name}.bias"] = Leaf((out,), (None,))
         if cfg.qk_norm:
             for name in ("q_norm", "k_norm"):
-                weights[f"{prefix}self_attn.{name}.weight"] = WeightSpec((head,), ("head_dim",))
+                weights[f"{prefix}self_attn.{name}.weight"] = Leaf((head,), (None,))
         for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{name}.weight"] = WeightSpec((width,), ("embed",))
-    weights["model.norm.weight"] = WeightSpec((width,), ("embed",))
+            weights[f"{prefix}{name}.weight"] = Leaf((width,), (None,))
+    weights["model.norm.weight"] = Leaf((width,), (None,))
     if not cfg.tie_word_embeddings:
-        weights["lm_head.weight"] = WeightSpec((cfg.vocab_size, width), ("vocab", "embed"))
+        weights["lm_head.weight"] = Leaf((cfg.vocab_size, width), ("vocab", "embed"))
     return weights
 
 

@@ -1,0 +1,117 @@
+"""Shape and logical axes (`Leaf`) of everything that lies on a mesh, from the one declaration of weights."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from sva.models.cache import KV, Part
+from sva.models.config import ModelConfig
+from sva.models.transformer import Transformer
+from sva.models.weights import expected, nest, split_name
+from sva.sharding import Leaf, place, sharding, shardings
+from sva.spectral.forms import Spectrum
+
+
+def params(model: Transformer, without: Collection[str] = ()) -> dict[str, Any]:
+    """The linen tree of the base weights; `without` the ones named, which some adapter stands in for."""
+    return nested(model, {name: leaf for name, leaf in expected(model.cfg).items() if name not in without})
+
+
+def places(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], list[str]]:
+    """{path in the linen tree: the weight there, or, in order, the layers that are stacked there}."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        layer, path = split_name(name)
+        if layer is not None:
+            path = ("layers" if model.scan_layers else f"layers_{layer}", *path)
+        found.setdefault(path, []).append(name)
+    return found
+
+
+def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
+    """`expected`, of the weights that a linen tree of parameters holds."""
+    paths = flatten_dict(tree).keys()
+    weights = expected(model.cfg)
+    return {name: weights[name] for path, names in places(weights, model).items() if path in paths for name in names}
+
+
+def spectra(cfg: ModelConfig, names: Iterable[str]) -> dict[str, Spectrum]:
+    """{weight name: Spectrum of Leaf}: U has the weight's output axis, V^T its input axis; s is repeated."""
+    weights = expected(cfg)
+    return {name: spectrum(weights[name], min(weights[name].shape)) for name in names}
+
+
+def spectrum(weight: Leaf, rank: int) -> Spectrum:
+    """Of one weight (out, in), with `rank` components."""
+    (out, into), (out_axis, in_axis) = weight.shape, weight.axes
+    out_units, in_units = weight.units or weight.shape
+    return Spectrum(
+        Leaf((out, rank), (out_axis, "rank"), (out_units, rank)),
+        Leaf((rank,), (None,)),
+        Leaf((rank, into), ("rank", in_axis), (rank, in_units)),
+    )
+
+
+def part(model: Transformer, rows: int, slots: int) -> Part:
+    """Of keys and values as `sva.models.cache.empty` makes them."""
+    cfg = model.cfg
+    heads = (rows, cfg.num_kv_heads)
+    kv = KV(
+        Leaf((*heads, cfg.head_dim, slots), ("batch", "kv_heads", None, None)),
+        Leaf((*heads, slots, cfg.head_dim), ("batch", "kv_heads", None, None)),
+    )
+    marks = Leaf((rows, slots), ("batch", None))
+    layers: Any = _stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
+    return Part(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
+
+
+def rows(tree: Any) -> Any:
+    """Of the arrays of a batch, whose first axis is its rows."""
+    return jax.tree.map(lambda x: Leaf(x.shape, ("batch", *(None,) * (x.ndim - 1))), tree)
+
+
+def place_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """A batch (the same on every process) with its rows divided over a mesh; None leaves it where it is."""
+    if mesh is None:
+        return tree
+    return place(jax.tree.map(np.asarray, tree), shardings(rows(tree), mesh))
+
+
+def nested(model: Transformer, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The linen tree of trees of Leaf keyed by weight name: as `model.nest`, stacked layers being a first axis."""
+    if not model.scan_layers:
+        return nest(named, num_layers=model.cfg.num_layers, scan=False)
+    split = {name: split_name(name) for name in named}
+    tree = nest({name: value for name, value in named.items() if split[name][0] is None}, num_layers=0, scan=False)
+    kinds = {".".join(path): named[name] for name, (layer, path) in split.items() if layer is not None}
+    stacks = {path: _stacked(value, model.cfg.num_layers) for path, value in kinds.items()}
+    return tree | {"layers": nest(stacks, num_layers=0, scan=False)}
+
+
+def abstract(tree: Any, dtype: Any, mesh: Mesh) -> Any:
+    """The tree of jax.ShapeDtypeStruct of a tree of Leaf on a mesh; the s of a spectrum is float32 whatever `dtype`."""
+
+    def one(leaf: Leaf, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding(leaf, mesh))
+
+    def visit(x: Any) -> Any:
+        return Spectrum(one(x.u), one(x.s, jnp.float32), one(x.vt)) if isinstance(x, Spectrum) else one(x)
+
+    return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, Leaf | Spectrum))
+
+
+def _stacked(tree: Any, layers: int) -> Any:
+    def one(leaf: Leaf) -> Leaf:
+        return Leaf((layers, *leaf.shape), (None, *leaf.axes), (layers, *(leaf.units or leaf.shape)))
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, Leaf))
+
+
+def size(tree: Any) -> int:
+    """How many numbers a tree of Leaf holds."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))

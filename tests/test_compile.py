@@ -1,0 +1,117 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sva import compile as ahead
+from sva import hlo
+from sva.config import Config
+from sva.errors import UserError
+from sva.models.config import to_hf
+from sva.rollout import RolloutConfig
+from sva.sharding import MeshConfig
+from sva.testing import toy_config
+from sva.train import TrainConfig
+
+# Wide enough that products outweigh the rest, and no width equals a number of tokens.
+WIDE = dataclasses.replace(
+    toy_config(), hidden_size=80, intermediate_size=112, vocab_size=200, num_layers=3, windows=(0,) * 3
+)
+
+
+def config(tmp_path, **changes):
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(WIDE)))
+    rollout = RolloutConfig(prompts=4, samples=2, max_new_tokens=64, form="factored")
+    return Config(model=str(tmp_path), rollout=rollout, train=TrainConfig(micro_batch=2), **changes)
+
+
+def report(settings, **changes):
+    arguments = {"hbm_gib": 1, "prompt_tokens": 31, "programs": ("update",)}
+    return ahead.report(settings, jax.devices()[:1], **arguments | changes)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_operations_are_those_of_the_closed_form_scanned_and_unrolled(tmp_path, scan):
+    result = report(config(tmp_path), scan_layers=scan, programs=ahead.PROGRAMS)
+    for name, program in result["programs"].items():
+        assert program["flops_all"] == pytest.approx(program["flops_closed_form"], rel=0.05), name
+    assert result["programs"]["update"]["weight_shaped_products"] == []
+    assert result["run"]["fits"]
+    assert result["advice"] == []
+
+
+def test_the_dense_form_holds_the_weights_and_the_merged_ones_too(tmp_path):
+    settings = config(tmp_path)
+    factored = report(settings, programs=())["run"]["resident"]
+    dense = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, form="dense"))
+    held = report(dense, programs=())["run"]["resident"]
+    targets = 3 * 3 * 80 * 112 * 4
+    assert held["target weights"] == held["merged weights"] == targets
+    assert {name: held[name] for name in factored} == factored
+    assert factored["spectra"] == 3 * 3 * 4 * (80 * (80 + 112) + 80)
+
+
+def test_what_does_not_fit_is_told_with_what_to_change(tmp_path):
+    settings = config(tmp_path)
+    dense = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, form="dense"))
+    result = report(dense, hbm_gib=1e-4)
+    assert not result["run"]["fits"]
+    assert any("rollout.form=factored" in line for line in result["advice"])
+    assert "does not fit" in ahead.summary(result)
+
+
+def test_bad_input_is_one_line(tmp_path):
+    settings = config(tmp_path)
+    with pytest.raises(UserError, match="mesh.fsdp=3 x mesh.tensor=1 makes 3 devices, but there are 1"):
+        report(dataclasses.replace(settings, mesh=MeshConfig(1, 3)))
+    no_budget = dataclasses.replace(settings, rollout=RolloutConfig())
+    with pytest.raises(UserError, match="rollout.max_new_tokens must be set"):
+        report(no_budget)
+
+
+def test_loops_are_multiplied_out():
+    w = jnp.ones((5, 8, 8))
+
+    def nested(x):
+        def layer(x, w):
+            return jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y @ w), x), None
+
+        return jax.lax.scan(layer, x, w)[0]
+
+    compiled = jax.jit(nested).lower(jnp.ones((4, 8))).compile()
+    found = hlo.analyse(compiled.as_text())
+    assert found.flops == 5 * 3 * 2 * 4 * 8 * 8
+    assert sorted(found.loops.values()) == [5, 15]
+    assert found.unknown == []
+
+
+def test_a_loop_that_stops_on_a_condition_runs_as_often_as_is_said():
+    def search(x):
+        return jax.lax.while_loop(lambda y: y.sum() < 100, lambda y: y @ y, x)
+
+    text = jax.jit(search).lower(jnp.ones((4, 4))).compile().as_text()
+    assert hlo.analyse(text, open_turns=7).flops == 7 * 2 * 4**3
+    assert len(hlo.analyse(text).unknown) == 1
+
+
+def test_batched_products_written_as_convolutions_count_what_is_no_padding():
+    # As TPUs write a batch of 8 products [16, 2] x [2, 4]: a window of 8 over dilated rows.
+    text = """
+ENTRY %main (a: f32[8,16,2], b: f32[8,2,4]) -> f32[8,16,4] {
+  %a = f32[8,16,2]{2,1,0} parameter(0)
+  %b = f32[8,2,4]{2,1,0} parameter(1)
+  ROOT %c = f32[8,16,4]{2,1,0} convolution(%a, %b), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0io->0bf
+}
+"""
+    assert hlo.analyse(text).flops == 8 * 2 * 16 * 2 * 4
+
+
+def test_a_product_of_a_weights_shape_is_found():
+    def update(x, g):
+        return jnp.einsum("td,tf->df", x, g)
+
+    text = jax.jit(update).lower(jnp.ones((31, 64)), jnp.ones((31, 112))).as_text()
+    assert ahead.weight_shaped(text, {"w": (112, 64)}, layers=3) == ["64x112"]
+    assert ahead.weight_shaped(text, {"w": (112, 65)}, layers=3) == []
