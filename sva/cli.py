@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sva import expert_commands
+from sva import evaluate_command, expert_commands
 from sva.errors import UserError
 
 
@@ -57,13 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("config", help="a YAML file, see configs/")
     sub.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it, e.g. train.lr=2e-3")
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
-    sub = command("evaluate", _evaluate, "Accuracy of a model, with or without an expert, on a task's held-out rows.")
-    sub.add_argument("task", help="a task's name, or a .jsonl file")
-    sub.add_argument("--model", **model)
-    sub.add_argument("--expert", type=Path, help="an expert file to merge first")
-    sub.add_argument("--split", default="test")
-    sub.add_argument("--size", type=int, default=200, help="rows at most (default: %(default)s)")
-    sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    evaluate_command.add(commands, model)
     sub = command("generate", _generate, "Answer prompts; with experts, in two passes.")
     sub.add_argument("prompts", nargs="+", help="questions, each one argument")
     sub.add_argument("--model", **model)
@@ -110,31 +104,6 @@ def _train(arguments: argparse.Namespace) -> None:
     settings = config.load(arguments.config, arguments.overrides)
     _, result = runs.train_expert(settings)
     _print(result, arguments.json, f"expert: {Path(settings.run_dir) / 'expert.safetensors'}\n{summary(result)}")
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from sva import evaluate
-    from sva.lm import decompose, load, merge
-    from sva.spectral.expert import Expert
-    from sva.stats import accuracy
-    from sva.tasks import task
-
-    if arguments.size < 1:
-        raise UserError(f"--size {arguments.size} must be at least 1")
-    todo = evaluate.items(task(arguments.task), arguments.split, arguments.size)
-    lm = load(arguments.model)
-    if arguments.expert:
-        expert = Expert.load(arguments.expert, fingerprint=lm.fingerprint, base=lm.name)
-        spectra = decompose(lm, str(expert.metadata["targets"]))
-        lm = merge(lm, spectra, expert.middles(spectra))
-    records = evaluate.evaluate(lm, todo)
-    score = accuracy(np.array([record.correct for record in records]))
-    result = {"task": arguments.task, "model": lm.name, "quantisation": lm.quantisation, "n": len(records)}
-    result |= {"accuracy": score._asdict(), "records": [record._asdict() for record in records]}
-    text = f"{arguments.task}: {percent(score._asdict())}, n = {len(records)}, weights {lm.quantisation or 'as stored'}"
-    _print(result, arguments.json, text)
 
 
 def _generate(arguments: argparse.Namespace) -> None:

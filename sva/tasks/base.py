@@ -27,6 +27,15 @@ def reason(grade: Grade) -> str:
     return grade.reason or ("right" if grade.correct else "no answer" if grade.answer is None else "wrong")
 
 
+class Options(NamedTuple):
+    """A question whose options can be scored by their likelihood."""
+
+    prompt: str
+    texts: tuple[str, ...]  # what follows the prompt, of each option
+    labels: tuple[str, ...]
+    right: int  # the place of the right one
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """A named set of examples with a grader; frozen and hashable.
@@ -97,6 +106,14 @@ class Task(ABC):
     def opening(self, architecture: str) -> str:
         """How the model's answer is made to begin, for models of that architecture."""
         return ""
+
+    def options(self, example: Example) -> Options:
+        """The options to score by likelihood.
+
+        Raises:
+          UserError: the task has no options.
+        """
+        raise UserError(f"task {self.name} has no options to score; leave out --by likelihood")
 
     def grade_many(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Grade]:
         """`grade` of each pair; a task with a pool of workers overrides it."""

@@ -29,9 +29,10 @@ def place() -> Path:
         return folder / "MATH"
     if folder and _file(folder, "test"):
         return folder
+    searched = folder or "$SVA_DATA (not set)"
     raise UserError(
-        f"no data: neither a folder MATH with train/ and test/ nor math_test.jsonl is in {folder or '$SVA_DATA (not set)'}"
-        "; set $SVA_DATA to a folder that has one"
+        f"no data: neither a folder MATH with train/ and test/ nor math_test.jsonl is in {searched}; set $SVA_DATA to a "
+        "folder that has one"
     )
 
 

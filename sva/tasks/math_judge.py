@@ -52,7 +52,8 @@ class Judge:
             if self._process is None:
                 self._process = self._start()
             try:
-                assert self._process.stdin and self._process.stdout
+                assert self._process.stdin is not None
+                assert self._process.stdout is not None
                 self._process.stdin.write(json.dumps(request) + "\n")
                 self._process.stdin.flush()
                 line = self._process.stdout.readline()
