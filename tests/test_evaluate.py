@@ -103,12 +103,12 @@ def test_records_of_another_run_are_refused_with_what_differs(tmp_path):
     path = tmp_path / "a.jsonl"
     with records.opened(path, settings(), {}):
         pass
-    with pytest.raises(UserError, match=r"a.jsonl holds another evaluation \(n: 5 there, 6 asked for\)"):
-        with records.opened(path, settings(n=6), {}):
-            pass
-    with records.opened(path, settings(), {}):
-        with pytest.raises(UserError, match="another process writes"), records.opened(path, settings(), {}):
-            pass
+    other = records.opened(path, settings(n=6), {})
+    with pytest.raises(UserError, match=r"a.jsonl holds another evaluation \(n: 5 there, 6 asked for\)"), other:
+        pass
+    again, busy = records.opened(path, settings(), {}), pytest.raises(UserError, match="another process writes")
+    with records.opened(path, settings(), {}), busy, again:
+        pass
 
 
 @pytest.mark.parametrize(

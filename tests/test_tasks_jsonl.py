@@ -63,6 +63,7 @@ def test_no_prompt_is_in_two_splits(tmp_path):
         ("letters", "ta", "t, a", "at"),
         ("name", "New York", "The city is New York.", "York"),
         ("solution", "so 2 + 2 = 4", "2 and 2 are 4 eggs. The answer is 4.", "The answer is 5."),
+        ("math", r"\frac{1}{2}", "The answer is $0.5$.", "The answer is $2$."),
     ],
 )
 def test_each_grader_reads_its_form(tmp_path, grader, gold, right, wrong):

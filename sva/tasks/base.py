@@ -51,6 +51,7 @@ class Task(ABC):
     max_new_tokens: int
     licence: str
     origin: str
+    metric: str = "accuracy"
     stop: tuple[str, ...] = ()  # texts that end an answer; what follows one is cut off
     shots: int = 0  # worked examples from the train split before the question
     grader: str = "strict"
