@@ -12,6 +12,7 @@ from typing import Any
 from sva.errors import UserError
 from sva.tasks import amounts, answers, math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
+from sva.tasks.splits import normalised
 
 GRADERS = {
     "exact": "text",
@@ -44,6 +45,13 @@ class Jsonl(Task):
 
     def _rows(self, split: str) -> Sequence[Example]:
         rows = read(Path(self.path), self.form)
+        places: dict[str, str] = {}
+        for row in rows:
+            place = split_of(row["prompt"])
+            if places.setdefault(normalised(row["prompt"]), place) != place:
+                raise UserError(
+                    f"{self.path}: {row['prompt']!r} is in two splits, but for punctuation; keep one of them"
+                )
         chosen = [row for row in rows if split_of(row["prompt"]) == split]
         if not chosen:
             sizes = Counter(split_of(row["prompt"]) for row in rows)
