@@ -1,6 +1,6 @@
 """Questions to token ids and back, through the tokenizer's chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,19 @@ def render(lm: LM, question: str) -> str:
     """The text of one user turn, up to where the answer starts; the question itself without a chat template."""
     if not question.strip():
         raise UserError("the prompt is empty; give it some text")
+    return render_turns(lm, [{"role": "user", "content": question}])
+
+
+def render_turns(lm: LM, turns: Sequence[Mapping[str, str]], opening: str = "") -> str:
+    """The text of a chat that ends in a user turn, up to where the answer starts, and its `opening`.
+
+    Without a chat template, the contents of the turns with an empty line between them.
+    """
     tokenizer = need_tokenizer(lm)
     if not tokenizer.chat_template:
-        return question
-    turns = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return "\n\n".join([*(turn["content"] for turn in turns), *([opening] if opening else [])])
+    chat = [dict(turn) for turn in turns]
+    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + opening
 
 
 def tokenize(lm: LM, texts: Sequence[str]) -> list[list[int]]:

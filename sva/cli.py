@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sva import expert_commands, generate_command
+from sva import evaluate_command, expert_commands, generate_command
 from sva.errors import UserError
 
 
@@ -72,13 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--unroll", action="store_true", help="unroll the layers; compiling takes many times as long")
     sub.add_argument("--output", type=Path, help="also write the report to this JSON file")
     sub.add_argument("--json", action="store_true", help="print the report as JSON")
-    sub = command("evaluate", _evaluate, "Accuracy of a model, with or without an expert, on a task's held-out rows.")
-    sub.add_argument("task", help="a task's name, or a .jsonl file")
-    sub.add_argument("--model", **model)
-    sub.add_argument("--expert", type=Path, help="an expert file to merge first")
-    sub.add_argument("--split", default="test")
-    sub.add_argument("--size", type=int, default=200, help="rows at most (default: %(default)s)")
-    sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    evaluate_command.add(commands, model)
     generate_command.add(commands, model)
     sub = command("report", _report, "Write one HTML page about a run of `sva train`, finished or not.")
     sub.add_argument("run_dir", metavar="RUN", type=Path, help="its run_dir")
@@ -151,31 +145,6 @@ def _compile(arguments: argparse.Namespace) -> None:
     if arguments.output:
         write_json(arguments.output, result)
     _print(result, arguments.json, ahead.summary(result))
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from sva import evaluate
-    from sva.lm import decompose, load, merge
-    from sva.spectral.expert import Expert
-    from sva.stats import accuracy
-    from sva.tasks import task
-
-    if arguments.size < 1:
-        raise UserError(f"--size {arguments.size} must be at least 1")
-    todo = evaluate.items(task(arguments.task), arguments.split, arguments.size)
-    lm = load(arguments.model)
-    if arguments.expert:
-        expert = Expert.load(arguments.expert, fingerprint=lm.fingerprint, base=lm.name)
-        spectra = decompose(lm, str(expert.metadata["targets"]))
-        lm = merge(lm, spectra, expert.middles(spectra))
-    records = evaluate.evaluate(lm, todo)
-    score = accuracy(np.array([record.correct for record in records]))
-    result = {"task": arguments.task, "model": lm.name, "quantisation": lm.quantisation, "n": len(records)}
-    result |= {"accuracy": score._asdict(), "records": [record._asdict() for record in records]}
-    text = f"{arguments.task}: {percent(score._asdict())}, n = {len(records)}, weights {lm.quantisation or 'as stored'}"
-    _print(result, arguments.json, text)
 
 
 def _report(arguments: argparse.Namespace) -> None:

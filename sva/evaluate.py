@@ -1,5 +1,6 @@
 """Greedy answers to held-out prompts, graded, one record each."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from sva import chat
+from sva.adaptive import AdaptiveLM
 from sva.files import write_atomically
+from sva.likelihood import option_logprobs
 from sva.lm import LM
-from sva.tasks.base import Example, Task
+from sva.records import RecordFile
+from sva.tasks.base import Example, Task, reason
 
 
 class Item(NamedTuple):
@@ -36,6 +40,10 @@ class Record(NamedTuple):
     answer: str | None  # as the grader read it
     correct: bool
     tokens: int
+    reason: str = ""  # see `sva.tasks.base.reason`
+    prompt: str = ""  # the text that the model was given
+    scores: tuple[float, ...] = ()  # nats of each option, where options were scored
+    right_option: int = -1  # the place of the right one among them
 
 
 def items(task: Task, split: str, size: int) -> list[Item]:
@@ -53,14 +61,113 @@ def batches(todo: Sequence[Item], batch_size: int, title: str, *, progress: bool
             bar.update(len(batch))
 
 
-def grade(batch: Sequence[Item], completions: Sequence[str], lengths: Any) -> list[Record]:
-    """One record an item."""
-    records = []
-    for (task, example), text, length in zip(batch, completions, np.asarray(lengths), strict=True):
-        verdict = task.grade(text, example)
-        question = task.question(example)
-        records.append(Record(task.name, question, text, verdict.answer, verdict.correct, int(length)))
-    return records
+def grade(
+    batch: Sequence[Item], completions: Sequence[str], lengths: Any, prompts: Sequence[str] | None = None
+) -> list[Record]:
+    """One record an item; what follows a task's stop text is no part of the answer."""
+    texts = [cut(text, item.task.stop) for text, item in zip(completions, batch, strict=True)]
+    verdicts = []
+    for _, group in itertools.groupby(range(len(batch)), key=lambda i: batch[i].task):
+        places = list(group)
+        task = batch[places[0]].task
+        verdicts += task.grade_many([texts[i] for i in places], [batch[i].example for i in places])
+    prompts = prompts or [""] * len(batch)
+    return [
+        Record(
+            item.task.name,
+            item.question,
+            text,
+            verdict.answer,
+            verdict.correct,
+            int(length),
+            reason(verdict),
+            prompt,
+        )
+        for item, text, verdict, length, prompt in zip(
+            batch, texts, verdicts, np.asarray(lengths), prompts, strict=True
+        )
+    ]
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first of the stop texts in it."""
+    return text[: min([place for place in map(text.find, stop) if place >= 0], default=len(text))]
+
+
+Answer = Callable[[Sequence[Item]], list[Record]]
+"""What answers and grades one batch of items; the one place that knows how answers come about."""
+
+
+def by_generation(lm: LM, max_new_tokens: int) -> Answer:
+    """Greedy answers of `lm`, through the chat template."""
+    eos = chat.end_tokens(lm)
+
+    def answer(batch: Sequence[Item]) -> list[Record]:
+        prompts = [
+            chat.render_turns(lm, task.turns(example), task.opening(lm.model.cfg.architecture))
+            for task, example in batch
+        ]
+        out = lm.generate(*chat.encode(lm, prompts), max_new_tokens, eos)
+        return grade(batch, chat.decode(lm, out.tokens, out.lengths), out.lengths, prompts)
+
+    return answer
+
+
+def by_two_passes(model: AdaptiveLM, max_new_tokens: int) -> Answer:
+    """Greedy answers of the expert that the first pass chooses for each item, asked the question alone."""
+
+    def answer(batch: Sequence[Item]) -> list[Record]:
+        questions = [item.question for item in batch]
+        answers = model.answer(questions, max_new_tokens)
+        prompts = [chat.render(model.lm, question) for question in questions]
+        return grade(batch, [a.text for a in answers], [a.tokens for a in answers], prompts)
+
+    return answer
+
+
+def by_likelihood(lm: LM) -> Answer:
+    """The option that `lm` finds likeliest per character, as public leaderboards' normalised accuracy has it.
+
+    A record's `scores` hold the nats of every option, so that `likeliest` gives the unnormalised choice as well.
+    """
+
+    def answer(batch: Sequence[Item]) -> list[Record]:
+        asked = [item.task.options(item.example) for item in batch]
+        scores = option_logprobs(lm, [ask.prompt for ask in asked], [ask.texts for ask in asked])
+        records = []
+        for item, ask, nats in zip(batch, asked, scores, strict=True):
+            chosen = likeliest(nats, [len(text) for text in ask.texts])
+            right = chosen == ask.right
+            verdict = ("right" if right else "wrong", ask.prompt, nats, ask.right)
+            text = ask.texts[chosen]
+            records.append(Record(item.task.name, item.question, text, ask.labels[chosen], right, 0, *verdict))
+        return records
+
+    return answer
+
+
+def likeliest(nats: Sequence[float], lengths: Sequence[int] | None = None) -> int:
+    """The place of the highest log-probability, per character where lengths are given; the first of equals."""
+    values = nats if lengths is None else [x / n for x, n in zip(nats, lengths, strict=True)]
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def recorded(
+    file: RecordFile, todo: Sequence[Item], answer: Answer, batch_size: int, title: str = "evaluate"
+) -> list[dict[str, Any]]:
+    """The rows of every item, in order: those of `file`, and those that `answer` makes, appended batch by batch.
+
+    A batch is always the same items, so that a run that was stopped ends with what it would have ended with.
+    """
+    with tqdm(total=len(todo), initial=len(file.rows), desc=title, unit="prompt", file=sys.stderr) as bar:
+        for start in range(0, len(todo), batch_size):
+            places = range(start, min(start + batch_size, len(todo)))
+            missing = [i for i in places if i not in file.rows]
+            records = answer([todo[i] for i in places]) if missing else []
+            for i in missing:
+                file.append(i, records[i - start]._asdict())
+            bar.update(len(missing))
+    return [file.rows[i] for i in range(len(todo))]
 
 
 def evaluate(
@@ -77,14 +184,8 @@ def evaluate(
     Args:
       max_new_tokens: of every answer; by default the largest budget among the items' tasks.
     """
-    budget = max_new_tokens or max(item.task.max_new_tokens for item in todo)
-    eos = chat.end_tokens(lm)
-    records = []
-    for batch in batches(todo, batch_size, title, progress=progress):
-        ids, mask = chat.encode(lm, [chat.render(lm, item.question) for item in batch])
-        out = lm.generate(ids, mask, budget, eos)
-        records += grade(batch, chat.decode(lm, out.tokens, out.lengths), out.lengths)
-    return records
+    answer = by_generation(lm, max_new_tokens or max(item.task.max_new_tokens for item in todo))
+    return [record for batch in batches(todo, batch_size, title, progress=progress) for record in answer(batch)]
 
 
 def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) -> list[Record]:
@@ -93,7 +194,8 @@ def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) 
     Whose answers they are is for the caller to put into the path.
     """
     if path.exists():
-        records = [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        records = [Record(**row | {"scores": tuple(row.get("scores", ()))}) for row in rows]
         if [(record.task, record.question) for record in records] == [(item.task.name, item.question) for item in todo]:
             return records
     records = answers()

@@ -32,7 +32,7 @@ def test_the_overview_names_every_command(capsys):
     ("arguments", "words"),
     [
         (["evaluate", "largst"], "did you mean largest"),
-        (["evaluate", "largest", "--size", "0"], "--size 0 must be at least 1"),
+        (["evaluate", "largest", "--size", "0"], "--size=0 must be at least 1"),
         (["evaluate", "largest", "--split", "dev"], "splits are train, validation, test"),
         (["generate", "hello", "  "], "a prompt is empty"),
         (["generate", "hello", "--classifier", "c.safetensors"], "name them with --expert"),

@@ -1,8 +1,16 @@
-import numpy as np
+import json
+from pathlib import Path
 
-from sva import chat, evaluate
+import numpy as np
+import pytest
+
+import sva.tasks
+from sva import chat, evaluate, evaluate_command, likelihood, records
+from sva.cli import main
+from sva.errors import UserError
 from sva.evaluate import Item
-from sva.testing import NameAColour
+from sva.tasks.base import Grade, reason
+from sva.testing import THINGS, NameAColour
 
 
 def test_records_are_the_greedy_answers_in_order_graded_by_their_own_task(toy):
@@ -52,3 +60,164 @@ def test_records_are_kept_and_made_again_only_for_other_items(toy, tmp_path):
     assert made == [3]
     assert len(evaluate.kept(path, todo[:2], lambda: answers(todo[:2]))) == 2
     assert made == [3, 2]
+
+
+def settings(**changes):
+    return {"task": "name_a_colour", "n": 5, **changes}
+
+
+def interrupted(answer, after):
+    """`answer`, which is stopped after so many batches, as by a signal."""
+    calls = iter(range(after))
+
+    def maybe(batch):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return answer(batch)
+
+    return maybe
+
+
+def test_a_stopped_evaluation_ends_with_the_file_of_an_unstopped_one(toy, tmp_path):
+    todo = evaluate.items(NameAColour(), "test", 5)
+    answer = evaluate.by_generation(toy, 4)
+    with records.opened(tmp_path / "whole.jsonl", settings(), {}) as file:
+        whole = evaluate.recorded(file, todo, answer, batch_size=2)
+    path = tmp_path / "stopped.jsonl"
+    for done in (1, 0):
+        with pytest.raises(KeyboardInterrupt), records.opened(path, settings(), {}) as file:
+            evaluate.recorded(file, todo, interrupted(answer, done), batch_size=2)
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:3]) + lines[1][:20])  # and cut off within a line
+    with records.opened(path, settings(), {}) as file:
+        assert sorted(file.rows) == [0, 1]
+        assert evaluate.recorded(file, todo, answer, batch_size=2) == whole
+    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    first = whole[0]
+    assert first["prompt"] == chat.render(toy, todo[0].question)
+    assert first["reason"] == ("right" if first["correct"] else "wrong")
+    assert set(first) == {"index", *evaluate.Record._fields}
+
+
+def test_records_of_another_run_are_refused_with_what_differs(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with records.opened(path, settings(), {}):
+        pass
+    other = records.opened(path, settings(n=6), {})
+    with pytest.raises(UserError, match=r"a.jsonl holds another evaluation \(n: 5 there, 6 asked for\)"), other:
+        pass
+    again, busy = records.opened(path, settings(), {}), pytest.raises(UserError, match="another process writes")
+    with records.opened(path, settings(), {}), busy, again:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no records at"),
+        ('{"x": 1}\n', "is not the records of an evaluation"),
+        ("[1]\n", "is not the records of an evaluation"),
+        ('{"settings": {}}\n{"index": 0\n{"index": 1}\n', "line 2 is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_evaluations_is_one_line(tmp_path, content, message):
+    path = tmp_path / "a.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        records.read(path)
+
+
+def test_what_follows_a_stop_text_is_no_part_of_an_answer():
+    assert evaluate.cut("red Instruction: name", ("Instruction:", "Response")) == "red "
+    assert evaluate.cut("red Response Instruction:", ("Instruction:", "Response")) == "red "
+    assert evaluate.cut("red", ("Instruction:",)) == "red"
+    item = Item(NameAColour(stop=("!",)), {"thing": "a", "of": "b"})
+    (record,) = evaluate.grade([item], ["red ! green"], [3])
+    assert (record.completion, record.correct, record.reason) == ("red ", True, "right")
+
+
+def test_reasons_name_what_a_verdict_cannot():
+    assert [reason(grade) for grade in (Grade(True, "1"), Grade(False, "2"), Grade(False, None))] == [
+        "right",
+        "wrong",
+        "no answer",
+    ]
+    assert reason(Grade(False, "x", "unreadable")) == "unreadable"
+    rows = [{"correct": True, "reason": "right", "scores": []}, {"correct": False, "reason": "no answer", "scores": []}]
+    assert evaluate_command.scores(rows)["reasons"] == {"right": 1, "no answer": 1}
+
+
+def test_option_scores_are_sums_of_token_log_probabilities(toy):
+    prompts = ["the colour of the apple", "what is the name ?"]
+    options = [[" red", " green blue", " the door of the house"], [" kite", " lamp lamp"]]
+    scored = likelihood.option_logprobs(toy, prompts, options)
+    for prompt, texts, nats in zip(prompts, options, scored, strict=True):
+        start = len(toy.tokenizer(prompt)["input_ids"])
+        for text, value in zip(texts, nats, strict=True):
+            ids = np.asarray([toy.tokenizer(prompt + text)["input_ids"]])
+            logits = np.asarray(toy.logits(ids, np.ones_like(ids)), np.float64)[0]
+            logps = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+            by_hand = sum(logps[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
+            np.testing.assert_allclose(value, by_hand, atol=1e-4)
+
+
+def test_the_likeliest_option_is_the_highest_sum_or_the_highest_per_character():
+    assert evaluate.likeliest([-2.0, -3.0, -2.0]) == 0
+    assert evaluate.likeliest([-2.0, -3.0], [1, 6]) == 1
+
+
+def run(arguments, capsys):
+    assert main(["evaluate", *map(str, arguments)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def checkpoint(toy, tmp_path, monkeypatch):
+    """The toy model on disk, and a task file about it."""
+    monkeypatch.setattr("sva.runtime.start", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    toy.save(tmp_path / "model")
+    rows = [{"prompt": f"what colour the {a} of the {b} ?", "answer": "red"} for a in THINGS for b in THINGS]
+    (tmp_path / "red.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["red.jsonl", "--model", tmp_path / "model", "--json", "--max-new-tokens", 2]
+
+
+def test_the_command_writes_records_and_a_second_run_only_reads_them(checkpoint, capsys, monkeypatch):
+    first = run(checkpoint, capsys)
+    rows = records.read(Path(first["records"]))[1]
+    assert len(rows) == first["n"] == len(sva.tasks.task("red.jsonl").source("test"))
+    assert first["accuracy"]["mean"] == sum(row["correct"] for row in rows.values()) / len(rows)
+    monkeypatch.setattr("sva.evaluate.grade", None)
+    assert run(checkpoint, capsys) == first
+
+
+def test_two_evaluations_are_compared_item_by_item(checkpoint, capsys):
+    first = run([*checkpoint, "--out", "a.jsonl"], capsys)
+    second = run([*checkpoint, "--out", "b.jsonl", "--shots", 1], capsys)
+    result = run(["--compare", "a.jsonl", "b.jsonl", "--json"], capsys)
+    assert result["n"] == first["n"]
+    assert result["b_minus_a"]["mean"] == pytest.approx(second["accuracy"]["mean"] - first["accuracy"]["mean"])
+    run([*checkpoint, "--out", "c.jsonl", "--split", "train", "--size", 3], capsys)
+    assert main(["evaluate", "--compare", "a.jsonl", "c.jsonl"]) == 2
+    assert "cannot be compared: question 0 is another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name one task to evaluate"),
+        (["red.jsonl", "--compare", "a", "b"], "name one task to evaluate"),
+        (["--compare", "a.jsonl", "b.jsonl"], "no records at a.jsonl"),
+        (["red.jsonl", "--by", "likelihood"], "has no options to score"),
+        (["red.jsonl", "--grader", "reference"], "the public code has no such task"),
+        (["red.jsonl", "--splits", "dirty"], "no splits 'dirty'; there is clean and reference"),
+        (["red.jsonl", "--shots", "-1"], "shots = -1 must be at least 0"),
+        (["red.jsonl", "--batch-size", "0"], "--batch-size=0 must be at least 1"),
+        (["red.jsonl", "--classifier", "c.safetensors"], "name them with --expert"),
+        (["red.jsonl", "--expert", "a", "--expert", "b", "--shots", "1"], "two passes ask the question alone"),
+    ],
+)
+def test_a_users_mistake_is_said_before_a_model_is_loaded(checkpoint, arguments, words, capsys):
+    assert main(["evaluate", *arguments]) == 2
+    assert words in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 
 import sva.tasks
 from sva.tasks import math_hendrycks, public_rules
-from sva.tasks.math_judge import Judge
+from sva.tasks.worker import Worker
 
 TABLES = Path(__file__).parent / "completions"
 ROWS = {
@@ -80,8 +80,8 @@ BOMBS = [
 
 @pytest.fixture(scope="module")
 def judge():
-    worker = Judge(cpu_secs=0.5)
-    yield worker
+    worker = Worker("math_worker.py", cpu_secs=0.5)
+    yield lambda policy, gold, answer: worker.ask({"policy": policy, "gold": gold, "answer": answer})
     worker.close()
 
 
@@ -89,16 +89,16 @@ def judge():
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_no_answer_makes_the_judge_linger_and_it_serves_on(judge, policy, bomb):
     started = time.process_time()
-    verdict = judge.equal(policy, "10", bomb)
+    verdict = judge(policy, "10", bomb)
     assert not verdict.equal
     assert time.process_time() - started < 0.5  # what takes long, takes long elsewhere
-    assert judge.equal(policy, "10", "5*2" if policy == "reference" else "5 \\cdot 2").equal
+    assert judge(policy, "10", "5*2" if policy == "reference" else "5 \\cdot 2").equal
 
 
 def test_an_answer_that_is_given_up_on_says_so(judge):
-    verdict = judge.equal("strict", "10", "9^{9^{9^{9}}}")
-    assert verdict.note.startswith(("more than 0.5 CPU seconds", "unreadable"))
-    assert judge.equal("strict", "10", "1" * 1_001).note == "unreadable: too long"
+    verdict = judge("strict", "10", "9^{9^{9^{9}}}")
+    assert verdict.note.startswith(("gave up after 0.5 CPU seconds", "unreadable"))
+    assert math_hendrycks.compare("strict", "10", "1" * 1_001).note == "unreadable: too long"
 
 
 @pytest.mark.parametrize("family", ROWS)

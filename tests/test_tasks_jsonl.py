@@ -63,6 +63,7 @@ def test_no_prompt_is_in_two_splits(tmp_path):
         ("letters", "ta", "t, a", "at"),
         ("name", "New York", "The city is New York.", "York"),
         ("solution", "so 2 + 2 = 4", "2 and 2 are 4 eggs. The answer is 4.", "The answer is 5."),
+        ("math", r"\frac{1}{2}", "The answer is $0.5$.", "The answer is $2$."),
     ],
 )
 def test_each_grader_reads_its_form(tmp_path, grader, gold, right, wrong):
@@ -75,7 +76,26 @@ def test_each_grader_reads_its_form(tmp_path, grader, gold, right, wrong):
 
 
 def test_the_table_above_is_whole():
-    assert set(GRADERS) == {"exact", "number", "numbers", "word", "words", "letter", "letters", "name", "solution"}
+    assert set(GRADERS) == {
+        "exact",
+        "number",
+        "numbers",
+        "word",
+        "words",
+        "letter",
+        "letters",
+        "name",
+        "solution",
+        "math",
+    }
+
+
+def test_prompts_of_two_splits_that_differ_in_marks_only_are_refused_by_name(tmp_path):
+    pairs = [(f"Name colour {n}", f"Name colour {n}!") for n in range(99)]
+    one, other = next(pair for pair in pairs if split_of(pair[0]) != split_of(pair[1]))
+    path = written(tmp_path / "twice.jsonl", [{"prompt": text, "answer": "red"} for text in (one, other)])
+    with pytest.raises(UserError, match=rf"twice.jsonl: '{one}.*' is in (two splits|\w+ and \w+)"):
+        sva.tasks.task(str(path)).source("train")
 
 
 @pytest.mark.parametrize(

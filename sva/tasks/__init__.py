@@ -1,7 +1,7 @@
 """What experts are trained for and measured on. Plain Python: nothing here imports JAX.
 
-A new task is a frozen dataclass with a source of rows, the words of a question and a grader (`Task`), listed
-in `_KNOWN`; or, with no code at all, a JSONL file.
+A new task is a frozen dataclass with a source of rows, the words of a question and a grader (`Task`), listed in
+`_KNOWN` or in a small Python file of the user's (`python_file`); or, with no code at all, a JSONL file.
 """
 
 import dataclasses
@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 
 from sva.errors import UserError
 from sva.sandbox import LEVELS
-from sva.tasks import arc, gsm8k, math_hendrycks, procedural, public_rules
+from sva.tasks import arc, gsm8k, math_hendrycks, procedural, public_rules, reasoning
 from sva.tasks.base import SPLITS, Example, Grade, Task
 from sva.tasks.code import CodeTask
 from sva.tasks.humaneval import HumanEval
 from sva.tasks.jsonl import from_jsonl
 from sva.tasks.labels import OTHER
 from sva.tasks.mbpp import Mbpp
+from sva.tasks.python_file import from_python
 from sva.tasks.routing import Routing, routing
 from sva.tasks.splits import POLICIES
 
-__all__ = ["SPLITS", "Example", "Grade", "Routing", "Task", "from_jsonl", "names", "routing", "task"]
+__all__ = ["SPLITS", "Example", "Grade", "Routing", "Task", "from_jsonl", "from_python", "names", "routing", "task"]
 
 GRADERS = ("strict", "reference")
 PROMPTS = ("own", "reference")
@@ -58,7 +59,7 @@ def task(
     shots: int = 0,
     sandbox: str = "strict",
 ) -> Task:
-    """The task of that name: one of `names()`, or the path of a user's .jsonl file (see `from_jsonl`).
+    """The task of that name: one of `names()`, `reasoning_gym:NAME`, or the path of a user's .jsonl or .py file.
 
     Args:
       grader: "strict", sva's, or "reference", the verdicts of Transformer-Squared's public code, faults included, for
@@ -104,10 +105,15 @@ def _made(name: str, routes: Sequence[str]) -> Task:
         return routing(tasks if OTHER in {t.label for t in tasks} else [*tasks, task(OTHER)])
     if name.endswith(".jsonl"):
         return from_jsonl(name)
+    if name.endswith(".py"):
+        return from_python(name)
+    if name.startswith(reasoning.PREFIX):
+        return reasoning.task(name)
     if name in _KNOWN:
         return _KNOWN[name]()
     if name in _CODE:
         return _CODE[name]()
     near = difflib.get_close_matches(name, names(), n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise UserError(f"no task {name!r}; {hint}There are {', '.join(names())}, and paths of .jsonl files")
+    known = f"There are {', '.join(names())}, {reasoning.PREFIX}NAME, and paths of .jsonl and .py files"
+    raise UserError(f"no task {name!r}; {hint}{known}")

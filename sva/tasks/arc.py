@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from sva.tasks import answers, public_rules, splits, upstream
-from sva.tasks.base import SPLITS, Example, Grade, Task
+from sva.tasks.base import SPLITS, Example, Grade, Options, Task
 
 FIELDS = ("id", "question", "choices", "answerKey")
 _CHECKSUMS = {
@@ -95,8 +95,8 @@ class Arc(Task):
         if self.prompt != "reference":
             return ""
         return (
-            "The following are multiple choice questions (with answers). Think step by step and then finish your answer "
-            'with "the answer is (X)" where X is the correct letter choice.'
+            "The following are multiple choice questions (with answers). Think step by step and then finish your "
+            'answer with "the answer is (X)" where X is the correct letter choice.'
         )
 
     def opening(self, architecture: str) -> str:
@@ -116,11 +116,11 @@ class Arc(Task):
     def answer(self, example: Example) -> str:
         return example["answerKey"]
 
-    def options(self, example: Example) -> tuple[str, tuple[str, ...], int]:
-        """(prompt, continuations, which is right) for scoring by likelihood: as public leaderboards ask it."""
-        choices = example["choices"]
-        texts = tuple(f" {text}" for text in choices["text"])
-        return f"Question: {example['question']}\nAnswer:", texts, choices["label"].index(example["answerKey"])
+    def options(self, example: Example) -> Options:
+        """Question and option as public leaderboards have them, without letters."""
+        labels = tuple(example["choices"]["label"])
+        texts = tuple(f" {text}" for text in example["choices"]["text"])
+        return Options(f"Question: {example['question']}\nAnswer:", texts, labels, labels.index(example["answerKey"]))
 
     def grade(self, completion: str, example: Example) -> Grade:
         if self.grader == "reference":

@@ -27,13 +27,24 @@ def reason(grade: Grade) -> str:
     return grade.reason or ("right" if grade.correct else "no answer" if grade.answer is None else "wrong")
 
 
+class Options(NamedTuple):
+    """A question whose options can be scored by their likelihood."""
+
+    prompt: str
+    texts: tuple[str, ...]  # what follows the prompt, of each option
+    labels: tuple[str, ...]
+    right: int  # the place of the right one
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """A named set of examples with a grader; frozen and hashable.
 
     An example is a plain dict with the field names of wherever it comes from. `label` is the lower-case word
     that a dispatcher answers with for this kind of question, `description` the phrase that explains it; tasks
-    may share a label. `max_new_tokens` is what a right answer needs, with some room.
+    may share a label. `max_new_tokens` is what a right answer needs, with some room. `metric` is what the share of
+    right answers is called in this field. `grader`, `splits` and `prompt` choose between sva's way and that of
+    Transformer-Squared's public code ("reference"), each by itself.
     """
 
     name: str
@@ -42,6 +53,7 @@ class Task(ABC):
     max_new_tokens: int
     licence: str
     origin: str
+    metric: str = "accuracy"
     stop: tuple[str, ...] = ()  # texts that end an answer; what follows one is cut off
     shots: int = 0  # worked examples from the train split before the question
     grader: str = "strict"
@@ -97,6 +109,14 @@ class Task(ABC):
     def opening(self, architecture: str) -> str:
         """How the model's answer is made to begin, for models of that architecture."""
         return ""
+
+    def options(self, example: Example) -> Options:
+        """The options to score by likelihood.
+
+        Raises:
+          UserError: the task has no options.
+        """
+        raise UserError(f"task {self.name} has no options to score; leave out --by likelihood")
 
     @abstractmethod
     def grade(self, completion: str, example: Example) -> Grade:

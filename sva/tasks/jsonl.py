@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
-from sva.tasks import amounts, answers
+from sva.tasks import amounts, answers, math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
+from sva.tasks.splits import normalised
 
 GRADERS = {
     "exact": "text",
     **{form: form for form in answers.FORMS if form != "text"},
     "solution": "solution",
+    "math": "math",
 }
 """What a line's "grader" may be: "exact" compares whole texts (but for case, quotes, a trailing full stop),
-a form of `answers.FORMS` the one answer of that form, "solution" the number that a solution ends in."""
+a form of `answers.FORMS` the one answer of that form, "solution" the number that a solution ends in, "math"
+the expression that it ends in, compared by value."""
 
 
 def split_of(prompt: str) -> str:
@@ -42,6 +45,13 @@ class Jsonl(Task):
 
     def _rows(self, split: str) -> Sequence[Example]:
         rows = read(Path(self.path), self.form)
+        places: dict[str, str] = {}
+        for row in rows:
+            place = split_of(row["prompt"])
+            if places.setdefault(normalised(row["prompt"]), place) != place:
+                raise UserError(
+                    f"{self.path}: {row['prompt']!r} is in two splits, but for punctuation; keep one of them"
+                )
         chosen = [row for row in rows if split_of(row["prompt"]) == split]
         if not chosen:
             sizes = Counter(split_of(row["prompt"]) for row in rows)
@@ -101,6 +111,8 @@ def _row(line: bytes, grader: str, where: str) -> Example:
 
 def _grade(completion: str, row: Example) -> Grade:
     form = GRADERS[row["grader"]]
+    if form == "math":
+        return math_hendrycks.strict(completion, row["answer"])
     if form != "solution":
         return answers.grade(completion, form, [row["answer"]])
     answer = amounts.final_number(completion)

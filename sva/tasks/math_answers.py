@@ -94,7 +94,7 @@ def is_wording(gold: str) -> bool:
 
 
 def same_words(answer: str, gold: str) -> bool:
-    """Whether two texts say the same but for \\text{}, brackets, quotes, case and spaces; only where `gold` is words."""
+    """Whether two texts agree but for \\text{}, brackets, quotes, case and spaces; only where `gold` is words."""
 
     def bare(text: str) -> str:
         text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit)\s*\{([^{}]*)\}", r"\1", text)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +13,9 @@ from sva.errors import UserError
 from sva.paths import data_dir
 from sva.tasks import math_answers, public_rules, splits, upstream
 from sva.tasks.base import Example, Grade, Task
-from sva.tasks.math_judge import judge
+from sva.tasks.worker import Verdict, shared
 
+_LONGEST = 1_000  # characters of an answer; the longest right one of MATH has 159
 FIELDS = ("problem", "level", "type", "solution")
 
 
@@ -29,9 +31,10 @@ def place() -> Path:
         return folder / "MATH"
     if folder and _file(folder, "test"):
         return folder
+    searched = folder or "$SVA_DATA (not set)"
     raise UserError(
-        f"no data: neither a folder MATH with train/ and test/ nor math_test.jsonl is in {folder or '$SVA_DATA (not set)'}"
-        "; set $SVA_DATA to a folder that has one"
+        f"no data: neither a folder MATH with train/ and test/ nor math_test.jsonl is in {searched}; set $SVA_DATA "
+        "to a folder that has one"
     )
 
 
@@ -150,6 +153,15 @@ def gold(example: Example) -> str:
     return found
 
 
+def compare(policy: str, gold: str, answer: str) -> Verdict:
+    """Whether two answers, LaTeX without the dollars around it or plain text, are equal under that policy."""
+    if len(answer) > _LONGEST:
+        return Verdict(False, "unreadable: too long")
+    if policy == "strict" and re.search(r"__|[\"']\w", answer):
+        return Verdict(False, "unreadable: program text")
+    return shared("math_worker.py").ask({"policy": policy, "gold": gold, "answer": answer})
+
+
 def strict(completion: str, gold: str) -> Grade:
     """Right if the completion's final answer equals `gold` in value, whatever its spelling; words word for word."""
     answer = math_answers.final_answer(completion)
@@ -160,7 +172,7 @@ def strict(completion: str, gold: str) -> Grade:
         return Grade(True, answer)
     if math_answers.is_wording(gold):
         return Grade(False, answer)
-    equal, note = judge().equal("strict", right, answer)
+    equal, note = compare("strict", right, answer)
     return Grade(equal, answer, note)
 
 
@@ -169,5 +181,5 @@ def reference(completion: str, gold: str) -> Grade:
     answer = public_rules.solution_answer(completion)
     if answer is None:
         return Grade(False, None)
-    equal, note = judge().equal("reference", gold, answer)
+    equal, note = compare("reference", gold, answer)
     return Grade(equal, answer, note)

@@ -226,6 +226,8 @@ def _built(node: ast.AST, names: dict[str, Any]) -> Any:
             return value
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         made = names.get(node.func.id)
+        if made is None:
+            raise ValueError(f"no function {node.func.id}")
         if made in (sympy.Symbol, sympy.Float, sympy.Integer, sympy.Rational):  # what the translation writes
             return made(*(arg.value if isinstance(arg, ast.Constant) else _built(arg, names) for arg in node.args))
         # A function of numbers; never of a string, which sympy would evaluate.

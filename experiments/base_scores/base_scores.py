@@ -1,0 +1,79 @@
+"""What SmolLM2-135M-Instruct (Q4_1) scores on GSM8K, ARC-Easy and ARC-Challenge before any expert.
+
+    python experiments/base_scores/base_scores.py [ROWS]     # writes result.json beside this file
+
+Greedy, sva's own prompts, zero-shot, test split, its first ROWS rows (default: all). One set of completions is graded
+twice, by the strict grader and by the public code's verdicts. ARC is also answered by option likelihood, per character
+and whole, in the leaderboards' format without a chat template. Records go to runs/base_scores; a run that is stopped
+goes on, and with more ROWS too.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from sva import evaluate, records, runtime
+from sva.evaluate_command import scores
+from sva.files import write_json
+from sva.lm import load
+from sva.runs import command, versions
+from sva.stats import accuracy
+from sva.tasks import task
+
+MODEL = "smollm2-135m-instruct-q4_1"
+RUNS = (
+    ("arc_easy", "generation"),
+    ("arc_challenge", "generation"),
+    ("arc_challenge", "likelihood"),
+    ("arc_easy", "likelihood"),
+    ("gsm8k", "generation"),
+)
+BATCH = 32
+# What others report of the unquantised SmolLM2-135M-Instruct, in percent.
+REPORTED = {
+    "lm-eval, 0-shot (model card of lldois/SmolLM2-135M-Reasoning-SLERP-Champion, baseline column)": {
+        "arc_challenge, likelihood per character": 27.73,
+        "arc_easy, likelihood whole": 54.12,
+        "gsm8k, flexible extraction": 0.38,
+    },
+    "0-shot (model card of facebook/MobileLLM-R1-140M)": {"gsm8k": 2.4, "math500": 3.0},
+}
+
+
+def score(lm, name: str, by: str, rows: int) -> dict:
+    """Both graders' accuracies of one task."""
+    todo = evaluate.items(task(name), "test", rows)
+    budget = todo[0].task.max_new_tokens
+    settings = {"task": name, "by": by, "fingerprint": lm.fingerprint, "max_new_tokens": budget, "batch": BATCH}
+    path = Path("runs/base_scores") / f"{name}-{by}.jsonl"
+    answer = evaluate.by_likelihood(lm) if by == "likelihood" else evaluate.by_generation(lm, budget)
+    with records.opened(path, settings, {"command": command(), "versions": versions()}) as file:
+        made = evaluate.recorded(file, todo, answer, BATCH if by == "generation" else BATCH // 4, f"{name} by {by}")
+    result = {"task": name, "by": by, "n": len(made), "of": len(task(name).source("test"))}
+    if by == "likelihood":
+        return result | scores(made)
+    grader = task(name, "reference")
+    verdicts = [grader.grade(row["completion"], item.example) for row, item in zip(made, todo, strict=True)]
+    return result | {
+        "strict": scores(made),
+        "reference": accuracy(np.array([verdict.correct for verdict in verdicts]))._asdict(),
+        "right_by_luck_under_reference": sum(verdict.reason == "right by luck" for verdict in verdicts),
+        "tokens": sum(row["tokens"] for row in made),
+        "cut_off_at_the_budget": sum(row["tokens"] == budget for row in made),
+    }
+
+
+def main() -> None:
+    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 10**6
+    runtime.start()
+    lm = load(MODEL)
+    place = Path(__file__).parent / "result.json"
+    result = {"model": lm.name, "quantisation": lm.quantisation, "dtype": str(lm.model.dtype.__name__), "scores": []}
+    for name, by in RUNS:
+        result["scores"].append(score(lm, name, by, rows))
+        write_json(place, result | {"command": command(), "versions": versions(), "reported": REPORTED})
+
+
+if __name__ == "__main__":
+    main()
