@@ -139,7 +139,7 @@ EXCESSES = {
     "8 GB allocation": ("def f(x): return len(bytearray(8 << 30))", "MemoryError"),
     "8 GB bit by bit": ("def f(x):\n  v = []\n  while True: v.append(bytearray(16 << 20))", "MemoryError"),
     "1 GB file": (
-        "def f(x):\n  with open('big', 'wb') as big:\n    for _ in range(99): big.write(bytes(1 << 24))\n  return x * x",
+        "def f(x):\n  big = open('big', 'wb')\n  for _ in range(99): big.write(bytes(1 << 24))\n  return x * x",
         "SIGXFSZ",
     ),
     "1 GB of output": ("def f(x):\n  for _ in range(1024): print('x' * (1 << 20))\n  return x * x", "output limit"),

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sva.errors import UserError
-from sva.sandbox import LEVELS, Job, Sandbox, Verdict
+from sva.sandbox import LEVELS, Job, Limits, Sandbox, Verdict
 from sva.tasks import oracles
 from sva.tasks.base import Example, Grade, Task
 
 GRADERS = ("strict", "reference")
+LIMITS = Limits(cpu_secs=60, wall_secs=240.0, memory_bytes=4 << 30)
+"""For a program and for its tests, which run the reference: evalplus' memory, and time for the slowest references. What
+ends a slow program sooner is the limit of each call."""
 _LONGEST = 100_000  # characters of a completion that are looked at
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.DOTALL | re.MULTILINE)
 _CODE_BEGINS = re.compile(r"^(?:def |class |import |from |@|async def )", re.MULTILINE)
@@ -138,7 +141,7 @@ def reference_program(completion: str, name: str, prompt: str) -> str:
 def comparison(name: str, reference: str, inputs: Sequence[Any], atol: float) -> tuple[str, dict[str, Any]]:
     """Tests and their data (see `sva.sandbox.Job`): the program must answer each input as the reference does."""
     data = {"name": name, "reference": reference, "inputs": list(inputs), "atol": atol}
-    return inspect.getsource(oracles) + "\ncompare(call, data)\n", data
+    return inspect.getsource(oracles) + "\ncompare(call_within, data)\n", data
 
 
 @functools.cache
@@ -202,7 +205,7 @@ class CodeTask(Task):
         for number, prefix in enumerate(["", "plus tests: "][:num_rounds]):
             tests = {i: self.tests(examples[i])[number : number + 1] for i in found}
             jobs = {i: Job(programs[i] or "", *test[0]) for i, test in tests.items() if test}
-            ran = shared_sandbox(self.sandbox).run(list(jobs.values())) if jobs else []
+            ran = shared_sandbox(self.sandbox).run(list(jobs.values()), LIMITS) if jobs else []
             for i, verdict in zip(jobs, ran, strict=True):
                 verdicts[i] = verdict if verdict.passed else verdict._replace(reason=prefix + verdict.reason)
             found = [i for i in found if verdicts[i].passed]
