@@ -77,9 +77,9 @@ class Limits:
 class Job:
     """A program and its tests, both Python source.
 
-    The tests see `call(name, *args, **kwargs)`, the program's function of that name; `call_within(secs, name, ...)`, the
-    same with a limit of wall time; and `data`, a copy of the plain data given here. Tests that run to their end pass; an
-    assertion that fails, or any exception, fails the program.
+    The tests see `call(name, *args, **kwargs)`, the program's function of that name; `call_within(secs, name, ...)`,
+    the same with a limit of wall time; and `data`, a copy of the plain data given here. Tests that run to their end
+    pass; an assertion that fails, or any exception, fails the program.
     """
 
     program: str
