@@ -220,7 +220,8 @@ def test_a_completion_may_go_on_where_the_prompt_ends(completion):
 @pytest.mark.parametrize(
     "text",
     ["(" * 90_000, "-" * 90_000 + "1", "[" * 5_000, "lambda:" * 10_000 + "1", "not " * 20_000 + "1",
-     "x." * 40_000 + "x", "f(" * 5_000, "if 1:\n" + " " * 4_000, "1+" * 40_000 + "1", "é" * 90_000, "\ud800", "```python\n" * 9_000],
+     "x." * 40_000 + "x", "f(" * 5_000, "if 1:\n" + " " * 4_000, "1+" * 40_000 + "1", "é" * 90_000, "\ud800",
+     "```python\n" * 9_000],
     ids=lambda text: text[:4],
 )  # fmt: skip
 def test_no_text_brings_the_parser_down(text):
