@@ -34,7 +34,7 @@ KINDS = {
     "fork": (20, False, "import os\ndef f(x):\n  while True: os.fork()"),
     "socket": (20, False, "import socket\ndef f(x): return socket.create_connection(('127.0.0.1', 80)) and x * x"),
     "kill": (20, False, "import os\ndef f(x): return os.kill(os.getppid(), 9) or x * x"),
-    "threads": (20, False, "import threading\ndef f(x):\n  threading.Thread(target=threading.Event().wait).start()\n  return x * x"),
+    "threads": (20, False, "import threading as t\ndef f(x): return t.Thread(target=t.Event().wait).start() or x * x"),
     "sleeping threads": (
         10,
         False,
