@@ -126,7 +126,7 @@ def reference_program(completion: str, name: str, prompt: str) -> str:
     head = f"def {name}("
     lines = (head + head.join(bodies)).splitlines() if bodies else []
     kept = []
-    for number, line in enumerate(" " + line if re.match(r" {3}(?! )", line) else line for line in lines):
+    for number, line in enumerate(" " + line if len(line) - len(line.lstrip()) == 3 else line for line in lines):
         is_flush = bool(line.strip()) and not line.startswith((" ", "\t", "def ", "import ", "from "))
         if number and is_flush and line.startswith(('"""', "if", "print")):
             break
