@@ -177,6 +177,9 @@ COMPLETIONS = [
     "```python\ndef add(a, b):\n\treturn a + b\n```",
     f"\x07\x1b[1m{'word ' * 50}\n```python\n{ADD}\n```",
     f"```python\n{ADD}",
+    "```python\ndef add(a, b):\n    words = 'one\x0ctwo\u2028three'\n    return a + b\n\nprint(add(1, 2))\n```",
+    "```python\nimport math; print(1)\ndef add(a, b): return a + b\n```",
+    f"def unrelated():\n    pass\n\nand then\n\n{ADD}\n\nthat is all: the (sum of both.",
     "```python\nOFFSET = 0\ndef add(a, b):\n    return a + b + OFFSET\n```",
 ]  # fmt: skip
 
@@ -226,7 +229,8 @@ def test_a_completion_may_go_on_where_the_prompt_ends(completion):
 )  # fmt: skip
 def test_no_text_brings_the_parser_down(text):
     assert code.extract(text, "add") is None
-    assert code.extract(f"```python\ndef add(a): return {text}\n```", "add") in (None, f"def add(a): return {text}\n")
+    program = f"def add(a): return {text}\n"
+    assert code.extract(f"```python\n{program}```", "add") in (None, program)
 
 
 def test_a_completion_of_a_megabyte_is_read_in_no_time_and_gets_a_verdict():
