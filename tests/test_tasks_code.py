@@ -149,6 +149,19 @@ def test_questions_hold_the_prompt_and_one_assertion():
     assert row["prompt"].strip() in task("humaneval").question(row)
 
 
+@with_data
+@pytest.mark.parametrize("name", ["mbpp", "humaneval"])
+def test_worked_examples_are_answered_right(name):
+    rows = list(task(name).source("test")[:3])
+    assert [g.reason for g in task(name).grade_many([task(name).answer(row) for row in rows], rows)] == [""] * 3
+
+
+@with_data
+def test_no_question_is_in_two_splits():
+    texts = [" ".join(task("mbpp_0.1.0").question(row).casefold().split()) for row in all_rows("mbpp_0.1.0")]
+    assert len(set(texts)) == len(texts) == 399
+
+
 # --- finding the program ---
 
 ADD = "def add(a, b):\n    return a + b"

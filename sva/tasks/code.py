@@ -18,7 +18,7 @@ from sva.tasks import oracles
 from sva.tasks.base import Example, Grade, Task
 
 GRADERS = ("strict", "reference")
-LIMITS = Limits(cpu_secs=60, wall_secs=240.0, memory_bytes=4 << 30)
+LIMITS = Limits(cpu_secs=60, wall_secs=900.0, memory_bytes=4 << 30)
 """For a program and for its tests, which run the reference: evalplus' memory, and time for the slowest references. What
 ends a slow program sooner is the limit of each call."""
 _LONGEST = 100_000  # characters of a completion that are looked at
@@ -174,6 +174,7 @@ class CodeTask(Task):
     label: str = "code"
     description: str = "a request to write a program"
     max_new_tokens: int = 512
+    metric: str = "pass@1"
     grader: str = "strict"
     sandbox: str = "strict"
     is_continued: bool = False  # whether `prompt` is the beginning of the program
@@ -187,6 +188,11 @@ class CodeTask(Task):
     @abstractmethod
     def tests(self, example: Example) -> list[tuple[str, Any]]:
         """Base tests and, where there are any, plus tests: source and data."""
+
+    def answer(self, example: Example) -> str:
+        """A right completion, for worked examples."""
+        before = example["prompt"] if self.is_continued else ""
+        return f"```python\n{(before + example['canonical_solution']).strip()}\n```"
 
     def program(self, completion: str, example: Example) -> str | None:
         """What is run; None where there is nothing to run."""
