@@ -77,8 +77,9 @@ class Limits:
 class Job:
     """A program and its tests, both Python source.
 
-    The tests see `call(name, *args, **kwargs)`, the program's function of that name, and `data`, a copy of the plain
-    data given here. Tests that run to their end pass; an assertion that fails, or any exception, fails the program.
+    The tests see `call(name, *args, **kwargs)`, the program's function of that name; `call_within(secs, name, ...)`,
+    the same with a limit of wall time; and `data`, a copy of the plain data given here. Tests that run to their end
+    pass; an assertion that fails, or any exception, fails the program.
     """
 
     program: str
@@ -180,7 +181,7 @@ class _Worker:
     def _watch(self, output: socket.socket, verdict: int, limits: Limits) -> _Watched:
         """Waits for the verdict, the end of the tests' process or a limit."""
         deadline = time.monotonic() + limits.wall_secs
-        text, num_bytes, pid = b"", -1, None  # the first byte is the worker's own
+        text, num_bytes, pid = b"", 0, None
         with selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             selector.register(verdict, selectors.EVENT_READ)
@@ -192,10 +193,12 @@ class _Worker:
                         if not part or text.endswith(b"\n"):
                             return _Watched(text, "", pid)
                         continue
-                    part, credentials, _, _ = output.recvmsg(1 << 16, socket.CMSG_SPACE(12))
-                    num_bytes += len(part)
-                    if pid is None and credentials:
-                        pid, _, _ = struct.unpack("3i", credentials[0][2])
+                    if pid is None:  # the worker's own byte, with which the kernel says whose it is
+                        part, credentials, _, _ = output.recvmsg(1, socket.CMSG_SPACE(12))
+                        pid = struct.unpack("3i", credentials[0][2])[0] if part else None
+                    else:  # open files that a program might send along are dropped
+                        part = output.recv(1 << 16)
+                        num_bytes += len(part)
                     if not part:
                         selector.unregister(output)
                     elif num_bytes > limits.output_bytes:

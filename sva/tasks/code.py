@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 import re
+import textwrap
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from sva.errors import UserError
-from sva.sandbox import LEVELS, Job, Sandbox, Verdict
+from sva.sandbox import LEVELS, Job, Limits, Sandbox, Verdict
 from sva.tasks import oracles
 from sva.tasks.base import Example, Grade, Task
 
 GRADERS = ("strict", "reference")
+LIMITS = Limits(cpu_secs=60, wall_secs=900.0, memory_bytes=4 << 30)
+"""For a program and for its tests, which run the reference: evalplus' memory, and time for the slowest references. What
+ends a slow program sooner is the limit of each call."""
 _LONGEST = 100_000  # characters of a completion that are looked at
+_MOST_TRIES = 10  # at blocks, at beginnings of code, at lines to cut
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.DOTALL | re.MULTILINE)
 _CODE_BEGINS = re.compile(r"^(?:def |class |import |from |@|async def )", re.MULTILINE)
 _KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
@@ -36,14 +41,16 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def parsed(source: str) -> ast.Module | None:
-    """The syntax tree; None where it is not Python. Nothing is run."""
+def _parse(source: str) -> ast.Module | int:
+    """The syntax tree, or the number of the line where it is not Python. Nothing is run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the program's own making, such as "\d"
         try:
             return ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
+        except SyntaxError as error:
+            return error.lineno or 1
+        except (ValueError, RecursionError, MemoryError):
+            return 1
 
 
 def _names(statement: ast.stmt) -> list[str]:
@@ -58,28 +65,36 @@ def _definitions(source: str, name: str) -> str | None:
 
     What a module does besides (prints, asserts and inputs that show how to use it) is left out.
     """
-    tree = parsed(source)
-    if tree is None or not any(name in _names(statement) for statement in tree.body):
+    tree = _parse(source)
+    if isinstance(tree, int) or not any(name in _names(statement) for statement in tree.body):
         return None
-    lines = source.splitlines()
-    kept = []
+    lines = source.split("\n")
+    kept: list[int] = []
     for statement in tree.body:
         if isinstance(statement, _KEPT):
             decorators = getattr(statement, "decorator_list", [])
             first = min(part.lineno for part in (statement, *decorators))
-            kept += lines[first - 1 : statement.end_lineno]
-    return "\n".join(kept) + "\n"
+            kept += range(first - 1, statement.end_lineno or first)
+    return "\n".join(lines[number] for number in dict.fromkeys(kept)) + "\n"
+
+
+def _code_at(text: str) -> str:
+    """The lines from the beginning of `text` up to where it stops being Python."""
+    lines = text.split("\n")
+    for _ in range(_MOST_TRIES):
+        bad = _parse("\n".join(lines))
+        if not isinstance(bad, int) or not lines:
+            break
+        lines = lines[: min(bad, len(lines)) - 1]
+    return "\n".join(lines)
 
 
 def _candidates(text: str) -> Iterator[str]:
-    """Stretches of a completion that may be the program, best first: the last block of code, the text between."""
+    """Stretches of a completion that may be the program, best first: the last block of code, code among words."""
     blocks = [match for match in _FENCE.finditer(text) if match[1].lower() in ("", "python", "python3", "py")]
-    yield from (match[2] for match in reversed(blocks))
-    beginnings = [match.start() for match in _CODE_BEGINS.finditer(text)][:20]
-    for start in beginnings:
-        lines = text[start:].splitlines()
-        for end in range(len(lines), 0, -max(1, len(lines) // 50)):
-            yield "\n".join(lines[:end])
+    yield from (match[2] for match in reversed(blocks[-_MOST_TRIES:]))
+    beginnings = [match.start() for match in _CODE_BEGINS.finditer(text)]
+    yield from (_code_at(text[start:]) for start in beginnings[:_MOST_TRIES])
 
 
 def extract(completion: str, name: str, prompt: str = "") -> str | None:
@@ -88,22 +103,22 @@ def extract(completion: str, name: str, prompt: str = "") -> str | None:
     The last block of code that defines it, else code that stands among words, else, where `prompt` is the beginning of
     a program, its continuation. What `prompt` imports and defines before `name` comes first.
     """
-    text = completion[:_LONGEST].replace("\r\n", "\n").replace("\t", "    ")
+    text = completion[:_LONGEST].replace("\r\n", "\n").replace("\r", "\n")
     preamble = prompt[: found.start()] if (found := re.search(rf"^def {name}\b", prompt, re.MULTILINE)) else ""
     for candidate in _candidates(text):
-        program = _definitions(inspect.cleandoc("\n" + candidate), name)
+        program = _definitions(textwrap.dedent(candidate), name)
         if program is not None:
             return preamble + program
     if prompt and (body := _continuation(text)):
-        return _definitions(prompt + body, name)
+        return _definitions(_code_at(prompt + body), name)
     return None
 
 
 def _continuation(text: str) -> str:
     """The indented lines that a completion begins with."""
     lines = []
-    for line in text.splitlines():
-        if line.strip() and not line.startswith(" "):
+    for line in text.split("\n"):
+        if line.strip() and not line.startswith((" ", "\t")):
             break
         lines.append(line)
     return "\n".join(lines)
@@ -123,7 +138,7 @@ def reference_program(completion: str, name: str, prompt: str) -> str:
     head = f"def {name}("
     lines = (head + head.join(bodies)).splitlines() if bodies else []
     kept = []
-    for number, line in enumerate(" " + line if re.match(r" {3}(?! )", line) else line for line in lines):
+    for number, line in enumerate(" " + line if len(line) - len(line.lstrip()) == 3 else line for line in lines):
         is_flush = bool(line.strip()) and not line.startswith((" ", "\t", "def ", "import ", "from "))
         if number and is_flush and line.startswith(('"""', "if", "print")):
             break
@@ -131,14 +146,14 @@ def reference_program(completion: str, name: str, prompt: str) -> str:
             kept.append(line)
     parts = (first + "\n".join(kept)).split("\ndef ")
     own = (f"{name} ", f"{name}(")
-    parts[1:] = [p for p in parts[1:] if p.strip().startswith(own) or parsed("\ndef " + p) is not None]
+    parts[1:] = [p for p in parts[1:] if p.strip().startswith(own) or not isinstance(_parse("\ndef " + p), int)]
     return "\ndef ".join(parts).strip()
 
 
 def comparison(name: str, reference: str, inputs: Sequence[Any], atol: float) -> tuple[str, dict[str, Any]]:
     """Tests and their data (see `sva.sandbox.Job`): the program must answer each input as the reference does."""
     data = {"name": name, "reference": reference, "inputs": list(inputs), "atol": atol}
-    return inspect.getsource(oracles) + "\ncompare(call, data)\n", data
+    return inspect.getsource(oracles) + "\ncompare(call_within, data)\n", data
 
 
 @functools.cache
@@ -159,6 +174,7 @@ class CodeTask(Task):
     label: str = "code"
     description: str = "a request to write a program"
     max_new_tokens: int = 512
+    metric: str = "pass@1"
     grader: str = "strict"
     sandbox: str = "strict"
     is_continued: bool = False  # whether `prompt` is the beginning of the program
@@ -172,6 +188,11 @@ class CodeTask(Task):
     @abstractmethod
     def tests(self, example: Example) -> list[tuple[str, Any]]:
         """Base tests and, where there are any, plus tests: source and data."""
+
+    def answer(self, example: Example) -> str:
+        """A right completion, for worked examples."""
+        before = example["prompt"] if self.is_continued else ""
+        return f"```python\n{(before + example['canonical_solution']).strip()}\n```"
 
     def program(self, completion: str, example: Example) -> str | None:
         """What is run; None where there is nothing to run."""
@@ -202,7 +223,7 @@ class CodeTask(Task):
         for number, prefix in enumerate(["", "plus tests: "][:num_rounds]):
             tests = {i: self.tests(examples[i])[number : number + 1] for i in found}
             jobs = {i: Job(programs[i] or "", *test[0]) for i, test in tests.items() if test}
-            ran = shared_sandbox(self.sandbox).run(list(jobs.values())) if jobs else []
+            ran = shared_sandbox(self.sandbox).run(list(jobs.values()), LIMITS) if jobs else []
             for i, verdict in zip(jobs, ran, strict=True):
                 verdicts[i] = verdict if verdict.passed else verdict._replace(reason=prefix + verdict.reason)
             found = [i for i in found if verdicts[i].passed]

@@ -13,6 +13,7 @@ from sva.tasks import code, upstream
 from sva.tasks.base import Example
 
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+CALL_SECS = 5  # of wall time; the slowest reference takes a tenth of a second
 PLUS_FILE, PLUS_FIELDS = "humanevalplus.jsonl.gz", ("plus_input", "atol")
 FILE = upstream.File("humaneval", "b19293e42932e70278b8e5ed83f8c82879cf34e0d3a44cc580f060b7cdaba4f8")
 _PUBLISHED = (
@@ -60,7 +61,7 @@ class HumanEval(code.CodeTask):
 
     def tests(self, example: Example) -> list[tuple[str, Any]]:
         name = example["entry_point"]
-        calling = f"\ncandidate = {name} = lambda *args: call({name!r}, *args)\ncheck(candidate)\n"
+        calling = f"\ncandidate = {name} = lambda *args: call_within({CALL_SECS}, {name!r}, *args)\ncheck(candidate)\n"
         base = (example["prompt"] + "\n" + example["test"] + calling, None)
         if "plus_input" not in example:
             return [base]

@@ -1,13 +1,15 @@
 """Whether a function answers as a reference does: evalplus' rules, its special oracles and tolerances among them.
 
 From evalplus 0.3.1 (Apache-2.0; github.com/evalplus/evalplus, evalplus/eval). This file's text runs beside the tests in
-the sandbox, so it imports the standard library alone. Deviations: one limit of time for all inputs instead of one each
-(`sva.sandbox.Limits`); Mbpp/164, where evalplus takes any answer, wants the right one or True, which the reference's
-own faults leave open, so that a stub does not pass; no numpy, whose `allclose` is written out.
+the sandbox, so it imports the standard library alone. Deviations: an input has four times the reference's time, as
+there, but at least 5 s instead of 1, for machines that are busy; Mbpp/164, where evalplus takes any answer, wants the
+right one or True, which the reference's own faults leave open, so that a stub does not pass; numpy's `allclose` is
+written out.
 """
 
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ AS_SETS = frozenset([*_AS_SETS.split(), "find_dissimilar", "Diff"])
 IS_FOUND = frozenset(["check_str", "text_match_three", "text_starta_endb"])
 """Functions of which only matters whether they answer None (or, where they answer a truth value, which)."""
 _RTOL = 1e-7
+_TIMES_REFERENCE, _LEAST_SECS = 4.0, 5.0
 
 
 def matches(name: str, args: Sequence[Any], out: Any, expected: Any, atol: float) -> bool:
@@ -70,7 +73,7 @@ def _are_close(out: Any, expected: Any, atol: float) -> bool:
     return out == expected or abs(out - expected) <= atol + _RTOL * abs(expected)
 
 
-def compare(call: Callable[..., Any], data: dict[str, Any]) -> None:
+def compare(call_within: Callable[..., Any], data: dict[str, Any]) -> None:
     """Raises AssertionError at the first input where the program does not answer as the reference.
 
     Args:
@@ -79,10 +82,12 @@ def compare(call: Callable[..., Any], data: dict[str, Any]) -> None:
     name, names = data["name"], {}
     exec(compile(data["reference"], "<reference>", "exec"), names)
     for args in data["inputs"]:
+        started = time.monotonic()
         expected = names[name](*copy.deepcopy(args))
+        secs = max(_LEAST_SECS, _TIMES_REFERENCE * (time.monotonic() - started))
         if name in IS_FOUND:
             expected = expected is not None
-        out = call(name, *args)
+        out = call_within(secs, name, *args)
         if not matches(name, args, out, expected, data["atol"]):
             shown = ", ".join(repr(arg)[:60] for arg in args)
             raise AssertionError(f"wrong: {name}({shown}) gave {out!r:.60}, not {expected!r:.60}")

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 LONGEST = 16 << 20  # bytes of one message
-_MOST_ITEMS = 1_000_000  # of an iterator, which may be endless
+_MOST_ITEMS = 1_000_000  # of an iterator, which may be endless; of a value that is sent item by item
 _JSON_INTEGERS = 1 << 63
 
 
@@ -25,6 +25,35 @@ class Opaque:
 
     def __repr__(self) -> str:
         return f"<{self.kind}>"
+
+
+class Digest:
+    """A list or tuple of very many items that can be hashed, by its type, length and hash: equal to such a one."""
+
+    def __init__(self, kind: str, length: int, number: int):
+        self.parts = (kind, length, number)
+
+    @classmethod
+    def of(cls, value: Any) -> "Digest":
+        """Raises TypeError where an item cannot be hashed. A worker's hashes are the same in all its processes."""
+        return cls(type(value).__name__, len(value), hash(tuple(value)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (list, tuple)) or self.parts[:2] != (type(other).__name__, len(other)):
+            return False
+        return self.parts == Digest.of(other).parts
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{self.parts[0]} of {self.parts[1]} items>"
+
+
+def _is_very_large(value: Any) -> bool:
+    if type(value) not in (list, tuple) or not value:
+        return False
+    each = len(value[0]) if isinstance(value[0], (list, tuple)) else 1
+    return len(value) * max(each, 1) > _MOST_ITEMS
 
 
 def _items(values: Any) -> list[Any]:
@@ -39,8 +68,11 @@ def _items(values: Any) -> list[Any]:
 def encode(value: Any) -> Any:
     """`value` as JSON can hold it: lists and scalars as they are, the rest as {type: contents}.
 
-    Subclasses count as the builtin type below them (a Counter is a dict), iterators are read to their end.
+    Subclasses count as the builtin type below them (a Counter is a dict), iterators are read to their end. Of more than
+    a million items only a digest is sent.
     """
+    if _is_very_large(value):
+        return {"digest": list(Digest.of(value).parts)}
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -95,6 +127,7 @@ _MADE_FROM: dict[str, Any] = {
     "range": lambda parts: range(*map(decode, parts)),
     "Decimal": Decimal,
     "Fraction": lambda parts: Fraction(*map(decode, parts)),
+    "digest": lambda parts: Digest(*parts),
     "opaque": Opaque,
 }
 

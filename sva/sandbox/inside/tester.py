@@ -1,11 +1,12 @@
 """The process that runs the tests, which are trusted, against a program in another process, which is not.
 
 The tests' source sees `call(name, *args, **kwargs)`, which returns what that function of the program returned as plain
-data or raises what it raised, and `data`. Tests that run to their end pass. The verdict goes out on a pipe of this
-process with a nonce that was given to it alone.
+data or raises what it raised, `call_within(secs, name, ...)`, and `data`. Tests that run to their end pass. The verdict
+goes out on a pipe of this process with a nonce that was given to it alone.
 """
 
 import builtins
+import functools
 import json
 import linecache
 import os
@@ -24,7 +25,10 @@ class ProgramEnded(Exception):
 
 
 def caller(channel: Any) -> Any:
-    """A function that calls the program's functions over `channel`, once the program has said that it is loaded."""
+    """A function that calls the program's functions over `channel`, once the program has said that it is loaded.
+
+    Its first argument is for how many seconds it waits for each part of the answer; None: as long as the limits let it.
+    """
 
     def result(message: dict[str, Any] | None) -> Any:
         if message is None:
@@ -33,21 +37,24 @@ def caller(channel: Any) -> Any:
             raise _exception(str(message["raised"]), str(message.get("text", "")))
         return plain.decode(message["value"])
 
-    def exchange(message: bytes | None) -> Any:
+    def exchange(message: bytes | None, secs: float | None = None) -> Any:
+        channel.settimeout(secs)
         try:
             if message is not None:
                 channel.sendall(message)
             answer = plain.receive(channel.recv)
+        except TimeoutError:
+            raise ProgramEnded(f"time limit: {secs:g} s for one call") from None
         except (OSError, ValueError) as error:
             raise ProgramEnded(f"{PROGRAM_ENDED}: {error}") from None
         return result(answer)
 
-    def call(name: str, *args: Any, **kwargs: Any) -> Any:
-        message = {"call": name, "args": plain.encode(list(args)), "kwargs": plain.encode(kwargs)}
-        return exchange(plain.dumps(message))
+    def call_within(secs: float | None, name: str, *args: Any, **kwargs: Any) -> Any:
+        message = {"call": name, "args": [plain.encode(arg) for arg in args], "kwargs": plain.encode(kwargs)}
+        return exchange(plain.dumps(message), secs)
 
     exchange(None)
-    return call
+    return call_within
 
 
 def _exception(name: str, text: str) -> BaseException:
@@ -65,8 +72,9 @@ def run(tests: dict[str, Any], channel: Any) -> tuple[bool, str]:
     source = tests["source"]
     linecache.cache[_TESTS] = (len(source), None, source.splitlines(keepends=True), _TESTS)
     try:
-        call = caller(channel)
-        names = {"__name__": "tests", "call": call, "data": plain.decode(tests["data"])}
+        call_within = caller(channel)
+        call = functools.partial(call_within, None)
+        names = {"__name__": "tests", "call": call, "call_within": call_within, "data": plain.decode(tests["data"])}
         exec(compile(source, _TESTS, "exec"), names)
         return True, ""
     except BaseException as error:
