@@ -49,7 +49,7 @@ def run(model: str, run_dir: Path) -> None:
         NameAColour() if is_toy else task("last_letter"),
         run_dir,
         # The toy's steps are made long enough to be met in the middle.
-        rollouts=RolloutConfig(128, 16) if is_toy else RolloutConfig(4, 4, max_new_tokens=8),
+        rollouts=RolloutConfig(32, 16) if is_toy else RolloutConfig(4, 4, max_new_tokens=8),
         loss=ReinforceConfig(kl_coef=0.1),
         cfg=TrainConfig(steps=STEPS, micro_batch=2, remat=False),
         seed=0,
