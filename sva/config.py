@@ -46,6 +46,7 @@ class Config:
     parametrisation: str = "sigmoid_nuclear"
     seed: int = 0
     run_dir: str = "runs/${task}-${seed}"
+    wandb: str | None = None  # a project of Weights & Biases, where its package is installed
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     reinforce: ReinforceConfig = dataclasses.field(default_factory=ReinforceConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

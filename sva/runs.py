@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from sva import distributed, expert_report, metrics
+from sva import distributed, expert_report, metrics, tracking
 from sva import evaluate as evaluation
 from sva.config import Config, to_yaml
 from sva.config import load as load_config
@@ -135,9 +135,14 @@ def _train_on(
 
     before = _kept(run_dir / "before.jsonl", todo, lambda: answers(lm, "base"))
     title = f"train {task.name}"
-    with tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not progress) as bar:
+    resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    with (
+        tracking.wandb(config.wandb, run_dir, dict(resolved)) as track,  # pyright: ignore[reportCallIssue, reportArgumentType]
+        tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not progress) as bar,
+    ):
 
         def show(row: Mapping[str, Any]) -> None:
+            track(row)
             bar.update(row["step"] + 1 - bar.n)
             shown = [f"{title} {row[name]:{form}}" for name, title, form in _SHOWN if name in row]
             bar.set_postfix_str(" ".join(shown))
@@ -184,7 +189,7 @@ def _train_on(
         **({} if state.best is None else {"best_step": int(state.best.step)}),
         "parameters": count(member, sites(spectra)),
         "seconds": round(time.time() - started, 1),
-        "config": OmegaConf.to_container(OmegaConf.structured(config), resolve=True),
+        "config": resolved,
         "versions": versions(),
         "command": command(),
     }

@@ -48,7 +48,8 @@ def run(model: str, run_dir: Path) -> None:
         SIGMOID_NUCLEAR,
         NameAColour() if is_toy else task("last_letter"),
         run_dir,
-        rollouts=RolloutConfig(prompts=4, samples=4, max_new_tokens=None if is_toy else 8),
+        # The toy's steps are made long enough to be met in the middle.
+        rollouts=RolloutConfig(32, 16) if is_toy else RolloutConfig(4, 4, max_new_tokens=8),
         loss=ReinforceConfig(kl_coef=0.1),
         cfg=TrainConfig(steps=STEPS, micro_batch=2, remat=False),
         seed=0,
