@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from sva import hlo
 from sva.adapt import Prompts, Request, Served, two_pass
@@ -449,7 +449,7 @@ def _cache(shapes: Shapes, rows: int, slots: int | None = None) -> Any:
     )
 
 
-def _rows(shapes: Shapes, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+def _rows(shapes: Shapes, *shape: int, dtype: Any = jnp.int32) -> Any:
     leaf = Leaf(shape, ("batch", *(None,) * (len(shape) - 1)))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=shardings(leaf, shapes.mesh))
 
@@ -460,8 +460,7 @@ def _whole(shapes: Shapes, shape: tuple[int, ...], dtype: Any) -> Any:
 
 def _keys(shapes: Shapes, rows: int) -> Any:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    sharding: NamedSharding = _rows(shapes, rows).sharding  # pyright: ignore[reportAssignmentType]
-    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=_rows(shapes, rows).sharding)
 
 
 def _linear_flops(shapes: Shapes, *, factored: bool) -> int:

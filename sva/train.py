@@ -197,7 +197,8 @@ def fit(
     restored = checkpoints.restore(state)
     start, state = restored if restored else (0, state)
     if lm.mesh is not None:
-        state = place(to_host(state), jax.tree.map(lambda _: replicated(lm.mesh), state))
+        everywhere = replicated(lm.mesh)
+        state = place(to_host(state), jax.tree.map(lambda _: everywhere, state))
     log = MetricsLog(run_dir, start) if is_writer() else None
     try:
         for step in range(start, cfg.steps):

@@ -1,6 +1,6 @@
 """What a mesh changes: loss, gradient, rollout and two passes on 8 host devices beside one device.
 
-    python experiments/sharding/equality.py --model smollm2-135m-instruct-q4_1    # writes result.json beside this file
+    python experiments/sharding/equality.py --form factored    # SmolLM2; writes result.json beside this file
     python experiments/sharding/equality.py --model toy --output /tmp/toy.json    # heads divide; seconds
 
 One device makes a rollout from a fixed expert with fixed keys. Recorded, it is given to every mesh: loss and gradient
@@ -81,7 +81,8 @@ class Setting(NamedTuple):
 class Adapted(NamedTuple):
     """What a rollout and two passes ran on, to score their tokens again."""
 
-    params: Any  # merged
+    params: Any
+    adapter: Any
     served: adapt.Served
     alphas: np.ndarray  # [B, E_max]
 
@@ -105,9 +106,14 @@ def moved(base: Setting, mesh: Mesh) -> Setting:
     return Setting(dataclasses.replace(base.lm, params=params, mesh=mesh, spectra=spectra), spectra, base.experts)
 
 
-def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray) -> Any:
-    """Generation from the merged weights of the first expert; B = PROMPTS * SAMPLES rows."""
-    params = merge_params(at.lm.model, at.lm.params, at.spectra, at.experts[0].z(at.spectra))
+def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray, form: str) -> tuple[Any, Any, Any]:
+    """(generation of PROMPTS * SAMPLES rows by the first expert, the params and the adapter that made it)."""
+    z = at.experts[0].z(at.spectra)
+    params, adapter = at.lm.params, None
+    if form == "factored":
+        adapter = at.lm.model.nest(sva.factored(at.spectra, z))
+    else:
+        params = merge_params(at.lm.model, params, at.spectra, z)
     out = generate(
         at.lm.model,
         params,
@@ -116,11 +122,12 @@ def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray) -> Any:
         np.int32(NEW),
         np.full(4, -1, np.int32),
         keys(),
+        adapter,
         max_new_tokens=NEW,
         sampling=Temperature(),
         samples=SAMPLES,
     )
-    return distributed.to_host(out), params
+    return distributed.to_host(out), params, adapter
 
 
 def keys() -> jax.Array:
@@ -158,10 +165,10 @@ def prompts(lm: LM) -> tuple[np.ndarray, np.ndarray]:
     return left_pad(ids, mask, int(mask.sum(axis=1).max()))
 
 
-def measure(at: Setting, batch: Batch | None) -> tuple[Recorded, Adapted]:
+def measure(at: Setting, batch: Batch | None, form: str) -> tuple[Recorded, Adapted]:
     """Everything at one setting; its own rollout is the batch where none is given."""
     ids, mask = prompts(at.lm)
-    found, params = rollout(at, ids, mask)
+    found, params, adapter = rollout(at, ids, mask, form)
     if batch is None:
         rewards = np.where(np.arange(PROMPTS * SAMPLES) % 3 == 0, 1.0, -1.0).astype(np.float32)
         batch = Batch(ids, mask, found.tokens, np.ones_like(found.tokens), rewards)  # pyright: ignore
@@ -172,7 +179,7 @@ def measure(at: Setting, batch: Batch | None) -> tuple[Recorded, Adapted]:
     loss, grads = distributed.to_host(gradient(raw, at.spectra, at.lm.params, placed, model=at.lm.model))
     answer, served = two_pass(at)
     recorded = Recorded(batch, float(loss), grads, found.tokens, answer.generation.tokens, answer.decision.probs)
-    return recorded, Adapted(params, served, answer.decision.alphas)
+    return recorded, Adapted(params, adapter, served, answer.decision.alphas)
 
 
 def relative(a: list[np.ndarray], b: list[np.ndarray]) -> float:
@@ -190,7 +197,7 @@ def margins(lm: LM, on: Adapted, ours: np.ndarray, theirs: np.ndarray, *, sample
         prompt = row // SAMPLES if sampled else row
         text = np.concatenate([ids[prompt][mask[prompt] > 0], theirs[row][:step]])[None]
         if sampled:
-            scores = np.asarray(sva.logits(lm.model, on.params, text, np.ones_like(text)))[0, -1]
+            scores = np.asarray(sva.logits(lm.model, on.params, text, np.ones_like(text), on.adapter))[0, -1]
             scores = scores + np.asarray(jax.random.gumbel(jax.random.fold_in(keys()[row], step), scores.shape))
         else:
             adapter = mixture(on.served.bank, on.alphas[row : row + 1])
@@ -206,6 +213,7 @@ def main() -> None:
     parser.add_argument("--meshes", nargs="+", default=["1x1x1", "8x1x1", "2x4x1", "2x2x2"])
     parser.add_argument("--devices", type=int, default=8, help="of this process")
     parser.add_argument("--scan", action="store_true", help="scan the layers")
+    parser.add_argument("--form", choices=["dense", "factored"], default="dense", help="of the rollout")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("result.json"))
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.devices)
@@ -217,24 +225,29 @@ def main() -> None:
             os.environ["SVA_CACHE"] = str(Path(directory) / "cache")
             source = str(Path(directory) / "toy")
             toy_lm().save(source)
-        result = compare(sva.load(source, scan_layers=arguments.scan, progress=False), arguments.meshes)
-    result |= {"model": arguments.model, "scan_layers": arguments.scan, "processes": jax.process_count()}
+        result = compare(sva.load(source, scan_layers=arguments.scan, progress=False), arguments.meshes, arguments.form)
+    result |= {
+        "model": arguments.model,
+        "scan_layers": arguments.scan,
+        "rollout": arguments.form,
+        "processes": jax.process_count(),
+    }
     result |= {"devices": jax.device_count(), "versions": versions(), "command": command()}
     if distributed.is_writer():
         write_json(arguments.output, result)
         print(json.dumps(result, indent=2))
 
 
-def compare(lm: LM, meshes: Sequence[str]) -> dict[str, Any]:
+def compare(lm: LM, meshes: Sequence[str], form: str) -> dict[str, Any]:
     """One row a mesh, each beside one device of this process."""
     base = setting(lm, sva.decompose(lm, "mlp", progress=False))
-    want, on = measure(base, None)
+    want, on = measure(base, None, form)
     rows = {}
     for name in meshes:
         mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, name.split("x"))))
         with jax.set_mesh(mesh):
             at = moved(base, mesh)
-            got, _ = measure(at, want.batch)
+            got, _ = measure(at, want.batch, form)
         names = list(want.grads)
         rows[name] = {
             "loss": got.loss,
