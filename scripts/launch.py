@@ -96,7 +96,7 @@ def tpu_vm(arguments, command):
         show("install it", [*everywhere, install])
         show("run on every worker", [*everywhere, inside])
         show(
-            f"if that fails, up to {arguments.restarts} times: ask for the pod's state, and run again where it is READY",
+            f"if that fails, up to {arguments.restarts} times: ask for its state, and where it is READY run",
             describe,
         )
         show("otherwise delete what is left of it, and begin again", delete)
