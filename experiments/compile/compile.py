@@ -3,8 +3,9 @@
     python experiments/compile/compile.py            # extra `aot`; makes the reports that are missing, then the table
     python experiments/compile/compile.py --table    # the table of those that are there
 
-One JSON file a configuration and program beside this file, each with its command. The 70B update takes the compiler five
-to twenty minutes, the others a few. Prompts of 255 tokens, completions of 768: no number of tokens is a weight's width.
+One JSON file a configuration and program beside this file, each with its command. The 70B update takes the compiler
+five to twenty minutes, the others a few. Prompts of 255 tokens, completions of 768: no number of tokens is the width of
+a weight.
 """
 
 import argparse
