@@ -7,6 +7,7 @@ from sva.lm import LM, decompose, factored, load, merge
 from sva.models.transformer import logits
 from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
 from sva.sampling import Greedy, Temperature, TopP
+from sva.sharding import MeshConfig, make_mesh
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.family import family
 from sva.spectral.forms import Spectrum
@@ -18,6 +19,7 @@ __all__ = [
     "Expert",
     "Generation",
     "Greedy",
+    "MeshConfig",
     "ReinforceConfig",
     "Spectrum",
     "Temperature",
@@ -29,6 +31,7 @@ __all__ = [
     "family",
     "load",
     "logits",
+    "make_mesh",
     "merge",
     "mix",
     "reinforce_loss",

@@ -26,6 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:  # training met a number that is none, or an alarm
         print(f"sva: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        from sva import distributed
+
+        if not distributed.is_loss(error):
+            raise
+        distributed.lost(error)
     except KeyboardInterrupt:
         print("\nsva: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 1

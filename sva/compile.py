@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from sva import hlo
 from sva.adapt import Prompts, Request, Served, two_pass
@@ -150,7 +150,7 @@ def report(
             found[name] = _compiled(makers[name](shapes), shapes)
     resident = {kind: held_bytes(tree) for kind, tree in run_holds(shapes).items()}
     total = sum(resident.values()) + max((program["memory"]["temporaries"] for program in found.values()), default=0)
-    fits = total <= hbm_gib * GIB
+    fits = total <= hbm_gib * GIB and not any("refused" in program for program in found.values())
     return {
         "mesh": dict(mesh.shape),
         "devices": len(devices),
@@ -319,7 +319,7 @@ def advice(shapes: Shapes, resident: Mapping[str, int], programs: Mapping[str, A
     if shapes.mesh.size:
         options.append((sum(resident.values()) // 2, "twice the devices on mesh.fsdp: half of everything resident"))
     options.sort(key=lambda option: -option[0])
-    head = f"{missing / GIB:.2f} GiB a device too much"
+    head = f"{max(0, missing) / GIB:.2f} GiB a device too much, by the resident bytes and the largest temporaries"
     return [head, *(f"{text} (about {spared / GIB:.2f} GiB)" for spared, text in options if spared > 0)]
 
 
@@ -332,6 +332,9 @@ def summary(result: Mapping[str, Any]) -> str:
     for name, program in result["programs"].items():
         memory = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in program["memory"].items())
         lines.append(f"{name}: {memory} GiB")
+        if "refused" in program:
+            lines.append(f"  the compiler refuses it: {program['refused']}")
+            continue
         ratio = program["flops_all"] / program["flops_closed_form"]
         lines.append(
             f"  {program['flops'] / 1e12:.1f} TFLOP a device ({ratio:.3f} of the closed form), "
@@ -371,12 +374,19 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
     started = time.perf_counter()
     lowered = program.lower()
     traced = lowered.as_text()
-    compiled = lowered.compile()
+    cache = held_bytes(program.cache)
+    kinds = {kind: held_bytes(tree) for kind, tree in program.kinds.items() if tree is not None}
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = needed_bytes(str(error))
+        if used is None:
+            raise
+        temporaries = max(0, used - sum(kinds.values()))
+        return {"memory": kinds | {"temporaries": temporaries, "cache": cache}, "refused": _first_line(error)}
     seconds = time.perf_counter() - started
     stats = compiled.memory_analysis()
     found = hlo.analyse(compiled.as_text(), open_turns=program.open_turns)
-    cache = held_bytes(program.cache)
-    kinds = {kind: held_bytes(tree) for kind, tree in program.kinds.items() if tree is not None}
     targets = {name: expected(shapes.model.cfg)[name].shape for name in shapes.targets}
     return {
         "memory": kinds | {"temporaries": stats.temp_size_in_bytes, "cache": cache},  # the cache is one of those
@@ -393,6 +403,19 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
         "weight_shaped_products": weight_shaped(traced, targets, shapes.model.cfg.num_layers),
         "compile_seconds": round(seconds, 1),
     }
+
+
+def needed_bytes(message: str) -> int | None:
+    """Bytes that a program needs where the TPU's compiler says that they are too many; None where it says other things.
+
+    Its words are "Ran out of memory in memory space hbm. Used 19.33G of 15.75G hbm".
+    """
+    match = re.search(r"Used (\d+(?:\.\d+)?)([MG]) of \d+(?:\.\d+)?[MG] hbm", message)
+    return int(float(match[1]) * {"M": 2**20, "G": GIB}[match[2]]) if match else None
+
+
+def _first_line(error: Exception) -> str:
+    return next(line.strip() for line in str(error).splitlines() if line.strip())[:300]
 
 
 def _params(shapes: Shapes, *, without_targets: bool) -> Any:
@@ -461,8 +484,7 @@ def _whole(shapes: Shapes, shape: tuple[int, ...], dtype: Any) -> Any:
 
 def _keys(shapes: Shapes, rows: int) -> Any:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    sharding: NamedSharding = _rows(shapes, rows).sharding  # pyright: ignore[reportAssignmentType]
-    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=_rows(shapes, rows).sharding)
 
 
 def _linear_flops(shapes: Shapes, *, factored: bool) -> int:

@@ -90,6 +90,11 @@ def agree(values: np.ndarray) -> np.ndarray:
     return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
+def is_loss(error: Exception) -> bool:
+    """Whether an error of JAX's runtime is that of a process that waits for one which is gone."""
+    return jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+
+
 def lost(error: Exception) -> NoReturn:
     """Ends this process, because another one of the run is gone: one line, exit code 1.
 

@@ -95,7 +95,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 def partition(leaf: Leaf, mesh: Mesh | AbstractMesh) -> P:
     """The PartitionSpec of one array: every axis by `RULES`, repeated where nothing fits."""
-    return P(*(axes if axes is None or len(axes) > 1 else axes[0] for axes in _chosen(leaf, mesh)))
+    return P(*(axes[0] if axes and len(axes) == 1 else axes for axes in _chosen(leaf, mesh)))
 
 
 def sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:

@@ -402,8 +402,9 @@ def fit(
     state = _start(course, validate)
     restored = checkpoints.restore(state)
     start, state = restored if restored else (0, state)
-    if (mesh := lm.mesh) is not None:
-        state = place(to_host(state), jax.tree.map(lambda _: replicated(mesh), state))
+    if lm.mesh is not None:
+        everywhere = replicated(lm.mesh)
+        state = place(to_host(state), jax.tree.map(lambda _: everywhere, state))
     log = MetricsLog(run_dir, start) if is_writer() else None
     clock = Clock()
 

@@ -115,3 +115,9 @@ def test_a_product_of_a_weights_shape_is_found():
     text = jax.jit(update).lower(jnp.ones((31, 64)), jnp.ones((31, 112))).as_text()
     assert ahead.weight_shaped(text, {"w": (112, 64)}, layers=3) == ["64x112"]
     assert ahead.weight_shaped(text, {"w": (112, 65)}, layers=3) == []
+
+
+def test_what_the_compiler_refuses_is_read_from_its_message():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded by 3.75G."
+    assert ahead.needed_bytes(message) == int(19.5 * 2**30)
+    assert ahead.needed_bytes("INVALID_ARGUMENT: something else") is None

@@ -1,6 +1,6 @@
 """What a mesh changes: loss, gradient, rollout and two passes on 8 host devices beside one device.
 
-    python experiments/sharding/equality.py --model smollm2-135m-instruct-q4_1    # writes result.json beside this file
+    python experiments/sharding/equality.py --scan --form factored    # SmolLM2; writes result.json beside this file
     python experiments/sharding/equality.py --model toy --output /tmp/toy.json    # heads divide; seconds
 
 One device makes a rollout from a fixed expert with fixed keys. Recorded, it is given to every mesh: loss and gradient
@@ -40,13 +40,14 @@ from sva.models import layout
 from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
 from sva.runs import command, versions
 from sva.sampling import Greedy, Temperature
+from sva.spectral.cores import adapters
 from sva.spectral.expert import Expert
 from sva.spectral.family import SIGMOID_NUCLEAR
 from sva.spectral.slots import mixture
 from sva.testing import toy_lm
 
 PROMPTS, SAMPLES, NEW = 8, 2, 16
-LOSS = ReinforceConfig(kl_coef=0.2, baseline="none")
+KL_COEFS = (0.0, 0.2)
 QUESTIONS = [
     "Name a colour of the rainbow.",
     "What is 7 times 8?",
@@ -63,8 +64,8 @@ class Recorded(NamedTuple):
     """What one device found."""
 
     batch: Batch  # host arrays
-    loss: float
-    grads: dict[str, np.ndarray]
+    losses: list[float]  # one a KL coefficient
+    grads: list[dict[str, np.ndarray]]  # likewise, by weight name
     tokens: np.ndarray  # [B, N]
     answers: np.ndarray  # [B, N]
     probs: np.ndarray  # [B, C], of the first pass
@@ -75,13 +76,15 @@ class Setting(NamedTuple):
 
     lm: LM
     spectra: dict[str, Any]
+    nested: Any  # the same, as the model's tree
     experts: list[Expert]
 
 
 class Adapted(NamedTuple):
     """What a rollout and two passes ran on, to score their tokens again."""
 
-    params: Any  # merged
+    params: Any
+    adapter: Any
     served: adapt.Served
     alphas: np.ndarray  # [B, E_max]
 
@@ -93,21 +96,29 @@ def setting(lm: LM, spectra: dict[str, Any]) -> Setting:
         rng = np.random.default_rng(seed)
         raw = {name: rng.normal(0.1, 0.3, x.s.shape).astype(np.float32) for name, x in spectra.items()}
         experts.append(Expert(raw, "sigmoid_nuclear", {"label": label, "description": f"a {label}"}))
-    return Setting(lm, spectra, experts)
+    return Setting(lm, spectra, lm.model.nest(spectra), experts)
 
 
 def moved(base: Setting, mesh: Mesh) -> Setting:
     """The same on a mesh. Host devices that hold the same array share its memory, so a copied model costs none."""
-    leaves = layout.spectra(base.lm.model.cfg, base.spectra)
-    spectra = sharding.place(jax.tree.map(np.asarray, base.spectra), sharding.shardings(leaves, mesh))
-    weights = sharding.shardings(layout.params(base.lm.model), mesh)
-    params = sharding.place(jax.tree.map(np.asarray, base.lm.params), weights)
-    return Setting(dataclasses.replace(base.lm, params=params, mesh=mesh, spectra=spectra), spectra, base.experts)
+
+    def move(tree: Any, leaves: Any) -> Any:
+        return sharding.place(jax.tree.map(np.asarray, tree), sharding.shardings(leaves, mesh))
+
+    model, leaves = base.lm.model, layout.spectra(base.lm.model.cfg, base.spectra)
+    spectra, params = move(base.spectra, leaves), move(base.lm.params, layout.params(model))
+    lm = dataclasses.replace(base.lm, params=params, mesh=mesh, spectra=spectra)
+    return Setting(lm, spectra, move(base.nested, layout.nested(model, leaves)), base.experts)
 
 
-def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray) -> Any:
-    """Generation from the merged weights of the first expert; B = PROMPTS * SAMPLES rows."""
-    params = merge_params(at.lm.model, at.lm.params, at.spectra, at.experts[0].z(at.spectra))
+def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray, form: str) -> tuple[Any, Any, Any]:
+    """(generation of PROMPTS * SAMPLES rows by the first expert, the params and the adapter that made it)."""
+    z = at.experts[0].z(at.spectra)
+    params, adapter = at.lm.params, None
+    if form == "factored":
+        adapter = adapters(at.nested, at.lm.model.nest(z))
+    else:
+        params = merge_params(at.lm.model, params, at.spectra, z)
     out = generate(
         at.lm.model,
         params,
@@ -116,11 +127,12 @@ def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray) -> Any:
         np.int32(NEW),
         np.full(4, -1, np.int32),
         keys(),
+        adapter,
         max_new_tokens=NEW,
         sampling=Temperature(),
         samples=SAMPLES,
     )
-    return distributed.to_host(out), params
+    return distributed.to_host(out), params, adapter
 
 
 def keys() -> jax.Array:
@@ -128,11 +140,15 @@ def keys() -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(PROMPTS * SAMPLES))
 
 
-@partial(jax.jit, static_argnames=("model",))
-def gradient(raw: Any, spectra: Any, params: Any, batch: Batch, *, model: Any) -> Any:
-    """((loss, aux), gradients)."""
-    loss = partial(reinforce_loss, model=model, family=SIGMOID_NUCLEAR, cfg=LOSS)
-    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(raw, spectra, params, batch)
+@partial(jax.jit, static_argnames=("model", "kl_coef"))
+def gradient(raw: Any, spectra: Any, params: Any, batch: Batch, *, model: Any, kl_coef: float) -> Any:
+    """(loss, gradients by weight name)."""
+
+    def loss(raw: Any) -> Any:
+        cfg = ReinforceConfig(kl_coef=kl_coef, baseline="none")
+        return reinforce_loss(model.nest(raw), spectra, params, batch, model=model, family=SIGMOID_NUCLEAR, cfg=cfg)
+
+    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(raw)
     return sharding.repeat_all((value, grads))
 
 
@@ -158,10 +174,10 @@ def prompts(lm: LM) -> tuple[np.ndarray, np.ndarray]:
     return left_pad(ids, mask, int(mask.sum(axis=1).max()))
 
 
-def measure(at: Setting, batch: Batch | None) -> tuple[Recorded, Adapted]:
+def measure(at: Setting, batch: Batch | None, form: str) -> tuple[Recorded, Adapted]:
     """Everything at one setting; its own rollout is the batch where none is given."""
     ids, mask = prompts(at.lm)
-    found, params = rollout(at, ids, mask)
+    found, params, adapter = rollout(at, ids, mask, form)
     if batch is None:
         rewards = np.where(np.arange(PROMPTS * SAMPLES) % 3 == 0, 1.0, -1.0).astype(np.float32)
         batch = Batch(ids, mask, found.tokens, np.ones_like(found.tokens), rewards)  # pyright: ignore
@@ -169,10 +185,13 @@ def measure(at: Setting, batch: Batch | None) -> tuple[Recorded, Adapted]:
     if at.lm.mesh is not None:
         placed = sharding.place(batch, sharding.shardings(layout.rows(batch), at.lm.mesh))
     raw = {name: jnp.asarray(x) for name, x in at.experts[0].raw.items()}
-    loss, grads = distributed.to_host(gradient(raw, at.spectra, at.lm.params, placed, model=at.lm.model))
+    found_grads = [gradient(raw, at.nested, at.lm.params, placed, model=at.lm.model, kl_coef=kl) for kl in KL_COEFS]
+    losses, grads = zip(*distributed.to_host(found_grads), strict=True)
     answer, served = two_pass(at)
-    recorded = Recorded(batch, float(loss), grads, found.tokens, answer.generation.tokens, answer.decision.probs)
-    return recorded, Adapted(params, served, answer.decision.alphas)
+    recorded = Recorded(
+        batch, list(map(float, losses)), list(grads), found.tokens, answer.generation.tokens, answer.decision.probs
+    )
+    return recorded, Adapted(params, adapter, served, answer.decision.alphas)
 
 
 def relative(a: list[np.ndarray], b: list[np.ndarray]) -> float:
@@ -190,7 +209,7 @@ def margins(lm: LM, on: Adapted, ours: np.ndarray, theirs: np.ndarray, *, sample
         prompt = row // SAMPLES if sampled else row
         text = np.concatenate([ids[prompt][mask[prompt] > 0], theirs[row][:step]])[None]
         if sampled:
-            scores = np.asarray(sva.logits(lm.model, on.params, text, np.ones_like(text)))[0, -1]
+            scores = np.asarray(sva.logits(lm.model, on.params, text, np.ones_like(text), on.adapter))[0, -1]
             scores = scores + np.asarray(jax.random.gumbel(jax.random.fold_in(keys()[row], step), scores.shape))
         else:
             adapter = mixture(on.served.bank, on.alphas[row : row + 1])
@@ -206,6 +225,7 @@ def main() -> None:
     parser.add_argument("--meshes", nargs="+", default=["1x1x1", "8x1x1", "2x4x1", "2x2x2"])
     parser.add_argument("--devices", type=int, default=8, help="of this process")
     parser.add_argument("--scan", action="store_true", help="scan the layers")
+    parser.add_argument("--form", choices=["dense", "factored"], default="dense", help="of the rollout")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("result.json"))
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.devices)
@@ -217,37 +237,47 @@ def main() -> None:
             os.environ["SVA_CACHE"] = str(Path(directory) / "cache")
             source = str(Path(directory) / "toy")
             toy_lm().save(source)
-        result = compare(sva.load(source, scan_layers=arguments.scan, progress=False), arguments.meshes)
-    result |= {"model": arguments.model, "scan_layers": arguments.scan, "processes": jax.process_count()}
+        result = compare(sva.load(source, scan_layers=arguments.scan, progress=False), arguments.meshes, arguments.form)
+    result |= {
+        "model": arguments.model,
+        "scan_layers": arguments.scan,
+        "rollout": arguments.form,
+        "processes": jax.process_count(),
+    }
     result |= {"devices": jax.device_count(), "versions": versions(), "command": command()}
     if distributed.is_writer():
         write_json(arguments.output, result)
         print(json.dumps(result, indent=2))
 
 
-def compare(lm: LM, meshes: Sequence[str]) -> dict[str, Any]:
+def compare(lm: LM, meshes: Sequence[str], form: str) -> dict[str, Any]:
     """One row a mesh, each beside one device of this process."""
     base = setting(lm, sva.decompose(lm, "mlp", progress=False))
-    want, on = measure(base, None)
+    want, on = measure(base, None, form)
     rows = {}
     for name in meshes:
         mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, name.split("x"))))
         with jax.set_mesh(mesh):
             at = moved(base, mesh)
-            got, _ = measure(at, want.batch)
-        names = list(want.grads)
+            got, _ = measure(at, want.batch, form)
         rows[name] = {
-            "loss": got.loss,
-            "loss_difference": abs(got.loss - want.loss) / abs(want.loss),
-            "gradient": relative([got.grads[n] for n in names], [want.grads[n] for n in names]),
-            "gradient_worst_matrix": max(relative([got.grads[n]], [want.grads[n]]) for n in names),
+            "kl_coefs": [
+                {
+                    "kl_coef": kl,
+                    "loss": got.losses[i],
+                    "loss_difference": abs(got.losses[i] - want.losses[i]) / abs(want.losses[i]),
+                    "gradient": relative(list(got.grads[i].values()), list(want.grads[i].values())),
+                    "gradient_worst_matrix": max(relative([x], [want.grads[i][n]]) for n, x in got.grads[i].items()),
+                }
+                for i, kl in enumerate(KL_COEFS)
+            ],
             "rollout_rows_differing": margins(base.lm, on, got.tokens, want.tokens, sampled=True),
             "answers_differing": margins(base.lm, on, got.answers, want.answers, sampled=False),
             "first_pass_difference": float(np.abs(got.probs - want.probs).max()),
             "notes": sharding.notes(layout.params(at.lm.model), mesh),
         }
         print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
-    return {"loss": want.loss, "rows": PROMPTS * SAMPLES, "new_tokens": NEW, "meshes": rows}
+    return {"losses": want.losses, "rows": PROMPTS * SAMPLES, "new_tokens": NEW, "meshes": rows}
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class SpectralDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, features] from x [B, T, D_in]."""
         adapter: Any = self.get_variable("adapter", "weight")
-        w = None
+        w: Any = None
         if adapter is None or self.has_variable("params", "weight"):
             w = self.param("weight", _normal, (self.features, x.shape[-1]), x.dtype)
         y = dot(x, w) if adapter is None else adapter(x, w)

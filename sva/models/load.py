@@ -54,7 +54,7 @@ def load_params(
     def read_part(name: str, index: tuple[slice, ...]) -> np.ndarray:
         return checkpoint.part(name, index).astype(model.dtype, copy=False)
 
-    leaves = flatten_dict(layout.params(model))
+    leaves: dict[Any, Any] = flatten_dict(layout.params(model))
     arrays: dict[tuple[str, ...], jax.Array] = {}
     with tqdm(total=len(specs), desc="load", unit="weight", file=sys.stderr, disable=not progress, leave=False) as bar:
         for path, names in layout.places(specs, model).items():
@@ -108,9 +108,10 @@ def _part(
     names: Sequence[str],
     is_stack: bool,
     read_part: Callable[[str, tuple[slice, ...]], np.ndarray],
-    index: tuple[slice, ...],
+    index: tuple[slice, ...] | None,
 ) -> np.ndarray:
     """One device's part of the weight, or of the stack of the weights."""
+    assert index is not None  # it is one only of arrays without a shape
     if not is_stack:
         return read_part(names[0], index)
     return np.stack([read_part(name, index[1:]) for name in names[index[0]]])

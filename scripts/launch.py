@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""Starts one `sva` command on every host of a pod, and again after a preemption: Cloud TPU VMs, GKE, SLURM.
+
+    scripts/launch.py tpu-vm --name POD --zone ZONE --type v5litepod-16 -- train CONFIG.yaml run_dir=gs://...
+    scripts/launch.py gke --name RUN --image IMAGE --topology 4x4 --type tpu-v5-lite-podslice -- train CONFIG.yaml
+    scripts/launch.py slurm --name RUN --nodes 4 -- train CONFIG.yaml
+
+With --dry-run it prints what it would do, ready to be run by hand, and touches nothing. What follows `--` is an `sva`
+command; every host runs the same, finds the others by `jax.distributed`, and process 0 writes. A run saves after every
+step and goes on from there, so a restart is the same command again, on as many hosts as there are then: a host that is
+lost ends the others, and the pod, the job set or the batch job starts them all anew, `--restarts` times at most.
+Exit code 2 (the user's mistake) is never tried again.
+
+Needs nothing but Python, and gcloud, kubectl or sbatch.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+
+CHIPS_A_HOST = {"tpu-v4-podslice": 4, "tpu-v5-lite-podslice": 4, "tpu-v5p-slice": 4, "tpu-v6e-slice": 4}
+
+
+def main(argv=None):
+    """Runs the launcher; its exit code is that of the run."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--" not in words:
+        words.append("--")
+    cut = words.index("--")
+    arguments = parser().parse_args(words[:cut])
+    command = words[cut + 1 :]
+    if not command:
+        return fail("nothing to run: write an sva command after --, e.g. -- train configs/smollm2-largest.yaml")
+    if arguments.restarts < 0:
+        return fail(f"--restarts {arguments.restarts} must be at least 0")
+    return arguments.run(arguments, ["sva", *command])
+
+
+def parser():
+    """The command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    places = top.add_subparsers(required=True, metavar="PLACE")
+    everywhere = argparse.ArgumentParser(add_help=False)
+    everywhere.add_argument("--name", required=True, help="of the pod, or of the run")
+    everywhere.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
+    everywhere.add_argument("--restarts", type=int, default=20, help="after a preemption (default: %(default)s)")
+
+    sub = places.add_parser(
+        "tpu-vm", parents=[everywhere], help="all workers of a Cloud TPU VM, made where it is missing"
+    )
+    sub.add_argument("--zone", required=True)
+    sub.add_argument("--type", required=True, help="accelerator type, e.g. v5litepod-16")
+    sub.add_argument("--version", default="tpu-ubuntu2204-base", help="of the runtime (default: %(default)s)")
+    sub.add_argument("--spot", action="store_true", help="a machine that may be taken back, at a lower price")
+    sub.add_argument("--source", default=".", help="checkout that is copied to every worker (default: %(default)s)")
+    sub.set_defaults(run=tpu_vm)
+
+    sub = places.add_parser("gke", parents=[everywhere], help="a JobSet on a GKE cluster with a TPU node pool")
+    sub.add_argument("--image", required=True, help="container image with sva and the extra `tpu` installed")
+    sub.add_argument("--type", required=True, choices=sorted(CHIPS_A_HOST), help="the node pool's accelerator")
+    sub.add_argument("--topology", required=True, help="of the slice, e.g. 4x4")
+    sub.add_argument("--spot", action="store_true", help="on nodes that may be taken back")
+    sub.set_defaults(run=gke)
+
+    sub = places.add_parser(
+        "slurm", parents=[everywhere], help="a batch job, one process a node, put back when preempted"
+    )
+    sub.add_argument("--nodes", type=int, default=1)
+    sub.add_argument("--gpus", type=int, default=8, help="of a node (default: %(default)s)")
+    sub.add_argument("--hours", type=int, default=24, help="of wall clock, after which it starts again")
+    sub.add_argument("--partition")
+    sub.set_defaults(run=slurm)
+    return top
+
+
+def tpu_vm(arguments, command):
+    """Makes the pod, installs sva on every worker, runs; again from the start when the pod was taken back."""
+    where = [arguments.name, f"--zone={arguments.zone}"]
+    vm = ["gcloud", "compute", "tpus", "tpu-vm"]
+    create = [*vm, "create", *where, f"--accelerator-type={arguments.type}", f"--version={arguments.version}"]
+    create += ["--spot"] if arguments.spot else []
+    copy = [*vm, "scp", "--recurse", arguments.source, f"{arguments.name}:sva-run", *where[1:], "--worker=all"]
+    install = "cd sva-run && python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu]'"
+    # Left over from a run that broke off, a process would hold the chips.
+    clear = "pkill --full sva-run/.venv/bin/sva || true"
+    inside = f"{clear}; cd sva-run && SVA_DISTRIBUTED=1 {shlex.join(['.venv/bin/sva', *command[1:]])}"
+    everywhere = [*vm, "ssh", *where, "--worker=all", "--command"]
+    describe = [*vm, "describe", *where, "--format=value(state)"]
+    delete = [*vm, "delete", *where, "--quiet"]
+    if arguments.dry_run:
+        show("make the pod, unless it is there", create)
+        show("copy the checkout to every worker", copy)
+        show("install it", [*everywhere, install])
+        show("run on every worker", [*everywhere, inside])
+        show(
+            f"if that fails, up to {arguments.restarts} times: ask for its state, and where it is READY run",
+            describe,
+        )
+        show("otherwise delete what is left of it, and begin again", delete)
+        return 0
+    code = 1
+    for attempt in range(arguments.restarts + 1):
+        if state(describe) != "READY":
+            subprocess.run(delete, stderr=subprocess.DEVNULL)
+            for step in (create, copy, [*everywhere, install]):
+                if subprocess.run(step).returncode:
+                    return 1
+        code = subprocess.run([*everywhere, inside]).returncode
+        if code in (0, 2):
+            break
+        print(f"launch: exit code {code}, after {attempt} of {arguments.restarts} restarts", file=sys.stderr)
+        time.sleep(10)
+    return code
+
+
+def state(describe):
+    """The pod's state, e.g. READY or PREEMPTED; nothing where there is none."""
+    return subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+
+
+def gke(arguments, command):
+    """Applies a JobSet: one pod a host of the slice; when one fails all start again."""
+    sides = [side for side in arguments.topology.split("x") if side.isdecimal()]
+    if len(sides) != len(arguments.topology.split("x")) or not sides:
+        return fail(f"--topology {arguments.topology} must be e.g. 4x4 or 2x2x4")
+    chips = 1
+    for side in sides:
+        chips *= int(side)
+    each = min(chips, CHIPS_A_HOST[arguments.type])
+    manifest = json.dumps(jobset(arguments, command, chips // each, each), indent=2) + "\n"
+    if arguments.dry_run:
+        print("# kubectl apply -f - (JSON is YAML)")
+        print(manifest, end="")
+        return 0
+    return subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True).returncode
+
+
+def jobset(arguments, command, hosts, chips):
+    """The manifest. GKE tells every pod its number and all names (TPU_WORKER_ID, TPU_WORKER_HOSTNAMES)."""
+    selector = {
+        "cloud.google.com/gke-tpu-accelerator": arguments.type,
+        "cloud.google.com/gke-tpu-topology": arguments.topology,
+    }
+    container = {
+        "name": "sva",
+        "image": arguments.image,
+        "command": command,
+        "env": [{"name": "SVA_DISTRIBUTED", "value": "1" if hosts > 1 else "0"}],
+        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+        "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "nodeSelector": selector | ({"cloud.google.com/gke-spot": "true"} if arguments.spot else {}),
+        "terminationGracePeriodSeconds": 60,  # SIGTERM saves the state
+        "containers": [container],
+    }
+    rules = [
+        {"action": "FailJob", "onExitCodes": {"containerName": "sva", "operator": "In", "values": [2]}},
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+    ]
+    job = {
+        "parallelism": hosts,
+        "completions": hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": rules},
+        "template": {"spec": pod},
+    }
+    mistake = {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": arguments.name,
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "failurePolicy": {"maxRestarts": arguments.restarts, "rules": [mistake]},
+            "replicatedJobs": [{"name": "slice", "replicas": 1, "template": {"spec": job}}],
+        },
+    }
+
+
+def slurm(arguments, command):
+    """Submits a batch job: one process a node; a preempted or timed-out one is put back into the queue."""
+    if arguments.nodes < 1 or arguments.gpus < 0:
+        return fail(f"--nodes {arguments.nodes} --gpus {arguments.gpus}: at least 1 node and 0 GPUs")
+    devices = ",".join(str(number) for number in range(arguments.gpus))
+    settings = {
+        "job-name": arguments.name,
+        "nodes": arguments.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": arguments.gpus,
+        "time": f"{arguments.hours}:00:00",
+        "signal": "B:TERM@120",  # two minutes before the end, to the script
+        "open-mode": "append",
+        "output": f"{arguments.name}-%j.log",
+    }
+    if arguments.partition:
+        settings["partition"] = arguments.partition
+    lines = ["#!/usr/bin/env bash", *(f"#SBATCH --{key}={value}" for key, value in settings.items())]
+    lines += ["#SBATCH --requeue", "set -u"]
+    # JAX gives a SLURM task one GPU unless it is told otherwise; here one process has the node's.
+    lines += [f"export JAX_LOCAL_DEVICE_IDS={devices}"] if arguments.gpus else []
+    lines += [
+        "again() {",
+        f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {arguments.restarts} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        "}",
+        # The step is told to save; then the job goes back into the queue.
+        "trap 'kill -TERM $step; wait $step; again; exit 1' TERM",
+        f"srun --kill-on-bad-exit=1 {shlex.join(command)} &",
+        "step=$!",
+        "wait $step",
+        "code=$?",
+        'if [ "$code" -ne 0 ] && [ "$code" -ne 2 ]; then again; fi',
+        'exit "$code"',
+    ]
+    script = "\n".join(lines) + "\n"
+    if arguments.dry_run:
+        print("# sbatch, with this on its standard input")
+        print(script, end="")
+        return 0
+    return subprocess.run(["sbatch"], input=script, text=True).returncode
+
+
+def show(what, command):
+    """Prints one step of a dry run."""
+    print(f"# {what}\n{shlex.join(command)}")
+
+
+def fail(message):
+    """Says what the user can mend; exit code 2."""
+    print(f"launch: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+import importlib.util
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "launch.py"
+RUN = ["--", "train", "a config.yaml", "run_dir=gs://bucket/run"]
+PLACES = {
+    "tpu-vm": ["--name", "pod", "--zone", "us-west4-a", "--type", "v5litepod-16", "--spot"],
+    "gke": ["--name", "run", "--image", "image", "--type", "tpu-v5-lite-podslice", "--topology", "4x4"],
+    "slurm": ["--name", "run", "--nodes", "4"],
+}
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """The launcher; a dry run that started a program would fail."""
+    spec = importlib.util.spec_from_file_location("launch", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def refuse(*arguments, **_):
+        raise AssertionError(f"a dry run started {arguments}")
+
+    monkeypatch.setattr(module.subprocess, "run", refuse)
+    return module
+
+
+def dry(launch, capsys, place, *changes):
+    assert launch.main([place, *PLACES[place], *changes, "--dry-run", *RUN]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_worker_of_a_tpu_vm_runs_the_command_and_knows_of_the_others(launch, capsys):
+    lines = [shlex.split(x) for x in dry(launch, capsys, "tpu-vm").splitlines() if not x.startswith("#")]
+    create, copy, install, run, describe, delete = lines
+    assert create[4:] == ["create", "pod", "--zone=us-west4-a", "--accelerator-type=v5litepod-16", *create[8:]]
+    assert "--spot" in create
+    for line in (copy, install, run):
+        assert "--worker=all" in line
+    assert "SVA_DISTRIBUTED=1 .venv/bin/sva train 'a config.yaml' run_dir=gs://bucket/run" in run[-1]
+    assert describe[4:6] == ["describe", "pod"]
+    assert delete[4:6] == ["delete", "pod"]
+
+
+def test_a_jobset_has_one_pod_a_host_and_starts_all_again(launch, capsys):
+    text = dry(launch, capsys, "gke", "--restarts", "7")
+    manifest = json.loads(text.partition("\n")[2])
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 7
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (4, 4, 0)
+    container = job["template"]["spec"]["containers"][0]
+    assert container["command"] == ["sva", "train", "a config.yaml", "run_dir=gs://bucket/run"]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert container["env"] == [{"name": "SVA_DISTRIBUTED", "value": "1"}]
+    # A user's mistake fails the same way each time, a lost node does not.
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
+    assert job["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
+    assert manifest["spec"]["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
+
+
+def test_a_batch_job_runs_one_process_a_node_and_is_put_back(launch, capsys):
+    text = dry(launch, capsys, "slurm", "--partition", "gpus")
+    script = text.partition("\n")[2]
+    for line in ("--nodes=4", "--ntasks-per-node=1", "--requeue", "--signal=B:TERM@120", "--partition=gpus"):
+        assert f"#SBATCH {line}\n" in script
+    assert "srun --kill-on-bad-exit=1 sva train 'a config.yaml' run_dir=gs://bucket/run &" in script
+    assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" in script
+
+
+@pytest.mark.parametrize(("code", "restarts", "requeued"), [(0, 0, 0), (1, 0, 1), (1, 20, 0), (2, 0, 0)])
+def test_a_batch_job_goes_back_into_the_queue_only_where_that_can_help(
+    launch, capsys, tmp_path, monkeypatch, code, restarts, requeued
+):
+    script = dry(launch, capsys, "slurm").partition("\n")[2]
+    monkeypatch.undo()  # from here on programs are run: the script, with fake SLURM commands
+    for name, body in {"srun": f"exit {code}", "scontrol": f'echo "$@" >> {tmp_path}/requeued'}.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "5", "SLURM_RESTART_COUNT": str(restarts)}
+    found = subprocess.run(["bash", "-c", script], env=environ, timeout=20)
+    assert found.returncode == code
+    log = tmp_path / "requeued"
+    assert (log.read_text().splitlines() if log.exists() else []) == ["requeue 5"] * requeued
+
+
+def test_a_preempted_pod_is_made_again_and_a_mistake_is_not_tried_twice(launch, monkeypatch):
+    calls, states, codes = [], ["", "PREEMPTED"], {"run": [255, 2]}
+
+    def fake(command, **_):
+        calls.append(command[4])
+        if command[4] == "describe":
+            return subprocess.CompletedProcess(command, 0, stdout=states.pop(0) if states else "READY")
+        is_run = command[4] == "ssh" and "SVA_DISTRIBUTED" in command[-1]
+        return subprocess.CompletedProcess(command, codes["run"].pop(0) if is_run else 0, stdout="")
+
+    monkeypatch.setattr(launch.subprocess, "run", fake)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
+    assert launch.main(["tpu-vm", *PLACES["tpu-vm"], *RUN]) == 2
+    assert calls.count("create") == 2
+    assert codes["run"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["slurm", "--name", "x"], "write an sva command after --"),
+        (["slurm", "--name", "x", "--nodes", "0", *RUN], "at least 1 node"),
+        (["gke", *PLACES["gke"][:-1], "4by4", *RUN], "must be e.g. 4x4"),
+        (["slurm", "--name", "x", "--restarts", "-1", *RUN], "must be at least 0"),
+    ],
+)
+def test_bad_input_is_one_line(launch, capsys, words, message):
+    assert launch.main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
