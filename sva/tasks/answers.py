@@ -205,7 +205,11 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
     is_right = re.compile(
         rf"(?<![\w'])\(?(?P<label>{upper})\)?{other} (?:is|would be) (?:the )?(?:correct|right|best|answer)\b"
     )
-    chosen = [match for rule in (said, is_right) for match in rule.finditer(text)]
+    settled = re.compile(
+        r"(?i:\b(?:(?:must|has to|should|would|can only) be|choose|pick|select|go(?:ing)? with)(?: option| choice)?) "
+        rf"{label}{other}"
+    )
+    chosen = [match for rule in (said, is_right, settled) for match in rule.finditer(text)]
     if chosen:
         last = max(chosen, key=lambda match: match.start())
         return None if last["other"] else last["label"].upper()
@@ -217,7 +221,7 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
     for sentence in sentences:
         if found := _given(sentence, labels, options):
             return found
-    if len(sentences) != 1 or _NEGATION.search(text):
+    if len(re.split(r"(?<=[.!?])\s+|\n+", text)) != 1 or _NEGATION.search(text):
         return None
     alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
     return _mentioned(text, labels, options) or (alone.pop() if len(alone) == 1 else None)
@@ -243,7 +247,10 @@ def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
 
 def _mentioned(sentence: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The label of the only option that a sentence has in it, word for word."""
-    spelled = {_text(plain(option)) or option: label for label, option in zip(labels, options, strict=True)}
+    spelled = {
+        (_text(plain(option)) or option).removeprefix("it ").removeprefix("they "): label
+        for label, option in zip(labels, options, strict=True)
+    }
     whole = _text(sentence) or ""
     named = [option for option in spelled if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)]
     longest = [option for option in named if not any(option != other and option in other for other in named)]
