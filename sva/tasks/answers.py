@@ -213,6 +213,8 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
     if chosen:
         last = max(chosen, key=lambda match: match.start())
         return None if last["other"] else last["label"].upper()
+    if _repeats(text, labels, options):
+        return None
     if first := re.match(
         rf"\(?(?P<label>(?i:{lower}))(?:\)|[.:](?!\d)|\s*$|\s*\n|\s[-\u2013]\s|,?\s(?:because|since|as)\b)", text
     ):
@@ -225,6 +227,15 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
         return None
     alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
     return _mentioned(text, labels, options) or (alone.pop() if len(alone) == 1 else None)
+
+
+def _repeats(text: str, labels: Sequence[str], options: Sequence[str]) -> bool:
+    """Whether a text begins with the first two options, label and all: the list again, and no choice."""
+    lines = [line for line in text.splitlines() if line.strip()][:2]
+    shown = [rf"\W*{re.escape(a)}\W+{re.escape(plain(b)[:12])}" for a, b in zip(labels[:2], options[:2], strict=True)]
+    return len(lines) == 2 and all(
+        re.match(form, line, re.IGNORECASE) is not None for form, line in zip(shown, lines, strict=True)
+    )
 
 
 _NEGATION = re.compile(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)
