@@ -9,6 +9,7 @@ goes on, and with more ROWS too.
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sva.lm import load
 from sva.runs import command, versions
 from sva.stats import accuracy
 from sva.tasks import task
+from sva.tasks.base import reason
 
 MODEL = "smollm2-135m-instruct-q4_1"
 RUNS = (
@@ -53,12 +55,12 @@ def score(lm, name: str, by: str, rows: int) -> dict:
     result = {"task": name, "by": by, "n": len(made), "of": len(task(name).source("test"))}
     if by == "likelihood":
         return result | scores(made)
-    grader = task(name, "reference")
-    verdicts = [grader.grade(row["completion"], item.example) for row, item in zip(made, todo, strict=True)]
+    for grader in ("strict", "reference"):  # of the same completions, by the graders of today
+        completions, examples = [row["completion"] for row in made], [item.example for item in todo]
+        verdicts = task(name, grader).grade_many(completions, examples)
+        right = np.array([verdict.correct for verdict in verdicts])
+        result[grader] = {"accuracy": accuracy(right)._asdict(), "reasons": dict(Counter(map(reason, verdicts)))}
     return result | {
-        "strict": scores(made),
-        "reference": accuracy(np.array([verdict.correct for verdict in verdicts]))._asdict(),
-        "right_by_luck_under_reference": sum(verdict.reason == "right by luck" for verdict in verdicts),
         "tokens": sum(row["tokens"] for row in made),
         "cut_off_at_the_budget": sum(row["tokens"] == budget for row in made),
     }

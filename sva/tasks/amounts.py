@@ -99,9 +99,12 @@ _ANSWER_IS = re.compile(
 )
 _CLAUSE_END = re.compile(r"\.(?:\s|$)|\n|;|\b(?:because|since)\b", re.IGNORECASE)
 # A number after one of these says how many, how long or for whom, rather than what came out.
+_DETERMINED = r"(?:all |only |just |about )?(?:the |these |those |his |her |their |your |a |an )?"
+_RESULT = r"(?!(?:a|an|the|about|only|just|exactly|pay|spend|earn|save|get|have|be|give|sell|need|work) )"
 _ASIDE = re.compile(
-    r"\b(?:for|per|in|counting|across|among|after|within|during|each of|over|every|at|to make|to finish|to read|than)"
-    r" (?:all |only |just |about )?(?:the |these |those |his |her |their |your )?(?:next |last |first )?[$€£]?\s*$",
+    r"\b(?:(?:for|per|in|counting|across|among|after|within|during|each of|out of|over|every|at|than|from) "
+    rf"{_DETERMINED}|of (?:the|these|those|his|her|their) |giving away |to {_RESULT}[a-z]+ {_DETERMINED})"
+    r"(?:next |last |first )?[$€£]?\s*$",
     re.IGNORECASE,
 )
 _NUMBERING = re.compile(r"\s*(?:(?:step|part|case|day|example)\b|\d+[.)]\s+[A-Za-z])", re.IGNORECASE)
@@ -141,8 +144,16 @@ def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", re.sub(r"(?<=\d)\u2009(?=\d{3}\b)", ",", text)).replace("\u2212", "-")
     text = re.sub(r"(?<=\d)(?:\\,|\{,\})(?=\d{3})", ",", text)
     text = re.sub(r"\bnot \\?\$?\d[\d,]*(?:\.\d+)?\b", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<=\d) ?(?=\\[dt]?frac)", " ", text)
     text = re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text)
+    text = re.sub(r"(?<![\w.,/])(\d{1,4}) (\d{1,3})/(\d{1,3})(?![\d/])", _mixed, text)
     return re.sub(r"\\[,!; ]|\\(?=[$%])|\\text\{\s*\\?\$\s*\}|`", "", text)
+
+
+def _mixed(match: re.Match[str]) -> str:
+    """ "2 1/2" as "5/2"."""
+    whole, numerator, divisor = map(int, match.groups())
+    return f"{whole * divisor + numerator}/{divisor}"
 
 
 def _two(clause: str) -> bool:
@@ -157,16 +168,22 @@ def _named(clause: str) -> str | None:
     found = amounts(part) or amounts(clause)
     if not found:
         return None
-    if re.fullmatch(r"[\s$€£(\[{\\A-Za-z]{0,12}", part[: found[0].start]):
+    before = part[: found[0].start]
+    if re.fullmatch(r"[\s$€£(\[{\\A-Za-z]{0,12}", before) and not _ASIDE.search(before):
         return found[0].value
     return _strong(part, found).value
 
 
 def _strong(text: str, found: list[Amount]) -> Amount:
-    """The last of the numbers that is no aside, else the last."""
+    """The last of the numbers that is no aside, else the first."""
     digits = [amount for amount in found if not amount.in_words] or found
-    strong = [amount for amount in digits if not _ASIDE.search(text[max(0, amount.start - 40) : amount.start])]
-    return (strong or digits)[-1]
+    strong = [amount for amount in digits if not _is_aside(text, amount)]
+    return strong[-1] if strong else digits[0]
+
+
+def _is_aside(text: str, amount: Amount) -> bool:
+    share = "/" in text[amount.start : amount.end] and text.startswith(" of ", amount.end)  # "2/3 of the pizza"
+    return share or _ASIDE.search(text[max(0, amount.start - 40) : amount.start]) is not None
 
 
 def _last(text: str) -> str | None:

@@ -205,10 +205,16 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
     is_right = re.compile(
         rf"(?<![\w'])\(?(?P<label>{upper})\)?{other} (?:is|would be) (?:the )?(?:correct|right|best|answer)\b"
     )
-    chosen = [match for rule in (said, is_right) for match in rule.finditer(text)]
+    settled = re.compile(
+        r"(?i:\b(?:(?:must|has to|should|would|can only) be|choose|pick|select|go(?:ing)? with)(?: option| choice)?) "
+        rf"{label}{other}"
+    )
+    chosen = [match for rule in (said, is_right, settled) for match in rule.finditer(text)]
     if chosen:
         last = max(chosen, key=lambda match: match.start())
         return None if last["other"] else last["label"].upper()
+    if _repeats(text, labels, options):
+        return None
     if first := re.match(
         rf"\(?(?P<label>(?i:{lower}))(?:\)|[.:](?!\d)|\s*$|\s*\n|\s[-\u2013]\s|,?\s(?:because|since|as)\b)", text
     ):
@@ -217,10 +223,19 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
     for sentence in sentences:
         if found := _given(sentence, labels, options):
             return found
-    if len(sentences) != 1 or _NEGATION.search(text):
+    if len(re.split(r"(?<=[.!?])\s+|\n+", text)) != 1 or _NEGATION.search(text):
         return None
     alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
     return _mentioned(text, labels, options) or (alone.pop() if len(alone) == 1 else None)
+
+
+def _repeats(text: str, labels: Sequence[str], options: Sequence[str]) -> bool:
+    """Whether a text begins with the first two options, label and all: the list again, and no choice."""
+    lines = [line for line in text.splitlines() if line.strip()][:2]
+    shown = [rf"\W*{re.escape(a)}\W+{re.escape(plain(b)[:12])}" for a, b in zip(labels[:2], options[:2], strict=True)]
+    return len(lines) == 2 and all(
+        re.match(form, line, re.IGNORECASE) is not None for form, line in zip(shown, lines, strict=True)
+    )
 
 
 _NEGATION = re.compile(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)
@@ -243,7 +258,10 @@ def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
 
 def _mentioned(sentence: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The label of the only option that a sentence has in it, word for word."""
-    spelled = {_text(plain(option)) or option: label for label, option in zip(labels, options, strict=True)}
+    spelled = {
+        (_text(plain(option)) or option).removeprefix("it ").removeprefix("they "): label
+        for label, option in zip(labels, options, strict=True)
+    }
     whole = _text(sentence) or ""
     named = [option for option in spelled if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)]
     longest = [option for option in named if not any(option != other and option in other for other in named)]
