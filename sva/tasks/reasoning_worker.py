@@ -19,7 +19,7 @@ _FUNCTIONS = r"(?:sin|cos|tan|exp|log|sqrt|abs|Abs)"
 @cache
 def environment(name: str, seed: int, size: int) -> Any:
     """The environment's questions."""
-    import reasoning_gym
+    import reasoning_gym  # pyright: ignore[reportMissingImports]  # an extra
 
     return reasoning_gym.create_dataset(name, seed=seed, size=size)
 
