@@ -17,6 +17,7 @@ from sva.buckets import batch_bucket, budget_bucket, drop_prefix, left_pad, leng
 from sva.errors import UserError
 from sva.fetch import resolve
 from sva.generate import Generation
+from sva.matmul import Int8, floats, quantise_weight
 from sva.models.checkpoint import match, open_checkpoint
 from sva.models.export import save_checkpoint
 from sva.models.load import digest, fingerprint, load_params
@@ -34,6 +35,7 @@ from sva.tokenizer import load_tokenizer
 from sva.trees import select
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_LOADED = {**DTYPES, "int8": jnp.float32}  # of activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,8 @@ class LM:
         return fingerprint((name, digest(np.asarray(weight))) for name, weight in self.named_params().items())
 
     def named_params(self) -> dict[str, jax.Array]:
-        """The weights by checkpoint name."""
-        return unnest(self.params, expected(self.model.cfg), scan=self.model.scan_layers)
+        """The weights by checkpoint name; those kept as int8 as the floats they stand for."""
+        return {name: floats(weight, self.model.dtype) for name, weight in _held(self).items()}
 
     def logits(self, input_ids: Any, attention_mask: Any, z: Mapping[str, Any] | None = None) -> jax.Array:
         """[B, T, V] float32 logits, with the effective z ({name: [R] or [B, R]}) where one is given.
@@ -168,20 +170,48 @@ def load(
 
     Args:
       name_or_path: see `sva.fetch.resolve` for where it is looked for.
-      dtype: "float32" or "bfloat16", of weights and activations.
+      dtype: "float32" or "bfloat16", of weights and activations; or "int8", matrices of int8 with one float32 scale a
+        row (`sva.quantise`) and activations in float32.
       scan_layers: one compiled layer for all; by default on a TPU only.
       progress: show bars on stderr.
     Raises:
       UserError: nothing there, an unsupported architecture, or a damaged checkpoint.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}")
+    if dtype not in _LOADED:
+        raise UserError(f"dtype={dtype!r} is not supported; use one of {', '.join(_LOADED)}")
     path = resolve(name_or_path)
     checkpoint = open_checkpoint(path)
     scan = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
-    model = Transformer(checkpoint.config, DTYPES[dtype], scan_layers=scan)
-    params, known = load_params(checkpoint, model, progress=progress)
-    return LM(model, params, load_tokenizer(path), str(name_or_path), checkpoint.quantisation, known)
+    model = Transformer(checkpoint.config, _LOADED[dtype], scan_layers=scan)
+    convert = quantise_weight if dtype == "int8" else jnp.asarray
+    params, known = load_params(checkpoint, model, matrix=convert, progress=progress)
+    quantisation = _noted(checkpoint.quantisation) if dtype == "int8" else checkpoint.quantisation
+    return LM(model, params, load_tokenizer(path), str(name_or_path), quantisation, known)
+
+
+def quantise(lm: LM) -> LM:
+    """An LM whose matrices, embeddings included, are int8 with one float32 scale a row; activations stay as they are.
+
+    A quarter of the memory to hold and to read: for rollouts and evaluation at small batches. Experts and adapters
+    made for `lm` fit it: they add their change to the rounded weights. `decompose` and `save` see the rounded
+    weights as floats, `merge` rounds what it merged. experiments/decode has what it costs in accuracy.
+    """
+    specs, held = expected(lm.model.cfg), _held(lm)
+    named = {
+        name: quantise_weight(weight) if len(specs[name].shape) == 2 and not isinstance(weight, Int8) else weight
+        for name, weight in held.items()
+    }
+    return LM(lm.model, lm.model.nest(named), lm.tokenizer, lm.name, _noted(lm.quantisation), lm.known_fingerprint)
+
+
+def _noted(quantisation: str | None) -> str:
+    """The weights' own quantisation and what became of them."""
+    return "int8" if quantisation in (None, "int8") else f"{quantisation.removesuffix(', int8')}, int8"
+
+
+def _held(lm: LM) -> dict[str, Any]:
+    """The weights by checkpoint name, as they are held."""
+    return unnest(lm.params, expected(lm.model.cfg), scan=lm.model.scan_layers)
 
 
 def decompose(lm: LM, targets: str = "mlp", *, rank: int | None = None, progress: bool = True) -> dict[str, Spectrum]:
@@ -273,14 +303,15 @@ def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[s
 
 def _spectra(lm: LM, names: Sequence[str], rank: int | None, progress: bool) -> dict[str, Spectrum]:
     """Spectra in the model's dtype, out of the store."""
-    weights = lm.named_params()
+    weights = _held(lm)
     dtype = np.dtype(lm.model.dtype)
 
     def read(name: str) -> np.ndarray:
-        return np.asarray(weights[name], np.float32)
+        return np.asarray(floats(weights[name], jnp.float32))
 
     sources = {name: store.Source(weights[name].shape, partial(read, name)) for name in names}
-    directory = _spectra_dir(lm.fingerprint, dtype.name, rank)
+    kept = "int8" if any(isinstance(weights[name], Int8) for name in names) else dtype.name
+    directory = _spectra_dir(lm.fingerprint, kept, rank)
     found = store.decompose(sources, lm.fingerprint, directory, dtype=dtype.name, rank=rank, progress=progress)
     return {
         name: Spectrum(jnp.asarray(u, dtype), jnp.asarray(s), jnp.asarray(vt, dtype))
@@ -365,8 +396,13 @@ def merge_params(
 
 
 @jax.jit
-def _merge_all(targets: dict[str, tuple[jax.Array, Spectrum, cores.Middle]]) -> dict[str, jax.Array]:
-    return {name: cores.merge(*target) for name, target in targets.items()}
+def _merge_all(targets: dict[str, tuple[Any, Spectrum, cores.Middle]]) -> dict[str, Any]:
+    def merged(w: Any, spectrum: Spectrum, middle: cores.Middle) -> Any:
+        if isinstance(w, Int8):
+            return quantise_weight(cores.merge(floats(w, jnp.float32), spectrum, middle))
+        return cores.merge(w, spectrum, middle)
+
+    return {name: merged(*target) for name, target in targets.items()}
 
 
 def row_keys(key: jax.Array | None, rows: int, bucket: int, sampling: Sampling) -> jax.Array:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.matmul import Int8, dot
 from sva.models.cache import KV
 from sva.models.config import ModelConfig, Rope
-from sva.spectral.forms import dot
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
 _normal = nn.initializers.normal(0.02)
@@ -49,6 +49,8 @@ class Embed(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[B, T, D] of ids [B, T]."""
+        if isinstance(self.weight, Int8):
+            return self.weight.take(ids, self.dtype)
         return jnp.take(self.weight, ids, axis=0)
 
     def attend(self, hidden: jax.Array) -> jax.Array:

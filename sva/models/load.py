@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,10 +15,17 @@ from sva.models.transformer import Transformer
 from sva.models.weights import expected, nest, split_name
 
 
-def load_params(checkpoint: Checkpoint, model: Transformer, *, progress: bool = True) -> tuple[dict[str, Any], str]:
+def load_params(
+    checkpoint: Checkpoint,
+    model: Transformer,
+    *,
+    matrix: Callable[[np.ndarray], Any] = jnp.asarray,
+    progress: bool = True,
+) -> tuple[dict[str, Any], str]:
     """(params, fingerprint) of an open checkpoint; peak memory is one copy of the weights and one weight more.
 
-    Weights come out in the model's dtype; layers are stacked as they are read where the model scans them.
+    Weights come out in the model's dtype; layers are stacked as they are read where the model scans them. Each weight
+    [D_out, D_in], or stack of them, becomes what `matrix` makes of it.
 
     Raises:
       UserError: a weight is missing, unexpected, given twice, of the wrong shape, or holds NaN or infinite values.
@@ -36,8 +43,9 @@ def load_params(checkpoint: Checkpoint, model: Transformer, *, progress: bool = 
         if not np.isfinite(stored).all():
             raise UserError(f"{checkpoint.path}: {name} holds NaN or infinite values; fetch the checkpoint again")
         layer, path = split_name(name)
+        convert = matrix if len(specs[name].shape) == 2 else jnp.asarray
         if layer is None or not model.scan_layers:
-            named = {name: jnp.asarray(stored.astype(model.dtype, copy=False))}
+            named = {name: convert(stored.astype(model.dtype, copy=False))}
             _merge(tree, nest(named, num_layers=model.cfg.num_layers, scan=False))
             continue
         stack = stacks.setdefault(path, np.empty((model.cfg.num_layers, *stored.shape), model.dtype))
@@ -45,7 +53,7 @@ def load_params(checkpoint: Checkpoint, model: Transformer, *, progress: bool = 
         if layer == model.cfg.num_layers - 1:
             _merge(
                 tree,
-                {"layers": nest({".".join(path): jnp.asarray(stacks.pop(path))}, num_layers=0, scan=False)},
+                {"layers": nest({".".join(path): convert(stacks.pop(path))}, num_layers=0, scan=False)},
             )
     return tree, fingerprint(digests.items())
 
