@@ -56,7 +56,7 @@ def dot(x: jax.Array, w: Any) -> jax.Array:
     if isinstance(w, Int8):
         y = _int8(x.reshape(-1, x.shape[-1]).astype(jnp.float32), w.q) * w.scale[None, :]
         return y.reshape(*x.shape[:-1], w.shape[0]).astype(x.dtype)
-    if x.size == x.shape[-1] and _lanes(w):
+    if x.size == x.shape[-1] and w.dtype.itemsize < 4 and _lanes(w):
         return jax.lax.platform_dependent(x, w, cpu=_one_row, default=_dense)
     return _dense(x, w)
 
@@ -99,7 +99,7 @@ def _one_row(x: jax.Array, w: jax.Array) -> jax.Array:
 
 def _lanes(w: jax.Array) -> int:
     """Lanes of `_one_row`, a power of two: the most that leave 32 terms, or 16 of a narrow dtype; 0 if too few."""
-    into, least, lanes = w.shape[1], 32 if w.dtype.itemsize == 4 else 16, 1
+    into, least, lanes = w.shape[1], 16, 1
     while into % (2 * lanes) == 0 and into // (2 * lanes) >= least:
         lanes *= 2
     return lanes if lanes >= _MIN_LANES else 0

@@ -118,6 +118,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     kv_heads, slots = v.shape[1], v.shape[2]
     groups = heads // kv_heads
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    if batch == length == 1:
+        return _attend_once(q[0, 0].reshape(kv_heads, groups, width), k[0], v[0], mask[0, 0]).reshape(1, 1, -1)
     # One matrix product a key/value head: its queries of all groups and positions are the rows of one matrix.
     q = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, kv_heads, groups * length, width)
@@ -128,6 +130,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     out = jnp.einsum("BKMS,BKSH->BKMH", weights, v, precision=precision)
     out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads * width)
+
+
+def _attend_once(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """[K, G, H] of one query q [K, G, H] of one row, keys [K, H, S], values [K, S, H] and mask [S]; as sums.
+
+    Of matrix products over one row XLA's CPU compiler drops the row's axis, and then copies the cache, four times a
+    layer, to write to it.
+    """
+    wide = jnp.float32
+    scores = jnp.sum(q[:, :, :, None].astype(wide) * k[:, None].astype(wide), axis=2) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, _MASKED), axis=-1).astype(v.dtype)
+    return jnp.sum(weights[:, :, :, None].astype(wide) * v[:, None].astype(wide), axis=2).astype(v.dtype)
 
 
 class Attention(nn.Module):
