@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     sub.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
     sub.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
+    sub = command("bench", _bench, "Prefill and decode rates of a model on this machine, beside the machine's limits.")
+    sub.add_argument("--model", **model)
+    sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "int8"], help="of the weights")
+    sub.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="rows decoded together (default: 1 32)")
+    sub.add_argument("--prompt", type=int, default=32, help="tokens of each prompt (default: %(default)s)")
+    sub.add_argument("--max-new-tokens", type=int, default=64, help="of each row (default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON")
     expert_commands.add(commands, model)
     return parser
 
@@ -160,6 +167,16 @@ def _generate(arguments: argparse.Namespace) -> None:
     ids, mask = chat.encode(lm, [chat.render(lm, prompt) for prompt in arguments.prompts])
     out = lm.generate(ids, mask, arguments.max_new_tokens, chat.end_tokens(lm))
     print("\n".join(chat.decode(lm, out.tokens, out.lengths)))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from sva.bench import bench, table
+    from sva.lm import load
+    from sva.runs import command, versions
+
+    lm = load(arguments.model, arguments.dtype)
+    result = bench(lm, arguments.batch, prompt=arguments.prompt, new_tokens=arguments.max_new_tokens)
+    _print(result | {"versions": versions(), "command": command()}, arguments.json, table(result))
 
 
 def summary(result: dict[str, Any]) -> str:
