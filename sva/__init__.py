@@ -3,7 +3,7 @@
 from sva.adapt import two_pass
 from sva.errors import UserError
 from sva.generate import Generation
-from sva.lm import LM, decompose, factored, load, merge
+from sva.lm import LM, decompose, factored, load, merge, quantise
 from sva.models.transformer import logits
 from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
 from sva.sampling import Greedy, Temperature, TopP
@@ -34,6 +34,7 @@ __all__ = [
     "make_mesh",
     "merge",
     "mix",
+    "quantise",
     "reinforce_loss",
     "task",
     "two_pass",

@@ -83,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "Write one HTML page about a run of `sva train`, finished or not.")
     sub.add_argument("run_dir", metavar="RUN", type=Path, help="its run_dir")
     sub.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
+    sub = command("bench", _bench, "Prefill and decode rates of a model on this machine, beside the machine's limits.")
+    sub.add_argument("--model", **model)
+    sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "int8"], help="of the weights")
+    sub.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="rows decoded together (default: 1 32)")
+    sub.add_argument("--prompt", type=int, default=32, help="tokens of each prompt (default: %(default)s)")
+    sub.add_argument("--max-new-tokens", type=int, default=64, help="of each row (default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON")
     expert_commands.add(commands, model)
     return parser
 
@@ -159,6 +166,16 @@ def _report(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.run_dir / "report.html"
     report.write(arguments.run_dir, out)
     print(out)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from sva.bench import bench, table
+    from sva.lm import load
+    from sva.runs import command, versions
+
+    lm = load(arguments.model, arguments.dtype)
+    result = bench(lm, arguments.batch, prompt=arguments.prompt, new_tokens=arguments.max_new_tokens)
+    _print(result | {"versions": versions(), "command": command()}, arguments.json, table(result))
 
 
 def summary(result: dict[str, Any]) -> str:

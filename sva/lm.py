@@ -20,6 +20,7 @@ from sva.distributed import to_host
 from sva.errors import UserError
 from sva.fetch import resolve
 from sva.generate import Generation
+from sva.matmul import Int8, floats, quantise_weight
 from sva.models import layout
 from sva.models.checkpoint import Checkpoint, match, open_checkpoint
 from sva.models.export import save_checkpoint
@@ -39,6 +40,7 @@ from sva.tokenizer import load_tokenizer
 from sva.trees import select
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_LOADED = {**DTYPES, "int8": jnp.float32}  # of activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +69,8 @@ class LM:
         return fingerprint((name, digest(np.asarray(weight))) for name, weight in self.named_params().items())
 
     def named_params(self) -> dict[str, jax.Array]:
-        """The weights that it holds, by checkpoint name."""
-        return unnest(self.params, layout.held(self.model, self.params), scan=self.model.scan_layers)
+        """The weights that it holds, by checkpoint name; those kept as int8 as the floats they stand for."""
+        return {name: floats(weight, self.model.dtype) for name, weight in _held(self).items()}
 
     def logits(self, input_ids: Any, attention_mask: Any, z: Mapping[str, Any] | None = None) -> jax.Array:
         """[B, T, V] float32 logits, with the effective z ({name: [R] or [B, R]}) where one is given.
@@ -180,7 +182,8 @@ def load(
 
     Args:
       name_or_path: see `sva.fetch.resolve` for where it is looked for.
-      dtype: "float32" or "bfloat16", of weights and activations.
+      dtype: "float32" or "bfloat16", of weights and activations; or "int8", matrices of int8 with one float32 scale a
+        row (`sva.quantise`) and activations in float32.
       scan_layers: one compiled layer for all; by default on a TPU only.
       mesh: from `sva.make_mesh`, to lay the weights on; what its axes do not divide is said on stderr. Work with the
         model under `jax.set_mesh(mesh)`.
@@ -190,19 +193,51 @@ def load(
     Raises:
       UserError: nothing there, an unsupported architecture, or a damaged checkpoint.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not supported; use one of {', '.join(DTYPES)}")
+    if dtype not in _LOADED:
+        raise UserError(f"dtype={dtype!r} is not supported; use one of {', '.join(_LOADED)}")
     path = resolve(name_or_path)
     checkpoint = open_checkpoint(path)
     scan = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
-    model = Transformer(checkpoint.config, DTYPES[dtype], scan_layers=scan)
+    model = Transformer(checkpoint.config, _LOADED[dtype], scan_layers=scan)
+    if dtype == "int8" and mesh is not None:
+        raise UserError("int8 weights are for one device; on a mesh load float32 or bfloat16")
+    convert = quantise_weight if dtype == "int8" else jnp.asarray
     absent = select(expected(model.cfg), without) if without else []
     for note in [] if mesh is None else notes(layout.params(model), mesh):
         print(f"sva: {note}", file=sys.stderr)
-    params, known = load_params(checkpoint, model, mesh=mesh, without=frozenset(absent), progress=progress)
+    params, known = load_params(
+        checkpoint, model, mesh=mesh, without=frozenset(absent), matrix=convert, progress=progress
+    )
     ones = {name: np.ones(min(checkpoint.shapes[name]), np.float32) for name in absent} if absent else None
     tokenizer = load_tokenizer(path)
-    return LM(model, params, tokenizer, str(name_or_path), checkpoint.quantisation, known, mesh, z=ones)
+    quantisation = _noted(checkpoint.quantisation) if dtype == "int8" else checkpoint.quantisation
+    return LM(model, params, tokenizer, str(name_or_path), quantisation, known, mesh, z=ones)
+
+
+def quantise(lm: LM) -> LM:
+    """An LM whose matrices, embeddings included, are int8 with one float32 scale a row; activations stay as they are.
+
+    A quarter of the memory to hold and to read: for rollouts and evaluation at small batches. Experts and adapters
+    made for `lm` fit it: they add their change to the rounded weights. `decompose` and `save` see the rounded
+    weights as floats, `merge` rounds what it merged. experiments/decode has what it costs in accuracy.
+    """
+    specs, held = expected(lm.model.cfg), _held(lm)
+    named = {
+        name: quantise_weight(weight) if len(specs[name].shape) == 2 and not isinstance(weight, Int8) else weight
+        for name, weight in held.items()
+    }
+    quantisation = _noted(lm.quantisation)
+    return LM(lm.model, lm.model.nest(named), lm.tokenizer, lm.name, quantisation, lm.known_fingerprint, z=lm.z)
+
+
+def _noted(quantisation: str | None) -> str:
+    """The weights' own quantisation and what became of them."""
+    return "int8" if quantisation in (None, "int8") else f"{quantisation.removesuffix(', int8')}, int8"
+
+
+def _held(lm: LM) -> dict[str, Any]:
+    """The weights by checkpoint name, as they are held."""
+    return unnest(lm.params, layout.held(lm.model, lm.params), scan=lm.model.scan_layers)
 
 
 def decompose(lm: LM, targets: str = "mlp", *, rank: int | None = None, progress: bool = True) -> dict[str, Spectrum]:
@@ -293,10 +328,11 @@ def spectra_of(lm: LM, names: Sequence[str], *, progress: bool = True) -> dict[s
 def _spectra(lm: LM, names: Sequence[str], rank: int | None, progress: bool) -> dict[str, Spectrum]:
     """Spectra in the model's dtype, out of the store, on the model's devices; one matrix at a time is on the host."""
     dtype = np.dtype(lm.model.dtype)
-    directory = _spectra_dir(lm.fingerprint, dtype.name, rank)
-    settings: dict[str, Any] = {"dtype": dtype.name, "rank": rank, "progress": progress}
     is_shared = lm.mesh is not None and lm.mesh.is_multi_process
-    weights = {} if is_shared else lm.named_params()
+    weights = {} if is_shared else _held(lm)
+    kept = "int8" if any(isinstance(weights.get(name), Int8) for name in names) else dtype.name
+    directory = _spectra_dir(lm.fingerprint, kept, rank)
+    settings: dict[str, Any] = {"dtype": dtype.name, "rank": rank, "progress": progress}
     if not weights.keys() >= set(names):
         # This process holds parts of the weights at most: it decomposes its share of them out of the checkpoint.
         checkpoint = open_checkpoint(resolve(lm.name))
@@ -309,7 +345,9 @@ def _spectra(lm: LM, names: Sequence[str], rank: int | None, progress: bool) -> 
             multihost_utils.sync_global_devices("sva: spectra")
     else:
         sources = {
-            name: store.Source(weights[name].shape, lambda name=name: np.asarray(weights[name], np.float32))
+            name: store.Source(
+                weights[name].shape, lambda name=name: np.asarray(floats(weights[name], jnp.float32), np.float32)
+            )
             for name in names
         }
     placed = {
@@ -412,8 +450,13 @@ def merge_params(
 
 
 @jax.jit
-def _merge_all(targets: dict[str, tuple[jax.Array, Spectrum, cores.Middle]]) -> dict[str, jax.Array]:
-    return {name: cores.merge(*target) for name, target in targets.items()}
+def _merge_all(targets: dict[str, tuple[Any, Spectrum, cores.Middle]]) -> dict[str, Any]:
+    def merged(w: Any, spectrum: Spectrum, middle: cores.Middle) -> Any:
+        if isinstance(w, Int8):
+            return quantise_weight(cores.merge(floats(w, jnp.float32), spectrum, middle))
+        return cores.merge(w, spectrum, middle)
+
+    return {name: merged(*target) for name, target in targets.items()}
 
 
 def row_keys(key: jax.Array | None, rows: int, bucket: int, sampling: Sampling) -> jax.Array:

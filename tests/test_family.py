@@ -10,6 +10,7 @@ import sva
 from sva.adaptive import build
 from sva.errors import UserError
 from sva.lm import decompose, merge, merge_params
+from sva.matmul import dot
 from sva.models.config import from_hf
 from sva.models.weights import expected
 from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
@@ -18,7 +19,7 @@ from sva.spectral import cores
 from sva.spectral.cores import Bands, Core, adapters
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.family import EXAMPLES, LINEAR, count, family
-from sva.spectral.forms import Spectrum, dot
+from sva.spectral.forms import Spectrum
 from sva.spectral.members import SHARED, Diagonal, PerMatrix, Site, projections, seed_of, sites
 from sva.spectral.svd import svd
 from sva.testing import NameAColour, toy_lm

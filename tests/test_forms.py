@@ -13,10 +13,11 @@ import sva
 from sva import chat
 from sva.errors import UserError
 from sva.lm import adapted, factored, merge_params
+from sva.matmul import dot
 from sva.models.transformer import logits
 from sva.models.weights import expected
 from sva.spectral.cost import cheapest, multiply_adds
-from sva.spectral.forms import Delta, Factored, Spectrum, delta, dot, merge
+from sva.spectral.forms import Delta, Factored, Spectrum, delta, merge
 from sva.spectral.svd import svd
 from sva.testing import toy_lm
 from sva.trees import select

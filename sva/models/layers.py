@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.matmul import Int8, dot
 from sva.models.cache import KV
 from sva.models.config import ModelConfig, Rope
 from sva.sharding import constrain, hidden_axes
-from sva.spectral.forms import dot
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
 _normal = nn.initializers.normal(0.02)
@@ -55,6 +55,8 @@ class Embed(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[B, T, D] of ids [B, T]."""
+        if isinstance(self.weight, Int8):
+            return self.weight.take(ids, self.dtype)
         return jnp.take(self.weight, ids, axis=0)
 
     def attend(self, hidden: jax.Array) -> jax.Array:
@@ -122,6 +124,8 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
     kv_heads = parts[0].v.shape[1]
     groups = heads // kv_heads
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    if batch == length == 1:
+        return _attend_once(q[0, 0].reshape(kv_heads, groups, width), parts, mask[0, 0]).reshape(1, 1, -1)
 
     def gather(x: jax.Array, rows: int) -> jax.Array:
         """[B, K, M, X] as [rows, K, B / rows * M, X]."""
@@ -156,6 +160,24 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
         out += spread(jnp.einsum("PKMS,PKSH->PKMH", gather(piece, v.shape[0]), v, precision=precision))
     out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads * width)
+
+
+def _attend_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """[K, G, H] of one query q [K, G, H] of one row over parts of one row, mask [S]; as sums.
+
+    Of matrix products over one row XLA's CPU compiler drops the row's axis, and then copies the cache, four times a
+    layer, to write to it.
+    """
+    wide = jnp.float32
+    scores = [jnp.sum(q[:, :, :, None].astype(wide) * k[0][:, None].astype(wide), axis=2) for k, _ in parts]
+    scores = jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, _MASKED), axis=-1).astype(q.dtype)
+    pieces = jnp.split(weights, np.cumsum([v.shape[2] for _, v in parts])[:-1], axis=-1)
+    out = [
+        jnp.sum(piece[:, :, :, None].astype(wide) * v[0][:, None].astype(wide), axis=2)
+        for piece, (_, v) in zip(pieces, parts, strict=True)
+    ]
+    return sum(out[1:], out[0]).astype(q.dtype)
 
 
 class Attention(nn.Module):

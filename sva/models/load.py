@@ -28,6 +28,7 @@ def load_params(
     *,
     mesh: Mesh | None = None,
     without: Collection[str] = (),
+    matrix: Callable[[np.ndarray], Any] = jnp.asarray,
     progress: bool = True,
 ) -> tuple[dict[str, Any], str]:
     """(params, fingerprint) of an open checkpoint; peak memory is one copy of the weights and one weight more.
@@ -36,6 +37,7 @@ def load_params(
     each device is given its own part and nothing else. Of several processes, each reads of a weight the rows that its
     devices hold; whole it reads only its share of the weights, those that it digests for all. Weights in `without` are
     digested like the others and not kept.
+    On one device each weight [D_out, D_in], or stack of them, becomes what `matrix` makes of it.
 
     Raises:
       UserError: a weight is missing, unexpected, given twice, of the wrong shape, or holds NaN or infinite values.
@@ -67,7 +69,8 @@ def load_params(
             leaf = leaves[path]
             is_stack = path[0] == "layers"
             if mesh is None:
-                arrays[path] = jnp.asarray(_whole(names, leaf.shape, is_stack, model.dtype, read))
+                convert = matrix if len(specs[names[0]].shape) == 2 else jnp.asarray
+                arrays[path] = convert(_whole(names, leaf.shape, is_stack, model.dtype, read))
             elif not mesh.is_multi_process:
                 whole = _whole(names, leaf.shape, is_stack, model.dtype, read)
                 arrays[path] = jax.device_put(whole, sharding(leaf, mesh))

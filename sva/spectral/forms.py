@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sva.matmul import dot
+
 
 class Spectrum(NamedTuple):
     """Singular value decomposition of one weight [D_out, D_in], R = min(D_out, D_in), s descending."""
@@ -35,23 +37,6 @@ class LinearAdapter(Protocol):
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """[B, T, D_out] from x [B, T, D_in] and the layer's frozen w [D_out, D_in]."""
         ...
-
-
-_FEW_ROWS = 256
-
-
-def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x w^T over the last axes. float32 means float32: no bfloat16 passes where the hardware would use them.
-
-    For a few rows of x XLA's CPU product is faster with the weight as its left operand; for many the other way round,
-    which has no result to turn (experiments/decode measures both).
-    """
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    if x.size > _FEW_ROWS * x.shape[-1]:
-        return jax.lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), precision=precision)
-    rows = x if x.ndim > 2 else x[:, None]  # of a matrix XLA would turn it round again
-    y = jax.lax.dot_general(w, rows, (((1,), (rows.ndim - 1,)), ((), ())), precision=precision)
-    return jnp.moveaxis(y, 0, -1).reshape(*x.shape[:-1], w.shape[0])
 
 
 @struct.dataclass

@@ -1,0 +1,136 @@
+"""`sva bench`: how fast a model reads prompts and decodes on this machine, beside what the machine can do.
+
+The limits are measured in the same process: the rate at which memory is read (a sum of 512 MiB of integers) and the
+rate of the model's own matrix products with nothing between them. Medians, after compilation and one warm-up.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva.errors import UserError
+from sva.lm import LM
+from sva.matmul import Int8, dot
+
+_READ = 1 << 27  # int32 numbers
+
+
+def bench(lm: LM, batches: Sequence[int], *, prompt: int = 32, new_tokens: int = 64, rounds: int = 5) -> dict[str, Any]:
+    """Prefill and decode rates for each batch of random prompts, and the share of the machine's limits they reach.
+
+    Args:
+      batches: rows decoded together; 1, 2, 4, 8, ... are what `LM.generate` pads to.
+      prompt: tokens of each prompt.
+      new_tokens: generated for each; a step's time is that of all of them less that of the first, over the rest.
+      rounds: repetitions of each measurement.
+    Returns:
+      {"read_gigabytes_per_second", "batches": {batch: {...}}}; seconds, tokens a second, bytes and floating-point
+      operations a decode step must move and do (weights once, keys and values of the slots held), and shares (0 to 1).
+    Raises:
+      UserError: a batch, prompt or count below 1, new_tokens below 2, or more tokens than the context holds.
+    """
+    for name, value, least in [
+        *(("batch", batch, 1) for batch in batches),
+        ("prompt", prompt, 1),
+        ("new_tokens", new_tokens, 2),
+        ("rounds", rounds, 1),
+    ]:
+        if value < least:
+            raise UserError(f"{name}={value} must be at least {least}")
+    bandwidth = _read_rate(rounds)
+    return {
+        "model": lm.name,
+        "quantisation": lm.quantisation,
+        "dtype": jnp.dtype(lm.model.dtype).name,
+        "device": jax.devices()[0].device_kind,
+        "prompt": prompt,
+        "new_tokens": new_tokens,
+        "read_gigabytes_per_second": bandwidth / 1e9,
+        "batches": {str(batch): _batch(lm, batch, prompt, new_tokens, rounds, bandwidth) for batch in batches},
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `bench` as lines for a terminal."""
+    lines = [
+        f"{result['model']} ({result['quantisation'] or result['dtype']}) on {result['device']}, "
+        f"{result['prompt']} + {result['new_tokens']} tokens; memory is read at "
+        f"{result['read_gigabytes_per_second']:.1f} GB/s",
+        "batch  prefill tok/s  decode tok/s  ms/step  MB/step  of read rate  GFLOP/step  bare GFLOP/s  of bare",
+    ]
+    for batch, row in result["batches"].items():
+        lines.append(
+            f"{batch:>5}  {row['prefill_tokens_per_second']:13.0f}  {row['decode_tokens_per_second']:12.1f}  "
+            f"{row['step_seconds'] * 1e3:7.2f}  {row['step_bytes'] / 1e6:7.0f}  {row['share_of_read_rate']:12.0%}  "
+            f"{row['step_flops'] / 1e9:10.2f}  {row['bare_flops_per_second'] / 1e9:12.0f}  {row['share_of_bare']:7.0%}"
+        )
+    return "\n".join(lines)
+
+
+def _batch(lm: LM, batch: int, prompt: int, new_tokens: int, rounds: int, bandwidth: float) -> dict[str, float]:
+    cfg = lm.model.cfg
+    ids = np.random.default_rng(0).integers(0, cfg.vocab_size, (batch, prompt))
+    mask = np.ones_like(ids)
+    one, all_ = (_seconds(lambda n=n: lm.generate(ids, mask, n).tokens, rounds) for n in (1, new_tokens))
+    step = (all_ - one) / (new_tokens - 1)
+    matrices = _matrices(lm)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(matrices))
+    flops = sum(2 * batch * int(np.prod(w.shape)) for w in matrices)
+    slots = prompt + new_tokens
+    cache = 2 * cfg.num_layers * batch * cfg.num_kv_heads * cfg.head_dim * slots * jnp.dtype(lm.model.dtype).itemsize
+    bare = _seconds(_products(matrices, batch, lm.model.dtype), rounds)
+    return {
+        "prefill_seconds": one,
+        "prefill_tokens_per_second": batch * prompt / one,
+        "step_seconds": step,
+        "decode_tokens_per_second": batch / step,
+        "step_bytes": weights + cache,
+        "step_flops": flops,
+        "share_of_read_rate": (weights + cache) / step / bandwidth,
+        "bare_seconds": bare,
+        "bare_flops_per_second": flops / bare,
+        "share_of_bare": bare / step,
+    }
+
+
+def _matrices(lm: LM) -> list[Any]:
+    """The matrices that a decode step multiplies by: those of the layers, and the head."""
+    leaves = jax.tree_util.tree_leaves_with_path(lm.params, is_leaf=lambda x: isinstance(x, Int8))
+    found = []
+    for path, w in leaves:
+        name = jax.tree_util.keystr(path)
+        if "_proj" in name and "weight" in name:
+            found += [jax.tree.map(lambda x, i=i: x[i], w) for i in range(len(w.shape) == 3 and w.shape[0])] or [w]
+        elif "lm_head" in name or ("embed_tokens" in name and lm.model.cfg.tie_word_embeddings):
+            found.append(w)
+    return found
+
+
+def _products(matrices: list[Any], batch: int, dtype: Any) -> Callable[[], Any]:
+    """A call of every product of a decode step, each on rows of its own."""
+    rows = [jnp.ones((batch, 1, w.shape[1]), dtype) for w in matrices]
+    run = jax.jit(lambda rows, matrices: [dot(x, w) for x, w in zip(rows, matrices, strict=True)])
+    return lambda: run(rows, matrices)
+
+
+def _read_rate(rounds: int) -> float:
+    """Bytes a second of a sum over memory that no cache holds."""
+    numbers = jnp.ones((512, _READ // 512), jnp.int32)
+    total = jax.jit(lambda x: jnp.sum(x, axis=1))
+    return numbers.nbytes / _seconds(lambda: total(numbers), rounds)
+
+
+def _seconds(run: Callable[[], Any], rounds: int) -> float:
+    """Median of one call, after a first that compiles."""
+    jax.block_until_ready(run())
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)

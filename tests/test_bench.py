@@ -1,0 +1,29 @@
+"""The benchmark command."""
+
+import pytest
+
+import sva
+from sva import bench as benchmark
+from sva.errors import UserError
+from sva.testing import toy_lm
+
+
+def test_bench_counts_what_a_step_reads_and_multiplies(monkeypatch):
+    monkeypatch.setattr(benchmark, "_READ", 1 << 16)
+    lm = toy_lm(scan_layers=True)
+    cfg = lm.model.cfg
+    layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32
+    weights = 2 * layer + cfg.vocab_size * 32  # the head; untied embeddings are looked up
+    slots = 2 * 2 * 3 * 2 * 8 * (4 + 3)  # k and v, layers, rows, heads, width, slots
+    for model, size in ((lm, 4), (sva.quantise(lm), 1)):
+        row = benchmark.bench(model, [3], prompt=4, new_tokens=3, rounds=1)["batches"]["3"]
+        assert row["step_flops"] == 2 * 3 * weights
+        scales = 0 if size == 4 else 4 * (2 * (32 + 16 + 16 + 32 + 48 + 48 + 32) + cfg.vocab_size)
+        assert row["step_bytes"] == size * weights + scales + 4 * slots
+    assert "of read rate" in benchmark.table(benchmark.bench(lm, [1], prompt=4, new_tokens=2, rounds=1))
+
+
+@pytest.mark.parametrize("bad", [{"prompt": 0}, {"new_tokens": 1}, {"rounds": 0}])
+def test_bench_names_a_setting_that_makes_no_sense(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        benchmark.bench(toy_lm(), [1], **bad)
