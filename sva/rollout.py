@@ -153,21 +153,21 @@ def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.n
     """[P, G] float32 rewards of P * G texts, +1 right, -1 wrong.
 
     Raises:
-      RewardError: the grader raised (what, and on which text).
+      RewardError: the grader raised.
     """
     samples = len(texts) // len(examples)
-    rewards = np.empty(len(texts), np.float32)
-    for row, text in enumerate(texts):
-        try:
-            rewards[row] = 1.0 if task.grade(text, examples[row // samples]).correct else -1.0
-        except Exception as error:
-            said = str(error).split("\n")[0]
-            raise RewardError(
-                f"the reward of task {task.name} raised {type(error).__name__} ({said}) on {text[:60]!r}, and must "
-                "give a verdict on any text",
-                texts,
-            ) from error
-    return rewards.reshape(-1, samples)
+    asked = [example for example in examples for _ in range(samples)]
+    try:
+        grades = task.grade_many(texts, asked)
+    except UserError:  # such as a sandbox that cannot be had here
+        raise
+    except Exception as error:
+        said = str(error).split("\n")[0]
+        raise RewardError(
+            f"the reward of task {task.name} raised {type(error).__name__} ({said}); it must judge any text",
+            texts,
+        ) from error
+    return np.where([grade.correct for grade in grades], 1.0, -1.0).astype(np.float32).reshape(-1, samples)
 
 
 def rewarded(lm: LM, drawn: Completions, rewards: np.ndarray, cfg: RolloutConfig, loss: ReinforceConfig) -> Rollout:

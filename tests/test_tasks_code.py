@@ -398,9 +398,9 @@ def test_damaged_plus_tests_are_refused_by_name(own_data, content):
 def test_misspelt_names_are_refused():
     with pytest.raises(UserError, match="did you mean mbpp"):
         sva.tasks.task("mbp")
-    with pytest.raises(UserError, match="task mbpp: no grader 'lenient'; there are strict and reference"):
+    with pytest.raises(UserError, match="task mbpp: no grader 'lenient'; there is strict and reference"):
         sva.tasks.task("mbpp", "lenient")
-    with pytest.raises(UserError, match="task humaneval: sandbox='none'; there are strict and best-effort"):
+    with pytest.raises(UserError, match="task humaneval: no sandbox 'none'; there is strict and best-effort"):
         sva.tasks.task("humaneval", sandbox="none")
     with pytest.raises(UserError, match="task humaneval has no split 'train'; all of it is for testing"):
         sva.tasks.task("humaneval").source("train")
