@@ -6,7 +6,7 @@ from sva.generate import Generation
 from sva.lm import LM, decompose, factored, load, merge, quantise
 from sva.models.transformer import logits
 from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
-from sva.sampling import Greedy, Temperature, TopP
+from sva.sampling import Greedy, MinP, Temperature, TopK, TopP
 from sva.sharding import MeshConfig, make_mesh
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.family import family
@@ -20,9 +20,11 @@ __all__ = [
     "Generation",
     "Greedy",
     "MeshConfig",
+    "MinP",
     "ReinforceConfig",
     "Spectrum",
     "Temperature",
+    "TopK",
     "TopP",
     "UserError",
     "bank",

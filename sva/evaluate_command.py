@@ -31,6 +31,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--splits", default="clean", help="clean, or reference: the public code's splits")
     parser.add_argument("--prompt", default="own", help="own, or reference: the public code's prompts and budgets")
     parser.add_argument("--shots", type=int, default=0, help="worked examples in the prompt (default: %(default)s)")
+    parser.add_argument("--sandbox", default="strict", help="strict, or best-effort: what this machine's kernel offers")
     parser.add_argument("--by", choices=["generation", "likelihood"], default="generation", help="how it chooses")
     parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
     parser.add_argument("--batch-size", type=int, default=32, help="prompts at once (default: %(default)s)")
@@ -65,7 +66,12 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
         raise UserError("two passes ask the question alone; leave out --by, --shots and --prompt, or the other experts")
     task = make_task(
-        arguments.task, arguments.grader, splits=arguments.splits, prompt=arguments.prompt, shots=arguments.shots
+        arguments.task,
+        arguments.grader,
+        splits=arguments.splits,
+        prompt=arguments.prompt,
+        shots=arguments.shots,
+        sandbox=arguments.sandbox,
     )
     todo = evaluate.items(task, arguments.split, arguments.size)
     if arguments.by == "likelihood":
