@@ -188,6 +188,7 @@ def test_two_processes_train_as_one_device_and_process_0_writes(tmp_path, alone)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.long
 def test_a_lost_process_ends_the_other_and_the_run_goes_on_on_a_smaller_mesh(tmp_path, alone):
     first, second = pair(tmp_path, tmp_path / "run", tmp_path / "out.npz", "200:4x2x1")
     assert first.stdout is not None

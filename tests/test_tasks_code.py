@@ -72,7 +72,7 @@ def test_all_canonical_mbpp_solutions_pass_the_base_tests_and_all_stubs_fail():
 
 
 @with_data
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mbpp", "mbpp_0.1.0"])
 def test_all_canonical_mbpp_solutions_pass_the_plus_tests(name):
     rows = all_rows(name)
