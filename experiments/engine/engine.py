@@ -48,6 +48,17 @@ def seconds(run) -> float:
     return time.perf_counter() - started
 
 
+def in_turn(runs):
+    """({name: seconds}, {name: median}) of functions called in turn, after one call of each to compile."""
+    times = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    return times, {name: statistics.median(found) for name, found in times.items()}
+
+
 def job(lm) -> dict:
     """Refilled rows beside transformers' batches."""
     import torch
@@ -134,13 +145,7 @@ def labels(lm) -> dict:
         "first pass": lambda: [score(lm.model, lm.params, first, *batch).block_until_ready() for batch in batches],
         "plain prefill": lambda: [jax.block_until_ready(prefill(lm.params, *batch)) for batch in batches],
     }
-    times = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    times, medians = in_turn(runs)
     return {
         "questions": len(questions),
         "instruction_tokens": int(first.prefix.valid.sum()),
@@ -175,13 +180,7 @@ def experts(lm) -> dict:
         name = f"experts by row, tolerance {tolerance:g}"
         runs[name] = partial(decode, lm, Mixtures(nested, alphas))
         forms[name] = truncate.summary(plans)
-    times = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    times, medians = in_turn(runs)
     return {
         "experts": [path.name for path in files],
         "slots": len(zs) + 1,
