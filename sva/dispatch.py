@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 
 from sva import chat
-from sva.buckets import batch_bucket, left_pad, length_bucket, pad_rows
+from sva.buckets import left_pad, length_bucket
 from sva.errors import UserError
 from sva.lm import LM
 from sva.models.cache import Part
@@ -206,9 +206,3 @@ def read_label(text: str, labels: Sequence[Label]) -> int | None:
     """The index of the first label named in a generated answer, or None: the paper's reading of its first pass."""
     found = [(text.lower().find(label.name), i) for i, label in enumerate(labels) if label.name in text.lower()]
     return min(found)[1] if found else None
-
-
-def pad_batch(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with rows repeated up to the batch bucket."""
-    rows = batch_bucket(len(ids))
-    return pad_rows(ids, rows), pad_rows(mask, rows)
