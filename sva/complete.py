@@ -77,10 +77,12 @@ def complete(
       title: of a progress bar on stderr.
     Raises:
       UserError: an empty prompt or stop string, a prompt that does not leave max_new_tokens of the context, sampling
-        without a key.
+        without a key, a model loaded `without` some weights.
     """
     if not prompts:
         return
+    if lm.z is not None:
+        raise UserError(f"{lm.name} was loaded without its target weights, which the engine needs; load it with them")
     if "" in stops:
         raise UserError("a stop string is empty; it would end every answer before it begins")
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))
