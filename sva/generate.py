@@ -74,9 +74,9 @@ def generate(
     logits, position = (jnp.repeat(x, samples, axis=0) for x in (logits, position))
     rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
     rows, rest, _ = decode(
-        model, collections, [*past, prompts], rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1
+        model, collections, [*past, prompts], rows, eos_ids, sampling=sampling, steps=max_new_tokens
     )
-    tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))
+    tokens, logprobs = (jnp.concatenate([x[:, None], y[:, :-1]], axis=1) for x, y in zip(first, rest, strict=True))
     return Generation(tokens, logprobs, rows.count)
 
 
