@@ -156,7 +156,8 @@ def _draw(
     rows: Rows, logits: jax.Array, eos_ids: jax.Array, sampling: Sampling
 ) -> tuple[Rows, tuple[jax.Array, jax.Array]]:
     token = sampling(logits, jax.vmap(jax.random.fold_in)(rows.keys, rows.count))
-    logprob = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+    by_token = logits.T  # as the product leaves them on CPU, so that none of the three is made to turn them round
+    logprob = by_token[token, jnp.arange(len(token))] - jax.nn.logsumexp(by_token, axis=0)
     token, logprob = jnp.where(rows.done, 0, token), jnp.where(rows.done, 0.0, logprob)
     count = rows.count + jnp.where(rows.done, 0, 1)
     ended = (token[:, None] == eos_ids[None, :]).any(axis=1) | (count >= rows.limit)
