@@ -154,10 +154,12 @@ def advance(
     """
     past = [*weights.past, state.slots]
     collections = weights.collections(state.alphas)
-    rows, drawn, part = decode(
-        weights.model, collections, past, state.rows, weights.eos_ids, sampling=sampling, steps=steps
+    model, batch = weights.model, len(state.used)
+    new = kv_cache.start(model.cfg, batch, steps, model.dtype, scan=model.scan_layers)
+    rows, drawn, new = decode(
+        model, collections, past, new, state.rows, weights.eos_ids, sampling=sampling, steps=steps
     )
-    slots = kv_cache.append(state.slots, state.used, part)
+    slots = kv_cache.append(state.slots, state.used, new.part)
     used = state.used + jnp.where(state.rows.done, 0, steps)
     return dataclasses.replace(state, rows=rows, slots=slots, used=used), drawn
 

@@ -73,10 +73,15 @@ def generate(
     logits, prompts, position = read(model, collections, prompt_ids, prompt_mask, past)
     logits, position = (jnp.repeat(x, samples, axis=0) for x in (logits, position))
     rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
-    rows, rest, _ = decode(
-        model, collections, [*past, prompts], rows, eos_ids, sampling=sampling, steps=max_new_tokens
-    )
-    tokens, logprobs = (jnp.concatenate([x[:, None], y[:, :-1]], axis=1) for x, y in zip(first, rest, strict=True))
+    # One slot more than is written: products over a multiple of 8 slots are faster.
+    if samples == 1:  # what one row reads is written on
+        length = prompt_ids.shape[1]
+        recent = Recent(kv_cache.resize(prompts, length + max_new_tokens), jnp.full((), length, jnp.int32))
+    else:
+        past.append(prompts)
+        recent = kv_cache.start(model.cfg, len(keys), max_new_tokens, model.dtype, scan=model.scan_layers)
+    rows, rest, _ = decode(model, collections, past, recent, rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1)
+    tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))
     return Generation(tokens, logprobs, rows.count)
 
 
@@ -115,17 +120,20 @@ def decode(
     model: Transformer,
     collections: Mapping[str, Any],
     past: Sequence[Part],
+    recent: Recent,
     rows: Rows,
     eos_ids: jax.Array,
     *,
     sampling: Sampling,
     steps: int,
-) -> tuple[Rows, tuple[jax.Array, jax.Array], Part]:
+) -> tuple[Rows, tuple[jax.Array, jax.Array], Recent]:
     """Draws `steps` tokens more for each row that is not done, or fewer where all are.
 
+    Args:
+      past, recent: keys and values of what the rows hold; `recent` of B rows, with `steps` slots free.
     Returns:
-      The rows, the tokens and log-probs drawn, each [B, steps] (0 where a row was done), and the keys and values of
-      the tokens that were read: B rows of `steps` slots.
+      The rows, the tokens and log-probs drawn, each [B, steps] (0 where a row was done), and `recent` with the keys
+      and values of the tokens that were read.
     """
     batch = rows.token.shape[0]
 
@@ -146,10 +154,9 @@ def decode(
         return step + 1, rows, (tokens, logprobs), recent
 
     out = jnp.zeros((batch, steps), jnp.int32), jnp.zeros((batch, steps), jnp.float32)
-    slots = kv_cache.empty(model.cfg, batch, steps, model.dtype, scan=model.scan_layers)
     first = jnp.zeros((), jnp.int32)
-    _, rows, out, recent = jax.lax.while_loop(unfinished, advance, (first, rows, out, Recent(slots, first)))
-    return rows, out, recent.part
+    _, rows, out, recent = jax.lax.while_loop(unfinished, advance, (first, rows, out, recent))
+    return rows, out, recent
 
 
 def _draw(

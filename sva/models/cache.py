@@ -56,6 +56,11 @@ def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bo
     )
 
 
+def start(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> Recent:
+    """So many free slots for `rows` rows, to be filled from the first on."""
+    return Recent(empty(cfg, rows, slots, dtype, scan=scan), jnp.zeros((), jnp.int32))
+
+
 def mark(recent: Recent, positions: jax.Array, valid: jax.Array) -> Part:
     """The part with its next T slots said to be written (`positions`, `valid` are [B, T]); the model writes them."""
     start = (jnp.zeros((), jnp.int32), recent.index)
