@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
-from sva.dispatch import Decision, FirstPass, decide, label_scores
+from sva.dispatch import Choice, Decision, FirstPass, Hard, decide, label_scores
 from sva.generate import Generation, generate
 from sva.models.transformer import Transformer
 from sva.sampling import Sampling
@@ -34,6 +34,7 @@ class Served:
     bank: Mapping[str, Any]  # the model's nested tree of `Slots`
     num_slots: int = struct.field(pytree_node=False)  # E_max
     classifier: jax.Array | None = None  # [E_max] mixture of the first pass (a classification expert); None: the base
+    choice: Choice = struct.field(pytree_node=False, default=Hard())  # what the first pass makes of probabilities
 
 
 @struct.dataclass
@@ -76,7 +77,7 @@ def choose(served: Served, first: FirstPass, asked: Prompts) -> Decision:
     """The first pass alone; arguments as in `two_pass`."""
     adapter = None if served.classifier is None else mixture(served.bank, served.classifier[None, :])
     scores = label_scores(served.model, served.params, first, *asked, adapter)
-    return decide(scores, first, served.num_slots)
+    return decide(scores, first, served.num_slots, served.choice)
 
 
 @jax.jit

@@ -12,7 +12,7 @@ import numpy as np
 from sva import chat, dispatch
 from sva.adapt import Prompts, Request, Served, choose, two_pass
 from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
-from sva.dispatch import Decision, FirstPass, Template
+from sva.dispatch import Choice, Decision, FirstPass, Hard, Template
 from sva.errors import UserError
 from sva.lm import LM, check_prompts, pad_eos, row_keys, shared_form, spectra_of
 from sva.sampling import Greedy, Sampling
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
     """One question's answer."""
 
     text: str
-    label: str  # what the first pass chose
+    label: str  # the likeliest in the first pass
     prob: float  # how sure it was, calibrated
     tokens: int
 
@@ -111,6 +111,7 @@ def build(
     experts: Sequence[Expert],
     *,
     classifier: Expert | None = None,
+    choice: Choice = Hard(),  # noqa: B008 (frozen)
     calibrate: bool = True,
     tolerance: float = 0.0,
     exact_base: bool = False,
@@ -125,6 +126,7 @@ def build(
       lm: the base model of all of them.
       experts: at least one; each one's metadata gives its label and its description.
       classifier: the expert that the first pass runs on (the paper's second dispatcher); None for the base model.
+      choice: `dispatch.Hard` (the likeliest expert), `Soft` (all, by probability) or `Threshold` (unsure: the base).
       calibrate: see `dispatch.prepare`.
       tolerance: components that no expert moves by more than this part of the matrix's largest singular value may be
         dropped; 0 is exact.
@@ -149,7 +151,7 @@ def build(
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
     adapter = mixture(nested, alphas[None, :]) if alphas is not None else None
     first = dispatch.prepare(lm, labels, places, adapter=adapter, calibrate=calibrate)
-    served = Served(lm.model, lm.params, nested, num_slots, alphas)
+    served = Served(lm.model, lm.params, nested, num_slots, alphas, choice)
     return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), first, plans)
 
 

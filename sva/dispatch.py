@@ -13,7 +13,7 @@ earlier tokens only. Generated, as in the paper, the model answers freely and th
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class Decision(NamedTuple):
     """What the first pass decided for each row."""
 
     probs: Any  # [B, C] float32, over the labels
-    alphas: Any  # [B, E_max] float32, one slot at 1; the base's slot adds nothing
+    alphas: Any  # [B, E_max] float32, each expert's weight; the base's slot is 0
 
 
 def label_scores(
@@ -93,12 +93,53 @@ def label_scores(
     return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.slots.shape[0]).T
 
 
-def decide(scores: jax.Array, first: FirstPass, slots: int) -> Decision:
-    """The arg-max choice of calibrated scores [B, C], as alphas over a bank of `slots` slots."""
+class Choice(Protocol):
+    """What to answer a prompt with, given how likely each label is: a frozen dataclass, static under jit."""
+
+    def __call__(self, probs: jax.Array) -> jax.Array:
+        """[B, C] weights of the labels' experts from probs [B, C]; what falls to "other" adds nothing to the base."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Hard:
+    """The likeliest label's expert, the earlier one among equals: the paper's choice."""
+
+    def __call__(self, probs: jax.Array) -> jax.Array:
+        """See `Choice`; one weight of a row is 1."""
+        return jax.nn.one_hot(jnp.argmax(probs, axis=-1), probs.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Soft:
+    """Every expert as much as its label is likely. Not in the paper."""
+
+    def __call__(self, probs: jax.Array) -> jax.Array:
+        """See `Choice`."""
+        return probs
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """The likeliest label's expert where its probability is at least `least`, the base where it is not."""
+
+    least: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= 1:
+            raise UserError(f"threshold={self.least} is no probability; give one from 0 (always sure) to 1")
+
+    def __call__(self, probs: jax.Array) -> jax.Array:
+        """See `Choice`; a row that is not sure has no weight at all."""
+        return Hard()(probs) * (jnp.max(probs, axis=-1, keepdims=True) >= self.least)
+
+
+def decide(scores: jax.Array, first: FirstPass, slots: int, choice: Choice = Hard()) -> Decision:
+    """What is made of calibrated scores [B, C], as alphas over a bank of `slots` slots."""
     probs = jax.nn.softmax(scores - first.bias[None, :], axis=-1)
-    chosen = first.slots[jnp.argmax(probs, axis=-1)]
-    alphas = jax.nn.one_hot(chosen, slots) * (chosen != 0)[:, None]
-    return Decision(probs, alphas)
+    weights = jnp.where(first.slots[None, :] == 0, 0, choice(probs))
+    place = jax.nn.one_hot(first.slots, slots)
+    return Decision(probs, jnp.matmul(weights, place, precision=jax.lax.Precision.HIGHEST))
 
 
 @partial(jax.jit, static_argnames=("model",))

@@ -25,6 +25,8 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--model", **model)
     parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     parser.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
+    choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
+    parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
     parser.add_argument("--temperature", type=float, help="0 is greedy (default: 1 with a cut, otherwise 0)")
@@ -43,6 +45,9 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     if arguments.classifier and not arguments.expert:
         raise UserError("--classifier chooses between experts; name them with --expert")
+    if arguments.choice != "hard" and not arguments.expert:
+        raise UserError("--choice is between experts; name them with --expert")
+    _choice(arguments.choice)
     for name in ("samples", "max_new_tokens", "rows"):
         at_least(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
     if "" in arguments.stop:
@@ -58,6 +63,7 @@ def _generate(arguments: argparse.Namespace) -> None:
             settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
             settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
             settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
+            settings |= {"choice": arguments.choice}
             results = stack.enter_context(Results(arguments.out, settings))
         for record in _answers(lm, prompts, faults, arguments, sampling, results.records if results else []):
             if results:
@@ -177,10 +183,24 @@ def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) 
     paths = [*arguments.expert, *([arguments.classifier] if arguments.classifier else [])]
     loaded = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in paths]
     experts = loaded[: len(arguments.expert)]
-    model = build(lm, experts, classifier=loaded[-1] if arguments.classifier else None)
+    classifier = loaded[-1] if arguments.classifier else None
+    model = build(lm, experts, classifier=classifier, choice=_choice(arguments.choice))
     decision = model.choose([prompt.text for prompt in todo])
     chosen = [{"label": model.labels[row.argmax()].name, "prob": float(row.max())} for row in decision.probs]
     return chosen, Mixtures(model.served.bank, decision.alphas)
+
+
+def _choice(given: str) -> Any:
+    """The choice that --choice names."""
+    from sva.dispatch import Hard, Soft, Threshold
+
+    if given in ("hard", "soft"):
+        return Hard() if given == "hard" else Soft()
+    try:
+        least = float(given)
+    except ValueError:
+        raise UserError(f"--choice {given} is not known; use hard, soft or a probability such as 0.5") from None
+    return Threshold(least)
 
 
 def _heading(record: Mapping[str, Any]) -> str:

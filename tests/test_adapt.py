@@ -7,7 +7,7 @@ import pytest
 from margins import assert_same_tokens
 
 import sva
-from sva import adapt, chat
+from sva import adapt, chat, dispatch
 from sva.adaptive import OTHER_LABEL, SLOTS, AdaptiveLM, arrange, build
 from sva.errors import UserError
 from sva.sampling import Greedy, Temperature
@@ -110,6 +110,19 @@ def test_both_passes_together_are_each_by_itself(setting):
     np.testing.assert_array_equal(out.decision.alphas, np.eye(SLOTS)[slots] * (slots > 0)[:, None])
     second = _answer(lm, adaptive, out.decision.alphas)
     np.testing.assert_array_equal(out.generation.tokens, second.tokens)
+
+
+def test_a_soft_choice_answers_with_the_mixture_and_an_unsure_one_with_the_base(setting):
+    lm, adaptive, _ = setting
+    asked = adapt.Prompts(*(np.asarray(x)[:5] for x in adaptive.asked(QUESTIONS)))
+    for choice in (dispatch.Soft(), dispatch.Threshold(1.0)):
+        served = dataclasses.replace(adaptive.served, choice=choice)
+        out = adapt.two_pass(served, adaptive.first, asked, _request(lm))
+        probs = np.asarray(out.decision.probs)
+        alphas = np.zeros((5, SLOTS))
+        alphas[:, 1:3] = probs[:, :2] if isinstance(choice, dispatch.Soft) else 0
+        np.testing.assert_allclose(out.decision.alphas, alphas, atol=1e-6)
+        np.testing.assert_array_equal(out.generation.tokens, _answer(lm, adaptive, out.decision.alphas).tokens)
 
 
 def test_answers_say_which_expert_and_how_sure(setting):

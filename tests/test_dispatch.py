@@ -94,6 +94,21 @@ def test_the_likeliest_label_gets_its_slot_and_other_gets_nothing(toy):
     np.testing.assert_array_equal(high.alphas[:, 1], [1, 1, 1])
 
 
+def test_a_soft_choice_mixes_by_probability_and_a_threshold_leaves_the_unsure_to_the_base(toy):
+    first = dispatch.prepare(toy, LABELS, SLOTS, calibrate=False)
+    probs = np.array([[0.6, 0.3, 0.1], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]], np.float32)
+    soft = dispatch.decide(np.log(probs), first, 4, dispatch.Soft())
+    np.testing.assert_allclose(soft.alphas, [[0, 0.3, 0.6, 0], [0, 0.35, 0.4, 0], [0, 0.1, 0.1, 0]], atol=1e-6)
+    sure = dispatch.decide(np.log(probs), first, 4, dispatch.Threshold(0.5))
+    np.testing.assert_array_equal(sure.alphas, [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(sure.probs, probs, atol=1e-6)
+    always, never = (dispatch.decide(np.log(probs), first, 4, dispatch.Threshold(least)) for least in (0.0, 1.0))
+    np.testing.assert_array_equal(always.alphas, dispatch.decide(np.log(probs), first, 4).alphas)
+    assert not np.asarray(never.alphas).any()
+    with pytest.raises(UserError, match=r"threshold=1.5 is no probability"):
+        dispatch.Threshold(1.5)
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [

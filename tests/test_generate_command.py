@@ -135,6 +135,9 @@ def test_plain_lines_are_prompts():
         (["x", "--file", "-"], "and not both"),
         (["--file", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["x", "--classifier", "c"], "--classifier chooses between experts"),
+        (["x", "--choice", "soft"], "--choice is between experts"),
+        (["x", "--expert", "e", "--choice", "sofd"], "--choice sofd is not known; use hard, soft or"),
+        (["x", "--expert", "e", "--choice", "2"], "threshold=2.0 is no probability"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, words, run):
