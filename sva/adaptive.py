@@ -23,7 +23,7 @@ from sva.spectral.truncate import Plan
 from sva.tasks.labels import OTHER, Label
 
 ROWS = 32  # of the first pass
-SLOTS = 8  # of the bank: the base, experts, and room for more without recompiling
+SLOTS = 8  # a bank has a multiple of these: the base, experts, and room for more without recompiling the second pass
 OTHER_LABEL = Label(OTHER, "anything else")
 
 
@@ -146,7 +146,7 @@ def build(
     plans = truncate.plan(spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name))
     if progress:
         print(f"sva: {truncate.summary(plans)}", file=sys.stderr)
-    num_slots = max(SLOTS, len(everyone) + 1)
+    num_slots = -(-(len(everyone) + 1) // SLOTS) * SLOTS
     nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
     adapter = mixture(nested, alphas[None, :]) if alphas is not None else None

@@ -202,12 +202,45 @@ def test_experts_that_cannot_be_served_together_are_refused(toy):
         adaptive.answer(QUESTIONS, NEW, sampling=Temperature())
 
 
-def test_more_experts_than_slots_make_a_larger_bank(toy):
-    spectra = sva.decompose(toy, "mlp", progress=False)
-    names = [f"kind{i}" for i in range(SLOTS)]
-    adaptive = build(toy, [_expert(spectra, i, name) for i, name in enumerate(names)], progress=False)
-    assert adaptive.served.num_slots == SLOTS + 1
-    assert {x.z.shape[-2] for x in _banks(adaptive)} == {SLOTS + 1}
+@pytest.fixture(scope="module")
+def eight(setting):
+    return _many(setting.lm, 8)
+
+
+def _many(lm, count):
+    spectra = sva.decompose(lm, "mlp", progress=False)
+    experts = [_expert(spectra, i, f"kind{i}") for i in range(count)]
+    return build(lm, experts, calibrate=False, progress=False)
+
+
+def test_more_experts_than_slots_make_a_larger_bank(eight):
+    assert eight.served.num_slots == 2 * SLOTS
+    assert {x.z.shape[-2] for x in _banks(eight)} == {2 * SLOTS}
+
+
+def test_each_of_eight_experts_answers_its_row_as_it_answers_the_whole_batch(setting, eight):
+    lm = setting.lm
+    for slots in ([1, 2, 3, 4, 5], [6, 7, 8, 0, 1]):
+        mixed = _answer(lm, eight, np.eye(2 * SLOTS)[slots])
+        for row, slot in enumerate(slots):
+            alone = _answer(lm, eight, np.eye(2 * SLOTS)[[slot] * 5])
+            np.testing.assert_array_equal(mixed.tokens[row], alone.tokens[row])
+            np.testing.assert_array_equal(mixed.logprobs[row], alone.logprobs[row])
+    assert len({tuple(row) for row in np.asarray(mixed.logprobs)}) == 5
+
+
+def test_a_ninth_expert_compiles_nothing_and_leaves_the_other_rows_alone(setting, eight, compilations):
+    lm, nine = setting.lm, _many(setting.lm, 9)
+    alphas = np.eye(2 * SLOTS)[[1, 8, 3, 0, 5]]
+    before = _answer(lm, eight, alphas)
+    compilations.clear()
+    after = _answer(lm, nine, alphas)
+    ninth = _answer(lm, nine, np.eye(2 * SLOTS)[[1, 9, 3, 0, 5]])
+    assert compilations == []
+    for x, y, z in zip(before, after, ninth, strict=True):
+        np.testing.assert_array_equal(x, y)
+        np.testing.assert_array_equal(np.delete(np.asarray(x), 1, axis=0), np.delete(np.asarray(z), 1, axis=0))
+    assert (np.asarray(ninth.logprobs[1]) != np.asarray(after.logprobs[1])).any()
 
 
 def _banks(adaptive):
