@@ -113,3 +113,10 @@ def test_a_rows_token_is_its_own_affair_and_strategies_are_static(strategy):
 def test_values_out_of_range_are_named(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_a_draw_is_the_librarys_own_of_each_row():
+    logits = jax.random.normal(jax.random.key(0), (5, 1000))
+    keys = jax.random.split(jax.random.key(1), 5)
+    expected = jax.vmap(jax.random.categorical)(keys, logits)
+    np.testing.assert_array_equal(Temperature()(logits, keys), expected)
