@@ -15,9 +15,11 @@ from sva.sharding import MeshConfig
 from sva.testing import toy_config
 from sva.train import TrainConfig
 
-# Wide enough that products outweigh the rest, and no width equals a number of tokens.
+# Wide enough that products outweigh the rest, and no width equals a number of tokens. Deep enough that one layer is
+# little: unrolled, the compiler makes one of the last layer's forward pass and its recomputation right after it.
+LAYERS = 6
 WIDE = dataclasses.replace(
-    toy_config(), hidden_size=80, intermediate_size=112, vocab_size=200, num_layers=3, windows=(0,) * 3
+    toy_config(), hidden_size=80, intermediate_size=112, vocab_size=200, num_layers=LAYERS, windows=(0,) * LAYERS
 )
 
 
@@ -47,10 +49,10 @@ def test_the_dense_form_holds_the_weights_and_the_merged_ones_too(tmp_path):
     factored = report(settings, programs=())["run"]["resident"]
     dense = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, form="dense"))
     held = report(dense, programs=())["run"]["resident"]
-    targets = 3 * 3 * 80 * 112 * 4
+    targets = LAYERS * 3 * 80 * 112 * 4
     assert held["target weights"] == held["merged weights"] == targets
     assert {name: held[name] for name in factored} == factored
-    assert factored["spectra"] == 3 * 3 * 4 * (80 * (80 + 112) + 80)
+    assert factored["spectra"] == LAYERS * 3 * 4 * (80 * (80 + 112) + 80)
 
 
 def test_what_does_not_fit_is_told_with_what_to_change(tmp_path):
