@@ -31,8 +31,8 @@ class Answer(NamedTuple):
     """One question's answer."""
 
     text: str
-    label: str  # the likeliest in the first pass
-    prob: float  # how sure it was, calibrated
+    label: str  # see `AdaptiveLM.named`
+    prob: float  # of the likeliest label, calibrated
     tokens: int
 
 
@@ -59,6 +59,13 @@ class AdaptiveLM:
             decision = choose(self.served, self.first, self.asked(batch))
             found.append([np.asarray(x)[: len(batch)] for x in decision])
         return Decision(*map(np.concatenate, zip(*found, strict=True)))
+
+    def named(self, decision: Decision) -> list[tuple[str, float]]:
+        """(label, calibrated probability) of each row: the likeliest label's, named "other" where the base answers."""
+        labels = [self.labels[i].name for i in decision.probs.argmax(axis=1)]
+        answers = decision.alphas.any(axis=1)
+        names = [label if expert else OTHER for label, expert in zip(labels, answers, strict=True)]
+        return list(zip(names, decision.probs.max(axis=1).tolist(), strict=True))
 
     def choose_generated(self, questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
         """The labels that the base model writes when it is asked freely, as in the paper; "other" if it names none."""
@@ -96,13 +103,12 @@ class AdaptiveLM:
         )
         out = two_pass(self.served, self.first, self.asked(questions), request)
         size = len(questions)
-        probs, tokens, lengths = (
-            np.asarray(x)[:size] for x in (out.decision.probs, out.generation.tokens, out.generation.lengths)
-        )
+        decision = Decision(*(np.asarray(x)[:size] for x in out.decision))
+        tokens, lengths = (np.asarray(x)[:size] for x in (out.generation.tokens, out.generation.lengths))
         texts = chat.decode(self.lm, tokens, lengths)
         return [
-            Answer(text, self.labels[row.argmax()].name, float(row.max()), int(length))
-            for text, row, length in zip(texts, probs, lengths, strict=True)
+            Answer(text, *named, int(length))
+            for text, named, length in zip(texts, self.named(decision), lengths, strict=True)
         ]
 
 

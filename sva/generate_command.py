@@ -186,7 +186,7 @@ def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) 
     classifier = loaded[-1] if arguments.classifier else None
     model = build(lm, experts, classifier=classifier, choice=_choice(arguments.choice))
     decision = model.choose([prompt.text for prompt in todo])
-    chosen = [{"label": model.labels[row.argmax()].name, "prob": float(row.max())} for row in decision.probs]
+    chosen = [{"label": label, "prob": prob} for label, prob in model.named(decision)]
     return chosen, Mixtures(model.served.bank, decision.alphas)
 
 

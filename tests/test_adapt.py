@@ -138,6 +138,14 @@ def test_answers_say_which_expert_and_how_sure(setting):
     assert set(adaptive.choose_generated(QUESTIONS)) <= {"colour", "thing", "other"}
 
 
+def test_a_row_that_the_base_answers_is_named_other_however_likely_an_expert_is(setting):
+    _, adaptive, _ = setting
+    unsure = dataclasses.replace(adaptive, served=dataclasses.replace(adaptive.served, choice=dispatch.Threshold(1.0)))
+    decision = unsure.choose(QUESTIONS)
+    assert [label for label, _ in unsure.named(decision)] == ["other"] * 5
+    assert [prob for _, prob in unsure.named(decision)] == pytest.approx(decision.probs.max(axis=1))
+
+
 def test_another_batch_prompt_expert_or_mixture_compiles_nothing(setting, compilations):
     lm, adaptive, _ = setting
     settings = dict(sampling=Temperature(), key=jax.random.key(0))
