@@ -48,12 +48,12 @@ def seconds(run) -> float:
     return time.perf_counter() - started
 
 
-def in_turn(runs):
+def in_turn(runs, rounds=ROUNDS):
     """({name: seconds}, {name: median}) of functions called in turn, after one call of each to compile."""
     times = {name: [] for name in runs}
     for run in runs.values():
         run()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in runs.items():
             times[name].append(seconds(run))
     return times, {name: statistics.median(found) for name, found in times.items()}
@@ -145,7 +145,7 @@ def labels(lm) -> dict:
         "first pass": lambda: [score(lm.model, lm.params, first, *batch).block_until_ready() for batch in batches],
         "plain prefill": lambda: [jax.block_until_ready(prefill(lm.params, *batch)) for batch in batches],
     }
-    times, medians = in_turn(runs)
+    times, medians = in_turn(runs, rounds=3)  # half a minute each
     return {
         "questions": len(questions),
         "instruction_tokens": int(first.prefix.valid.sum()),
