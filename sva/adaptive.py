@@ -11,7 +11,7 @@ import numpy as np
 
 from sva import chat, dispatch
 from sva.adapt import Prompts, Request, Served, choose, two_pass
-from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
+from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows, round_up
 from sva.dispatch import Choice, Decision, FirstPass, Hard, Template
 from sva.errors import UserError
 from sva.lm import LM, check_prompts, pad_eos, row_keys, shared_form, spectra_of
@@ -57,8 +57,13 @@ class AdaptiveLM:
         for start in range(0, len(questions), ROWS):
             batch = questions[start : start + ROWS]
             decision = choose(self.served, self.first, self.asked(batch))
-            found.append([np.asarray(x)[: len(batch)] for x in decision])
+            found.append(self._decided(decision, len(batch)))
         return Decision(*map(np.concatenate, zip(*found, strict=True)))
+
+    def _decided(self, decision: Decision, rows: int) -> Decision:
+        """The decision on the host, of the first rows and without the places that no label has."""
+        probs, alphas = (np.asarray(x)[:rows] for x in decision)
+        return Decision(probs[:, : len(self.labels)], alphas)
 
     def named(self, decision: Decision) -> list[tuple[str, float]]:
         """(label, calibrated probability) of each row: the likeliest label's, named "other" where the base answers."""
@@ -103,7 +108,7 @@ class AdaptiveLM:
         )
         out = two_pass(self.served, self.first, self.asked(questions), request)
         size = len(questions)
-        decision = Decision(*(np.asarray(x)[:size] for x in out.decision))
+        decision = self._decided(out.decision, size)
         tokens, lengths = (np.asarray(x)[:size] for x in (out.generation.tokens, out.generation.lengths))
         texts = chat.decode(self.lm, tokens, lengths)
         return [
@@ -152,7 +157,7 @@ def build(
     plans = truncate.plan(spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name))
     if progress:
         print(f"sva: {truncate.summary(plans)}", file=sys.stderr)
-    num_slots = -(-(len(everyone) + 1) // SLOTS) * SLOTS
+    num_slots = round_up(len(everyone) + 1, SLOTS)
     nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
     adapter = mixture(nested, alphas[None, :]) if alphas is not None else None

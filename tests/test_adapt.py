@@ -98,8 +98,9 @@ def test_both_passes_together_are_each_by_itself(setting):
     lm, adaptive, _ = setting
     # A bias that splits the batch, so that more than one expert is at work.
     probs = np.log(adaptive.choose(QUESTIONS).probs)
-    bias = np.asarray(adaptive.first.bias) + np.median(probs - probs[:, -1:], axis=0)
-    adaptive = dataclasses.replace(adaptive, first=dataclasses.replace(adaptive.first, bias=bias.astype(np.float32)))
+    bias = np.array(adaptive.first.bias)
+    bias[:3] += np.median(probs - probs[:, -1:], axis=0)
+    adaptive = dataclasses.replace(adaptive, first=dataclasses.replace(adaptive.first, bias=bias))
     asked = adapt.Prompts(*(np.asarray(x)[:5] for x in adaptive.asked(QUESTIONS)))
     out = adapt.two_pass(adaptive.served, adaptive.first, asked, _request(lm))
     first = adapt.choose(adaptive.served, adaptive.first, asked)
@@ -119,6 +120,7 @@ def test_a_soft_choice_answers_with_the_mixture_and_an_unsure_one_with_the_base(
         served = dataclasses.replace(adaptive.served, choice=choice)
         out = adapt.two_pass(served, adaptive.first, asked, _request(lm))
         probs = np.asarray(out.decision.probs)
+        assert not probs[:, 3:].any()  # of places that no label has
         alphas = np.zeros((5, SLOTS))
         alphas[:, 1:3] = probs[:, :2] if isinstance(choice, dispatch.Soft) else 0
         np.testing.assert_allclose(out.decision.alphas, alphas, atol=1e-6)
@@ -241,7 +243,9 @@ def test_a_ninth_expert_compiles_nothing_and_leaves_the_other_rows_alone(setting
     lm, nine = setting.lm, _many(setting.lm, 9)
     alphas = np.eye(2 * SLOTS)[[1, 8, 3, 0, 5]]
     before = _answer(lm, eight, alphas)
+    eight.answer(QUESTIONS, NEW)
     compilations.clear()
+    assert len(nine.answer(QUESTIONS, NEW)) == 5  # both passes
     after = _answer(lm, nine, alphas)
     ninth = _answer(lm, nine, np.eye(2 * SLOTS)[[1, 9, 3, 0, 5]])
     assert compilations == []
