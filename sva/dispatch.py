@@ -49,15 +49,20 @@ class FirstPass:
     target_from: jax.Array  # [Q] int32, index of the state that predicts each scored token; -1 is the prompt's last
     target_ids: jax.Array  # [Q] int32, the scored tokens, end tokens among them
     target_label: jax.Array  # [Q] int32, whose label a scored token belongs to; C for spare ones
-    slots: jax.Array  # [C] int32, each label's slot in the bank; the base is 0
     bias: jax.Array  # [C] float32 nats, taken off each label's log-probability; infinite for spare places
 
 
-class Decision(NamedTuple):
-    """What the first pass decided for each row."""
+class Prompts(NamedTuple):
+    """One batch of prompts as [B, T] int32 ids and masks, padded on the left."""
 
-    probs: Any  # [B, C] float32, over the labels
-    alphas: Any  # [B, E_max] float32, each expert's weight; the base's slot is 0
+    ids: Any
+    mask: Any
+
+
+def after_prefix(prefix: Part, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(positions, valid), as of `positions_of`, of rows that follow the shared instruction."""
+    positions, valid = positions_of(mask)
+    return jnp.sum(prefix.valid, dtype=jnp.int32) + positions, valid
 
 
 def label_scores(
@@ -79,8 +84,7 @@ def label_scores(
     collections = variables(model, params, adapter)
     batch, length = ids.shape
     labels = first.label_ids.shape[0]
-    inner, valid = positions_of(mask)
-    positions = jnp.sum(first.prefix.valid, dtype=jnp.int32) + inner
+    positions, valid = after_prefix(first.prefix, mask)
     after = positions[:, -1:] + 1 + first.label_depth[None, :]
     all_ids = jnp.concatenate([ids, jnp.broadcast_to(first.label_ids, (batch, labels))], axis=1)
     all_positions = jnp.concatenate([positions, after], axis=1)
@@ -97,7 +101,7 @@ def label_scores(
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
     logps = jax.nn.log_softmax(apply(model, collections, states, method="unembed"), axis=-1)
     picked = logps[:, first.target_from + 1, first.target_ids]
-    return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.slots.shape[0]).T
+    return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.bias.shape[0]).T
 
 
 class Choice(Protocol):
@@ -141,12 +145,13 @@ class Threshold:
         return Hard()(probs) * (jnp.max(probs, axis=-1, keepdims=True) >= self.least)
 
 
-def decide(scores: jax.Array, first: FirstPass, slots: int, choice: Choice = Hard()) -> Decision:
-    """What is made of calibrated scores [B, C], as alphas over a bank of `slots` slots."""
-    probs = jax.nn.softmax(scores - first.bias[None, :], axis=-1)
-    weights = jnp.where(first.slots[None, :] == 0, 0, choice(probs))
-    place = jax.nn.one_hot(first.slots, slots)
-    return Decision(probs, jnp.matmul(weights, place, precision=jax.lax.Precision.HIGHEST))
+def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choice: Choice = Hard()) -> jax.Array:
+    """Alphas [B, E_max] over a bank of `num_slots` slots: what the choice makes of probs [B, C] of labels in `slots`.
+
+    The base's slot, 0, gets nothing.
+    """
+    weights = jnp.where(slots[None, :] == 0, 0, choice(probs))
+    return jnp.matmul(weights, jax.nn.one_hot(slots, num_slots), precision=jax.lax.Precision.HIGHEST)
 
 
 @partial(jax.jit, static_argnames=("model",))
@@ -183,8 +188,8 @@ def template(lm: LM, labels: Sequence[Label]) -> Template:
     return Template(prefix, before[len(prefix) :], after)
 
 
-def encode(lm: LM, form: Template, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask) [B, T] int32 of what follows the shared prefix, padded on the left."""
+def encode(lm: LM, form: Template, questions: Sequence[str]) -> Prompts:
+    """Ids and mask [B, T] int32 of what follows the shared prefix, padded on the left."""
     tokenizer = chat.need_tokenizer(lm)
     rows = [tokenizer(form.space + q + form.after, add_special_tokens=False)["input_ids"] for q in questions]
     width = max(len(row) for row in rows)
@@ -192,13 +197,12 @@ def encode(lm: LM, form: Template, questions: Sequence[str]) -> tuple[np.ndarray
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = row
         mask[i, width - len(row) :] = 1
-    return left_pad(ids, mask, length_bucket(width))
+    return Prompts(*left_pad(ids, mask, length_bucket(width)))
 
 
 def prepare(
     lm: LM,
     labels: Sequence[Label],
-    slots: Sequence[int],
     *,
     adapter: Mapping[str, Any] | None = None,
     calibrate: bool = True,
@@ -207,7 +211,6 @@ def prepare(
 
     Args:
       labels: C labels; one is "other".
-      slots: the bank's slot of each label's expert; 0 for "other".
       adapter: of the classification expert, or None for the base model (the paper's prompt dispatcher).
       calibrate: take off each label's mean log-probability under prompts without content.
     Raises:
@@ -255,7 +258,6 @@ def prepare(
         target_from=_padded(target_from, targets, -1),
         target_ids=_padded(target_ids, targets),
         target_label=_padded(target_label, targets, places),
-        slots=_padded(slots, places),
         bias=jnp.where(np.arange(places) < len(names), 0, jnp.inf),
     )
     if not calibrate:
@@ -268,9 +270,3 @@ def prepare(
 def _padded(values: Sequence[int], size: int, spare: int = 0) -> jax.Array:
     """[size] int32, what `values` leave free filled with `spare`."""
     return jnp.asarray([*values, *[spare] * (size - len(values))], jnp.int32)
-
-
-def read_label(text: str, labels: Sequence[Label]) -> int | None:
-    """The index of the first label named in a generated answer, or None: the paper's reading of its first pass."""
-    found = [(text.lower().find(label.name), i) for i, label in enumerate(labels) if label.name in text.lower()]
-    return min(found)[1] if found else None
