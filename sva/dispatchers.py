@@ -148,10 +148,11 @@ class Generated:
         width = self.spellings.shape[1]
         padded = jnp.pad(tokens, ((0, 0), (0, width)), constant_values=-2)
         windows = padded[:, jnp.arange(tokens.shape[1])[:, None] + jnp.arange(width)[None, :]]  # [B, N, W]
-        here = (windows[:, :, None, :] == self.spellings) | (self.spellings < 0)  # [B, N, P, W]
+        spelt = self.spellings[None, None]
+        here = (windows[:, :, None, :] == spelt) | (spelt < 0)  # [B, N, P, W]
         order = jnp.arange(tokens.shape[1])[:, None] * (places + 1) + self.owners[None, :]
         none = tokens.shape[1] * (places + 1)
-        is_label = here.all(axis=-1) & (self.owners < places)
+        is_label = here.all(axis=-1) & (self.owners < places)[None, None]
         first = jnp.where(is_label, order[None], none).min(axis=(1, 2))
         return jnp.where(first == none, self.other, first % (places + 1))
 
