@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -82,6 +83,7 @@ class AdaptiveLM:
         Raises:
           UserError: no such dispatcher or label, no classification expert, or no examples.
         """
+        check_dispatcher(name)
         kind, _, label = name.partition(":")
         places = len(self.served.slots)
         served = self.served
@@ -102,10 +104,8 @@ class AdaptiveLM:
             dispatcher = dispatchers.Oracle()
         elif kind == "uniform":
             dispatcher, served = dispatchers.uniform(self.labels, places), dataclasses.replace(served, choice=Soft())
-        elif kind == "fixed":
-            dispatcher = dispatchers.everywhere(self.labels, label, places)
         else:
-            raise UserError(f"no dispatcher {name!r}; there is {', '.join(DISPATCHERS)} and fixed:LABEL")
+            dispatcher = dispatchers.everywhere(self.labels, label, places)
         return dataclasses.replace(self, dispatcher=dispatcher, served=served)
 
     def _scored(self, expert: jax.Array | None, *, calibrate: bool = True) -> Scored:
@@ -276,6 +276,41 @@ def build(
     slots_of = np.pad(np.asarray(places, np.int32), (0, len(first.bias) - len(places)))
     served = Served(lm.model, lm.params, nested, num_slots, jnp.asarray(slots_of), choice)
     return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), Scored(first, alphas), plans, alphas)
+
+
+def check_dispatcher(name: str) -> None:
+    """Raises UserError unless `AdaptiveLM.by` knows the name."""
+    if name not in DISPATCHERS and not name.startswith("fixed:"):
+        raise UserError(f"no dispatcher {name!r}; there is {', '.join(DISPATCHERS)} and fixed:LABEL")
+
+
+def load_experts(
+    lm: LM, paths: Sequence[Path], classifier: Path | None = None, *, skip_foreign: bool = False
+) -> tuple[list[Expert], Expert | None]:
+    """(the experts of these files, the classification expert) for `lm`.
+
+    Args:
+      skip_foreign: leave out experts of another base, naming them on stderr; never the classification expert.
+    Raises:
+      UserError: a file that is none, experts of another base (all are named), or none left.
+    """
+    found = [Expert.load(path) for path in paths]
+    of = [expert.metadata.get("fingerprint") for expert in found]
+    foreign = [
+        f"{path} ({expert.metadata.get('base')})"
+        for path, expert, known in zip(paths, found, of, strict=True)
+        if known != lm.fingerprint
+    ]
+    if foreign and (not skip_foreign or len(foreign) == len(found)):
+        rest = "; leave them out, or pass --skip-foreign" if len(foreign) < len(found) else ""
+        raise UserError(
+            f"{len(foreign)} of {len(found)} experts were not trained on {lm.name} ({lm.fingerprint[:12]}): "
+            f"{', '.join(foreign)}{rest}"
+        )
+    if foreign:
+        print(f"sva: left out, for they were not trained on {lm.name}: {', '.join(foreign)}", file=sys.stderr)
+    judge = Expert.load(classifier, fingerprint=lm.fingerprint, base=lm.name) if classifier else None
+    return [expert for expert, known in zip(found, of, strict=True) if known == lm.fingerprint], judge
 
 
 def arrange(experts: Sequence[Expert], classifier: Expert | None) -> tuple[tuple[Label, ...], list[int]]:

@@ -145,12 +145,27 @@ class Threshold:
         return Hard()(probs) * (jnp.max(probs, axis=-1, keepdims=True) >= self.least)
 
 
-def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choice: Choice = Hard()) -> jax.Array:
+def choice(name: str) -> Choice:
+    """The choice of a name: hard, soft, or a probability as the threshold.
+
+    Raises:
+      UserError: no such choice, or a number that is no probability.
+    """
+    if name in ("hard", "soft"):
+        return Hard() if name == "hard" else Soft()
+    try:
+        least = float(name)
+    except ValueError:
+        raise UserError(f"--choice {name} is not known; use hard, soft or a probability such as 0.5") from None
+    return Threshold(least)
+
+
+def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choose: Choice = Hard()) -> jax.Array:
     """Alphas [B, E_max] over a bank of `num_slots` slots: what the choice makes of probs [B, C] of labels in `slots`.
 
     The base's slot, 0, gets nothing.
     """
-    weights = jnp.where(slots[None, :] == 0, 0, choice(probs))
+    weights = jnp.where(slots[None, :] == 0, 0, choose(probs))
     return jnp.matmul(weights, jax.nn.one_hot(slots, num_slots), precision=jax.lax.Precision.HIGHEST)
 
 
