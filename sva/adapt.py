@@ -5,36 +5,17 @@ the bank's experts; shapes depend only on the batch, the prompt buckets, max_new
 and the components that the bank keeps, so another batch, another expert or another mixture meets a compiled program.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import struct
 
-from sva.dispatch import Choice, Decision, FirstPass, Hard, decide, label_scores
+from sva.dispatch import Prompts, decide
+from sva.dispatchers import Dispatcher, Rows, Served, Work
+from sva.errors import UserError
 from sva.generate import Generation, generate
-from sva.models.transformer import Transformer
 from sva.sampling import Sampling
 from sva.spectral.slots import mixture
-
-
-class Prompts(NamedTuple):
-    """One batch of prompts as [B, T] int32 ids and masks, padded on the left."""
-
-    ids: Any
-    mask: Any
-
-
-@struct.dataclass
-class Served:
-    """A base model and the experts that rows mix."""
-
-    model: Transformer = struct.field(pytree_node=False)
-    params: Mapping[str, Any]
-    bank: Mapping[str, Any]  # the model's nested tree of `Slots`
-    num_slots: int = struct.field(pytree_node=False)  # E_max
-    classifier: jax.Array | None = None  # [E_max] mixture of the first pass (a classification expert); None: the base
-    choice: Choice = struct.field(pytree_node=False, default=Hard())  # what the first pass makes of probabilities
 
 
 @struct.dataclass
@@ -49,6 +30,14 @@ class Request:
     sampling: Sampling = struct.field(pytree_node=False)
 
 
+class Decision(NamedTuple):
+    """What the first pass decided for each row."""
+
+    probs: Any  # [B, C] float32, over the labels; 0 in places that no label has
+    alphas: Any  # [B, E_max] float32, each expert's weight; the base's slot is 0
+    work: Work
+
+
 class TwoPass(NamedTuple):
     """What both passes gave."""
 
@@ -58,7 +47,14 @@ class TwoPass(NamedTuple):
 
 @jax.jit
 def answer(served: Served, alphas: jax.Array, request: Request) -> Generation:
-    """The second pass alone, with the mixtures given: alphas [B, E_max]."""
+    """The second pass alone, with the mixtures given: alphas [B, E_max].
+
+    Raises:
+      UserError: alphas of another size.
+    """
+    if alphas.shape != (len(request.keys), served.num_slots):
+        wanted = [len(request.keys), served.num_slots]
+        raise UserError(f"alphas have shape {list(alphas.shape)}; these prompts and this bank need {wanted}")
     return generate(
         served.model,
         served.params,
@@ -73,22 +69,21 @@ def answer(served: Served, alphas: jax.Array, request: Request) -> Generation:
 
 
 @jax.jit
-def choose(served: Served, first: FirstPass, asked: Prompts) -> Decision:
+def choose(served: Served, dispatcher: Dispatcher, rows: Rows) -> Decision:
     """The first pass alone; arguments as in `two_pass`."""
-    adapter = None if served.classifier is None else mixture(served.bank, served.classifier[None, :])
-    scores = label_scores(served.model, served.params, first, *asked, adapter)
-    return decide(scores, first, served.num_slots, served.choice)
+    verdict = dispatcher(served, rows)
+    return Decision(verdict.probs, decide(verdict.probs, served.slots, served.num_slots, served.choice), verdict.work)
 
 
 @jax.jit
-def two_pass(served: Served, first: FirstPass, asked: Prompts, request: Request) -> TwoPass:
+def two_pass(served: Served, dispatcher: Dispatcher, rows: Rows, request: Request) -> TwoPass:
     """Both passes over one batch.
 
     Args:
       served: the base model and its experts.
-      first: from `dispatch.prepare`, with the adapter that `served.classifier` makes.
-      asked: the prompts inside the classification question (`dispatch.encode`), B rows.
-      request: the same prompts by themselves, B rows, and how to continue them.
+      dispatcher: who says what each prompt is (`sva.dispatchers`).
+      rows: what it may look at, of B prompts (`AdaptiveLM.rows`).
+      request: the same prompts, B rows, and how to continue them.
     """
-    decision = choose(served, first, asked)
+    decision = choose(served, dispatcher, rows)
     return TwoPass(decision, answer(served, decision.alphas, request))

@@ -3,28 +3,33 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva import chat, dispatch
-from sva.adapt import Prompts, Request, Served, choose, two_pass
-from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows
-from sva.dispatch import Choice, Decision, FirstPass, Hard, Template
+from sva import adapt, chat, dispatch, dispatchers
+from sva.adapt import Decision, Prompts, Request, Rows, Served
+from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows, round_up
+from sva.dispatch import Choice, Hard, Soft, Template
+from sva.dispatchers import Dispatcher, Scored
 from sva.errors import UserError
+from sva.generate import Generation
 from sva.lm import LM, check_prompts, pad_eos, row_keys, shared_form, spectra_of
 from sva.sampling import Greedy, Sampling
 from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank
 from sva.spectral.slots import mixture, slots
 from sva.spectral.truncate import Plan
+from sva.stopwatch import Stopwatch
 from sva.tasks.labels import OTHER, Label
 
 ROWS = 32  # of the first pass
 SLOTS = 8  # a bank has a multiple of these: the base, experts, and room for more without recompiling the second pass
 OTHER_LABEL = Label(OTHER, "anything else")
+DISPATCHERS = ("prompt", "classifier", "generated", "embedding", "random", "oracle", "uniform")
 
 
 class Answer(NamedTuple):
@@ -36,6 +41,23 @@ class Answer(NamedTuple):
     tokens: int
 
 
+class Cost(NamedTuple):
+    """What a pass over one question took."""
+
+    seconds: float  # its share of the batch's
+    read: int  # tokens given
+    drawn: int  # tokens generated
+    flops: float  # see `sva.dispatchers.work`
+
+
+class Measured(NamedTuple):
+    """An answer, and what each of the two passes took."""
+
+    answer: Answer
+    first: Cost
+    second: Cost
+
+
 @dataclasses.dataclass(frozen=True)
 class AdaptiveLM:
     """Everything that two passes need, made once by `build`."""
@@ -44,21 +66,96 @@ class AdaptiveLM:
     labels: tuple[Label, ...]
     served: Served
     template: Template  # the classification question
-    first: FirstPass
+    dispatcher: Dispatcher
     plans: Mapping[str, Plan]  # by weight name: the form it runs in, and what that leaves out
+    classifier: jax.Array | None = None  # [E_max], the mixture that is the classification expert
 
-    def asked(self, questions: Sequence[str]) -> Prompts:
-        """The questions inside the classification question, in their buckets."""
-        return Prompts(*_pad(*dispatch.encode(self.lm, self.template, questions)))
+    def by(self, name: str, *, examples: Sequence[tuple[str, str]] = (), seed: int = 0) -> "AdaptiveLM":
+        """The same model with another dispatcher.
 
-    def choose(self, questions: Sequence[str]) -> Decision:
+        Args:
+          name: prompt (the base scores the labels), classifier (the classification expert does), generated (the base
+            answers freely, as in the paper), embedding (a linear classifier of hidden states), or a baseline: random,
+            oracle, uniform (the average of all experts), fixed:LABEL (one expert for every prompt; fixed:other is the
+            base).
+          examples: (question, label) pairs to fit the embedding's classifier on.
+          seed: of the random one.
+        Raises:
+          UserError: no such dispatcher or label, no classification expert, or no examples.
+        """
+        check_dispatcher(name)
+        kind, _, label = name.partition(":")
+        places = len(self.served.slots)
+        served = self.served
+        if kind == "prompt":
+            dispatcher = self._scored(None)
+        elif kind == "classifier":
+            if self.classifier is None:
+                raise UserError("the dispatcher 'classifier' needs a classification expert (--classifier)")
+            dispatcher = self._scored(self.classifier)
+        elif kind == "generated":
+            first = dispatch.prepare(self.lm, self.labels, calibrate=False)
+            dispatcher = dispatchers.generated(self.lm, self.labels, first)
+        elif kind == "embedding":
+            dispatcher = self._router(examples)
+        elif kind == "random":
+            dispatcher = dispatchers.lots(self.labels, places, seed)
+        elif kind == "oracle":
+            dispatcher = dispatchers.Oracle()
+        elif kind == "uniform":
+            dispatcher, served = dispatchers.uniform(self.labels, places), dataclasses.replace(served, choice=Soft())
+        else:
+            dispatcher = dispatchers.everywhere(self.labels, label, places)
+        return dataclasses.replace(self, dispatcher=dispatcher, served=served)
+
+    def _scored(self, expert: jax.Array | None, *, calibrate: bool = True) -> Scored:
+        adapter = None if expert is None else mixture(self.served.bank, expert[None, :])
+        return Scored(dispatch.prepare(self.lm, self.labels, adapter=adapter, calibrate=calibrate), expert)
+
+    def _router(self, examples: Sequence[tuple[str, str]]) -> Dispatcher:
+        names = [label.name for label in self.labels]
+        kept = [(question, names.index(label)) for question, label in examples if label in names]
+        if not kept:
+            raise UserError("the dispatcher 'embedding' needs examples of the labels that it tells apart")
+        states = []
+        for start in range(0, len(kept), ROWS):
+            batch = [question for question, _ in kept[start : start + ROWS]]
+            rows = self.rows(batch)
+            states.append(_embed(self.lm.model, self.lm.params, *rows.prompts)[: len(batch)])
+        return dispatchers.fit(jnp.concatenate(states), [place for _, place in kept], len(self.served.slots))
+
+    def rows(self, questions: Sequence[str], right: Sequence[str] | None = None) -> Rows:
+        """What the first pass may look at, in its buckets.
+
+        Args:
+          questions: at least one.
+          right: the right label of each, for the oracle; a name that is no label of these experts is "other".
+        """
+        if not questions:
+            raise UserError("there is no question to answer; give at least one")
+        if right is None and isinstance(self.dispatcher, dispatchers.Oracle):
+            raise UserError("the oracle needs the right label of every question")
+        ids, mask = chat.encode(self.lm, [chat.render(self.lm, question) for question in questions])
+        prompts = Prompts(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
+        names = [label.name for label in self.labels]
+        places = [names.index(name if name in names else OTHER) for name in right or [OTHER] * len(questions)]
+        known = jnp.asarray(pad_rows(np.asarray(places, np.int32), len(prompts.ids)))
+        return Rows(Prompts(*_pad(*dispatch.encode(self.lm, self.template, questions))), prompts, known)
+
+    def choose(self, questions: Sequence[str], right: Sequence[str] | None = None) -> Decision:
         """The first pass alone over any number of questions, in batches of 32: host arrays."""
         found = []
-        for start in range(0, len(questions), ROWS):
-            batch = questions[start : start + ROWS]
-            decision = choose(self.served, self.first, self.asked(batch))
-            found.append([np.asarray(x)[: len(batch)] for x in decision])
-        return Decision(*map(np.concatenate, zip(*found, strict=True)))
+        for start in range(0, max(len(questions), 1), ROWS):
+            batch = slice(start, start + ROWS)
+            rows = self.rows(questions[batch], right and right[batch])
+            decision = adapt.choose(self.served, self.dispatcher, rows)
+            found.append(self._decided(decision, len(questions[batch])))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    def _decided(self, decision: Decision, rows: int) -> Decision:
+        """The decision on the host, of the first rows and without the places that no label has."""
+        found = jax.tree.map(lambda x: np.asarray(x)[:rows], decision)
+        return found._replace(probs=found.probs[:, : len(self.labels)])
 
     def named(self, decision: Decision) -> list[tuple[str, float]]:
         """(label, calibrated probability) of each row: the likeliest label's, named "other" where the base answers."""
@@ -67,14 +164,6 @@ class AdaptiveLM:
         names = [label if expert else OTHER for label, expert in zip(labels, answers, strict=True)]
         return list(zip(names, decision.probs.max(axis=1).tolist(), strict=True))
 
-    def choose_generated(self, questions: Sequence[str], max_new_tokens: int = 8) -> list[str]:
-        """The labels that the base model writes when it is asked freely, as in the paper; "other" if it names none."""
-        texts = [self.template.before + self.template.space + question + self.template.after for question in questions]
-        ids, mask = chat.encode(self.lm, texts)
-        out = self.lm.generate(ids, mask, max_new_tokens, chat.end_tokens(self.lm))
-        read = [dispatch.read_label(text, self.labels) for text in chat.decode(self.lm, out.tokens, out.lengths)]
-        return [OTHER if i is None else self.labels[i].name for i in read]
-
     def answer(
         self,
         questions: Sequence[str],
@@ -82,34 +171,61 @@ class AdaptiveLM:
         *,
         sampling: Sampling | None = None,
         key: jax.Array | None = None,
+        right: Sequence[str] | None = None,
     ) -> list[Answer]:
-        """Both passes over one batch of questions, in one compiled call.
+        """Both passes over one batch of questions, in one compiled call; `right` as in `rows`.
 
         Raises:
-          UserError: an empty question, one that is too long for the context, or sampling without a key.
+          UserError: no question, an empty one, one that is too long for the context, or sampling without a key.
         """
-        sampling = sampling or Greedy()
-        ids, mask = chat.encode(self.lm, [chat.render(self.lm, question) for question in questions])
-        check_prompts(mask.sum(axis=1), max_new_tokens, self.lm.model.cfg.max_position_embeddings)
-        prompts = Prompts(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
-        keys = row_keys(key, len(questions), len(prompts.ids), sampling)
-        request = Request(
-            prompts,
+        rows = self.rows(questions, right)
+        request = self._request(rows, len(questions), max_new_tokens, sampling or Greedy(), key)
+        out = adapt.two_pass(self.served, self.dispatcher, rows, request)
+        return self._answers(out.decision, out.generation, len(questions))
+
+    def measured(
+        self,
+        questions: Sequence[str],
+        max_new_tokens: int,
+        stopwatch: Stopwatch,
+        right: Sequence[str] | None = None,
+    ) -> list[Measured]:
+        """`answer`, greedily and one pass after the other, with what each of them took."""
+        rows, size = self.rows(questions, right), len(questions)
+        request = self._request(rows, size, max_new_tokens, Greedy(), None)
+        decision, first = stopwatch(adapt.choose, self.served, self.dispatcher, rows)
+        generation, second = stopwatch(adapt.answer, self.served, decision.alphas, request)
+        read, drawn = rows.prompts.mask.sum(axis=1), generation.lengths
+        works = decision.work, _work(self.lm.model, self.served.bank, read, drawn, unembedded=drawn)
+        costs = [
+            [Cost(seconds / size, int(read), int(drawn), float(flops)) for read, drawn, flops in zip(*of, strict=True)]
+            for seconds, of in zip((first, second), jax.tree.map(np.asarray, works), strict=True)
+        ]
+        return list(map(Measured, self._answers(decision, generation, size), *costs))
+
+    def _request(
+        self, rows: Rows, size: int, max_new_tokens: int, sampling: Sampling, key: jax.Array | None
+    ) -> Request:
+        lengths = np.asarray(rows.prompts.mask)[:size].sum(axis=1)
+        check_prompts(lengths, max_new_tokens, self.lm.model.cfg.max_position_embeddings)
+        return Request(
+            rows.prompts,
             jnp.asarray(max_new_tokens, jnp.int32),
             pad_eos(chat.end_tokens(self.lm)),
-            keys,
+            row_keys(key, size, len(rows.prompts.ids), sampling),
             max_new_tokens=budget_bucket(max_new_tokens),
             sampling=sampling,
         )
-        out = two_pass(self.served, self.first, self.asked(questions), request)
-        size = len(questions)
-        decision = Decision(*(np.asarray(x)[:size] for x in out.decision))
-        tokens, lengths = (np.asarray(x)[:size] for x in (out.generation.tokens, out.generation.lengths))
+
+    def _answers(self, decision: Decision, generation: Generation, size: int) -> list[Answer]:
+        tokens, lengths = (np.asarray(x)[:size] for x in (generation.tokens, generation.lengths))
         texts = chat.decode(self.lm, tokens, lengths)
-        return [
-            Answer(text, *named, int(length))
-            for text, named, length in zip(texts, self.named(decision), lengths, strict=True)
-        ]
+        named = self.named(self._decided(decision, size))
+        return [Answer(text, *label, int(length)) for text, label, length in zip(texts, named, lengths, strict=True)]
+
+
+_embed = jax.jit(dispatchers.embed, static_argnames=("model",))
+_work = jax.jit(dispatchers.work, static_argnames=("model",))
 
 
 def build(
@@ -152,13 +268,49 @@ def build(
     plans = truncate.plan(spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name))
     if progress:
         print(f"sva: {truncate.summary(plans)}", file=sys.stderr)
-    num_slots = -(-(len(everyone) + 1) // SLOTS) * SLOTS
+    num_slots = round_up(len(everyone) + 1, SLOTS)
     nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
     adapter = mixture(nested, alphas[None, :]) if alphas is not None else None
-    first = dispatch.prepare(lm, labels, places, adapter=adapter, calibrate=calibrate)
-    served = Served(lm.model, lm.params, nested, num_slots, alphas, choice)
-    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), first, plans)
+    first = dispatch.prepare(lm, labels, adapter=adapter, calibrate=calibrate)
+    slots_of = np.pad(np.asarray(places, np.int32), (0, len(first.bias) - len(places)))
+    served = Served(lm.model, lm.params, nested, num_slots, jnp.asarray(slots_of), choice)
+    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), Scored(first, alphas), plans, alphas)
+
+
+def check_dispatcher(name: str) -> None:
+    """Raises UserError unless `AdaptiveLM.by` knows the name."""
+    if name not in DISPATCHERS and not name.startswith("fixed:"):
+        raise UserError(f"no dispatcher {name!r}; there is {', '.join(DISPATCHERS)} and fixed:LABEL")
+
+
+def load_experts(
+    lm: LM, paths: Sequence[Path], classifier: Path | None = None, *, skip_foreign: bool = False
+) -> tuple[list[Expert], Expert | None]:
+    """(the experts of these files, the classification expert) for `lm`.
+
+    Args:
+      skip_foreign: leave out experts of another base, naming them on stderr; never the classification expert.
+    Raises:
+      UserError: a file that is none, experts of another base (all are named), or none left.
+    """
+    found = [Expert.load(path) for path in paths]
+    of = [expert.metadata.get("fingerprint") for expert in found]
+    foreign = [
+        f"{path} ({expert.metadata.get('base')})"
+        for path, expert, known in zip(paths, found, of, strict=True)
+        if known != lm.fingerprint
+    ]
+    if foreign and (not skip_foreign or len(foreign) == len(found)):
+        rest = "; leave them out, or pass --skip-foreign" if len(foreign) < len(found) else ""
+        raise UserError(
+            f"{len(foreign)} of {len(found)} experts were not trained on {lm.name} ({lm.fingerprint[:12]}): "
+            f"{', '.join(foreign)}{rest}"
+        )
+    if foreign:
+        print(f"sva: left out, for they were not trained on {lm.name}: {', '.join(foreign)}", file=sys.stderr)
+    judge = Expert.load(classifier, fingerprint=lm.fingerprint, base=lm.name) if classifier else None
+    return [expert for expert, known in zip(found, of, strict=True) if known == lm.fingerprint], judge
 
 
 def arrange(experts: Sequence[Expert], classifier: Expert | None) -> tuple[tuple[Label, ...], list[int]]:

@@ -5,29 +5,34 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def round_up(size: int, step: int) -> int:
+    """The smallest multiple of `step` that holds `size`."""
+    return -(-size // step) * step
+
+
 def length_bucket(tokens: int) -> int:
     """The smallest bucket that holds `tokens`: 32, multiples of 16 to 128, 32 to 256, 128 to 1,024, then 512."""
     step = 16 if tokens <= 128 else 32 if tokens <= 256 else 128 if tokens <= 1024 else 512
-    return max(32, -(-tokens // step) * step)
+    return max(32, round_up(tokens, step))
 
 
 def prompt_bucket(tokens: int) -> int:
     """The smallest bucket that holds a prompt read by itself: multiples of 32 to 128, of 64 to 512, then of 256."""
     step = 32 if tokens <= 128 else 64 if tokens <= 512 else 256
-    return -(-tokens // step) * step
+    return round_up(tokens, step)
 
 
 def budget_bucket(new_tokens: int) -> int:
     """The smallest bucket of tokens to generate: multiples of 8 to 64, of 64 to 512, then of 256."""
     step = 8 if new_tokens <= 64 else 64 if new_tokens <= 512 else 256
-    return max(step, -(-new_tokens // step) * step)
+    return max(step, round_up(new_tokens, step))
 
 
 def batch_bucket(rows: int) -> int:
     """The smallest bucket that holds `rows`: a power of two to 32, then multiples of 32."""
     if rows <= 32:
         return 1 << max(rows - 1, 0).bit_length()
-    return -(-rows // 32) * 32
+    return round_up(rows, 32)
 
 
 def left_pad(ids: np.ndarray, mask: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,9 @@ from sva.adaptive import SLOTS
 from sva.buckets import budget_bucket
 from sva.config import Config
 from sva.dispatch import FirstPass
+from sva.dispatchers import Rows, Scored
 from sva.errors import UserError
+from sva.flops import head_flops, linear_flops, pair_flops
 from sva.generate import generate
 from sva.lm import DTYPES
 from sva.models import layout
@@ -207,18 +209,16 @@ def update(shapes: Shapes) -> Program:
     tokens = prompts * shapes.prompt + rows * shapes.new
     pairs = prompts * shapes.prompt**2 + rows * shapes.new * (shapes.prompt + shapes.new)
     # Forwards, and back to the activations alone: weights are frozen. Backwards, each product of a pair gives two.
-    flops = 2 * tokens * _linear_flops(shapes, factored=True) + 3 * pairs * _pair_flops(cfg)
+    flops = 2 * tokens * linear_flops(cfg, shapes.targets) + 3 * pairs * pair_flops(cfg)
     flops -= (
-        0
-        if shapes.model.scan_layers
-        else tokens * _first_flops(shapes) + 2 * pairs * _pair_flops(cfg) // cfg.num_layers
+        0 if shapes.model.scan_layers else tokens * _first_flops(shapes) + 2 * pairs * pair_flops(cfg) // cfg.num_layers
     )
     if config.train.remat:  # all but each layer's last product, whose result is the next one's kept input
-        flops += tokens * (_linear_flops(shapes, factored=True) - _last_flops(shapes)) + pairs * _pair_flops(cfg)
-    flops += 3 * rows * shapes.new * _head_flops(cfg)  # recomputed always: see `sva.logprobs.score`
+        flops += tokens * (linear_flops(cfg, shapes.targets) - _last_flops(shapes)) + pairs * pair_flops(cfg)
+    flops += 3 * rows * shapes.new * head_flops(cfg)  # recomputed always: see `sva.logprobs.score`
     if config.reinforce.has_kl:  # the base model scores as well, forwards
-        flops += tokens * _linear_flops(shapes, factored=False) + pairs * _pair_flops(cfg)
-        flops += 2 * rows * shapes.new * _head_flops(cfg)
+        flops += tokens * linear_flops(cfg) + pairs * pair_flops(cfg)
+        flops += 2 * rows * shapes.new * head_flops(cfg)
         params = _params(shapes, without_targets=False)
     kinds = {"weights": params, "spectra": spectra, "state": state, "batch": batch}
     return Program(lower, kinds, None, flops, 1)
@@ -263,7 +263,7 @@ def both_passes(shapes: Shapes) -> Program:
     table = _table(shapes)
     bank = jax.tree.map(FactoredSlots, spectra, table, is_leaf=lambda x: isinstance(x, Spectrum))
     states, scored = 2 * LABELS - 1, 3 * LABELS - 1
-    numbers = {"label_ids": states, "label_depth": states, "slots": LABELS}
+    numbers = {"label_ids": states, "label_depth": states}
     numbers |= {"target_from": scored, "target_ids": scored, "target_label": scored}
     first = FirstPass(
         prefix=_cache(shapes, 1, PREFIX),
@@ -281,16 +281,18 @@ def both_passes(shapes: Shapes) -> Program:
         sampling=Greedy(),
     )
     # The first pass runs on the base model, whose weights are the factored ones at z = 1: as an expert of ones.
-    served = Served(shapes.model, params, bank, SLOTS, classifier=_whole(shapes, (SLOTS,), jnp.float32))
+    served = Served(shapes.model, params, bank, SLOTS, slots=_whole(shapes, (LABELS,), jnp.int32))
+    dispatcher = Scored(first, expert=_whole(shapes, (SLOTS,), jnp.float32))
+    asked = Rows(prompts, prompts, right=_rows(shapes, rows))
 
     def lower() -> Any:
-        return two_pass.lower(served, first, prompts, request)
+        return two_pass.lower(served, dispatcher, asked, request)
 
-    asked = shapes.prompt + states
-    flops = rows * asked * _linear_flops(shapes, factored=True)
-    flops += rows * asked * (PREFIX + asked) * _pair_flops(cfg) + rows * (states + 1) * _head_flops(cfg)
+    tokens = shapes.prompt + states
+    flops = rows * tokens * linear_flops(cfg, shapes.targets)
+    flops += rows * tokens * (PREFIX + tokens) * pair_flops(cfg) + rows * (states + 1) * head_flops(cfg)
     flops += _generation_flops(shapes, rows, rows, cfg, factored=True)
-    kinds = {"weights": params, "spectra": spectra, "experts": table, "batch": (first, prompts)}
+    kinds = {"weights": params, "spectra": spectra, "experts": table, "batch": (dispatcher, asked)}
     cache = _cache(shapes, rows, shapes.prompt), _cache(shapes, rows, shapes.new - 1)
     return Program(lower, kinds, cache, flops, shapes.new - 1)
 
@@ -487,17 +489,6 @@ def _keys(shapes: Shapes, rows: int) -> Any:
     return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=_rows(shapes, rows).sharding)
 
 
-def _linear_flops(shapes: Shapes, *, factored: bool) -> int:
-    """Of one token through every layer's weights; of the targets through their spectra where they are factored."""
-    targets = frozenset(shapes.targets) if factored else frozenset()
-    total = 0
-    for name, leaf in expected(shapes.model.cfg).items():
-        if len(leaf.shape) == 2 and ".layers." in name:
-            out, into = leaf.shape
-            total += 2 * min(out, into) * (out + into) if name in targets else 2 * out * into
-    return total
-
-
 def _last_flops(shapes: Shapes) -> int:
     """Of one token through the last product of every layer: U of down_proj, or the whole of it."""
     cfg, targets = shapes.model.cfg, frozenset(shapes.targets)
@@ -522,18 +513,9 @@ def _first_flops(shapes: Shapes) -> int:
     return total
 
 
-def _pair_flops(cfg: ModelConfig) -> int:
-    """Of one query beside one key, in all layers: the score and the weighted value."""
-    return 4 * cfg.num_layers * cfg.num_heads * cfg.head_dim
-
-
-def _head_flops(cfg: ModelConfig) -> int:
-    return 2 * cfg.vocab_size * cfg.hidden_size
-
-
 def _generation_flops(shapes: Shapes, prompts: int, rows: int, cfg: ModelConfig, factored: bool) -> int:
     slots = shapes.prompt + shapes.new
     tokens = prompts * shapes.prompt + rows * (shapes.new - 1)
     pairs = (prompts * shapes.prompt + rows * (shapes.new - 1)) * slots  # a row reads the whole cache, masked
-    flops = tokens * _linear_flops(shapes, factored=factored) + pairs * _pair_flops(cfg)
-    return flops + rows * shapes.new * _head_flops(cfg)
+    flops = tokens * linear_flops(cfg, shapes.targets if factored else ()) + pairs * pair_flops(cfg)
+    return flops + rows * shapes.new * head_flops(cfg)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sva import config, evaluate, metrics, plots
+from sva import config, dispatch_scores, evaluate, metrics, plots
 from sva.adaptive import AdaptiveLM, build
 from sva.evaluate import Item, Record
 from sva.files import write_json
@@ -55,29 +55,31 @@ def demo(directory: Path) -> dict[str, Any]:
         answers[f"{name} everywhere"] = alone(lm, todo, name, directory, expert)
     say("4/4  two passes: the model says what kind each prompt is, then answers with that expert")
     model = build(lm, list(experts.values()), classifier=classifier)
-    zero_shot = build(lm, list(experts.values()))
-    right = {name: str(expert.metadata["label"]) for name, expert in experts.items()} | {OTHER: OTHER}
-    order = [right[kind] for kind in kinds]
-    dispatchers, seconds = {}, {}
-    for name, dispatcher in (("classification expert", model), ("prompt (zero-shot)", zero_shot)):
-        chosen, seconds[name] = first_pass(dispatcher, todo, name)
-        dispatchers[name] = confusion(order, chosen, [label.name for label in model.labels])
-    answers["two-pass"], both = two_passes(model, todo)
+    labels = [label.name for label in model.labels]
+    dispatchers, costs = {}, {}
+    for name, by, system in (
+        ("classification expert", "classifier", "two-pass"),
+        ("prompt (zero-shot)", "prompt", "two-pass, zero-shot"),
+    ):
+        answers[system] = two_passes(model.by(by), todo, name)
+        right, chosen = zip(*[(record.right_label, record.label) for record in answers[system]], strict=True)
+        dispatchers[name] = dispatch_scores.confusion(right, chosen, labels)
+        costs[name] = dispatch_scores.costs([record._asdict() for record in answers[system]])
     own = {kind: f"{kind} everywhere" for kind in experts} | {OTHER: "base"}
     answers["oracle dispatch"] = [answers[own[kind]][i] for i, kind in enumerate(kinds)]
-    plots.confusion(dispatchers, [label.name for label in model.labels], directory / "dispatch.png")
+    plots.confusion(dispatchers, labels, directory / "dispatch.png")
     result = {
         "model": lm.name,
         "quantisation": lm.quantisation,
         "n": len(todo),
         "live": {name: trained[name] for name in ("task", "n", "before", "after", "gain")},
         **table(answers, kinds),
-        "labels": [label.name for label in model.labels],
+        "labels": labels,
         "dispatch": {
             name: {"accuracy": float(np.trace(matrix) / matrix.sum()), "confusion": matrix.tolist()}
             for name, matrix in dispatchers.items()
         },
-        "first_pass_share": seconds["classification expert"] / both,
+        "cost": costs,
         "seconds": round(time.time() - started, 1),
         "versions": versions(),
         "command": command(),
@@ -103,9 +105,8 @@ def load_shipped(lm: LM) -> tuple[list[Expert], Expert]:
 
 def mixed(names: Sequence[str]) -> tuple[list[Item], list[str]]:
     """(held-out prompts, one of each kind in turn; the kind of each)."""
-    rows = [evaluate.items(make_task(name), "test", PER_KIND) for name in names]
-    todo = [item for turn in zip(*rows, strict=True) for item in turn]
-    return todo, [names[i % len(names)] for i in range(len(todo))]
+    todo = evaluate.mixed([make_task(name) for name in names], "test", PER_KIND)
+    return todo, [item.task.name for item in todo]
 
 
 def alone(lm: LM, todo: Sequence[Item], name: str, directory: Path, expert: Expert | None = None) -> list[Record]:
@@ -122,33 +123,10 @@ def alone(lm: LM, todo: Sequence[Item], name: str, directory: Path, expert: Expe
     return evaluate.kept(directory / "alone" / f"{name}-{of[:12]}.jsonl", todo, answers)
 
 
-def first_pass(model: AdaptiveLM, todo: Sequence[Item], title: str) -> tuple[list[str], float]:
-    """(the label chosen for each prompt, seconds without compiling) of the first pass alone."""
-    questions = [item.question for item in todo]
-    model.choose(questions[:BATCH])
-    started, chosen = time.perf_counter(), []
-    for batch in evaluate.batches(todo, BATCH, f"first pass: {title}"):
-        rows = model.choose([item.question for item in batch]).probs
-        chosen += [model.labels[row.argmax()].name for row in rows]
-    return chosen, time.perf_counter() - started
-
-
-def confusion(order: Sequence[str], chosen: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """[C, C] counts: rows are the right label, columns the chosen one."""
-    matrix = np.zeros((len(labels), len(labels)), int)
-    np.add.at(matrix, ([labels.index(name) for name in order], [labels.index(name) for name in chosen]), 1)
-    return matrix
-
-
-def two_passes(model: AdaptiveLM, todo: Sequence[Item]) -> tuple[list[Record], float]:
-    """(records, seconds without compiling) of both passes."""
-    budget = max(item.task.max_new_tokens for item in todo)
-    model.answer([item.question for item in todo[:BATCH]], budget)
-    started, records = time.perf_counter(), []
-    for batch in evaluate.batches(todo, BATCH, "two passes"):
-        given = model.answer([item.question for item in batch], budget)
-        records += evaluate.grade(batch, [a.text for a in given], [a.tokens for a in given])
-    return records, time.perf_counter() - started
+def two_passes(model: AdaptiveLM, todo: Sequence[Item], title: str) -> list[Record]:
+    """Records of both passes."""
+    answer = evaluate.by_two_passes(model, max(item.task.max_new_tokens for item in todo))
+    return [record for batch in evaluate.batches(todo, BATCH, f"two passes: {title}") for record in answer(batch)]
 
 
 def table(answers: Mapping[str, Sequence[Record]], kinds: Sequence[str]) -> dict[str, Any]:
@@ -195,8 +173,20 @@ def report(result: Mapping[str, Any], directory: Path) -> str:
         "",
         f"Two passes against the base model:   {points(result['two_pass_over_base'])}",
         f"Two passes against {result['best_single']}: {points(result['two_pass_over_best_single'])}",
-        f"Sent to the right expert: {', '.join(f'{share} by the {name}' for name, share in sent.items())}; the first "
-        f"pass takes {100 * result['first_pass_share']:.0f} % of the time of both.",
+        f"Sent to the right expert: {', '.join(f'{share} by the {name}' for name, share in sent.items())}.",
+        "",
+        f"What the passes took over all prompts:{'s':>12}{'tokens':>12}{'GFLOP':>12}",
+        *(
+            f"  {name:24}{kind:8}{cost[kind]['seconds']:16.1f}{cost[kind]['read'] + cost[kind]['drawn']:12}"
+            f"{cost[kind]['flops'] / 1e9:12.0f}"
+            for name, cost in result["cost"].items()
+            for kind in ("first", "second")
+        ),
+        *(
+            f"  {name:24}the first's share {cost['share_of_first']['seconds']:6.0%}"
+            f"{cost['share_of_first']['tokens']:12.0%}{cost['share_of_first']['flops']:12.0%}"
+            for name, cost in result["cost"].items()
+        ),
         "(oracle dispatch: every prompt answered by its own kind's expert, 'other' by the base)",
         f"Pictures and records: {directory}",
     ]

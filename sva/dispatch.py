@@ -21,13 +21,14 @@ import numpy as np
 from flax import struct
 
 from sva import chat
-from sva.buckets import left_pad, length_bucket
+from sva.buckets import left_pad, length_bucket, round_up
 from sva.errors import UserError
 from sva.lm import LM
 from sva.models.cache import Part
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.tasks.labels import OTHER, Label, instruction
 
+STEP, PREFIX_STEP = 8, 128  # see `FirstPass`
 _MARK = "\N{REPLACEMENT CHARACTER}"
 # Prompts with nothing to classify; what they favour is the labels' own pull (arXiv 2102.09690, section 4).
 CONTENT_FREE = ("N/A", "...", "Hello.", "Please answer the question.")
@@ -35,24 +36,33 @@ CONTENT_FREE = ("N/A", "...", "Hello.", "Please answer the question.")
 
 @struct.dataclass
 class FirstPass:
-    """Everything that scoring needs, as arrays: made once by `prepare`, for one model and one set of labels."""
+    """Everything that scoring needs, as arrays: made once by `prepare`, for one model and one set of labels.
+
+    Every size has room to spare, the instruction in steps of 128 tokens and the others in steps of 8, so that one label
+    more meets a compiled program unless it passes a step.
+    """
 
     prefix: Part  # of one row, the instruction
-    label_ids: jax.Array  # [M] int32, the labels' tokens one after another, end tokens left out
+    label_ids: jax.Array  # [M] int32, the labels' tokens one after another, end tokens left out; some spare
     label_depth: jax.Array  # [M] int32, place of a token in its label
     label_mask: jax.Array  # [M, M] bool, which label tokens each one sees
     target_from: jax.Array  # [Q] int32, index of the state that predicts each scored token; -1 is the prompt's last
     target_ids: jax.Array  # [Q] int32, the scored tokens, end tokens among them
-    target_label: jax.Array  # [Q] int32, whose label a scored token belongs to
-    slots: jax.Array  # [C] int32, each label's slot in the bank; the base is 0
-    bias: jax.Array  # [C] float32 nats, taken off each label's log-probability
+    target_label: jax.Array  # [Q] int32, whose label a scored token belongs to; C for spare ones
+    bias: jax.Array  # [C] float32 nats, taken off each label's log-probability; infinite for spare places
 
 
-class Decision(NamedTuple):
-    """What the first pass decided for each row."""
+class Prompts(NamedTuple):
+    """One batch of prompts as [B, T] int32 ids and masks, padded on the left."""
 
-    probs: Any  # [B, C] float32, over the labels
-    alphas: Any  # [B, E_max] float32, each expert's weight; the base's slot is 0
+    ids: Any
+    mask: Any
+
+
+def after_prefix(prefix: Part, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(positions, valid), as of `positions_of`, of rows that follow the shared instruction."""
+    positions, valid = positions_of(mask)
+    return jnp.sum(prefix.valid, dtype=jnp.int32) + positions, valid
 
 
 def label_scores(
@@ -65,6 +75,8 @@ def label_scores(
 ) -> jax.Array:
     """[B, C] float32 log-probability (nats) of each label, its end token included, as the answer to each row.
 
+    Places without a label hold 0.
+
     Args:
       ids, mask: [B, T] int32, the text after the instruction up to where the answer starts, padded on the left.
       adapter: of the classification expert, the one that `prepare` was given; None for the base.
@@ -72,8 +84,7 @@ def label_scores(
     collections = variables(model, params, adapter)
     batch, length = ids.shape
     labels = first.label_ids.shape[0]
-    inner, valid = positions_of(mask)
-    positions = first.prefix.positions.shape[1] + inner
+    positions, valid = after_prefix(first.prefix, mask)
     after = positions[:, -1:] + 1 + first.label_depth[None, :]
     all_ids = jnp.concatenate([ids, jnp.broadcast_to(first.label_ids, (batch, labels))], axis=1)
     all_positions = jnp.concatenate([positions, after], axis=1)
@@ -90,7 +101,7 @@ def label_scores(
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
     logps = jax.nn.log_softmax(apply(model, collections, states, method="unembed"), axis=-1)
     picked = logps[:, first.target_from + 1, first.target_ids]
-    return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.slots.shape[0]).T
+    return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.bias.shape[0]).T
 
 
 class Choice(Protocol):
@@ -134,17 +145,39 @@ class Threshold:
         return Hard()(probs) * (jnp.max(probs, axis=-1, keepdims=True) >= self.least)
 
 
-def decide(scores: jax.Array, first: FirstPass, slots: int, choice: Choice = Hard()) -> Decision:
-    """What is made of calibrated scores [B, C], as alphas over a bank of `slots` slots."""
-    probs = jax.nn.softmax(scores - first.bias[None, :], axis=-1)
-    weights = jnp.where(first.slots[None, :] == 0, 0, choice(probs))
-    place = jax.nn.one_hot(first.slots, slots)
-    return Decision(probs, jnp.matmul(weights, place, precision=jax.lax.Precision.HIGHEST))
+def choice(name: str) -> Choice:
+    """The choice of a name: hard, soft, or a probability as the threshold.
+
+    Raises:
+      UserError: no such choice, or a number that is no probability.
+    """
+    if name in ("hard", "soft"):
+        return Hard() if name == "hard" else Soft()
+    try:
+        least = float(name)
+    except ValueError:
+        raise UserError(f"--choice {name} is not known; use hard, soft or a probability such as 0.5") from None
+    return Threshold(least)
+
+
+def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choose: Choice = Hard()) -> jax.Array:
+    """Alphas [B, E_max] over a bank of `num_slots` slots: what the choice makes of probs [B, C] of labels in `slots`.
+
+    The base's slot, 0, gets nothing.
+    """
+    weights = jnp.where(slots[None, :] == 0, 0, choose(probs))
+    return jnp.matmul(weights, jax.nn.one_hot(slots, num_slots), precision=jax.lax.Precision.HIGHEST)
 
 
 @partial(jax.jit, static_argnames=("model",))
-def _prefill(model: Transformer, params: Mapping[str, Any], ids: jax.Array, adapter: Mapping[str, Any] | None) -> Part:
-    return apply(model, variables(model, params, adapter), ids, *positions_of(jnp.ones_like(ids)))[1]
+def _prefill(
+    model: Transformer,
+    params: Mapping[str, Any],
+    ids: jax.Array,
+    mask: jax.Array,
+    adapter: Mapping[str, Any] | None,
+) -> Part:
+    return apply(model, variables(model, params, adapter), ids, *positions_of(mask))[1]
 
 
 _scores = jax.jit(label_scores, static_argnames=("model",))
@@ -170,8 +203,8 @@ def template(lm: LM, labels: Sequence[Label]) -> Template:
     return Template(prefix, before[len(prefix) :], after)
 
 
-def encode(lm: LM, form: Template, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask) [B, T] int32 of what follows the shared prefix, padded on the left."""
+def encode(lm: LM, form: Template, questions: Sequence[str]) -> Prompts:
+    """Ids and mask [B, T] int32 of what follows the shared prefix, padded on the left."""
     tokenizer = chat.need_tokenizer(lm)
     rows = [tokenizer(form.space + q + form.after, add_special_tokens=False)["input_ids"] for q in questions]
     width = max(len(row) for row in rows)
@@ -179,13 +212,12 @@ def encode(lm: LM, form: Template, questions: Sequence[str]) -> tuple[np.ndarray
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = row
         mask[i, width - len(row) :] = 1
-    return left_pad(ids, mask, length_bucket(width))
+    return Prompts(*left_pad(ids, mask, length_bucket(width)))
 
 
 def prepare(
     lm: LM,
     labels: Sequence[Label],
-    slots: Sequence[int],
     *,
     adapter: Mapping[str, Any] | None = None,
     calibrate: bool = True,
@@ -194,7 +226,6 @@ def prepare(
 
     Args:
       labels: C labels; one is "other".
-      slots: the bank's slot of each label's expert; 0 for "other".
       adapter: of the classification expert, or None for the base model (the paper's prompt dispatcher).
       calibrate: take off each label's mean log-probability under prompts without content.
     Raises:
@@ -224,26 +255,33 @@ def prepare(
                 ids.append(token)
                 depth.append(place)
                 owner.append(number)
+    places, states = round_up(len(names), STEP), round_up(len(ids), STEP)
+    targets = places + states  # a label has a token to score for each of its own, and its end
     same = np.asarray(owner)[:, None] == np.asarray(owner)[None, :]
+    width = round_up(len(prefix), PREFIX_STEP)
     first = FirstPass(
-        prefix=_prefill(lm.model, lm.params, np.asarray([prefix], np.int32), adapter),
-        label_ids=jnp.asarray(ids, jnp.int32),
-        label_depth=jnp.asarray(depth, jnp.int32),
-        label_mask=jnp.asarray(same & np.tril(np.ones_like(same))),
-        target_from=jnp.asarray(target_from, jnp.int32),
-        target_ids=jnp.asarray(target_ids, jnp.int32),
-        target_label=jnp.asarray(target_label, jnp.int32),
-        slots=jnp.asarray(slots, jnp.int32),
-        bias=jnp.zeros(len(names), jnp.float32),
+        prefix=_prefill(
+            lm.model,
+            lm.params,
+            _padded(prefix, width)[None],
+            _padded([1] * len(prefix), width)[None],
+            adapter,
+        ),
+        label_ids=_padded(ids, states),
+        label_depth=_padded(depth, states),
+        label_mask=jnp.asarray(np.pad(same & np.tril(np.ones_like(same)), (0, states - len(ids)))),
+        target_from=_padded(target_from, targets, -1),
+        target_ids=_padded(target_ids, targets),
+        target_label=_padded(target_label, targets, places),
+        bias=jnp.where(np.arange(places) < len(names), 0, jnp.inf),
     )
     if not calibrate:
         return first
-    ids, mask = encode(lm, form, CONTENT_FREE)
-    scores = _scores(lm.model, lm.params, first, ids, mask, adapter)
-    return dataclasses.replace(first, bias=jax.nn.log_softmax(scores, axis=-1).mean(axis=0))
+    scores = _scores(lm.model, lm.params, first, *encode(lm, form, CONTENT_FREE), adapter)
+    pull = jax.nn.log_softmax(scores - first.bias[None, :], axis=-1).mean(axis=0)
+    return dataclasses.replace(first, bias=jnp.where(jnp.isfinite(first.bias), pull, jnp.inf))
 
 
-def read_label(text: str, labels: Sequence[Label]) -> int | None:
-    """The index of the first label named in a generated answer, or None: the paper's reading of its first pass."""
-    found = [(text.lower().find(label.name), i) for i, label in enumerate(labels) if label.name in text.lower()]
-    return min(found)[1] if found else None
+def _padded(values: Sequence[int], size: int, spare: int = 0) -> jax.Array:
+    """[size] int32, what `values` leave free filled with `spare`."""
+    return jnp.asarray([*values, *[spare] * (size - len(values))], jnp.int32)

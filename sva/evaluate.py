@@ -12,11 +12,16 @@ from tqdm import tqdm
 
 from sva import chat
 from sva.adaptive import AdaptiveLM
+from sva.errors import UserError
 from sva.files import write_atomically
 from sva.likelihood import option_logprobs
 from sva.lm import LM
 from sva.records import RecordFile
-from sva.tasks.base import Example, Task, reason
+from sva.spectral.expert import Expert
+from sva.stopwatch import Stopwatch
+from sva.tasks import task as make_task
+from sva.tasks.base import Example, Grade, Task, reason
+from sva.tasks.labels import OTHER
 
 
 class Item(NamedTuple):
@@ -44,12 +49,23 @@ class Record(NamedTuple):
     prompt: str = ""  # the text that the model was given
     scores: tuple[float, ...] = ()  # nats of each option, where options were scored
     right_option: int = -1  # the place of the right one among them
+    label: str = ""  # of two passes: what the first one chose,
+    prob: float = 0.0  # how sure it was,
+    right_label: str = ""  # what it should have chosen,
+    first: dict[str, Any] | None = None  # and what each pass took (`sva.adaptive.Cost`)
+    second: dict[str, Any] | None = None
 
 
 def items(task: Task, split: str, size: int) -> list[Item]:
     """The first `size` prompts of a split, all where it has fewer."""
     source = task.source(split)
     return [Item(task, source[i]) for i in range(min(size, len(source)))]
+
+
+def mixed(tasks: Sequence[Task], split: str, size: int) -> list[Item]:
+    """The first `size` prompts of each task, one of each in turn."""
+    rows = [items(task, split, size) for task in tasks]
+    return [item for turn in itertools.zip_longest(*rows) for item in turn if item is not None]
 
 
 def batches(todo: Sequence[Item], batch_size: int, title: str, *, progress: bool = True) -> Iterator[Sequence[Item]]:
@@ -66,11 +82,11 @@ def grade(
 ) -> list[Record]:
     """One record an item; what follows a task's stop text is no part of the answer."""
     texts = [cut(text, item.task.stop) for text, item in zip(completions, batch, strict=True)]
-    verdicts = []
-    for _, group in itertools.groupby(range(len(batch)), key=lambda i: batch[i].task):
-        places = list(group)
-        task = batch[places[0]].task
-        verdicts += task.grade_many([texts[i] for i in places], [batch[i].example for i in places])
+    verdicts: dict[int, Grade] = {}
+    for task in dict.fromkeys(item.task for item in batch):
+        places = [i for i, item in enumerate(batch) if item.task == task]
+        found = task.grade_many([texts[i] for i in places], [batch[i].example for i in places])
+        verdicts |= zip(places, found, strict=True)
     prompts = prompts or [""] * len(batch)
     return [
         Record(
@@ -84,7 +100,7 @@ def grade(
             prompt,
         )
         for item, text, verdict, length, prompt in zip(
-            batch, texts, verdicts, np.asarray(lengths), prompts, strict=True
+            batch, texts, map(verdicts.__getitem__, range(len(batch))), np.asarray(lengths), prompts, strict=True
         )
     ]
 
@@ -114,15 +130,54 @@ def by_generation(lm: LM, max_new_tokens: int) -> Answer:
 
 
 def by_two_passes(model: AdaptiveLM, max_new_tokens: int) -> Answer:
-    """Greedy answers of the expert that the first pass chooses for each item, asked the question alone."""
+    """Greedy answers of the expert that the first pass chooses for each item, asked the question alone.
+
+    The right label of an item is its task's, or "other" where no expert has it.
+    """
+    stopwatch = Stopwatch()
+    names = {label.name for label in model.labels}
 
     def answer(batch: Sequence[Item]) -> list[Record]:
         questions = [item.question for item in batch]
-        answers = model.answer(questions, max_new_tokens)
+        right = [item.task.label if item.task.label in names else OTHER for item in batch]
+        found = model.measured(questions, max_new_tokens, stopwatch, right)
         prompts = [chat.render(model.lm, question) for question in questions]
-        return grade(batch, [a.text for a in answers], [a.tokens for a in answers], prompts)
+        answers = [each.answer for each in found]
+        records = grade(batch, [a.text for a in answers], [a.tokens for a in answers], prompts)
+        return [
+            record._replace(
+                label=each.answer.label,
+                prob=each.answer.prob,
+                right_label=label,
+                first=each.first._asdict(),
+                second=each.second._asdict(),
+            )
+            for record, each, label in zip(records, found, right, strict=True)
+        ]
 
     return answer
+
+
+def trained_on(expert: Expert) -> str | None:
+    """The name of the task that an expert was trained on, where its file says so."""
+    return (expert.metadata.get("config") or {}).get("task", expert.metadata.get("task"))
+
+
+def examples(experts: Sequence[Expert], count: int = 100) -> list[tuple[str, str]]:
+    """(question, label) of the first `count` training prompts of each expert's task, and of the task "other".
+
+    Raises:
+      UserError: an expert that names no task, or one that cannot be read.
+    """
+    found = []
+    for name in [*map(trained_on, experts), OTHER]:
+        if name is None:
+            raise UserError(
+                "an expert does not name the task it was trained on, whose prompts an embedding is fitted to"
+            )
+        task = make_task(name)
+        found += [(item.question, task.label) for item in items(task, "train", count)]
+    return found
 
 
 def by_likelihood(lm: LM) -> Answer:

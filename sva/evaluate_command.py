@@ -21,12 +21,20 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
         description=f"{_TEXT} Stopped at any moment, the same command goes on. Several experts answer in two passes.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("task", nargs="?", help="a task's name, or the path of a .jsonl or .py file")
+    parser.add_argument("task", nargs="*", help="a task's name, or the path of a .jsonl or .py file; several are mixed")
     parser.add_argument("--model", **model)
     parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     parser.add_argument("--classifier", type=Path, help="a classification expert for the first pass")
+    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
+    dispatchers = "prompt, generated, classifier, embedding, random, oracle, uniform or fixed:LABEL"
+    parser.add_argument(
+        "--dispatch", help=f"who chooses: {dispatchers} (default: classifier if there is one, or prompt)"
+    )
+    choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
+    parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of random dispatch (default: %(default)s)")
     parser.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=200, help="rows at most (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=200, help="rows of each task at most (default: %(default)s)")
     parser.add_argument("--grader", default="strict", help="strict, or reference: the public code's verdicts")
     parser.add_argument("--splits", default="clean", help="clean, or reference: the public code's splits")
     parser.add_argument("--prompt", default="own", help="own, or reference: the public code's prompts and budgets")
@@ -42,48 +50,44 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    if (arguments.task is None) == (arguments.compare is None):
-        raise UserError("name one task to evaluate, or two files of records with --compare A B")
+    if bool(arguments.task) == bool(arguments.compare):
+        raise UserError("name a task to evaluate, or two files of records with --compare A B")
     result = compared(*arguments.compare) if arguments.compare else evaluated(arguments)
     print(json.dumps(result, indent=2) if arguments.json else as_text(result))
 
 
 def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command prints of one evaluation, and its records on disk."""
-    from sva import evaluate, records
+    from sva import dispatch_scores, evaluate, records
+    from sva.adaptive import load_experts
     from sva.lm import load
     from sva.runs import command, versions
-    from sva.spectral.expert import Expert
     from sva.tasks import task as make_task
 
-    at_least("--size", arguments.size, 1)
-    at_least("--batch-size", arguments.batch_size, 1)
-    if arguments.max_new_tokens is not None:
-        at_least("--max-new-tokens", arguments.max_new_tokens, 1)
-    if arguments.classifier and not arguments.expert:
-        raise UserError("--classifier chooses between experts; name them with --expert")
-    two_passes = len(arguments.expert) > 1 or arguments.classifier is not None
-    if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
-        raise UserError("two passes ask the question alone; leave out --by, --shots and --prompt, or the other experts")
-    task = make_task(
-        arguments.task,
-        arguments.grader,
-        splits=arguments.splits,
-        prompt=arguments.prompt,
-        shots=arguments.shots,
-        sandbox=arguments.sandbox,
-    )
-    todo = evaluate.items(task, arguments.split, arguments.size)
+    two_passes = _check(arguments)
+    tasks = [
+        make_task(
+            name,
+            arguments.grader,
+            splits=arguments.splits,
+            prompt=arguments.prompt,
+            shots=arguments.shots,
+            sandbox=arguments.sandbox,
+        )
+        for name in arguments.task
+    ]
+    todo = evaluate.mixed(tasks, arguments.split, arguments.size)
     if arguments.by == "likelihood":
-        task.options(todo[0].example)
+        for task in tasks:
+            task.options(task.source(arguments.split)[0])
     lm = load(arguments.model)
-    paths = [*arguments.expert, *([arguments.classifier] if arguments.classifier else [])]
-    experts = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in paths]
-    for expert in experts:
-        _check_apart(expert, task, arguments.split)
+    experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
+    for expert in [*experts, *([classifier] if classifier else [])]:
+        for task in tasks:
+            _check_apart(expert, task, arguments.split)
     asked = hashlib.sha256("\0".join(json.dumps(item.task.turns(item.example)) for item in todo).encode())
     settings = {
-        "task": arguments.task,
+        "task": "+".join(arguments.task),
         **{name: getattr(arguments, name) for name in ("split", "grader", "splits", "prompt", "shots", "by")},
         "n": len(todo),
         "questions": asked.hexdigest()[:16],
@@ -91,42 +95,80 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
         "fingerprint": lm.fingerprint,
         "quantisation": lm.quantisation,
         "experts": [expert.digest for expert in experts],
-        "classifier": bool(arguments.classifier),
-        "max_new_tokens": arguments.max_new_tokens or task.max_new_tokens,
+        "classifier": classifier and classifier.digest,
+        "max_new_tokens": arguments.max_new_tokens or max(task.max_new_tokens for task in tasks),
         "batch_size": arguments.batch_size,
     }
+    if two_passes:
+        settings["dispatch"] = arguments.dispatch or ("classifier" if classifier else "prompt")
+        settings |= {"choice": arguments.choice, "seed": arguments.seed}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    out = arguments.out or Path("runs/evaluate") / f"{task.name.replace('/', '_')}-{digest}.jsonl"
+    stem = "+".join(task.name.replace("/", "_") for task in tasks)
+    out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
     with records.opened(out, settings, {"command": command(), "versions": versions()}) as file:
-        answer = _answer(lm, experts, arguments, settings["max_new_tokens"])
-        rows = evaluate.recorded(file, todo, answer, arguments.batch_size, f"evaluate {task.name}")
-    return settings | scores(rows) | {"records": str(out)}
+        answer = _answer(lm, experts, classifier, settings)
+        rows = evaluate.recorded(file, todo, answer, arguments.batch_size, f"evaluate {stem}")
+    result = settings | scores(rows) | {"records": str(out)}
+    if two_passes:
+        result["first_pass"] = dispatch_scores.scores(rows)
+    return result
 
 
-def _answer(lm: Any, experts: Sequence[Any], arguments: argparse.Namespace, max_new_tokens: int) -> Any:
+def _check(arguments: argparse.Namespace) -> bool:
+    """Whether it will be two passes.
+
+    Raises:
+      UserError: settings that no model is needed to find fault with.
+    """
+    from sva.adaptive import check_dispatcher
+    from sva.dispatch import choice
+
+    at_least("--size", arguments.size, 1)
+    at_least("--batch-size", arguments.batch_size, 1)
+    if arguments.max_new_tokens is not None:
+        at_least("--max-new-tokens", arguments.max_new_tokens, 1)
+    if (arguments.classifier or arguments.dispatch) and not arguments.expert:
+        name = "--classifier" if arguments.classifier else "--dispatch"
+        raise UserError(f"{name} chooses between experts; name them with --expert")
+    choice(arguments.choice)
+    if arguments.dispatch:
+        check_dispatcher(arguments.dispatch)
+    two_passes = len(arguments.expert) > 1 or bool(arguments.classifier or arguments.dispatch)
+    if not two_passes and arguments.choice != "hard":
+        raise UserError("--choice is between experts; name two or more with --expert, or a --dispatch")
+    if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
+        raise UserError("two passes ask the question alone; leave out --by, --shots and --prompt, or the other experts")
+    return two_passes
+
+
+def _answer(lm: Any, experts: Sequence[Any], classifier: Any, settings: Mapping[str, Any]) -> Any:
     """What answers a batch: the model, merged with its one expert, or the two passes over several."""
     from sva import evaluate
     from sva.adaptive import build
+    from sva.dispatch import choice
     from sva.lm import merge, spectra_of
 
-    if len(experts) > 1:
-        classifier = experts[-1] if arguments.classifier else None
-        return evaluate.by_two_passes(
-            build(lm, experts[: len(arguments.expert)], classifier=classifier), max_new_tokens
-        )
+    if "dispatch" in settings:
+        model = build(lm, experts, classifier=classifier, choice=choice(settings["choice"]))
+        examples = evaluate.examples(experts) if settings["dispatch"] == "embedding" else ()
+        model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
+        return evaluate.by_two_passes(model, settings["max_new_tokens"])
     if experts:
         spectra = spectra_of(lm, experts[0].names)
         lm = merge(lm, spectra, experts[0].middles(spectra))
-    return evaluate.by_likelihood(lm) if arguments.by == "likelihood" else evaluate.by_generation(lm, max_new_tokens)
+    if settings["by"] == "likelihood":
+        return evaluate.by_likelihood(lm)
+    return evaluate.by_generation(lm, settings["max_new_tokens"])
 
 
 def _check_apart(expert: Any, task: Any, split: str) -> None:
     """Raises UserError where the expert was trained on rows that are to be reported; only under clean splits."""
+    from sva.evaluate import trained_on
     from sva.tasks import names
     from sva.tasks import task as make_task
     from sva.tasks.splits import require_apart
 
-    trained = (expert.metadata.get("config") or {}).get("task", expert.metadata.get("task"))
+    trained = trained_on(expert)
     if trained in names() and trained != "routing":
         require_apart(make_task(trained), task, split)
 
@@ -144,6 +186,10 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         # of the option that is likeliest as a whole; the one above is the likeliest per character
         whole = np.array([likeliest(row["scores"]) == row["right_option"] for row in rows])
         result["accuracy_unnormalised"] = accuracy(whole)._asdict()
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if len(tasks) > 1:
+        of = np.array([tasks.index(row["task"]) for row in rows])
+        result["by_task"] = {name: accuracy(right[of == place])._asdict() for place, name in enumerate(tasks)}
     return result
 
 
@@ -176,6 +222,7 @@ def compared(a: Path, b: Path) -> dict[str, Any]:
 
 def as_text(result: Mapping[str, Any]) -> str:
     """A result in a few lines."""
+    from sva import dispatch_scores
     from sva.cli import percent
 
     if "b_minus_a" in result:
@@ -191,5 +238,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         f"{result['task']}: {percent(result['accuracy'])}, n = {result['n']}"
         f", weights {result['quantisation'] or 'as stored'}"
         + (f"; not normalised by length {percent(whole)}" if whole else "")
+        + "".join(f"\n  {name} {percent(each)}" for name, each in result.get("by_task", {}).items())
+        + (f"\n{dispatch_scores.as_text(result['first_pass'])}" if "first_pass" in result else "")
         + f"\n{reasons}\nrecords: {result['records']}"
     )

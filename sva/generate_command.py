@@ -25,6 +25,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--model", **model)
     parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     parser.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
+    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
     choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
     parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
@@ -39,6 +40,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    from sva.dispatch import choice
     from sva.errors import at_least
     from sva.lm import load
     from sva.sampling import strategy
@@ -47,7 +49,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise UserError("--classifier chooses between experts; name them with --expert")
     if arguments.choice != "hard" and not arguments.expert:
         raise UserError("--choice is between experts; name them with --expert")
-    _choice(arguments.choice)
+    choice(arguments.choice)
     for name in ("samples", "max_new_tokens", "rows"):
         at_least(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
     if "" in arguments.stop:
@@ -174,33 +176,17 @@ def _answers(
 
 def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Any]:
     """(what was chosen for each prompt, the mixtures)."""
-    from sva.adaptive import build
+    from sva.adaptive import build, load_experts
     from sva.complete import Mixtures
-    from sva.spectral.expert import Expert
+    from sva.dispatch import choice
 
     if arguments.raw:
         raise UserError("--raw has no question to classify; leave it out, or merge one expert with sva expert export")
-    paths = [*arguments.expert, *([arguments.classifier] if arguments.classifier else [])]
-    loaded = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in paths]
-    experts = loaded[: len(arguments.expert)]
-    classifier = loaded[-1] if arguments.classifier else None
-    model = build(lm, experts, classifier=classifier, choice=_choice(arguments.choice))
+    experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
+    model = build(lm, experts, classifier=classifier, choice=choice(arguments.choice))
     decision = model.choose([prompt.text for prompt in todo])
     chosen = [{"label": label, "prob": prob} for label, prob in model.named(decision)]
     return chosen, Mixtures(model.served.bank, decision.alphas)
-
-
-def _choice(given: str) -> Any:
-    """The choice that --choice names."""
-    from sva.dispatch import Hard, Soft, Threshold
-
-    if given in ("hard", "soft"):
-        return Hard() if given == "hard" else Soft()
-    try:
-        least = float(given)
-    except ValueError:
-        raise UserError(f"--choice {given} is not known; use hard, soft or a probability such as 0.5") from None
-    return Threshold(least)
 
 
 def _heading(record: Mapping[str, Any]) -> str:

@@ -43,11 +43,6 @@ def test_the_mixed_set_has_300_held_out_prompts_of_each_kind_in_turn(shipped):
     assert not trained & {item.question for item in todo}
 
 
-def test_confusion_counts_right_labels_by_chosen_ones():
-    found = demo.confusion(["a", "a", "b"], ["a", "b", "b"], ["a", "b", "c"])
-    np.testing.assert_array_equal(found, [[1, 1, 0], [0, 1, 0], [0, 0, 0]])
-
-
 def test_the_table_compares_the_same_prompts_and_names_the_best_single_expert():
     answers = {
         "base": _records([0, 0, 1, 0]),

@@ -144,7 +144,8 @@ def test_reasons_name_what_a_verdict_cannot():
         "no answer",
     ]
     assert reason(Grade(False, "x", "unreadable")) == "unreadable"
-    rows = [{"correct": True, "reason": "right", "scores": []}, {"correct": False, "reason": "no answer", "scores": []}]
+    verdicts = [(True, "right"), (False, "no answer")]
+    rows = [{"task": "t", "correct": right, "reason": why, "scores": []} for right, why in verdicts]
     assert evaluate_command.scores(rows)["reasons"] == {"right": 1, "no answer": 1}
 
 
@@ -203,11 +204,83 @@ def test_two_evaluations_are_compared_item_by_item(checkpoint, capsys):
     assert "cannot be compared: question 0 is another" in capsys.readouterr().err
 
 
+@pytest.fixture
+def experts(checkpoint, toy):
+    """Files of two experts and of a classification expert of theirs, and tasks whose labels they have."""
+    spectra = sva.decompose(toy, "mlp", progress=False)
+    labels = {"colour": "a colour", "thing": "a thing", "other": "anything else"}
+    known = {"fingerprint": toy.fingerprint, "base": "toy"}
+    for seed, name in enumerate(("colour", "thing", "judge")):
+        rng = np.random.default_rng(seed)
+        raw = {weight: rng.uniform(0.3, 1.7, len(x.s)).astype(np.float32) for weight, x in spectra.items()}
+        own = {"labels": labels} if name == "judge" else {"label": name, "description": labels[name]}
+        own |= {"task": f"{name}.py"}
+        sva.Expert(raw, "linear", known | own).save(f"{name}.safetensors")
+        sva.Expert(raw, "linear", {"fingerprint": "0" * 64, "base": "elsewhere", **own}).save(
+            f"foreign-{name}.safetensors"
+        )
+        text = f"from sva.testing import NameAColour\nTASK = NameAColour(name={name!r}, label={name!r})\n"
+        Path(f"{name}.py").write_text(text)
+    model = checkpoint[1:]
+    files = ["--expert", "colour.safetensors", "--expert", "thing.safetensors"]
+    return ["colour.py", "thing.py", *files, "--size", 3, *model]
+
+
+def test_two_passes_over_mixed_tasks_record_what_was_chosen_and_what_it_took(experts, capsys):
+    result = run(experts, capsys)
+    assert (result["n"], result["task"], result["dispatch"]) == (6, "colour.py+thing.py", "prompt")
+    rows = list(records.read(Path(result["records"]))[1].values())
+    assert [row["task"] for row in rows] == ["colour", "thing"] * 3
+    assert [row["right_label"] for row in rows] == ["colour", "thing"] * 3
+    found = result["first_pass"]
+    hits = [row["label"] == row["right_label"] for row in rows]
+    assert found["right_label"]["mean"] == np.mean(hits)
+    assert np.sum(found["confusion"]) == 6
+    assert set(result["by_task"]) == {"colour", "thing"}
+    for name in ("first", "second"):
+        assert found["cost"][name]["flops"] == pytest.approx(sum(row[name]["flops"] for row in rows))
+    assert 0 < found["cost"]["share_of_first"]["seconds"] < 1
+    assert run(experts, capsys)["first_pass"] == found  # as recorded: nothing ran again
+    oracle = run([*experts, "--dispatch", "oracle"], capsys)
+    assert oracle["first_pass"]["right_label"]["mean"] == 1
+    assert oracle["first_pass"]["cost"]["share_of_first"]["flops"] == 0
+    compared = run(["--compare", result["records"], oracle["records"], "--json"], capsys)
+    assert compared["n"] == 6
+    plain = [argument for argument in experts if argument != "--json"]
+    assert main(["evaluate", *map(str, plain), "--dispatch", "fixed:thing"]) == 0
+    assert "sent to the right expert: 50.0 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        (["--dispatch", "embedding"], "embedding"),
+        (["--classifier", "judge.safetensors"], "classifier"),
+        (["--dispatch", "uniform", "--choice", "soft"], "uniform"),
+        (["--choice", "0.99"], "prompt"),
+    ],
+)
+def test_the_dispatcher_is_the_one_asked_for(experts, changes, wanted, capsys):
+    result = run([*experts, *changes], capsys)
+    assert result["dispatch"] == wanted
+    assert len(records.read(Path(result["records"]))[1]) == 6
+
+
+def test_experts_of_another_base_are_all_named_and_left_out_only_if_asked(experts, capsys):
+    foreign = ["--expert", "foreign-colour.safetensors", "--expert", "foreign-thing.safetensors"]
+    assert main(["evaluate", *map(str, [*experts, *foreign])]) == 2
+    told = capsys.readouterr().err
+    assert "2 of 4 experts were not trained on" in told
+    assert "foreign-colour.safetensors (elsewhere), foreign-thing.safetensors (elsewhere)" in told
+    assert "--skip-foreign" in told
+    assert run([*experts, *foreign, "--skip-foreign"], capsys)["experts"] == run(experts, capsys)["experts"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "name one task to evaluate"),
-        (["red.jsonl", "--compare", "a", "b"], "name one task to evaluate"),
+        ([], "name a task to evaluate"),
+        (["red.jsonl", "--compare", "a", "b"], "name a task to evaluate"),
         (["--compare", "a.jsonl", "b.jsonl"], "no records at a.jsonl"),
         (["red.jsonl", "--by", "likelihood"], "has no options to score"),
         (["red.jsonl", "--grader", "reference"], "the public code has no such task"),
@@ -216,6 +289,10 @@ def test_two_evaluations_are_compared_item_by_item(checkpoint, capsys):
         (["red.jsonl", "--batch-size", "0"], "--batch-size=0 must be at least 1"),
         (["red.jsonl", "--classifier", "c.safetensors"], "name them with --expert"),
         (["red.jsonl", "--expert", "a", "--expert", "b", "--shots", "1"], "two passes ask the question alone"),
+        (["red.jsonl", "--dispatch", "prompt"], "--dispatch chooses between experts"),
+        (["red.jsonl", "--expert", "a", "--dispatch", "guess"], "no dispatcher 'guess'; there is prompt"),
+        (["red.jsonl", "--expert", "a", "--choice", "soft"], "--choice is between experts"),
+        (["red.jsonl", "--expert", "a", "--expert", "b", "--choice", "sofd"], "--choice sofd is not known"),
     ],
 )
 def test_a_users_mistake_is_said_before_a_model_is_loaded(checkpoint, arguments, words, capsys):

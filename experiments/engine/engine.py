@@ -127,7 +127,7 @@ def labels(lm) -> dict:
     many = "numbers, letters, words, lists, dates, places, people, animals, plants, weather, music, sport, food, travel"
     names = [Label(name, f"{name} questions, which may be about {many}") for name in ("sums", "spelling", "sorting")]
     names = [*names, Label("other", f"anything else, {many} among it")]
-    first = dispatch.prepare(lm, names, [1, 2, 3, 0])
+    first = dispatch.prepare(lm, names)
     form = dispatch.template(lm, names)
     batches = [
         Prompts(*map(jnp.asarray, dispatch.encode(lm, form, questions[start : start + 32])))

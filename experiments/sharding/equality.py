@@ -155,7 +155,7 @@ def gradient(raw: Any, spectra: Any, params: Any, batch: Batch, *, model: Any, k
 def two_pass(at: Setting) -> tuple[adapt.TwoPass, adapt.Served]:
     """The answers, and what served them."""
     adaptive = build(at.lm, at.experts, progress=False)
-    asked = adaptive.asked(QUESTIONS)
+    rows = adaptive.rows(QUESTIONS)
     request = adapt.Request(
         adapt.Prompts(*prompts(at.lm)),
         np.int32(NEW),
@@ -164,7 +164,7 @@ def two_pass(at: Setting) -> tuple[adapt.TwoPass, adapt.Served]:
         max_new_tokens=NEW,
         sampling=Greedy(),
     )
-    out = adapt.two_pass(adaptive.served, adaptive.first, asked, request)
+    out = adapt.two_pass(adaptive.served, adaptive.dispatcher, rows, request)
     return distributed.to_host(out), adaptive.served
 
 
