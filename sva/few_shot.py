@@ -30,7 +30,7 @@ from sva.sampling import Greedy, Temperature
 from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.forms import Spectrum
-from sva.spectral.slots import slots
+from sva.spectral.slots import RescaledSlots, rescaled, slots
 from sva.tasks.base import Example, Task
 
 
@@ -40,28 +40,55 @@ class Pool:
 
     names: tuple[str, ...]  # M matrices, in the order of alphas [M, E]
     spectra: Mapping[str, Spectrum]
-    zs: tuple[Mapping[str, jax.Array], ...]  # E effective z
+    vectors: tuple[Mapping[str, jax.Array], ...]  # of each of E experts what is mixed: its z, or its raw values
     bank: Mapping[str, Any]  # the model's nested tree of `Slots`
+    reference: bool = False
 
     def start(self, *, per_matrix: bool = False) -> jax.Array:
         """The uniform average, [E] or [M, E] float32, where a search begins."""
-        experts = len(self.zs)
+        experts = len(self.vectors)
         return jnp.full((len(self.names), experts) if per_matrix else (experts,), 1 / experts, jnp.float32)
 
 
-def pool(lm: LM, experts: Sequence[Expert], *, progress: bool = True) -> Pool:
-    """The experts ready to be mixed; one alone is mixed with the base.
+def pool(lm: LM, experts: Sequence[Expert], *, reference: bool = False, progress: bool = True) -> Pool:
+    """The experts ready to be mixed around the base; one alone is a question of how much of it.
 
+    Args:
+      reference: mix as Transformer-Squared's public code does (`RescaledSlots`), which does not know the base: two
+        experts or more, and of one matrix only the proportions of its alphas matter.
     Raises:
-      UserError: no experts, or one that has no z.
+      UserError: no experts, one that has no z, or with `reference` a single one or others than the public code's kind.
     """
     if not experts:
         raise UserError("there is nothing to mix: name at least one expert")
     names = tuple(dict.fromkeys(name for expert in experts for name in expert.names))
     spectra = spectra_of(lm, names, progress=progress)
+    if reference:
+        _check_reference(experts, names)
+        raws = tuple({name: jnp.asarray(raw) for name, raw in expert.raw.items()} for expert in experts)
+        made: Mapping[str, Any] = {
+            name: RescaledSlots(
+                spectra[name],
+                jnp.stack([jnp.zeros_like(raws[0][name]), *(raw[name] for raw in raws)]),
+                jnp.asarray(place, jnp.int32),
+            )
+            for place, name in enumerate(names)
+        }
+        return Pool(names, spectra, raws, lm.model.nest(made), reference)
     zs = tuple(expert.z(spectra) for expert in experts)
     plans = truncate.plan(spectra, zs, 0.0, kind=lambda name: shared_form(lm.model, name))
     return Pool(names, spectra, zs, lm.model.nest(slots(spectra, bank(zs, spectra, len(zs) + 1), plans)))
+
+
+def _check_reference(experts: Sequence[Expert], names: Sequence[str]) -> None:
+    if len(experts) < 2:
+        raise UserError("the public code's mixture of one expert is that expert whatever its alpha; name another one")
+    for place, expert in enumerate(experts, 1):
+        if expert.parametrisation != "sigmoid_nuclear" or set(expert.names) != set(names):
+            raise UserError(
+                f"expert {place} is not one that the public code could mix: it takes sigmoid_nuclear ones of the same "
+                f"weights, this one is {expert.parametrisation} on {len(expert.names)} of {len(names)}"
+            )
 
 
 def mixed(lm: LM, pool: Pool, alphas: Any) -> LM:
@@ -71,14 +98,20 @@ def mixed(lm: LM, pool: Pool, alphas: Any) -> LM:
       UserError: alphas of another size.
     """
     check_alphas(pool, alphas)
-    values = np.asarray(alphas, np.float32)
-    named = values if values.ndim == 1 else dict(zip(pool.names, values, strict=True))
-    return merge(lm, pool.spectra, mix(pool.zs, named))
+    values = jnp.asarray(alphas, jnp.float32)
+    rows = dict(zip(pool.names, jnp.broadcast_to(values, (len(pool.names), len(pool.vectors))), strict=True))
+    if not pool.reference:
+        return merge(lm, pool.spectra, mix(pool.vectors, rows))
+    z = {
+        name: rescaled(sum(a * raw[name] for a, raw in zip(row, pool.vectors, strict=True)), pool.spectra[name].s)
+        for name, row in rows.items()
+    }
+    return merge(lm, pool.spectra, z)
 
 
 def check_alphas(pool: Pool, alphas: Any) -> None:
     """Raises UserError unless alphas are finite and [E] or [M, E]."""
-    experts, matrices = len(pool.zs), len(pool.names)
+    experts, matrices = len(pool.vectors), len(pool.names)
     if np.shape(alphas) not in ((experts,), (matrices, experts)):
         raise UserError(
             f"alphas have shape {list(np.shape(alphas))}; {experts} experts on {matrices} matrices need [{experts}], "

@@ -33,16 +33,20 @@ def setting(request, toy):
     return lm, pool, Shots(TASK, tuple(source[i] for i in range(6)))
 
 
-def alone(lm, pool, alphas, shots):
-    """One member after another, its weights merged: (right [P, S], mean log-probs [P, S])."""
-    right, means = [], []
-    for row in alphas:
-        merged = few_shot.mixed(lm, pool, row)
-        encoded = chat.encode(lm, [chat.render(lm, TASK.question(example)) for example in shots.examples])
-        out = merged.generate(*encoded, TASK.max_new_tokens, chat.end_tokens(lm))
-        right.append(shots.right(chat.decode(lm, out.tokens, out.lengths), range(len(shots.examples))))
-        means.append(out.logprobs.sum(axis=1) / out.lengths)
-    return np.array(right), np.array(means)
+def alone(lm, shots):
+    """A model's answers by itself: (right [S], mean log-probs [S])."""
+    encoded = chat.encode(lm, [chat.render(lm, TASK.question(example)) for example in shots.examples])
+    out = lm.generate(*encoded, TASK.max_new_tokens, chat.end_tokens(lm))
+    right = shots.right(chat.decode(lm, out.tokens, out.lengths), range(len(shots.examples)))
+    return right, out.logprobs.sum(axis=1) / out.lengths
+
+
+@pytest.fixture(scope="module")
+def reference(toy):
+    """The toy model and a pool mixed as the public code does."""
+    spectra = sva.decompose(toy, "mlp", progress=False)
+    made = [Expert({name: x * 2 for name, x in one.raw.items()}, "sigmoid_nuclear") for one in experts(spectra)]
+    return toy, few_shot.pool(toy, made, reference=True, progress=False)
 
 
 @pytest.mark.parametrize("per_matrix", [False, True])
@@ -53,10 +57,26 @@ def test_a_population_in_one_batch_scores_as_its_members_do_one_by_one(setting, 
     )
     assert alphas.shape == ((5, len(pool.names), 3) if per_matrix else (5, 3))
     scores = few_shot.score(lm, pool, alphas, shots, CFG, KEY)
-    right, means = alone(lm, pool, alphas, shots)
+    right, means = map(np.stack, zip(*(alone(few_shot.mixed(lm, pool, row), shots) for row in alphas), strict=True))
     np.testing.assert_array_equal(scores.right, right)
     np.testing.assert_allclose(scores.mean_logprobs, means, atol=3e-4)
     assert 0 < scores.right.sum() < scores.right.size
+
+
+def test_the_public_codes_mixture_is_rescaled_raw_values(reference):
+    lm, pool = reference
+    shots = Shots(TASK, tuple(TASK.source("validation")[:4]))
+    alphas = np.asarray([[0.3, 0.1, 0.9], [0.6, 0.2, 1.8], [0, 0, 0], [1, 0, 0]], np.float32)
+    scores = few_shot.score(lm, pool, alphas, shots, CFG, KEY)
+    np.testing.assert_allclose(scores.mean_logprobs[0], scores.mean_logprobs[1], atol=3e-4)  # proportions alone count
+    for row, found in zip(alphas, scores.mean_logprobs, strict=True):
+        z = {}
+        for name, (_, s, _) in pool.spectra.items():
+            m = sum(a * np.asarray(raw[name], np.float64) for a, raw in zip(row, pool.vectors, strict=True))
+            z[name] = (m * np.sum(s) / np.sum(s * m) if row.any() else np.ones_like(m)).astype(np.float32)
+        merged = sva.merge(lm, pool.spectra, z)
+        np.testing.assert_allclose(found, alone(merged, shots)[1], atol=3e-4)
+        np.testing.assert_allclose(found, alone(few_shot.mixed(lm, pool, row), shots)[1], atol=3e-4)
 
 
 def test_members_draw_with_the_same_random_numbers(setting):
@@ -103,6 +123,8 @@ def test_shots_that_nobody_answers_leave_the_state_as_it_was(setting):
     ("make", "words"),
     [
         (lambda lm, pool: few_shot.pool(lm, []), "nothing to mix"),
+        (lambda lm, pool: few_shot.pool(lm, experts(pool.spectra)[:1], reference=True), "name another one"),
+        (lambda lm, pool: few_shot.pool(lm, experts(pool.spectra), reference=True), "expert 1 .* this one is linear"),
         (lambda lm, pool: Shots(TASK, ()), "shots=0 must be at least 1"),
         (lambda lm, pool: few_shot.mixed(lm, pool, np.ones(2)), r"shape \[2\]; 3 experts on 6 matrices need \[3\], or"),
         (lambda lm, pool: few_shot.mixed(lm, pool, [np.nan, 0, 0]), "NaN"),

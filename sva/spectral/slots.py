@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sva.spectral.expert import mix_rows
-from sva.spectral.forms import Delta, Factored, Spectrum, delta
+from sva.spectral.forms import Delta, Factored, Spectrum, delta, times
 from sva.spectral.truncate import Plan
 
 
@@ -29,6 +29,11 @@ class FactoredSlots:
         """The adapter of B rows with alphas [B, E_max] or [B, M, E_max]."""
         return Factored(self.spectrum, mix_rows(self.z, _own(alphas, self.place)))
 
+    @property
+    def table(self) -> jax.Array:
+        """What is mixed, one row a slot."""
+        return self.z
+
 
 @struct.dataclass
 class DeltaSlots:
@@ -42,8 +47,45 @@ class DeltaSlots:
         d = jnp.matmul(_own(alphas, self.place), self.experts.d, precision=jax.lax.Precision.HIGHEST)
         return Delta(self.experts.u, self.experts.vt, d)
 
+    @property
+    def table(self) -> jax.Array:
+        """What is mixed, one row a slot."""
+        return self.experts.d
 
-Slots = FactoredSlots | DeltaSlots
+
+@struct.dataclass
+class RescaledSlots:
+    """Mixtures as Transformer-Squared's public code has them, for parity with its tables; run as `Factored`.
+
+    m = sum_e alpha_e p_e of raw values, without a sigmoid, and z = `rescaled(m)`.
+    """
+
+    spectrum: Spectrum
+    p: jax.Array  # [E_max, R] raw values; zeros in slot 0
+    place: jax.Array | None = None  # [] int32, the matrix's number among M
+
+    def mix(self, alphas: jax.Array) -> Factored:
+        """The adapter of B rows with alphas [B, E_max] or [B, M, E_max]."""
+        m = jnp.matmul(_own(alphas, self.place), self.p, precision=jax.lax.Precision.HIGHEST)
+        return Factored(self.spectrum, rescaled(m, self.spectrum.s))
+
+    @property
+    def table(self) -> jax.Array:
+        """What is mixed, one row a slot."""
+        return self.p
+
+
+Slots = FactoredSlots | DeltaSlots | RescaledSlots
+
+
+def rescaled(m: jax.Array, s: jax.Array) -> jax.Array:
+    """Effective z [..., R] = m sum(s) / sum(s m), which keeps the nuclear norm.
+
+    Deviation from the public code, which divides by whatever it is: an m that adds up to nothing is the base.
+    """
+    total, weighted = jnp.sum(s), jnp.sum(times(s, m), axis=-1, keepdims=True)
+    is_something = jnp.abs(weighted) > 1e-6 * total
+    return jnp.where(is_something, m * (total / jnp.where(is_something, weighted, 1)), 1)
 
 
 def _own(alphas: jax.Array, place: jax.Array | None) -> jax.Array:
@@ -72,7 +114,7 @@ def mixture(bank: Any, alphas: jax.Array) -> Any:
     """
 
     def one(slots: Slots) -> Any:
-        table = slots.z if isinstance(slots, FactoredSlots) else slots.experts.d
-        return jax.vmap(lambda layer: layer.mix(alphas))(slots) if table.ndim == 3 else slots.mix(alphas)
+        is_stacked = slots.table.ndim == 3
+        return jax.vmap(lambda layer: layer.mix(alphas))(slots) if is_stacked else slots.mix(alphas)
 
     return jax.tree.map(one, bank, is_leaf=lambda x: isinstance(x, Slots))
