@@ -1,8 +1,8 @@
 """The file of a few-shot adaptation: a mixture, the experts it mixes, and everything that it was found with.
 
     {"format": "sva-alphas-1", "base": {"name", "fingerprint"}, "experts": [{"label", "digest"}, ...],
-     "alphas": [E numbers] or {weight name: [E numbers]}, "reference": false, "settings": {...}, "generations": 50,
-     "history": [...], "state": [...], "command": ..., "versions": {...}}
+     "alphas": [E numbers] or {weight name: [E numbers]}, "reference": false, "settings": {...}, "history": [...],
+     "state": [...], "command": ..., "versions": {...}}
 
 Experts are known by the hash of what they hold, so that files may move. The search's state is in the file too: it is
 written after every generation, and a search that was stopped goes on from it.
@@ -10,15 +10,17 @@ written after every generation, and a search that was stopped goes on from it.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from sva.errors import UserError
 from sva.few_shot import mixed, pool
-from sva.files import write_json
+from sva.files import disk_error, write_json
 from sva.lm import LM
 from sva.spectral.expert import Expert
 
@@ -107,6 +109,27 @@ class Alphas:
                     "with it"
                 )
         return [given[known["digest"]] for known in self.experts]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the file at `path` for this process; its directory is made.
+
+    Raises:
+      UserError: another process holds it, or the place cannot be written to.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another process writes {path}; wait for it, or choose another --out") from error
+    except OSError as error:
+        raise disk_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def known(experts: Sequence[Expert]) -> tuple[dict[str, str], ...]:

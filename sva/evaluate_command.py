@@ -25,6 +25,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--model", **model)
     parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     parser.add_argument("--classifier", type=Path, help="a classification expert for the first pass")
+    parser.add_argument("--alphas", type=Path, help="one mixture of the experts, from sva adapt")
     parser.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     parser.add_argument("--size", type=int, default=200, help="rows at most (default: %(default)s)")
     parser.add_argument("--grader", default="strict", help="strict, or reference: the public code's verdicts")
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command prints of one evaluation, and its records on disk."""
     from sva import evaluate, records
+    from sva.alphas import Alphas
     from sva.lm import load
     from sva.runs import command, versions
     from sva.spectral.expert import Expert
@@ -62,7 +64,9 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
         at_least("--max-new-tokens", arguments.max_new_tokens, 1)
     if arguments.classifier and not arguments.expert:
         raise UserError("--classifier chooses between experts; name them with --expert")
-    two_passes = len(arguments.expert) > 1 or arguments.classifier is not None
+    if arguments.alphas and (arguments.classifier or not arguments.expert):
+        raise UserError("--alphas is one mixture for all questions: name its experts with --expert, and no classifier")
+    two_passes = (len(arguments.expert) > 1 and not arguments.alphas) or arguments.classifier is not None
     if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
         raise UserError("two passes ask the question alone; leave out --by, --shots and --prompt, or the other experts")
     task = make_task(
@@ -92,6 +96,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
         "quantisation": lm.quantisation,
         "experts": [expert.digest for expert in experts],
         "classifier": bool(arguments.classifier),
+        **({"alphas": Alphas.load(arguments.alphas).values} if arguments.alphas else {}),
         "max_new_tokens": arguments.max_new_tokens or task.max_new_tokens,
         "batch_size": arguments.batch_size,
     }
@@ -107,14 +112,17 @@ def _answer(lm: Any, experts: Sequence[Any], arguments: argparse.Namespace, max_
     """What answers a batch: the model, merged with its one expert, or the two passes over several."""
     from sva import evaluate
     from sva.adaptive import build
+    from sva.alphas import adapted
     from sva.lm import merge, spectra_of
 
-    if len(experts) > 1:
+    if arguments.alphas:
+        lm = adapted(lm, arguments.alphas, experts)
+    elif len(experts) > 1:
         classifier = experts[-1] if arguments.classifier else None
         return evaluate.by_two_passes(
             build(lm, experts[: len(arguments.expert)], classifier=classifier), max_new_tokens
         )
-    if experts:
+    elif experts:
         spectra = spectra_of(lm, experts[0].names)
         lm = merge(lm, spectra, experts[0].middles(spectra))
     return evaluate.by_likelihood(lm) if arguments.by == "likelihood" else evaluate.by_generation(lm, max_new_tokens)

@@ -137,6 +137,19 @@ class Shots:
         return np.asarray([grade.correct for grade in self.task.grade_many(texts, [self.examples[i] for i in places])])
 
 
+def draw(task: Task, split: str, size: int, seed: int) -> Shots:
+    """`size` different rows of a split, chosen by the seed.
+
+    Raises:
+      UserError: the split has fewer.
+    """
+    source = task.source(split)
+    if len(source) < size:
+        raise UserError(f"task {task.name}: shots={size}, but {split} has {len(source)} rows")
+    places = np.random.default_rng(seed).choice(len(source), size, replace=False)
+    return Shots(task, tuple(source[int(place)] for place in places))
+
+
 @dataclasses.dataclass(frozen=True)
 class FewShotConfig:
     """How members answer."""
@@ -208,7 +221,8 @@ class Generation:
     """A search after one more generation."""
 
     number: int  # from 1
-    state: Any
+    alphas: np.ndarray  # the solution so far, [E] or [M, E] float32
+    state: Any  # to go on from
     best: float  # accuracy of the best member
     mean: float  # of all members
     tokens: int
@@ -242,5 +256,6 @@ def adapt(
         scores = score(lm, pool, population, shots, cfg, drawn)
         if scores.right.any() or (isinstance(search, CEM) and search.reference):
             state = search.tell(state, population, *fitness(scores))
+        solution = np.asarray(search.solution(state))
         means = scores.right.mean(axis=1)
-        yield Generation(number, state, float(means.max()), float(means.mean()), scores.tokens)
+        yield Generation(number, solution, state, float(means.max()), float(means.mean()), scores.tokens)
