@@ -103,7 +103,9 @@ def mixed(lm: LM, pool: Pool, alphas: Any) -> LM:
     if not pool.reference:
         return merge(lm, pool.spectra, mix(pool.vectors, rows))
     z = {
-        name: rescaled(sum(a * raw[name] for a, raw in zip(row, pool.vectors, strict=True)), pool.spectra[name].s)
+        name: rescaled(
+            jnp.asarray(sum(a * raw[name] for a, raw in zip(row, pool.vectors, strict=True))), pool.spectra[name].s
+        )
         for name, row in rows.items()
     }
     return merge(lm, pool.spectra, z)

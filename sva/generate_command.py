@@ -40,6 +40,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    from sva.alphas import Alphas
     from sva.errors import at_least
     from sva.lm import load
     from sva.sampling import strategy
@@ -58,8 +59,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     prompts, faults = _prompts(arguments)
     lm = load(arguments.model)
-    if arguments.alphas:
-        lm = _mixed(lm, arguments)
+    mixed = _mixed(lm, arguments) if arguments.alphas else lm
     lines = len(prompts) + len(faults)
     with contextlib.ExitStack() as stack:
         results = None
@@ -68,9 +68,12 @@ def _generate(arguments: argparse.Namespace) -> None:
             settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
             settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
             settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
-            settings |= {"choice": arguments.choice, "alphas": arguments.alphas and str(arguments.alphas)}
+            settings |= {
+                "choice": arguments.choice,
+                "alphas": arguments.alphas and Alphas.load(arguments.alphas).values,
+            }
             results = stack.enter_context(Results(arguments.out, settings))
-        for record in _answers(lm, prompts, faults, arguments, sampling, results.records if results else []):
+        for record in _answers(mixed, prompts, faults, arguments, sampling, results.records if results else []):
             if results:
                 results.add(record)
             if arguments.json:
