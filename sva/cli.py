@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sva import evaluate_command, expert_commands, generate_command
+from sva import adapt_command, evaluate_command, expert_commands, generate_command
 from sva.errors import UserError
 
 
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--unroll", action="store_true", help="unroll the layers; compiling takes many times as long")
     sub.add_argument("--output", type=Path, help="also write the report to this JSON file")
     sub.add_argument("--json", action="store_true", help="print the report as JSON")
+    adapt_command.add(commands, model)
     evaluate_command.add(commands, model)
     generate_command.add(commands, model)
     sub = command("report", _report, "Write one HTML page about a run of `sva train`, finished or not.")

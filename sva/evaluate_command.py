@@ -25,6 +25,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--model", **model)
     parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     parser.add_argument("--classifier", type=Path, help="a classification expert for the first pass")
+    parser.add_argument("--alphas", type=Path, help="one mixture of the experts, from sva adapt")
     parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
     dispatchers = "prompt, generated, classifier, embedding, random, oracle, uniform or fixed:LABEL"
     parser.add_argument(
@@ -60,6 +61,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command prints of one evaluation, and its records on disk."""
     from sva import dispatch_scores, evaluate, records
     from sva.adaptive import load_experts
+    from sva.alphas import Alphas
     from sva.lm import load
     from sva.runs import command, versions
     from sva.tasks import task as make_task
@@ -99,6 +101,8 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": arguments.max_new_tokens or max(task.max_new_tokens for task in tasks),
         "batch_size": arguments.batch_size,
     }
+    if arguments.alphas:
+        settings["alphas"] = Alphas.load(arguments.alphas).values
     if two_passes:
         settings["dispatch"] = arguments.dispatch or ("classifier" if classifier else "prompt")
         settings |= {"choice": arguments.choice, "seed": arguments.seed}
@@ -106,7 +110,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     stem = "+".join(task.name.replace("/", "_") for task in tasks)
     out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
     with records.opened(out, settings, {"command": command(), "versions": versions()}) as file:
-        answer = _answer(lm, experts, classifier, settings)
+        answer = _answer(lm, experts, classifier, arguments.alphas, settings)
         rows = evaluate.recorded(file, todo, answer, arguments.batch_size, f"evaluate {stem}")
     result = settings | scores(rows) | {"records": str(out)}
     if two_passes:
@@ -130,10 +134,14 @@ def _check(arguments: argparse.Namespace) -> bool:
     if (arguments.classifier or arguments.dispatch) and not arguments.expert:
         name = "--classifier" if arguments.classifier else "--dispatch"
         raise UserError(f"{name} chooses between experts; name them with --expert")
+    if arguments.alphas and (arguments.classifier or arguments.dispatch or not arguments.expert):
+        raise UserError("--alphas is one mixture for all questions: name its experts with --expert, and no first pass")
     choice(arguments.choice)
     if arguments.dispatch:
         check_dispatcher(arguments.dispatch)
-    two_passes = len(arguments.expert) > 1 or bool(arguments.classifier or arguments.dispatch)
+    two_passes = bool(arguments.classifier or arguments.dispatch) or (
+        len(arguments.expert) > 1 and not arguments.alphas
+    )
     if not two_passes and arguments.choice != "hard":
         raise UserError("--choice is between experts; name two or more with --expert, or a --dispatch")
     if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
@@ -141,10 +149,11 @@ def _check(arguments: argparse.Namespace) -> bool:
     return two_passes
 
 
-def _answer(lm: Any, experts: Sequence[Any], classifier: Any, settings: Mapping[str, Any]) -> Any:
-    """What answers a batch: the model, merged with its one expert, or the two passes over several."""
+def _answer(lm: Any, experts: Sequence[Any], classifier: Any, alphas: Path | None, settings: Mapping[str, Any]) -> Any:
+    """What answers a batch: the model, merged with its one expert or mixture, or the two passes over several."""
     from sva import evaluate
     from sva.adaptive import build
+    from sva.alphas import adapted
     from sva.dispatch import choice
     from sva.lm import merge, spectra_of
 
@@ -153,7 +162,9 @@ def _answer(lm: Any, experts: Sequence[Any], classifier: Any, settings: Mapping[
         examples = evaluate.examples(experts) if settings["dispatch"] == "embedding" else ()
         model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
         return evaluate.by_two_passes(model, settings["max_new_tokens"])
-    if experts:
+    if alphas:
+        lm = adapted(lm, alphas, experts)
+    elif experts:
         spectra = spectra_of(lm, experts[0].names)
         lm = merge(lm, spectra, experts[0].middles(spectra))
     if settings["by"] == "likelihood":

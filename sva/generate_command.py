@@ -25,6 +25,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--model", **model)
     parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
     parser.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
+    parser.add_argument("--alphas", type=Path, help="one mixture of the experts for all prompts, from sva adapt")
     parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
     choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
     parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")
@@ -40,6 +41,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    from sva.alphas import Alphas
     from sva.dispatch import choice
     from sva.errors import at_least
     from sva.lm import load
@@ -49,6 +51,8 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise UserError("--classifier chooses between experts; name them with --expert")
     if arguments.choice != "hard" and not arguments.expert:
         raise UserError("--choice is between experts; name them with --expert")
+    if arguments.alphas and (arguments.classifier or arguments.choice != "hard" or not arguments.expert):
+        raise UserError("--alphas is one mixture for all prompts: name its experts with --expert, and no first pass")
     choice(arguments.choice)
     for name in ("samples", "max_new_tokens", "rows"):
         at_least(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
@@ -57,6 +61,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     prompts, faults = _prompts(arguments)
     lm = load(arguments.model)
+    mixed = _mixed(lm, arguments) if arguments.alphas else lm
     lines = len(prompts) + len(faults)
     with contextlib.ExitStack() as stack:
         results = None
@@ -65,9 +70,12 @@ def _generate(arguments: argparse.Namespace) -> None:
             settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
             settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
             settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
-            settings |= {"choice": arguments.choice}
+            settings |= {
+                "choice": arguments.choice,
+                "alphas": arguments.alphas and Alphas.load(arguments.alphas).values,
+            }
             results = stack.enter_context(Results(arguments.out, settings))
-        for record in _answers(lm, prompts, faults, arguments, sampling, results.records if results else []):
+        for record in _answers(mixed, prompts, faults, arguments, sampling, results.records if results else []):
             if results:
                 results.add(record)
             if arguments.json:
@@ -132,7 +140,8 @@ def _answers(
         return
     key = jax.random.key(arguments.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray([prompt.line for prompt in todo]))
-    chosen, mixtures = _first_pass(lm, todo, arguments) if arguments.expert else ([{}] * len(todo), None)
+    two_passes = arguments.expert and not arguments.alphas
+    chosen, mixtures = _first_pass(lm, todo, arguments) if two_passes else ([{}] * len(todo), None)
     quiet = arguments.json or arguments.out
     alone = not quiet and len(todo) * arguments.samples == 1
 
@@ -187,6 +196,15 @@ def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) 
     decision = model.choose([prompt.text for prompt in todo])
     chosen = [{"label": label, "prob": prob} for label, prob in model.named(decision)]
     return chosen, Mixtures(model.served.bank, decision.alphas)
+
+
+def _mixed(lm: Any, arguments: argparse.Namespace) -> Any:
+    """The model with the mixture of --alphas merged into it."""
+    from sva.adaptive import load_experts
+    from sva.alphas import adapted
+
+    experts, _ = load_experts(lm, arguments.expert, None, skip_foreign=arguments.skip_foreign)
+    return adapted(lm, arguments.alphas, experts)
 
 
 def _heading(record: Mapping[str, Any]) -> str:

@@ -1,0 +1,170 @@
+"""`sva adapt`: which mixture of experts suits a task, found on a few of its solved examples."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sva.errors import UserError, at_least
+
+# Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
+# questions that the first does.
+BUDGETS = {"full": (10, 50), "3-shot": (3, 50), "light": (3, 5)}
+
+_TEXT = "Find the mixture of experts that suits a task, on a few of its solved examples."
+
+
+def add(commands: Any, model: Mapping[str, Any]) -> None:
+    """Adds the command; `model` is what every --model option shares."""
+    more = (
+        "Stopped at any moment, the same command goes on; sva generate and sva evaluate take the file that it writes."
+    )
+    parser = commands.add_parser("adapt", help=_TEXT, description=f"{_TEXT} {more}")
+    parser.set_defaults(run=run)
+    parser.add_argument("task", help="a task's name, or the path of a .jsonl or .py file")
+    parser.add_argument("--model", **model)
+    parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; to be repeated")
+    parser.add_argument("--split", default="train", help="where the shots are drawn from (default: %(default)s)")
+    parser.add_argument(
+        "--budget", choices=list(BUDGETS), default="full", help="the paper's table 10: shots, iterations"
+    )
+    parser.add_argument("--shots", type=int, help="solved examples to search on (default: the budget's)")
+    parser.add_argument("--iterations", type=int, help="generations of the search (default: the budget's)")
+    parser.add_argument("--population", type=int, default=32, help="mixtures a generation (default: %(default)s)")
+    parser.add_argument("--per-matrix", action="store_true", help="a mixture of its own for every matrix")
+    parser.add_argument("--reference", action="store_true", help="the public code's mixture, elites and clamp")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the answers; 0 is greedy (the default)")
+    parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
+    parser.add_argument("--rows", type=int, default=32, help="answers at work at a time (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="the alphas file (default: in runs/adapt, named by the settings)")
+    parser.add_argument("--json", action="store_true", help="print the file as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    path, result = adapted(arguments)
+    print(json.dumps(result, indent=2) if arguments.json else as_text(path, result))
+
+
+def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The alphas file that the command wrote, and what it holds."""
+    import jax
+    import numpy as np
+    from tqdm import tqdm
+
+    from sva import alphas, few_shot
+    from sva.evolution import CEM
+    from sva.lm import load
+    from sva.runs import command, versions
+    from sva.spectral.expert import Expert
+    from sva.tasks import task as make_task
+
+    shots, generations = BUDGETS[arguments.budget]
+    shots = shots if arguments.shots is None else arguments.shots
+    generations = generations if arguments.iterations is None else arguments.iterations
+    at_least("--shots", shots, 1)
+    at_least("--iterations", generations, 1)
+    if not arguments.expert:
+        raise UserError("there is nothing to mix: name experts with --expert")
+    search = CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
+    cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows)
+    task = make_task(arguments.task)
+    chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
+    lm = load(arguments.model)
+    experts = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in arguments.expert]
+    told = alphas.known(experts)
+    asked = json.dumps([task.question(example) for example in chosen.examples])
+    names = ("task", "split", "population", "per_matrix", "reference", "temperature", "rows", "seed")
+    settings = {
+        **{name: getattr(arguments, name) for name in names},
+        "shots": shots,
+        "questions": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        "max_new_tokens": cfg.max_new_tokens or task.max_new_tokens,
+        "fingerprint": lm.fingerprint,
+        "experts": [expert["digest"] for expert in told],
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{digest}.json"
+    members = few_shot.pool(lm, experts, reference=arguments.reference)
+    start = search.init(members.start(per_matrix=arguments.per_matrix))
+    with alphas.locked(out):
+        history, state = _earlier(out, settings, start)
+        made_with = {"command": command(), "versions": versions()}
+        bar = tqdm(
+            few_shot.adapt(
+                lm,
+                members,
+                chosen,
+                search,
+                cfg,
+                jax.random.key(arguments.seed),
+                state=state,
+                done=len(history),
+                generations=generations,
+            ),
+            f"adapt {task.name}",
+            generations,
+            initial=len(history),
+            unit="generation",
+            file=sys.stderr,
+        )
+        for step in bar:
+            history.append({"best": step.best, "mean": step.mean, "tokens": step.tokens})
+            bar.set_postfix_str(f"best {step.best:.0%} mean {step.mean:.0%}")
+            is_lost = not arguments.reference and not any(row["best"] for row in history)
+            values = np.zeros_like(step.alphas) if is_lost else step.alphas  # nothing was right: the base
+            saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
+            record = {"settings": settings, "history": history, "state": saved, **made_with}
+            named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
+            alphas.Alphas(
+                named, told, {"name": lm.name, "fingerprint": lm.fingerprint}, arguments.reference, record
+            ).save(out)
+    return out, json.loads(out.read_text())
+
+
+def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[dict[str, Any]], Any]:
+    """(history, state) of the search that an earlier run left at `out`; none, and the start, where there is none.
+
+    Raises:
+      UserError: `out` is something else, or of other settings (named).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from sva.alphas import Alphas
+
+    if not out.exists():
+        return [], start
+    theirs = Alphas.load(out).record
+    known = theirs.get("settings", {})
+    differing = [
+        f"{name}: {known.get(name)} there, {settings.get(name)} asked for"
+        for name in sorted(known.keys() | settings.keys())
+        if known.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise UserError(f"{out} holds another search ({'; '.join(differing)}); choose another --out or delete it")
+    leaves, form = jax.tree.flatten(start)
+    saved = [jnp.asarray(value, leaf.dtype) for value, leaf in zip(theirs["state"], leaves, strict=True)]
+    return theirs["history"], jax.tree.unflatten(form, saved)
+
+
+def as_text(path: Path, result: Mapping[str, Any]) -> str:
+    """A result in a few lines."""
+    history, shots = result["history"], result["settings"]["shots"]
+    best = max(row["best"] for row in history)
+    lines = [
+        f"{result['settings']['task']}: the best of {len(history)} generations answered {best:.0%} of {shots} shots"
+    ]
+    if best == 0:
+        lines.append("no member answered any shot right, so the alphas are 0, the base; try other shots or experts")
+    rows = result["alphas"]
+    means = [sum(column) / len(rows) for column in zip(*rows.values(), strict=True)] if isinstance(rows, dict) else rows
+    labels = [expert["label"] or expert["digest"][:8] for expert in result["experts"]]
+    about = "mean alpha of the matrices" if isinstance(rows, dict) else "alpha"
+    lines.append(f"{about}: " + ", ".join(f"{label} {alpha:.2f}" for label, alpha in zip(labels, means, strict=True)))
+    return "\n".join([*lines, f"alphas: {path}"])

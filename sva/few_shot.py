@@ -1,0 +1,263 @@
+"""Few-shot adaptation: which mixture of experts answers a handful of solved examples best?
+
+Transformer-Squared (arXiv 2501.06252), section 3.2: a search over alphas, one for each expert or for each expert and
+matrix. All members of a generation answer all shots in one batch, every row on its own mixture:
+
+    population = search.ask(state, key)                            # [P, E] or [P, M, E]
+    scores = score(lm, pool, population, shots, cfg, key)          # P * S rows
+    state = search.tell(state, population, *fitness(scores))
+
+The searches are those of `sva.evolution`; `adapt` is the loop.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva import chat
+from sva.complete import Mixtures, complete
+from sva.engine import EngineConfig
+from sva.errors import UserError, at_least
+from sva.evaluate import cut
+from sva.evolution import CEM, Search
+from sva.lm import LM, merge, shared_form, spectra_of
+from sva.population import likelihood_of_right
+from sva.sampling import Greedy, Temperature
+from sva.spectral import truncate
+from sva.spectral.expert import Expert, bank, mix
+from sva.spectral.forms import Spectrum
+from sva.spectral.slots import RescaledSlots, rescaled, slots
+from sva.tasks.base import Example, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The E experts that are mixed, in the slots of a static bank."""
+
+    names: tuple[str, ...]  # M matrices, in the order of alphas [M, E]
+    spectra: Mapping[str, Spectrum]
+    vectors: tuple[Mapping[str, jax.Array], ...]  # of each of E experts what is mixed: its z, or its raw values
+    bank: Mapping[str, Any]  # the model's nested tree of `Slots`
+    reference: bool = False
+
+    def start(self, *, per_matrix: bool = False) -> jax.Array:
+        """The uniform average, [E] or [M, E] float32, where a search begins."""
+        experts = len(self.vectors)
+        return jnp.full((len(self.names), experts) if per_matrix else (experts,), 1 / experts, jnp.float32)
+
+
+def pool(lm: LM, experts: Sequence[Expert], *, reference: bool = False, progress: bool = True) -> Pool:
+    """The experts ready to be mixed around the base; one alone is a question of how much of it.
+
+    Args:
+      reference: mix as Transformer-Squared's public code does (`RescaledSlots`), which does not know the base: two
+        experts or more, and of one matrix only the proportions of its alphas matter.
+    Raises:
+      UserError: no experts, one that has no z, or with `reference` a single one or others than the public code's kind.
+    """
+    if not experts:
+        raise UserError("there is nothing to mix: name at least one expert")
+    names = tuple(dict.fromkeys(name for expert in experts for name in expert.names))
+    spectra = spectra_of(lm, names, progress=progress)
+    if reference:
+        _check_reference(experts, names)
+        raws = tuple({name: jnp.asarray(raw) for name, raw in expert.raw.items()} for expert in experts)
+        made: Mapping[str, Any] = {
+            name: RescaledSlots(
+                spectra[name],
+                jnp.stack([jnp.zeros_like(raws[0][name]), *(raw[name] for raw in raws)]),
+                jnp.asarray(place, jnp.int32),
+            )
+            for place, name in enumerate(names)
+        }
+        return Pool(names, spectra, raws, lm.model.nest(made), reference)
+    zs = tuple(expert.z(spectra) for expert in experts)
+    plans = truncate.plan(spectra, zs, 0.0, kind=lambda name: shared_form(lm.model, name))
+    return Pool(names, spectra, zs, lm.model.nest(slots(spectra, bank(zs, spectra, len(zs) + 1), plans)))
+
+
+def _check_reference(experts: Sequence[Expert], names: Sequence[str]) -> None:
+    if len(experts) < 2:
+        raise UserError("the public code's mixture of one expert is that expert whatever its alpha; name another one")
+    for place, expert in enumerate(experts, 1):
+        if expert.parametrisation != "sigmoid_nuclear" or set(expert.names) != set(names):
+            raise UserError(
+                f"expert {place} is not one that the public code could mix: it takes sigmoid_nuclear ones of the same "
+                f"weights, this one is {expert.parametrisation} on {len(expert.names)} of {len(names)}"
+            )
+
+
+def mixed(lm: LM, pool: Pool, alphas: Any) -> LM:
+    """The model with one mixture merged into its weights, alphas [E] or [M, E].
+
+    Raises:
+      UserError: alphas of another size.
+    """
+    check_alphas(pool, alphas)
+    values = jnp.asarray(alphas, jnp.float32)
+    rows = dict(zip(pool.names, jnp.broadcast_to(values, (len(pool.names), len(pool.vectors))), strict=True))
+    if not pool.reference:
+        return merge(lm, pool.spectra, mix(pool.vectors, rows))
+    z = {
+        name: rescaled(
+            jnp.asarray(sum(a * raw[name] for a, raw in zip(row, pool.vectors, strict=True))), pool.spectra[name].s
+        )
+        for name, row in rows.items()
+    }
+    return merge(lm, pool.spectra, z)
+
+
+def check_alphas(pool: Pool, alphas: Any) -> None:
+    """Raises UserError unless alphas are finite and [E] or [M, E]."""
+    experts, matrices = len(pool.vectors), len(pool.names)
+    if np.shape(alphas) not in ((experts,), (matrices, experts)):
+        raise UserError(
+            f"alphas have shape {list(np.shape(alphas))}; {experts} experts on {matrices} matrices need [{experts}], "
+            f"or [{matrices}, {experts}] for one a matrix"
+        )
+    if not np.isfinite(np.asarray(alphas)).all():
+        raise UserError("alphas hold NaN or infinite values")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shots:
+    """S solved examples of a task."""
+
+    task: Task
+    examples: tuple[Example, ...]
+
+    def __post_init__(self) -> None:
+        at_least("shots", len(self.examples), 1)
+
+    def right(self, texts: Sequence[str], places: Sequence[int]) -> np.ndarray:
+        """[B] bool: whether each text answers the shot at its place, by the task's own grader."""
+        texts = [cut(text, self.task.stop) for text in texts]
+        return np.asarray([grade.correct for grade in self.task.grade_many(texts, [self.examples[i] for i in places])])
+
+
+def draw(task: Task, split: str, size: int, seed: int) -> Shots:
+    """`size` different rows of a split, chosen by the seed.
+
+    Raises:
+      UserError: the split has fewer.
+    """
+    source = task.source(split)
+    if len(source) < size:
+        raise UserError(f"task {task.name}: shots={size}, but {split} has {len(source)} rows")
+    places = np.random.default_rng(seed).choice(len(source), size, replace=False)
+    return Shots(task, tuple(source[int(place)] for place in places))
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotConfig:
+    """How members answer."""
+
+    max_new_tokens: int | None = None  # the task's own budget by default
+    temperature: float = 0.0  # 0: greedy; otherwise all members draw with the same random numbers
+    rows: int = 32  # answers at work at a time
+    reads: int = 4  # prompts read at a time
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            at_least("max_new_tokens", self.max_new_tokens, 1)
+        at_least("temperature", self.temperature, 0)
+        at_least("rows", self.rows, 1)
+        at_least("reads", self.reads, 1)
+
+
+class Scores(NamedTuple):
+    """How P members answered S shots."""
+
+    right: np.ndarray  # [P, S] bool
+    mean_logprobs: np.ndarray  # [P, S] float32 nats, mean over an answer's tokens
+    tokens: int  # drawn in all
+
+
+def score(lm: LM, pool: Pool, alphas: Any, shots: Shots, cfg: FewShotConfig, key: jax.Array) -> Scores:
+    """Every member's answers to every shot, as one batch in which each row runs on its own mixture.
+
+    Args:
+      alphas: [P, E], or [P, M, E] for one a matrix.
+      key: of the draws; shot s takes fold_in(key, s) under every member, so that members differ by their alphas alone.
+    """
+    members, size = len(alphas), len(shots.examples)
+    task = shots.task
+    opening = task.opening(lm.model.cfg.architecture)
+    prompts = chat.tokenize(lm, [chat.render_turns(lm, task.turns(example), opening) for example in shots.examples])
+    values = np.asarray(alphas, np.float32)
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(1, 0)])  # slot 0 is the base
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
+    texts = [""] * (members * size)
+    means, tokens = np.zeros(members * size, np.float32), 0
+    for found in complete(
+        lm,
+        prompts * members,
+        cfg.max_new_tokens or task.max_new_tokens,
+        sampling=Temperature(cfg.temperature) if cfg.temperature else Greedy(),
+        key=jnp.tile(keys, members),
+        stops=task.stop,
+        mixtures=Mixtures(pool.bank, np.repeat(padded, size, axis=0)),
+        cfg=EngineConfig(rows=cfg.rows, prompts=cfg.reads),
+    ):
+        texts[found.prompt] = found.text
+        means[found.prompt] = found.logprobs.mean()
+        tokens += len(found.tokens)
+    right = shots.right(texts, list(range(size)) * members)
+    return Scores(right.reshape(members, size), means.reshape(members, size), tokens)
+
+
+def fitness(scores: Scores) -> tuple[jax.Array, jax.Array]:
+    """(accuracy on the shots, mean log-likelihood of right answers), [P] float32 each: what `tell` takes."""
+    rewards = np.where(scores.right, 1.0, -1.0)
+    return jnp.asarray(scores.right.mean(axis=1), jnp.float32), jnp.asarray(
+        likelihood_of_right(rewards, scores.mean_logprobs)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A search after one more generation."""
+
+    number: int  # from 1
+    alphas: np.ndarray  # the solution so far, [E] or [M, E] float32
+    state: Any  # to go on from
+    best: float  # accuracy of the best member
+    mean: float  # of all members
+    tokens: int
+
+
+def adapt(
+    lm: LM,
+    pool: Pool,
+    shots: Shots,
+    search: Search,
+    cfg: FewShotConfig,
+    key: jax.Array,
+    *,
+    state: Any,
+    done: int = 0,
+    generations: int,
+) -> Iterator[Generation]:
+    """The search's generations from `done` + 1 on; the last one's state has the solution.
+
+    Generation g draws with fold_in(key, g), so that a search that goes on from a saved state ends as it would have.
+    A generation in which no member answers any shot right tells nothing apart and leaves the state as it is, but for
+    the public code's rules, which go on with its first members.
+
+    Args:
+      state: `search.init(pool.start())`, or one that was saved after `done` generations.
+      generations: in all.
+    """
+    for number in range(done + 1, generations + 1):
+        asked, drawn = jax.random.split(jax.random.fold_in(key, number))
+        population = search.ask(state, asked)
+        scores = score(lm, pool, population, shots, cfg, drawn)
+        if scores.right.any() or (isinstance(search, CEM) and search.reference):
+            state = search.tell(state, population, *fitness(scores))
+        solution = np.asarray(search.solution(state))
+        means = scores.right.mean(axis=1)
+        yield Generation(number, solution, state, float(means.max()), float(means.mean()), scores.tokens)

@@ -1,0 +1,105 @@
+"""`sva adapt` end to end, and what `sva generate` and `sva evaluate` do with its file, on a toy model."""
+
+import json
+
+import pytest
+from test_few_shot import experts
+
+import sva
+from sva.cli import main
+from sva.testing import COLOURS, toy_lm
+
+QUESTIONS = [f"what colour the {thing} of the {other} ?" for thing in ("apple", "boat", "cloud") for other in COLOURS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVA_CACHE", str(folder / "cache"))
+        patch.setattr("sva.runtime.start", lambda: None)  # would move JAX's cache under this module's
+        lm = toy_lm()
+        lm.save(folder / "toy")
+        lm = sva.load(str(folder / "toy"), progress=False)
+        for name, expert in zip("abc", experts(sva.decompose(lm, "mlp", progress=False)), strict=True):
+            metadata = {"fingerprint": lm.fingerprint, "base": "toy", "label": name, "description": f"a {name}"}
+            sva.Expert(expert.raw, "linear", metadata).save(folder / f"{name}.safetensors")
+        for name, answer in (("red", "red"), ("never", "engine")):
+            lines = [json.dumps({"prompt": question, "answer": answer}) for question in QUESTIONS]
+            (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        yield folder
+
+
+@pytest.fixture
+def run(folder, capsys, monkeypatch):
+    """Runs `sva ...` in the folder on the toy; gives (exit code, out, err)."""
+    monkeypatch.chdir(folder)
+
+    def command(name, *arguments, experts="ab"):
+        chosen = [part for expert in experts for part in ("--expert", f"{expert}.safetensors")]
+        code = main([name, *map(str, arguments), *chosen, "--model", "toy"])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+ADAPT = ["red.jsonl", "--shots", 4, "--population", 10, "--max-new-tokens", 1, "--rows", 8]
+
+
+def test_the_command_goes_on_where_it_stopped_and_ends_the_same(run, folder):
+    assert run("adapt", *ADAPT, "--iterations", 3, "--out", "whole.json")[0] == 0
+    assert run("adapt", *ADAPT, "--iterations", 1, "--out", "parts.json")[0] == 0
+    code, out, _ = run("adapt", *ADAPT, "--iterations", 3, "--out", "parts.json")
+    whole, parts = (json.loads((folder / f"{name}.json").read_text()) for name in ("whole", "parts"))
+    assert {**whole, "command": 0} == {**parts, "command": 0}
+    assert len(whole["history"]) == 3
+    assert (code, "of 3 generations" in out, "alphas: parts.json" in out) == (0, True, True)
+    again = run("adapt", *ADAPT, "--iterations", 3, "--out", "parts.json", "--seed", 1)
+    assert (again[0], "holds another search" in again[2], "seed: 0 there, 1 asked for" in again[2]) == (2, True, True)
+
+
+@pytest.mark.parametrize("more", [[], ["--per-matrix"]])
+def test_generate_and_evaluate_take_the_file(run, folder, more):
+    out = f"alphas{len(more)}.json"
+    assert run("adapt", *ADAPT, *more, "--iterations", 2, "--out", out)[0] == 0
+    found = json.loads((folder / out).read_text())
+    assert isinstance(found["alphas"], dict if more else list)
+    lm = sva.load("toy", progress=False)
+    zs = [sva.Expert.load(f"{name}.safetensors").z(sva.decompose(lm, "mlp", progress=False)) for name in "ab"]
+    merged = sva.merge(lm, sva.decompose(lm, "mlp"), sva.mix(zs, found["alphas"]))
+    answered = run("generate", "what red boat", "--max-new-tokens", 6, "--alphas", out, "--json", experts="ba")
+    ids, mask = sva.chat.encode(merged, [sva.chat.render(merged, "what red boat")])
+    theirs = merged.generate(ids, mask, 6, sva.chat.end_tokens(merged))
+    assert json.loads(answered[1])["text"] == sva.chat.decode(merged, theirs.tokens, theirs.lengths)[0]
+    code, text, _ = run(
+        "evaluate", "red.jsonl", "--split", "train", "--size", 4, "--alphas", out, "--json", "--out", f"{out}l"
+    )
+    result = json.loads(text)
+    assert (code, result["n"], result["alphas"]) == (0, 4, found["alphas"])
+
+
+def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
+    code, out, _ = run("adapt", "never.jsonl", *ADAPT[1:], "--iterations", 1, "--out", "never.json")
+    assert (code, "no member answered any shot right" in out) == (0, True)
+    assert json.loads((folder / "never.json").read_text())["alphas"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "words"),
+    [
+        (["adapt", *ADAPT], "", "name experts with --expert"),
+        (["adapt", *ADAPT], "aba", "expert 3 is the same as expert 1"),
+        (["adapt", *ADAPT, "--reference"], "a", "name another one"),
+        (["adapt", *ADAPT, "--iterations", 0], "ab", "--iterations=0 must be at least 1"),
+        (["adapt", "red.jsonl", "--shots", 0], "ab", "--shots=0 must be at least 1"),
+        (["adapt", "red.jsonl", "--shots", 99], "ab", "shots=99, but train has"),
+        (["generate", "what", "--alphas", "none.json"], "ab", "no alphas file at none.json"),
+        (["generate", "what", "--alphas", "none.json"], "", "name its experts with --expert"),
+        (["evaluate", "red.jsonl", "--alphas", "none.json"], "", "name its experts with --expert"),
+    ],
+)
+def test_bad_input_is_one_line(run, arguments, names, words):
+    code, _, err = run(*arguments, experts=names)
+    assert code == 2
+    said = [line for line in err.splitlines() if line.startswith("sva: ")]
+    assert (len(said), words in said[-1]) == (1, True)

@@ -1,0 +1,56 @@
+import json
+
+import numpy as np
+import pytest
+from test_few_shot import experts
+
+import sva
+from sva import few_shot
+from sva.alphas import Alphas, adapted, known
+from sva.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def made(toy):
+    return experts(sva.decompose(toy, "mlp", progress=False))
+
+
+def _file(path, toy, made, values):
+    Alphas(values, known(made), {"name": toy.name, "fingerprint": toy.fingerprint}, record={"seed": 3}).save(path)
+    return path
+
+
+@pytest.mark.parametrize("per_matrix", [False, True])
+def test_a_file_brings_back_its_mixture_whatever_the_order_of_the_experts(toy, made, tmp_path, per_matrix):
+    pool = few_shot.pool(toy, made, progress=False)
+    values = np.random.default_rng(0).uniform(0, 1, (len(pool.names), 3) if per_matrix else 3).astype(np.float32)
+    rows = dict(zip(pool.names, values, strict=True)) if per_matrix else values
+    path = _file(tmp_path / "alphas.json", toy, made, rows)
+    np.testing.assert_array_equal(Alphas.load(path).array(pool.names), values)
+    assert json.loads(path.read_text())["seed"] == 3
+    ours, theirs = adapted(toy, path, made[::-1], progress=False), few_shot.mixed(toy, pool, values)
+    for name, weight in theirs.named_params().items():
+        np.testing.assert_array_equal(ours.named_params()[name], weight)
+
+
+def test_other_experts_bases_and_sizes_are_refused_in_one_line(toy, made, tmp_path):
+    path = _file(tmp_path / "alphas.json", toy, made[:2], [0.5, 0.25])
+    foreign = sva.testing.toy_lm(1)
+    short, broken, other = (tmp_path / f"{name}.json" for name in ("short", "broken", "other"))
+    short.write_text(path.read_text().replace("0.25", "0.25, 1"))
+    broken.write_text("{")
+    other.write_text("[]")
+    for call, words in (
+        (lambda: adapted(toy, path, made), "know nothing of expert"),
+        (lambda: adapted(toy, path, made[1:]), "not among those given"),
+        (lambda: adapted(foreign, path, made[:2]), "was made for toy-0"),
+        (lambda: Alphas.load(short), "alphas has 3 numbers for 2 experts"),
+        (lambda: Alphas.load(broken), "damaged or no alphas file"),
+        (lambda: Alphas.load(other), "no alphas file of sva"),
+        (lambda: Alphas.load(tmp_path / "none.json"), "no alphas file at"),
+        (lambda: known([made[0], made[1], made[0]]), "expert 3 is the same as expert 1"),
+        (lambda: Alphas({"a": [1.0]}, known(made[:1]), {}).array(["b"]), "alphas are of 1 matrices"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)

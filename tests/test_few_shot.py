@@ -1,0 +1,138 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sva
+from sva import chat, few_shot
+from sva.errors import UserError
+from sva.evolution import CEM
+from sva.few_shot import FewShotConfig, Shots
+from sva.spectral.expert import Expert
+from sva.testing import NameAColour, toy_lm
+
+TASK = NameAColour()
+CFG = FewShotConfig(rows=8, reads=2)
+KEY = jax.random.key(0)
+
+
+def experts(spectra):
+    """Three experts that change what the toy model says."""
+    found = []
+    for seed in (1, 2, 3):
+        rng = np.random.default_rng(seed)
+        found.append(Expert({name: rng.uniform(0.2, 1.8, len(x.s)).astype("f4") for name, x in spectra.items()}))
+    return found
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scanned"])
+def setting(request, toy):
+    lm = toy_lm(scan_layers=request.param)
+    pool = few_shot.pool(lm, experts(sva.decompose(lm, "mlp", progress=False)), progress=False)
+    source = TASK.source("validation")
+    return lm, pool, Shots(TASK, tuple(source[i] for i in range(6)))
+
+
+def alone(lm, shots):
+    """A model's answers by itself: (right [S], mean log-probs [S])."""
+    encoded = chat.encode(lm, [chat.render(lm, TASK.question(example)) for example in shots.examples])
+    out = lm.generate(*encoded, TASK.max_new_tokens, chat.end_tokens(lm))
+    right = shots.right(chat.decode(lm, out.tokens, out.lengths), range(len(shots.examples)))
+    return right, out.logprobs.sum(axis=1) / out.lengths
+
+
+@pytest.fixture(scope="module")
+def reference(toy):
+    """The toy model and a pool mixed as the public code does."""
+    spectra = sva.decompose(toy, "mlp", progress=False)
+    made = [Expert({name: x * 2 for name, x in one.raw.items()}, "sigmoid_nuclear") for one in experts(spectra)]
+    return toy, few_shot.pool(toy, made, reference=True, progress=False)
+
+
+@pytest.mark.parametrize("per_matrix", [False, True])
+def test_a_population_in_one_batch_scores_as_its_members_do_one_by_one(setting, per_matrix):
+    lm, pool, shots = setting
+    alphas = CEM(population=5, elite_ratio=0.4).ask(
+        CEM(population=5, elite_ratio=0.4).init(pool.start(per_matrix=per_matrix)), KEY
+    )
+    assert alphas.shape == ((5, len(pool.names), 3) if per_matrix else (5, 3))
+    scores = few_shot.score(lm, pool, alphas, shots, CFG, KEY)
+    right, means = map(np.stack, zip(*(alone(few_shot.mixed(lm, pool, row), shots) for row in alphas), strict=True))
+    np.testing.assert_array_equal(scores.right, right)
+    np.testing.assert_allclose(scores.mean_logprobs, means, atol=3e-4)
+    assert 0 < scores.right.sum() < scores.right.size
+
+
+def test_the_public_codes_mixture_is_rescaled_raw_values(reference):
+    lm, pool = reference
+    shots = Shots(TASK, tuple(TASK.source("validation")[:4]))
+    alphas = np.asarray([[0.3, 0.1, 0.9], [0.6, 0.2, 1.8], [0, 0, 0], [1, 0, 0]], np.float32)
+    scores = few_shot.score(lm, pool, alphas, shots, CFG, KEY)
+    np.testing.assert_allclose(scores.mean_logprobs[0], scores.mean_logprobs[1], atol=3e-4)  # proportions alone count
+    for row, found in zip(alphas, scores.mean_logprobs, strict=True):
+        z = {}
+        for name, (_, s, _) in pool.spectra.items():
+            m = sum(a * np.asarray(raw[name], np.float64) for a, raw in zip(row, pool.vectors, strict=True))
+            z[name] = (m * np.sum(s) / np.sum(s * m) if row.any() else np.ones_like(m)).astype(np.float32)
+        merged = sva.merge(lm, pool.spectra, z)
+        np.testing.assert_allclose(found, alone(merged, shots)[1], atol=3e-4)
+        np.testing.assert_allclose(found, alone(few_shot.mixed(lm, pool, row), shots)[1], atol=3e-4)
+
+
+def test_members_draw_with_the_same_random_numbers(setting):
+    lm, pool, shots = setting
+    alphas = jnp.asarray([[0.5, 0.2, 0.1], [0.5, 0.2, 0.1], [0, 0, 0]])
+    scores = few_shot.score(lm, pool, alphas, shots, FewShotConfig(rows=8, temperature=1.0), KEY)
+    np.testing.assert_array_equal(scores.mean_logprobs[0], scores.mean_logprobs[1])
+    assert (scores.mean_logprobs[0] != scores.mean_logprobs[2]).any()
+
+
+def test_a_search_finds_a_mixture_that_answers_more_shots_and_goes_on_bit_for_bit(setting):
+    lm, pool, shots = setting
+    search = CEM(population=12, elite_ratio=0.25)
+
+    def run(state, done, generations):
+        return list(few_shot.adapt(lm, pool, shots, search, CFG, KEY, state=state, done=done, generations=generations))
+
+    base = jnp.zeros(3)
+    whole = run(search.init(base), 0, 4)
+    assert [generation.number for generation in whole] == [1, 2, 3, 4]
+    rest = run(whole[1].state, 2, 4)
+    np.testing.assert_array_equal(search.solution(rest[-1].state), search.solution(whole[-1].state))
+    ends = jnp.stack([base, search.solution(whole[-1].state)])
+    before, after = few_shot.score(lm, pool, ends, shots, CFG, KEY).right.mean(axis=1)
+    assert after > before
+
+
+def test_shots_that_nobody_answers_leave_the_state_as_it_was(setting):
+    lm, pool, _ = setting
+
+    class Never(NameAColour):
+        def grade(self, completion, example):
+            return super().grade("none", example)
+
+    shots = Shots(Never(), tuple(TASK.source("validation")[:2]))
+    search = CEM(population=4, elite_ratio=0.5)
+    state = search.init(pool.start())
+    (last,) = few_shot.adapt(lm, pool, shots, search, CFG, KEY, state=state, generations=1)
+    assert last.best == 0
+    np.testing.assert_array_equal(last.state.mean, state.mean)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda lm, pool: few_shot.pool(lm, []), "nothing to mix"),
+        (lambda lm, pool: few_shot.pool(lm, experts(pool.spectra)[:1], reference=True), "name another one"),
+        (lambda lm, pool: few_shot.pool(lm, experts(pool.spectra), reference=True), "expert 1 .* this one is linear"),
+        (lambda lm, pool: Shots(TASK, ()), "shots=0 must be at least 1"),
+        (lambda lm, pool: few_shot.mixed(lm, pool, np.ones(2)), r"shape \[2\]; 3 experts on 6 matrices need \[3\], or"),
+        (lambda lm, pool: few_shot.mixed(lm, pool, [np.nan, 0, 0]), "NaN"),
+        (lambda lm, pool: FewShotConfig(rows=0), "rows=0 must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(setting, make, words):
+    lm, pool, _ = setting
+    with pytest.raises(UserError, match=words) as caught:
+        make(lm, pool)
+    assert "\n" not in str(caught.value)
