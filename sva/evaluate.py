@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from sva import chat
 from sva.adaptive import AdaptiveLM
+from sva.complete import complete
+from sva.engine import EngineConfig
 from sva.errors import UserError
 from sva.files import write_atomically
 from sva.likelihood import option_logprobs
@@ -22,6 +24,10 @@ from sva.stopwatch import Stopwatch
 from sva.tasks import task as make_task
 from sva.tasks.base import Example, Grade, Task, reason
 from sva.tasks.labels import OTHER
+
+_REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
+_READ = 4  # prompts that the engine reads together
+_ROUNDS = 16  # times the rows that decode together, handed to the engine at once
 
 
 class Item(NamedTuple):
@@ -114,15 +120,43 @@ Answer = Callable[[Sequence[Item]], list[Record]]
 """What answers and grades one batch of items; the one place that knows how answers come about."""
 
 
+def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> tuple[Answer, int]:
+    """How `lm` answers greedily, `rows` at a time, and how many items it wants in a batch.
+
+    Answers with a long budget end at very different lengths: through the engine a row that ends takes the next
+    prompt, in batches of many times the rows. Short ones, and those of a model on a mesh, wait for their longest.
+    """
+    if max_new_tokens < _REFILL or lm.mesh is not None:
+        return by_generation(lm, max_new_tokens), rows
+    return by_refilling(lm, max_new_tokens, rows, progress=progress), _ROUNDS * rows
+
+
+def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> Answer:
+    """Greedy answers of `lm`, through the chat template and the engine, with `rows` at work (`sva.complete`)."""
+    cfg = EngineConfig(rows=rows, prompts=min(_READ, rows))
+
+    def answer(batch: Sequence[Item]) -> list[Record]:
+        prompts = _prompts(lm, batch)
+        title = "answers" if progress else None
+        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, cfg=cfg, title=title)
+        found = sorted(done, key=lambda completion: completion.prompt)
+        return grade(batch, [each.text for each in found], [len(each.tokens) for each in found], prompts)
+
+    return answer
+
+
+def _prompts(lm: LM, batch: Sequence[Item]) -> list[str]:
+    """What `lm` is given of each item."""
+    family = lm.model.cfg.architecture
+    return [chat.render_turns(lm, task.turns(example), task.opening(family)) for task, example in batch]
+
+
 def by_generation(lm: LM, max_new_tokens: int) -> Answer:
-    """Greedy answers of `lm`, through the chat template."""
+    """Greedy answers of `lm`, through the chat template, in one batch that runs until its longest answer ends."""
     eos = chat.end_tokens(lm)
 
     def answer(batch: Sequence[Item]) -> list[Record]:
-        prompts = [
-            chat.render_turns(lm, task.turns(example), task.opening(lm.model.cfg.architecture))
-            for task, example in batch
-        ]
+        prompts = _prompts(lm, batch)
         out = lm.generate(*chat.encode(lm, prompts), max_new_tokens, eos)
         return grade(batch, chat.decode(lm, out.tokens, out.lengths), out.lengths, prompts)
 
@@ -239,8 +273,9 @@ def evaluate(
     Args:
       max_new_tokens: of every answer; by default the largest budget among the items' tasks.
     """
-    answer = by_generation(lm, max_new_tokens or max(item.task.max_new_tokens for item in todo))
-    return [record for batch in batches(todo, batch_size, title, progress=progress) for record in answer(batch)]
+    budget = max_new_tokens or max(item.task.max_new_tokens for item in todo)
+    answer, size = greedy(lm, budget, batch_size, progress=progress)
+    return [record for batch in batches(todo, size, title, progress=progress) for record in answer(batch)]
 
 
 def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) -> list[Record]:

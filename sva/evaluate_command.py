@@ -110,8 +110,8 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     stem = "+".join(task.name.replace("/", "_") for task in tasks)
     out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
     with records.opened(out, settings, {"command": command(), "versions": versions()}) as file:
-        answer = _answer(lm, experts, classifier, arguments.alphas, settings)
-        rows = evaluate.recorded(file, todo, answer, arguments.batch_size, f"evaluate {stem}")
+        answer, size = _answer(lm, experts, classifier, arguments.alphas, settings)
+        rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}")
     result = settings | scores(rows) | {"records": str(out)}
     if two_passes:
         result["first_pass"] = dispatch_scores.scores(rows)
@@ -149,27 +149,30 @@ def _check(arguments: argparse.Namespace) -> bool:
     return two_passes
 
 
-def _answer(lm: Any, experts: Sequence[Any], classifier: Any, alphas: Path | None, settings: Mapping[str, Any]) -> Any:
-    """What answers a batch: the model, merged with its one expert or mixture, or the two passes over several."""
+def _answer(
+    lm: Any, experts: Sequence[Any], classifier: Any, alphas: Path | None, settings: Mapping[str, Any]
+) -> tuple[Any, int]:
+    """What answers a batch, and how many items it takes: the model, its one expert or mixture merged, or two passes."""
     from sva import evaluate
     from sva.adaptive import build
     from sva.alphas import adapted
     from sva.dispatch import choice
     from sva.lm import merge, spectra_of
 
+    budget, rows = settings["max_new_tokens"], settings["batch_size"]
     if "dispatch" in settings:
         model = build(lm, experts, classifier=classifier, choice=choice(settings["choice"]))
         examples = evaluate.examples(experts) if settings["dispatch"] == "embedding" else ()
         model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
-        return evaluate.by_two_passes(model, settings["max_new_tokens"])
+        return evaluate.by_two_passes(model, budget), rows
     if alphas:
         lm = adapted(lm, alphas, experts)
     elif experts:
         spectra = spectra_of(lm, experts[0].names)
         lm = merge(lm, spectra, experts[0].middles(spectra))
     if settings["by"] == "likelihood":
-        return evaluate.by_likelihood(lm)
-    return evaluate.by_generation(lm, settings["max_new_tokens"])
+        return evaluate.by_likelihood(lm), rows
+    return evaluate.greedy(lm, budget, rows)
 
 
 def _check_apart(expert: Any, task: Any, split: str) -> None:

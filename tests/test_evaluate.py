@@ -10,7 +10,7 @@ from sva.cli import main
 from sva.errors import UserError
 from sva.evaluate import Item
 from sva.tasks.base import Grade, reason
-from sva.testing import THINGS, NameAColour
+from sva.testing import THINGS, NameAColour, toy_lm
 
 
 def test_records_are_the_greedy_answers_in_order_graded_by_their_own_task(toy):
@@ -26,6 +26,18 @@ def test_records_are_the_greedy_answers_in_order_graded_by_their_own_task(toy):
         assert record.completion == chat.decode(toy, out.tokens, out.lengths)[0]
         assert record.tokens == int(out.lengths[0])
         assert (record.correct, record.answer) == task.grade(record.completion, item.example)[:2]
+
+
+def test_rows_that_are_refilled_answer_as_rows_that_wait_do():
+    lm = toy_lm(9)  # one whose answers end, at different lengths
+    todo = evaluate.items(NameAColour(), "test", 7)
+    waiting = evaluate.by_generation(lm, 24)(todo)
+    assert evaluate.by_refilling(lm, 24, 2, progress=False)(todo) == waiting
+    assert len({record.tokens for record in waiting}) > 3
+
+
+def test_only_long_answers_are_refilled_in_batches_of_many_rows(toy):
+    assert [evaluate.greedy(toy, budget, 2)[1] for budget in (8, 64)] == [2, 32]
 
 
 def test_the_budget_may_be_given(toy):

@@ -49,9 +49,12 @@ def score(lm, name: str, by: str, rows: int) -> dict:
     budget = todo[0].task.max_new_tokens
     settings = {"task": name, "by": by, "fingerprint": lm.fingerprint, "max_new_tokens": budget, "batch": BATCH}
     path = Path("runs/base_scores") / f"{name}-{by}.jsonl"
-    answer = evaluate.by_likelihood(lm) if by == "likelihood" else evaluate.by_generation(lm, budget)
+    if by == "likelihood":
+        answer, batch = evaluate.by_likelihood(lm), BATCH // 4
+    else:
+        answer, batch = evaluate.greedy(lm, budget, BATCH)
     with records.opened(path, settings, {"command": command(), "versions": versions()}) as file:
-        made = evaluate.recorded(file, todo, answer, BATCH if by == "generation" else BATCH // 4, f"{name} by {by}")
+        made = evaluate.recorded(file, todo, answer, batch, f"{name} by {by}")
     result = {"task": name, "by": by, "n": len(made), "of": len(task(name).source("test"))}
     if by == "likelihood":
         return result | scores(made)
