@@ -143,14 +143,16 @@ class AdaptiveLM:
         return Rows(Prompts(*_pad(*dispatch.encode(self.lm, self.template, questions))), prompts, known)
 
     def choose(self, questions: Sequence[str], right: Sequence[str] | None = None) -> Decision:
-        """The first pass alone over any number of questions, in batches of 32: host arrays."""
+        """The first pass alone over any number of questions, the shortest first in batches of 32: host arrays."""
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
         found = []
         for start in range(0, max(len(questions), 1), ROWS):
-            batch = slice(start, start + ROWS)
-            rows = self.rows(questions[batch], right and right[batch])
+            batch = order[start : start + ROWS]
+            rows = self.rows([questions[i] for i in batch], right and [right[i] for i in batch])
             decision = adapt.choose(self.served, self.dispatcher, rows)
-            found.append(self._decided(decision, len(questions[batch])))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+            found.append(self._decided(decision, len(batch)))
+        back = np.argsort(order, kind="stable")
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *found)
 
     def _decided(self, decision: Decision, rows: int) -> Decision:
         """The decision on the host, of the first rows and without the places that no label has."""

@@ -208,6 +208,8 @@ def test_experts_that_cannot_be_served_together_are_refused(toy):
         with pytest.raises(UserError, match=words):
             build(toy, experts, progress=False)
     adaptive = build(toy, [good], progress=False)
+    with pytest.raises(UserError, match=r"alphas have shape \[5, 3\]; these prompts and this bank need \[5, 8\]"):
+        _answer(toy, adaptive, np.zeros((5, 3)))
     for questions, words in (([" "], "prompt is empty"), (["red " * 300], "context is 256")):
         with pytest.raises(UserError, match=words):
             adaptive.answer(questions, NEW)
