@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,11 +88,11 @@ class AdaptiveLM:
         places = len(self.served.slots)
         served = self.served
         if kind == "prompt":
-            dispatcher = self._scored(None)
+            dispatcher = _scored(self.lm, self.labels, served.bank, None)
         elif kind == "classifier":
             if self.classifier is None:
                 raise UserError("the dispatcher 'classifier' needs a classification expert (--classifier)")
-            dispatcher = self._scored(self.classifier)
+            dispatcher = _scored(self.lm, self.labels, served.bank, self.classifier)
         elif kind == "generated":
             first = dispatch.prepare(self.lm, self.labels, calibrate=False)
             dispatcher = dispatchers.generated(self.lm, self.labels, first)
@@ -107,10 +107,6 @@ class AdaptiveLM:
         else:
             dispatcher = dispatchers.everywhere(self.labels, label, places)
         return dataclasses.replace(self, dispatcher=dispatcher, served=served)
-
-    def _scored(self, expert: jax.Array | None, *, calibrate: bool = True) -> Scored:
-        adapter = None if expert is None else mixture(self.served.bank, expert[None, :])
-        return Scored(dispatch.prepare(self.lm, self.labels, adapter=adapter, calibrate=calibrate), expert)
 
     def _router(self, examples: Sequence[tuple[str, str]]) -> Dispatcher:
         names = [label.name for label in self.labels]
@@ -273,11 +269,17 @@ def build(
     num_slots = round_up(len(everyone) + 1, SLOTS)
     nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
-    adapter = mixture(nested, alphas[None, :]) if alphas is not None else None
-    first = dispatch.prepare(lm, labels, adapter=adapter, calibrate=calibrate)
-    slots_of = np.pad(np.asarray(places, np.int32), (0, len(first.bias) - len(places)))
+    dispatcher = _scored(lm, labels, nested, alphas, calibrate=calibrate)
+    slots_of = np.pad(np.asarray(places, np.int32), (0, len(dispatcher.first.bias) - len(places)))
     served = Served(lm.model, lm.params, nested, num_slots, jnp.asarray(slots_of), choice)
-    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), Scored(first, alphas), plans, alphas)
+    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), dispatcher, plans, alphas)
+
+
+def _scored(
+    lm: LM, labels: Sequence[Label], bank: Mapping[str, Any], expert: jax.Array | None, *, calibrate: bool = True
+) -> Scored:
+    adapter = None if expert is None else mixture(bank, expert[None, :])
+    return Scored(dispatch.prepare(lm, labels, adapter=adapter, calibrate=calibrate), expert)
 
 
 def check_dispatcher(name: str) -> None:
