@@ -193,7 +193,7 @@ def test_two_passes_on_a_mesh_and_on_two_processes_are_those_of_one_device(tmp_p
     cache = {"SVA_CACHE": str(tmp_path / "cache")}
     finish(run(TWO_PASS, tmp_path / "one.npz", "1x1x1", **cache))
     one = np.load(tmp_path / "one.npz")
-    assert {tuple(row) for row in one["alphas"][:, 1:3]} == {(0, 0), (0, 1), (1, 0)}  # base and both experts answer
+    np.testing.assert_array_equal(one["alphas"][5:, 1:3], [[1, 0], [0, 1], [0, 0]])
     mesh = [run(TWO_PASS, tmp_path / "mesh.npz", "2x2x2", **cache)]
     for place, processes in (("mesh", mesh), ("two", pair(tmp_path, tmp_path / "two.npz", "4x2x1", worker=TWO_PASS))):
         for process in processes:

@@ -33,10 +33,10 @@ def main(output, name):
             raw = {name: rng.uniform(0.3, 1.7, x.s.shape).astype(np.float32) for name, x in spectra.items()}
             experts.append(Expert(raw, "linear", {"label": label, "description": f"a {label}"}))
         model = build(lm, experts, progress=False)
-        # Four rows are scored, three generate a label, one draws it: every expert and every dispatcher is at work.
-        members = tuple(model.by(kind).dispatcher for kind in ("prompt", "generated", "random"))
-        own = jax.nn.one_hot(np.array([0, 0, 0, 0, 1, 1, 1, 2]), 3)
-        rows = model.rows(QUESTIONS)
+        # Two rows are scored, two generate a label, one draws it, three are told it: all experts are at work.
+        members = tuple(model.by(kind).dispatcher for kind in ("prompt", "generated", "random", "oracle"))
+        own = jax.nn.one_hot(np.array([0, 0, 1, 1, 2, 3, 3, 3]), 4)
+        rows = model.rows(QUESTIONS, ["other"] * 5 + ["colour", "thing", "other"])
         keys = jax.random.split(jax.random.key(0), len(QUESTIONS))
         limit, eos = np.int32(NEW), np.full(4, -1, np.int32)
         request = adapt.Request(rows.prompts, limit, eos, keys, max_new_tokens=NEW, sampling=Greedy())
