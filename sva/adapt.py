@@ -1,8 +1,9 @@
 """Two passes as one jitted function: decide which expert each prompt needs, then answer with it.
 
 Transformer-Squared (arXiv 2501.06252), section 3.2. All prompts of a batch run at once, each with its own mixture of
-the bank's experts; shapes depend only on the batch, the prompt buckets, max_new_tokens, the number of labels, E_max
-and the components that the bank keeps, so another batch, another expert or another mixture meets a compiled program.
+the bank's experts; shapes depend only on the batch, the prompt buckets, max_new_tokens, E_max, the components that
+the bank keeps and the kind of the dispatcher, so another batch, another expert or another mixture meets a compiled
+program.
 """
 
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def answer(served: Served, alphas: jax.Array, request: Request) -> Generation:
     Raises:
       UserError: alphas of another size.
     """
-    if alphas.shape != (len(request.keys), served.num_slots):
+    if (alphas.shape[0], alphas.shape[-1]) != (len(request.keys), served.num_slots):
         wanted = [len(request.keys), served.num_slots]
         raise UserError(f"alphas have shape {list(alphas.shape)}; these prompts and this bank need {wanted}")
     return generate(

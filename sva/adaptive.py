@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,11 +88,11 @@ class AdaptiveLM:
         places = len(self.served.slots)
         served = self.served
         if kind == "prompt":
-            dispatcher = self._scored(None)
+            dispatcher = _scored(self.lm, self.labels, served.bank, None)
         elif kind == "classifier":
             if self.classifier is None:
                 raise UserError("the dispatcher 'classifier' needs a classification expert (--classifier)")
-            dispatcher = self._scored(self.classifier)
+            dispatcher = _scored(self.lm, self.labels, served.bank, self.classifier)
         elif kind == "generated":
             first = dispatch.prepare(self.lm, self.labels, calibrate=False)
             dispatcher = dispatchers.generated(self.lm, self.labels, first)
@@ -107,10 +107,6 @@ class AdaptiveLM:
         else:
             dispatcher = dispatchers.everywhere(self.labels, label, places)
         return dataclasses.replace(self, dispatcher=dispatcher, served=served)
-
-    def _scored(self, expert: jax.Array | None, *, calibrate: bool = True) -> Scored:
-        adapter = None if expert is None else mixture(self.served.bank, expert[None, :])
-        return Scored(dispatch.prepare(self.lm, self.labels, adapter=adapter, calibrate=calibrate), expert)
 
     def _router(self, examples: Sequence[tuple[str, str]]) -> Dispatcher:
         names = [label.name for label in self.labels]
@@ -143,14 +139,16 @@ class AdaptiveLM:
         return Rows(Prompts(*_pad(*dispatch.encode(self.lm, self.template, questions))), prompts, known)
 
     def choose(self, questions: Sequence[str], right: Sequence[str] | None = None) -> Decision:
-        """The first pass alone over any number of questions, in batches of 32: host arrays."""
+        """The first pass alone over any number of questions, the shortest first in batches of 32: host arrays."""
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
         found = []
         for start in range(0, max(len(questions), 1), ROWS):
-            batch = slice(start, start + ROWS)
-            rows = self.rows(questions[batch], right and right[batch])
+            batch = order[start : start + ROWS]
+            rows = self.rows([questions[i] for i in batch], right and [right[i] for i in batch])
             decision = adapt.choose(self.served, self.dispatcher, rows)
-            found.append(self._decided(decision, len(questions[batch])))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+            found.append(self._decided(decision, len(batch)))
+        back = np.argsort(order, kind="stable")
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *found)
 
     def _decided(self, decision: Decision, rows: int) -> Decision:
         """The decision on the host, of the first rows and without the places that no label has."""
@@ -271,11 +269,17 @@ def build(
     num_slots = round_up(len(everyone) + 1, SLOTS)
     nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
-    adapter = mixture(nested, alphas[None, :]) if alphas is not None else None
-    first = dispatch.prepare(lm, labels, adapter=adapter, calibrate=calibrate)
-    slots_of = np.pad(np.asarray(places, np.int32), (0, len(first.bias) - len(places)))
+    dispatcher = _scored(lm, labels, nested, alphas, calibrate=calibrate)
+    slots_of = np.pad(np.asarray(places, np.int32), (0, len(dispatcher.first.bias) - len(places)))
     served = Served(lm.model, lm.params, nested, num_slots, jnp.asarray(slots_of), choice)
-    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), Scored(first, alphas), plans, alphas)
+    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), dispatcher, plans, alphas)
+
+
+def _scored(
+    lm: LM, labels: Sequence[Label], bank: Mapping[str, Any], expert: jax.Array | None, *, calibrate: bool = True
+) -> Scored:
+    adapter = None if expert is None else mixture(bank, expert[None, :])
+    return Scored(dispatch.prepare(lm, labels, adapter=adapter, calibrate=calibrate), expert)
 
 
 def check_dispatcher(name: str) -> None:

@@ -42,8 +42,7 @@ def demo(directory: Path) -> dict[str, Any]:
     lm = load(MODEL)
     decompose(lm, "mlp")
     say(f"2/4  training the expert for {LIVE!r}: reward +1 for a right answer, -1 for a wrong one")
-    settings = config.load(overrides=[*LIVE_SETTINGS, f"run_dir={directory / LIVE}"])
-    live, trained = train_expert(settings, lm=lm)
+    live, trained = train_live(lm, directory)
     curve = metrics.read(directory / LIVE / "metrics.jsonl")
     plots.learning_curve(curve, f"SVF on {lm.name}: {LIVE}", directory / "learning_curve.png")
     shipped, classifier = load_shipped(lm)
@@ -89,6 +88,11 @@ def demo(directory: Path) -> dict[str, Any]:
     (directory / "answers.jsonl").write_text("\n".join(lines) + "\n")
     print(report(result, directory))
     return result
+
+
+def train_live(lm: LM, directory: Path) -> tuple[Expert, dict[str, Any]]:
+    """(the expert, its run's result) of `LIVE`, trained in `directory` or found there."""
+    return train_expert(config.load(overrides=[*LIVE_SETTINGS, f"run_dir={directory / LIVE}"]), lm=lm)
 
 
 def asset_files() -> list[Path]:

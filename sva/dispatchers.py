@@ -31,7 +31,7 @@ from sva.lm import LM
 from sva.models.cache import Part, Recent, resize
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.sampling import Greedy
-from sva.spectral.slots import FactoredSlots, Slots, mixture
+from sva.spectral.slots import DeltaSlots, Slots, mixture
 from sva.tasks.labels import OTHER, Label
 
 
@@ -254,10 +254,11 @@ def _mixed_flops(model: Transformer, bank: Any) -> float:
     """Of one token through every layer's weights, each in the form that the bank has it in."""
     total = linear_flops(model.cfg)
     for slots in jax.tree.leaves(bank, is_leaf=lambda x: isinstance(x, Slots)):
-        u, vt = slots.spectrum[::2] if isinstance(slots, FactoredSlots) else (slots.experts.u, slots.experts.vt)
+        is_delta = isinstance(slots, DeltaSlots)
+        u, vt = (slots.experts.u, slots.experts.vt) if is_delta else (slots.spectrum.u, slots.spectrum.vt)
         out, into, kept = u.shape[-2], vt.shape[-1], u.shape[-1]
         layers = u.shape[0] if u.ndim == 3 else 1
-        instead = out * into if isinstance(slots, FactoredSlots) else 0
+        instead = 0 if is_delta else out * into
         total += 2 * layers * (kept * (out + into) - instead)
     return float(total)
 

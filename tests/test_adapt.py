@@ -208,6 +208,8 @@ def test_experts_that_cannot_be_served_together_are_refused(toy):
         with pytest.raises(UserError, match=words):
             build(toy, experts, progress=False)
     adaptive = build(toy, [good], progress=False)
+    with pytest.raises(UserError, match=r"alphas have shape \[5, 3\]; these prompts and this bank need \[5, 8\]"):
+        _answer(toy, adaptive, np.zeros((5, 3)))
     for questions, words in (([" "], "prompt is empty"), (["red " * 300], "context is 256")):
         with pytest.raises(UserError, match=words):
             adaptive.answer(questions, NEW)
@@ -240,6 +242,22 @@ def test_each_of_eight_experts_answers_its_row_as_it_answers_the_whole_batch(set
             np.testing.assert_array_equal(mixed.tokens[row], alone.tokens[row])
             np.testing.assert_array_equal(mixed.logprobs[row], alone.logprobs[row])
     assert len({tuple(row) for row in np.asarray(mixed.logprobs)}) == 5
+
+
+def test_each_of_eight_experts_answers_as_the_merged_model_does(setting, eight):
+    lm, spectra = setting.lm, sva.decompose(setting.lm, "mlp")
+    ids, mask = _encoded(lm)
+    for slots in ([1, 2, 3, 4, 5], [6, 7, 8, 1, 2]):
+        mixed = _answer(lm, eight, np.eye(2 * SLOTS)[slots])
+        for row, slot in enumerate(slots):
+            merged = sva.merge(lm, spectra, _expert(spectra, slot - 1, "").z(spectra))
+
+            def logits(text, merged=merged):
+                return np.asarray(merged.logits(text[None], np.ones_like(text[None])))[0, -1]
+
+            alone = merged.generate(ids[row : row + 1], mask[row : row + 1], NEW, [1]).tokens
+            ours = np.asarray(mixed.tokens[row : row + 1, :NEW])
+            assert_same_tokens(ours, alone, ids[row : row + 1], mask[row : row + 1], logits)
 
 
 def test_a_ninth_expert_compiles_nothing_and_leaves_the_other_rows_alone(setting, eight, compilations):
@@ -304,7 +322,7 @@ def test_the_form_follows_the_tolerance_and_the_answers_its_bound(setting, capsy
     )
 
 
-def test_base_rows_among_experts_are_the_base_bit_for_bit(setting):
+def test_base_rows_among_experts_are_the_base_bit_for_bit_and_factored_nearly(setting):
     lm = setting.lm
     spectra = sva.decompose(lm, "mlp")
     whole = build(lm, [_expert(spectra, 1, "colour")], calibrate=False, exact_base=True, progress=False)
@@ -314,6 +332,11 @@ def test_base_rows_among_experts_are_the_base_bit_for_bit(setting):
     adapted = sva.logits(lm.model, lm.params, ids, mask, mixture(whole.served.bank, alphas))
     base = lm.logits(ids, mask)
     np.testing.assert_array_equal(adapted[::2], base[::2])
+    factored = build(lm, [_expert(spectra, 1, "colour")], calibrate=False, progress=False)
+    assert {plan.form for plan in factored.plans.values()} == {"factored"}
+    near = sva.logits(lm.model, lm.params, ids, mask, mixture(factored.served.bank, alphas))
+    shown = np.asarray(mask, bool)[::2]
+    np.testing.assert_allclose(np.asarray(near)[::2][shown], np.asarray(base)[::2][shown], atol=1e-4)
     assert np.abs(np.asarray(adapted - base))[1::2].max() > 0.1
 
 

@@ -25,6 +25,7 @@ from sva.testing import toy_lm
 
 ROOT = Path(__file__).parent.parent
 WORKER = ROOT / "tests" / "mesh_worker.py"
+TWO_PASS = ROOT / "tests" / "two_pass_worker.py"
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 QUERY, KEY = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
 SMOLLM2 = {
@@ -172,13 +173,13 @@ def test_a_checkpoint_written_on_one_mesh_resumes_on_another(tmp_path, alone):
     check_same_run(read(tmp_path / "out.npz"), alone)
 
 
-def pair(tmp_path, *arguments):
+def pair(tmp_path, *arguments, worker=WORKER):
     """Two processes of four devices each, which know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     environ = {"SVA_COORDINATOR": coordinator, "SVA_PROCESSES": "2", "SVA_CACHE": str(tmp_path / "cache")}
-    return [run(WORKER, *arguments, devices=4, SVA_PROCESS=str(i), **environ) for i in range(2)]
+    return [run(worker, *arguments, devices=4, SVA_PROCESS=str(i), **environ) for i in range(2)]
 
 
 def test_two_processes_train_as_one_device_and_process_0_writes(tmp_path, alone):
@@ -186,6 +187,22 @@ def test_two_processes_train_as_one_device_and_process_0_writes(tmp_path, alone)
         finish(process)
     check_same_run(read(tmp_path / "out.npz"), alone)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_two_passes_on_a_mesh_and_on_two_processes_are_those_of_one_device(tmp_path):
+    cache = {"SVA_CACHE": str(tmp_path / "cache")}
+    finish(run(TWO_PASS, tmp_path / "one.npz", "1x1x1", **cache))
+    one = np.load(tmp_path / "one.npz")
+    np.testing.assert_array_equal(one["alphas"][5:, 1:3], [[1, 0], [0, 1], [0, 0]])
+    mesh = [run(TWO_PASS, tmp_path / "mesh.npz", "2x2x2", **cache)]
+    for place, processes in (("mesh", mesh), ("two", pair(tmp_path, tmp_path / "two.npz", "4x2x1", worker=TWO_PASS))):
+        for process in processes:
+            finish(process)
+        found = np.load(tmp_path / f"{place}.npz")
+        np.testing.assert_allclose(found["probs"], one["probs"], atol=1e-5)
+        np.testing.assert_array_equal(found["alphas"], one["alphas"])
+        np.testing.assert_array_equal(found["tokens"], one["tokens"])
+        np.testing.assert_allclose(found["logprobs"], one["logprobs"], atol=1e-4)
 
 
 @pytest.mark.long

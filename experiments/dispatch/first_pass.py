@@ -1,0 +1,151 @@
+"""What the first pass costs beside a plain prefill and beside a second pass, on 256 GSM8K prompts.
+
+    python experiments/dispatch/first_pass.py [--batches N]     # writes first_pass.json beside this file
+
+SmolLM2-135M-Instruct in float32, the labels of the shipped classification expert, 32 prompts a batch, the shortest
+first (as `AdaptiveLM.choose` has them). For every batch, in turn and with compilation outside:
+
+    prompt       the labels scored by the base model, after the shared instruction
+    classifier   the same by the classification expert
+    generated    the question answered freely, at most 8 tokens, after the shared instruction
+    whole        the same as the paper has it: every prompt reads the instruction again
+    prefill      what the second pass reads, by the base model: keys, values and the next token's logits
+    second       256 new tokens, no end token, every row on the expert that the classification expert chose; its prompts
+                 padded to a multiple of 64, to compile fewer programs
+
+A batch is written when it is finished, and a run that was stopped goes on; --batches ends it after so many. The
+paper's table 3 has a first pass at 13, 19 and 47 % of the second.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva import adapt, chat, demo, evaluate, runtime
+from sva.adaptive import AdaptiveLM, build
+from sva.buckets import left_pad, length_bucket, round_up
+from sva.files import write_json
+from sva.generate import Generation, generate, read
+from sva.lm import load
+from sva.models.transformer import variables
+from sva.runs import command, versions
+from sva.sampling import Greedy
+from sva.spectral.expert import Expert
+from sva.stopwatch import Stopwatch
+from sva.tasks import task
+from sva.tasks.labels import OTHER
+
+PROMPTS, BATCH, NEW, LABEL_TOKENS = 256, 32, 256, 8
+FIRST = ("prompt", "classifier", "generated")
+PLACE = Path(__file__).with_name("first_pass.json")
+
+
+def model() -> AdaptiveLM:
+    """The shipped experts; the one that the demo trains is stood in for by another, which costs the same."""
+    lm = load(demo.MODEL)
+    shipped, classifier = demo.load_shipped(lm)
+    known = {str(expert.metadata["label"]): expert for expert in shipped}
+    experts = [
+        known.get(label, Expert(shipped[0].raw, shipped[0].parametrisation, {"label": label, "description": text}))
+        for label, text in classifier.metadata["labels"].items()
+        if label != OTHER
+    ]
+    return build(lm, experts, classifier=classifier)
+
+
+@jax.jit
+def prefill(served: adapt.Served, prompts: adapt.Prompts) -> Any:
+    """Keys, values and the next token's logits."""
+    return read(served.model, variables(served.model, served.params, None), *prompts)
+
+
+def continued(served: adapt.Served, prompts: adapt.Prompts, eos: jax.Array, new: int) -> Generation:
+    """The base model's greedy answers."""
+    keys = jnp.broadcast_to(jax.random.key(0), (len(prompts.ids),))
+    settings = {"max_new_tokens": new, "sampling": Greedy()}
+    return generate(served.model, served.params, *prompts, jnp.asarray(new, jnp.int32), eos, keys, **settings)
+
+
+@jax.jit
+def whole(served: adapt.Served, prompts: adapt.Prompts, eos: jax.Array) -> Generation:
+    """The classification question answered, all of it read for every prompt."""
+    return continued(served, prompts, eos, LABEL_TOKENS)
+
+
+def measure(by: dict[str, AdaptiveLM], questions: list[str], stopwatch: Stopwatch) -> dict[str, Any]:
+    """Seconds of everything for one batch, and its sizes."""
+    base = by["prompt"]
+    lm, form, rows = base.lm, base.template, base.rows(questions)
+    texts = [form.before + form.space + question + form.after for question in questions]
+    ids, mask = chat.encode(lm, texts)
+    all_of_it = adapt.Prompts(*left_pad(ids, mask, length_bucket(ids.shape[1])))
+    eos = jnp.asarray(chat.end_tokens(lm), jnp.int32)
+    seconds, alphas = {}, {}
+    for name, model in by.items():
+        decision, seconds[name] = stopwatch(adapt.choose, model.served, model.dispatcher, rows)
+        alphas[name] = decision.alphas
+    _, seconds["whole"] = stopwatch(whole, base.served, all_of_it, eos)
+    _, seconds["prefill"] = stopwatch(prefill, base.served, rows.prompts)
+    keys = jnp.broadcast_to(jax.random.key(0), (len(questions),))
+    limit, never = jnp.asarray(NEW, jnp.int32), jnp.full(4, -1, jnp.int32)
+    ids, mask = (np.asarray(x) for x in rows.prompts)
+    prompts = adapt.Prompts(*map(jnp.asarray, left_pad(ids, mask, round_up(ids.shape[1], 64))))
+    request = adapt.Request(prompts, limit, never, keys, max_new_tokens=NEW, sampling=Greedy())
+    _, seconds["second"] = stopwatch(adapt.answer, base.served, alphas["classifier"], request)
+    widths = {"asked": rows.asked, "prefill": rows.prompts, "whole": all_of_it, "second": prompts}
+    widths = {name: int(x.ids.shape[1]) for name, x in widths.items()}
+    return {"seconds": seconds, "widths": widths}
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over all batches, and what part of a prefill and of the second pass each is: of the sums, and by batch."""
+    names = list(found[0]["seconds"])
+    total = {name: sum(batch["seconds"][name] for batch in found) for name in names}
+    parts = {
+        whole: {
+            name: {
+                "of_the_sums": total[name] / total[whole],
+                "median_of_batches": statistics.median(x["seconds"][name] / x["seconds"][whole] for x in found),
+            }
+            for name in names
+            if name not in ("prefill", "second")
+        }
+        for whole in ("prefill", "second")
+    }
+    return {"seconds": total, "of_a_prefill": parts["prefill"], "of_the_second_pass": parts["second"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batches", type=int, default=PROMPTS // BATCH)
+    arguments = parser.parse_args()
+    runtime.start()
+    served, stopwatch = model(), Stopwatch()
+    by = {name: served.by(name) for name in FIRST}
+    questions = sorted((item.question for item in evaluate.items(task("gsm8k"), "test", PROMPTS)), key=len)
+    found = json.loads(PLACE.read_text())["batches"] if PLACE.exists() else []
+    for number in range(len(found), min(len(found) + arguments.batches, PROMPTS // BATCH)):
+        found.append(measure(by, questions[number * BATCH : (number + 1) * BATCH], stopwatch))
+        result = {
+            "model": served.lm.name,
+            "dtype": str(served.lm.model.dtype.__name__),
+            "prompts": len(found) * BATCH,
+            "labels": [label.name for label in served.labels],
+            "instruction_tokens": int(by["prompt"].dispatcher.first.prefix.valid.sum()),  # pyright: ignore
+            "label_tokens": int(by["prompt"].dispatcher.first.label_mask.any(axis=1).sum()),  # pyright: ignore
+            **summary(found),
+            "batches": found,
+        }
+        write_json(PLACE, result | {"versions": versions(), "command": command()})
+        print(json.dumps(found[-1]), flush=True)
+    print(json.dumps(summary(found), indent=2))
+
+
+if __name__ == "__main__":
+    main()
