@@ -11,6 +11,7 @@ The searches are those of `sva.evolution`; `adapt` is the loop.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva import chat
-from sva.complete import Mixtures, complete
+from sva.complete import Completion, Mixtures, complete
 from sva.engine import EngineConfig
 from sva.errors import UserError, at_least
 from sva.evaluate import cut
@@ -31,7 +32,7 @@ from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.forms import Spectrum
 from sva.spectral.slots import RescaledSlots, rescaled, slots
-from sva.tasks.base import Example, Task
+from sva.tasks.base import Example, Grade, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +130,22 @@ class Shots:
 
     task: Task
     examples: tuple[Example, ...]
+    answers: tuple[str, ...] | None = None  # what to take for right, as the grader reads it; None: what it calls right
 
     def __post_init__(self) -> None:
         at_least("shots", len(self.examples), 1)
 
-    def right(self, texts: Sequence[str], places: Sequence[int]) -> np.ndarray:
-        """[B] bool: whether each text answers the shot at its place, by the task's own grader."""
+    def grades(self, texts: Sequence[str], places: Sequence[int]) -> list[Grade]:
+        """The task's own verdict on each text as an answer to the shot at its place."""
         texts = [cut(text, self.task.stop) for text in texts]
-        return np.asarray([grade.correct for grade in self.task.grade_many(texts, [self.examples[i] for i in places])])
+        return self.task.grade_many(texts, [self.examples[i] for i in places])
+
+    def right(self, texts: Sequence[str], places: Sequence[int]) -> np.ndarray:
+        """[B] bool: whether each text is right for the shot at its place."""
+        grades = self.grades(texts, places)
+        if self.answers is None:
+            return np.asarray([grade.correct for grade in grades])
+        return np.asarray([grade.answer == self.answers[i] for grade, i in zip(grades, places, strict=True)])
 
 
 def draw(task: Task, split: str, size: int, seed: int) -> Shots:
@@ -185,29 +194,48 @@ def score(lm: LM, pool: Pool, alphas: Any, shots: Shots, cfg: FewShotConfig, key
       key: of the draws; shot s takes fold_in(key, s) under every member, so that members differ by their alphas alone.
     """
     members, size = len(alphas), len(shots.examples)
-    task = shots.task
-    opening = task.opening(lm.model.cfg.architecture)
-    prompts = chat.tokenize(lm, [chat.render_turns(lm, task.turns(example), opening) for example in shots.examples])
-    values = np.asarray(alphas, np.float32)
-    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(1, 0)])  # slot 0 is the base
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-    texts = [""] * (members * size)
-    means, tokens = np.zeros(members * size, np.float32), 0
-    for found in complete(
+    places = list(range(size)) * members
+    found = answers(lm, pool, np.repeat(np.asarray(alphas), size, axis=0), shots, places, cfg, key)
+    means = np.asarray([row.logprobs.mean() for row in found], np.float32)
+    right = shots.right([row.text for row in found], places)
+    return Scores(right.reshape(members, size), means.reshape(members, size), sum(len(row.tokens) for row in found))
+
+
+def answers(
+    lm: LM,
+    pool: Pool,
+    alphas: np.ndarray,
+    shots: Shots,
+    places: Sequence[int],
+    cfg: FewShotConfig,
+    key: jax.Array,
+    samples: int = 1,
+) -> list[Completion]:
+    """The answers of B rows, each under its own alphas [B, E] or [B, M, E] to the shot at its place.
+
+    Of several samples, row b's are those from b * samples on.
+    """
+    prompts, task = shot_tokens(lm, shots), shots.task
+    padded = np.pad(np.asarray(alphas, np.float32), [(0, 0)] * (np.ndim(alphas) - 1) + [(1, 0)])  # slot 0 is the base
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(places))
+    found = complete(
         lm,
-        prompts * members,
+        [prompts[place] for place in places],
         cfg.max_new_tokens or task.max_new_tokens,
         sampling=Temperature(cfg.temperature) if cfg.temperature else Greedy(),
-        key=jnp.tile(keys, members),
+        key=keys,
+        samples=samples,
         stops=task.stop,
-        mixtures=Mixtures(pool.bank, np.repeat(padded, size, axis=0)),
+        mixtures=Mixtures(pool.bank, padded),
         cfg=EngineConfig(rows=cfg.rows, prompts=cfg.reads),
-    ):
-        texts[found.prompt] = found.text
-        means[found.prompt] = found.logprobs.mean()
-        tokens += len(found.tokens)
-    right = shots.right(texts, list(range(size)) * members)
-    return Scores(right.reshape(members, size), means.reshape(members, size), tokens)
+    )
+    return sorted(found, key=lambda row: (row.prompt, row.sample))
+
+
+def shot_tokens(lm: LM, shots: Shots) -> list[list[int]]:
+    """The token ids of each shot's prompt, as evaluation asks it."""
+    task, opening = shots.task, shots.task.opening(lm.model.cfg.architecture)
+    return chat.tokenize(lm, [chat.render_turns(lm, task.turns(example), opening) for example in shots.examples])
 
 
 def fitness(scores: Scores) -> tuple[jax.Array, jax.Array]:
@@ -225,9 +253,7 @@ class Generation:
     number: int  # from 1
     alphas: np.ndarray  # the solution so far, [E] or [M, E] float32
     state: Any  # to go on from
-    best: float  # accuracy of the best member
-    mean: float  # of all members
-    tokens: int
+    row: Mapping[str, float]  # what is told of it: `best` and `mean` of the members, and how
 
 
 def adapt(
@@ -242,7 +268,7 @@ def adapt(
     done: int = 0,
     generations: int,
 ) -> Iterator[Generation]:
-    """The search's generations from `done` + 1 on; the last one's state has the solution.
+    """The search's generations from `done` + 1 on; the last one has the solution.
 
     Generation g draws with fold_in(key, g), so that a search that goes on from a saved state ends as it would have.
     A generation in which no member answers any shot right tells nothing apart and leaves the state as it is, but for
@@ -258,6 +284,34 @@ def adapt(
         scores = score(lm, pool, population, shots, cfg, drawn)
         if scores.right.any() or (isinstance(search, CEM) and search.reference):
             state = search.tell(state, population, *fitness(scores))
-        solution = np.asarray(search.solution(state))
         means = scores.right.mean(axis=1)
-        yield Generation(number, solution, state, float(means.max()), float(means.mean()), scores.tokens)
+        row = {"best": float(means.max()), "mean": float(means.mean()), "tokens": scores.tokens}
+        yield Generation(number, np.asarray(search.solution(state)), state, row)
+
+
+def vote(lm: LM, pool: Pool, shots: Shots, cfg: FewShotConfig, key: jax.Array, samples: int = 8) -> Shots:
+    """The shots with the answers that most of `samples` draws under the uniform average give: no labels are read.
+
+    Majority vote as in self-consistency (arXiv 2203.11171), as the reward of test-time reinforcement learning (arXiv
+    2504.16084). Of equally frequent answers the first drawn counts; a shot that no draw answers at all is left out.
+
+    Raises:
+      UserError: no draw answers any shot; fewer than 2 samples.
+    """
+    at_least("votes", samples, 2)
+    size = len(shots.examples)
+    start = np.repeat(np.asarray(pool.start())[None], size, axis=0)
+    warm = dataclasses.replace(cfg, temperature=cfg.temperature or 1.0)
+    found = answers(lm, pool, start, shots, range(size), warm, key, samples)
+    grades = shots.grades([row.text for row in found], [row.prompt for row in found])
+    given: list[list[str]] = [[] for _ in shots.examples]
+    for row, grade in zip(found, grades, strict=True):
+        if grade.answer is not None:
+            given[row.prompt].append(grade.answer)
+    voted = [(x, Counter(texts).most_common(1)[0][0]) for x, texts in zip(shots.examples, given, strict=True) if texts]
+    if not voted:
+        raise UserError(
+            f"none of {samples} draws gives an answer to any of the {size} shots, so there is nothing to vote on; "
+            "use shots with answers, or another task"
+        )
+    return Shots(shots.task, tuple(x for x, _ in voted), tuple(text for _, text in voted))

@@ -115,7 +115,7 @@ def test_shots_that_nobody_answers_leave_the_state_as_it_was(setting):
     search = CEM(population=4, elite_ratio=0.5)
     state = search.init(pool.start())
     (last,) = few_shot.adapt(lm, pool, shots, search, CFG, KEY, state=state, generations=1)
-    assert last.best == 0
+    assert last.row["best"] == 0
     np.testing.assert_array_equal(last.state.mean, state.mean)
 
 
