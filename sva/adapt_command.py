@@ -50,6 +50,9 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--reference", action="store_true", help="the public code's mixture, elites and clamp")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the answers; 0 is greedy (the default)")
     parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
+    parser.add_argument(
+        "--race", type=int, metavar="N", help="every N shots, drop members that cannot be elite any more"
+    )
     parser.add_argument("--rows", type=int, default=32, help="answers at work at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the alphas file (default: in runs/adapt, named by the settings)")
@@ -86,7 +89,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         raise UserError("--reference is the public code's search; leave it out, or --method gradient")
     search = CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
     ascent = few_shot_gradient.GradientConfig(arguments.objective)
-    cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows)
+    cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows, block=arguments.race)
     task = make_task(arguments.task)
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
     lm = load(arguments.model)

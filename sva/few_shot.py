@@ -169,6 +169,7 @@ class FewShotConfig:
     temperature: float = 0.0  # 0: greedy; otherwise all members draw with the same random numbers
     rows: int = 32  # answers at work at a time
     reads: int = 4  # prompts read at a time
+    block: int | None = None  # shots between two looks at which members can still be elite; None: all are asked all
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -176,6 +177,8 @@ class FewShotConfig:
         at_least("temperature", self.temperature, 0)
         at_least("rows", self.rows, 1)
         at_least("reads", self.reads, 1)
+        if self.block is not None:
+            at_least("block", self.block, 1)
 
 
 class Scores(NamedTuple):
@@ -184,21 +187,50 @@ class Scores(NamedTuple):
     right: np.ndarray  # [P, S] bool
     mean_logprobs: np.ndarray  # [P, S] float32 nats, mean over an answer's tokens
     tokens: int  # drawn in all
+    dropped: np.ndarray  # [P] bool, members that were asked the first shots only; the others' answers stay 0
 
 
-def score(lm: LM, pool: Pool, alphas: Any, shots: Shots, cfg: FewShotConfig, key: jax.Array) -> Scores:
+def score(
+    lm: LM,
+    pool: Pool,
+    alphas: Any,
+    shots: Shots,
+    cfg: FewShotConfig,
+    key: jax.Array,
+    *,
+    elites: int = 0,
+) -> Scores:
     """Every member's answers to every shot, as one batch in which each row runs on its own mixture.
+
+    With `elites` members race: shots are asked `cfg.block` at a time, and between two blocks those members are dropped
+    that so many others are sure to beat, even if they had all the rest right. The best `elites`, and how they rank,
+    are those without racing.
 
     Args:
       alphas: [P, E], or [P, M, E] for one a matrix.
       key: of the draws; shot s takes fold_in(key, s) under every member, so that members differ by their alphas alone.
     """
     members, size = len(alphas), len(shots.examples)
-    places = list(range(size)) * members
-    found = answers(lm, pool, np.repeat(np.asarray(alphas), size, axis=0), shots, places, cfg, key)
-    means = np.asarray([row.logprobs.mean() for row in found], np.float32)
-    right = shots.right([row.text for row in found], places)
-    return Scores(right.reshape(members, size), means.reshape(members, size), sum(len(row.tokens) for row in found))
+    right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
+    live = np.ones(members, bool)
+    block = (cfg.block or size) if elites else size
+    for first in range(0, size, block):
+        asked, rows = range(first, min(first + block, size)), np.flatnonzero(live)
+        places = list(asked) * len(rows)
+        found = answers(lm, pool, np.repeat(np.asarray(alphas)[rows], len(asked), axis=0), shots, places, cfg, key)
+        verdicts = shots.right([row.text for row in found], places)
+        right[np.ix_(rows, asked)] = verdicts.reshape(len(rows), -1)
+        means[np.ix_(rows, asked)] = np.reshape([row.logprobs.mean() for row in found], (len(rows), -1))
+        tokens += sum(len(row.tokens) for row in found)
+        if elites:
+            live &= can_be_elite(right.sum(axis=1), size - asked.stop, elites)
+    return Scores(right, means, tokens, ~live)
+
+
+def can_be_elite(right: np.ndarray, left: int, elites: int) -> np.ndarray:
+    """[P] bool: which members may still be among the best `elites`, of [P] right so far and `left` shots to come."""
+    sure = np.sort(right)[::-1][min(elites, len(right)) - 1]  # as many have this much already
+    return right + left >= sure
 
 
 def answers(
@@ -239,11 +271,13 @@ def shot_tokens(lm: LM, shots: Shots) -> list[list[int]]:
 
 
 def fitness(scores: Scores) -> tuple[jax.Array, jax.Array]:
-    """(accuracy on the shots, mean log-likelihood of right answers), [P] float32 each: what `tell` takes."""
-    rewards = np.where(scores.right, 1.0, -1.0)
-    return jnp.asarray(scores.right.mean(axis=1), jnp.float32), jnp.asarray(
-        likelihood_of_right(rewards, scores.mean_logprobs)
-    )
+    """(accuracy on the shots, mean log-likelihood of right answers), [P] float32 each: what `tell` takes.
+
+    A member that was dropped has a fitness of minus infinity.
+    """
+    accuracy = np.where(scores.dropped, -np.inf, scores.right.mean(axis=1))
+    likelihood = likelihood_of_right(np.where(scores.right, 1.0, -1.0), scores.mean_logprobs)
+    return jnp.asarray(accuracy, jnp.float32), jnp.asarray(likelihood)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +287,7 @@ class Generation:
     number: int  # from 1
     alphas: np.ndarray  # the solution so far, [E] or [M, E] float32
     state: Any  # to go on from
-    row: Mapping[str, float]  # what is told of it: `best` and `mean` of the members, and how
+    row: Mapping[str, float]  # what is told of it: accuracies of the members and more
 
 
 def adapt(
@@ -281,11 +315,13 @@ def adapt(
     for number in range(done + 1, generations + 1):
         asked, drawn = jax.random.split(jax.random.fold_in(key, number))
         population = search.ask(state, asked)
-        scores = score(lm, pool, population, shots, cfg, drawn)
+        elites = search.elites if isinstance(search, CEM) else 0
+        scores = score(lm, pool, population, shots, cfg, drawn, elites=elites)
         if scores.right.any() or (isinstance(search, CEM) and search.reference):
             state = search.tell(state, population, *fitness(scores))
-        means = scores.right.mean(axis=1)
+        means = scores.right[~scores.dropped].mean(axis=1)
         row = {"best": float(means.max()), "mean": float(means.mean()), "tokens": scores.tokens}
+        row["dropped"] = int(scores.dropped.sum())
         yield Generation(number, np.asarray(search.solution(state)), state, row)
 
 

@@ -104,6 +104,36 @@ def test_a_search_finds_a_mixture_that_answers_more_shots_and_goes_on_bit_for_bi
     assert after > before
 
 
+@pytest.mark.parametrize("reference", [False, True])
+def test_racing_drops_members_and_changes_no_elite(setting, reference):
+    lm, pool, _ = setting
+    source = TASK.source("validation")
+    shots = Shots(TASK, tuple(source[i] for i in range(10)))
+    search = CEM(population=16, elite_ratio=0.25, sigma=1.0, reference=reference)
+    start = search.init(jnp.zeros(3))
+
+    def run(block):
+        cfg = FewShotConfig(rows=8, block=block)
+        return list(few_shot.adapt(lm, pool, shots, search, cfg, KEY, state=start, generations=3))
+
+    every, raced = run(None), run(2)
+    assert sum(step.row["dropped"] for step in raced) > 0 == sum(step.row["dropped"] for step in every)
+    assert sum(step.row["tokens"] for step in raced) < sum(step.row["tokens"] for step in every)
+    for one, other in zip(every, raced, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one.state, other.state)
+
+
+def test_a_member_is_dropped_only_when_enough_others_are_sure_to_beat_it():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        right = rng.random((8, 6)) < rng.random((8, 1))
+        elites, done = int(rng.integers(1, 5)), int(rng.integers(1, 6))
+        kept = few_shot.can_be_elite(right[:, :done].sum(axis=1), 6 - done, elites)
+        order = np.argsort(-right.sum(axis=1), kind="stable")
+        assert kept[order[:elites]].all()
+    np.testing.assert_array_equal(few_shot.can_be_elite(np.array([5, 4, 3, 2]), 1, 2), [True, True, True, False])
+
+
 def test_shots_that_nobody_answers_leave_the_state_as_it_was(setting):
     lm, pool, _ = setting
 
