@@ -53,7 +53,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument(
         "--race", type=int, metavar="N", help="every N shots, drop members that cannot be elite any more"
     )
-    parser.add_argument("--rows", type=int, default=32, help="answers at work at a time (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=320, help="answers at work at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the alphas file (default: in runs/adapt, named by the settings)")
     parser.add_argument("--json", action="store_true", help="print the file as JSON")

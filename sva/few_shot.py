@@ -13,6 +13,7 @@ The searches are those of `sva.evolution`; `adapt` is the loop.
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,18 +21,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva import chat
-from sva.complete import Completion, Mixtures, complete
-from sva.engine import EngineConfig
+from sva.buckets import batch_bucket, budget_bucket, common_prefix, pad_rows, prompt_bucket
+from sva.complete import Completion, complete
+from sva.distributed import to_host
 from sva.errors import UserError, at_least
 from sva.evaluate import cut
 from sva.evolution import CEM, Search
-from sva.lm import LM, merge, shared_form, spectra_of
+from sva.generate import Generation, begin, decode, read
+from sva.lm import LM, check_prompts, merge, pad_eos, shared_form, spectra_of
+from sva.models import cache as kv_cache
+from sva.models.cache import Recent
+from sva.models.transformer import Transformer, variables
 from sva.population import likelihood_of_right
-from sva.sampling import Greedy, Temperature
+from sva.sampling import Greedy, Sampling, Temperature
 from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.forms import Spectrum
-from sva.spectral.slots import RescaledSlots, rescaled, slots
+from sva.spectral.slots import RescaledSlots, mixture, rescaled, slots
 from sva.tasks.base import Example, Grade, Task
 
 
@@ -167,8 +173,7 @@ class FewShotConfig:
 
     max_new_tokens: int | None = None  # the task's own budget by default
     temperature: float = 0.0  # 0: greedy; otherwise all members draw with the same random numbers
-    rows: int = 32  # answers at work at a time
-    reads: int = 4  # prompts read at a time
+    rows: int = 320  # answers at work at a time, whole members; what their keys and values need is the memory it takes
     block: int | None = None  # shots between two looks at which members can still be elite; None: all are asked all
 
     def __post_init__(self) -> None:
@@ -176,9 +181,13 @@ class FewShotConfig:
             at_least("max_new_tokens", self.max_new_tokens, 1)
         at_least("temperature", self.temperature, 0)
         at_least("rows", self.rows, 1)
-        at_least("reads", self.reads, 1)
         if self.block is not None:
             at_least("block", self.block, 1)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Temperature(self.temperature) if self.temperature else Greedy()
 
 
 class Scores(NamedTuple):
@@ -211,20 +220,112 @@ def score(
       key: of the draws; shot s takes fold_in(key, s) under every member, so that members differ by their alphas alone.
     """
     members, size = len(alphas), len(shots.examples)
+    prompts = shot_tokens(lm, shots)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
     right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
     live = np.ones(members, bool)
     block = (cfg.block or size) if elites else size
     for first in range(0, size, block):
         asked, rows = range(first, min(first + block, size)), np.flatnonzero(live)
-        places = list(asked) * len(rows)
-        found = answers(lm, pool, np.repeat(np.asarray(alphas)[rows], len(asked), axis=0), shots, places, cfg, key)
-        verdicts = shots.right([row.text for row in found], places)
+        new = cfg.max_new_tokens or shots.task.max_new_tokens
+        each = np.asarray(alphas, np.float32)[rows]
+        out = answers(lm, pool, each, [prompts[i] for i in asked], keys[np.asarray(asked)], new, cfg)
+        verdicts = shots.right(chat.decode(lm, out.tokens, out.lengths), list(asked) * len(rows))
         right[np.ix_(rows, asked)] = verdicts.reshape(len(rows), -1)
-        means[np.ix_(rows, asked)] = np.reshape([row.logprobs.mean() for row in found], (len(rows), -1))
-        tokens += sum(len(row.tokens) for row in found)
+        means[np.ix_(rows, asked)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
+        tokens += int(out.lengths.sum())
         if elites:
             live &= can_be_elite(right.sum(axis=1), size - asked.stop, elites)
     return Scores(right, means, tokens, ~live)
+
+
+def answers(
+    lm: LM,
+    pool: Pool,
+    alphas: np.ndarray,
+    prompts: Sequence[Sequence[int]],
+    keys: jax.Array,
+    max_new_tokens: int,
+    cfg: FewShotConfig,
+) -> Generation:
+    """P * S continuations as host arrays: row p * S + s is prompt s under member p, alphas [P, E] or [P, M, E].
+
+    Args:
+      keys: [S], one a prompt.
+    Raises:
+      UserError: a prompt that does not leave max_new_tokens of the context.
+    """
+    lengths = np.asarray([len(prompt) for prompt in prompts])
+    check_prompts(lengths, max_new_tokens, lm.model.cfg.max_position_embeddings)
+    shared = common_prefix(prompts)
+    width = prompt_bucket(int(lengths.max()) - shared)
+    ids, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) + shared :] = prompt[shared:]
+        mask[row, width - len(prompt) + shared :] = 1
+    padded = np.pad(alphas, [(0, 0)] * (alphas.ndim - 1) + [(1, 0)])  # slot 0 is the base
+    together = max(1, min(cfg.rows // len(prompts), batch_bucket(len(alphas))))  # members
+    parts = []
+    for first in range(0, len(alphas), together):
+        some = padded[first : first + together]
+        out = _answers(
+            lm.model,
+            lm.params,
+            pool.bank,
+            pad_rows(some, together),
+            np.asarray(prompts[0][:shared], np.int32),
+            ids,
+            mask,
+            jnp.asarray(max_new_tokens, jnp.int32),
+            pad_eos(chat.end_tokens(lm)),
+            keys,
+            max_new_tokens=budget_bucket(max_new_tokens),
+            sampling=cfg.sampling,
+        )
+        parts.append([x[: len(some) * len(prompts)] for x in to_host(out)])
+    tokens, logprobs, counts = map(np.concatenate, zip(*parts, strict=True))
+    return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], counts)
+
+
+@partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling"))
+def _answers(
+    model: Transformer,
+    params: Mapping[str, Any],
+    bank: Mapping[str, Any],
+    alphas: jax.Array,
+    prefix_ids: jax.Array,
+    ids: jax.Array,
+    mask: jax.Array,
+    limit: jax.Array,
+    eos_ids: jax.Array,
+    keys: jax.Array,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> Generation:
+    """Generation of P * S rows, as `generate`'s; what all prompts begin with is read once a member.
+
+    Args:
+      alphas: [P, E_max], or [P, M, E_max].
+      prefix_ids: [T0] int32, before every prompt; may be empty.
+      ids, mask: [S, T] int32, padded on the left.
+      keys: [S].
+    """
+    members, shots = len(alphas), len(ids)
+    each = variables(model, params, mixture(bank, jnp.repeat(alphas, shots, axis=0)))
+    past = []
+    if prefix_ids.size:
+        prefix = jnp.broadcast_to(prefix_ids, (members, prefix_ids.size))
+        one = variables(model, params, mixture(bank, alphas))
+        past = [read(model, one, prefix, jnp.ones_like(prefix))[1]]  # row p * S + s sees its row p
+    ids, mask, keys = (jnp.tile(x, (members,) + (1,) * (x.ndim - 1)) for x in (ids, mask, keys))
+    logits, prompts, position = read(model, each, ids, mask, past)
+    rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
+    length = ids.shape[1]
+    recent = Recent(kv_cache.resize(prompts, length + max_new_tokens), jnp.full((), length, jnp.int32))
+    rows, rest, _ = decode(model, each, past, recent, rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1)
+    tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))
+    return Generation(tokens, logprobs, rows.count)
 
 
 def can_be_elite(right: np.ndarray, left: int, elites: int) -> np.ndarray:
@@ -233,33 +334,18 @@ def can_be_elite(right: np.ndarray, left: int, elites: int) -> np.ndarray:
     return right + left >= sure
 
 
-def answers(
-    lm: LM,
-    pool: Pool,
-    alphas: np.ndarray,
-    shots: Shots,
-    places: Sequence[int],
-    cfg: FewShotConfig,
-    key: jax.Array,
-    samples: int = 1,
+def draws(
+    lm: LM, pool: Pool, alphas: Any, shots: Shots, count: int, cfg: FewShotConfig, key: jax.Array
 ) -> list[Completion]:
-    """The answers of B rows, each under its own alphas [B, E] or [B, M, E] to the shot at its place.
-
-    Of several samples, row b's are those from b * samples on.
-    """
-    prompts, task = shot_tokens(lm, shots), shots.task
-    padded = np.pad(np.asarray(alphas, np.float32), [(0, 0)] * (np.ndim(alphas) - 1) + [(1, 0)])  # slot 0 is the base
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(places))
+    """`count` draws for each shot under one mixture, shot by shot; at temperature 1 where `cfg` is greedy."""
     found = complete(
-        lm,
-        [prompts[place] for place in places],
-        cfg.max_new_tokens or task.max_new_tokens,
-        sampling=Temperature(cfg.temperature) if cfg.temperature else Greedy(),
-        key=keys,
-        samples=samples,
-        stops=task.stop,
-        mixtures=Mixtures(pool.bank, padded),
-        cfg=EngineConfig(rows=cfg.rows, prompts=cfg.reads),
+        mixed(lm, pool, alphas),
+        shot_tokens(lm, shots),
+        cfg.max_new_tokens or shots.task.max_new_tokens,
+        sampling=Temperature(cfg.temperature or 1.0),
+        key=key,
+        samples=count,
+        stops=shots.task.stop,
     )
     return sorted(found, key=lambda row: (row.prompt, row.sample))
 
@@ -281,7 +367,7 @@ def fitness(scores: Scores) -> tuple[jax.Array, jax.Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class Progress:
     """A search after one more generation."""
 
     number: int  # from 1
@@ -301,7 +387,7 @@ def adapt(
     state: Any,
     done: int = 0,
     generations: int,
-) -> Iterator[Generation]:
+) -> Iterator[Progress]:
     """The search's generations from `done` + 1 on; the last one has the solution.
 
     Generation g draws with fold_in(key, g), so that a search that goes on from a saved state ends as it would have.
@@ -322,7 +408,7 @@ def adapt(
         means = scores.right[~scores.dropped].mean(axis=1)
         row = {"best": float(means.max()), "mean": float(means.mean()), "tokens": scores.tokens}
         row["dropped"] = int(scores.dropped.sum())
-        yield Generation(number, np.asarray(search.solution(state)), state, row)
+        yield Progress(number, np.asarray(search.solution(state)), state, row)
 
 
 def vote(lm: LM, pool: Pool, shots: Shots, cfg: FewShotConfig, key: jax.Array, samples: int = 8) -> Shots:
@@ -336,9 +422,7 @@ def vote(lm: LM, pool: Pool, shots: Shots, cfg: FewShotConfig, key: jax.Array, s
     """
     at_least("votes", samples, 2)
     size = len(shots.examples)
-    start = np.repeat(np.asarray(pool.start())[None], size, axis=0)
-    warm = dataclasses.replace(cfg, temperature=cfg.temperature or 1.0)
-    found = answers(lm, pool, start, shots, range(size), warm, key, samples)
+    found = draws(lm, pool, pool.start(), shots, samples, cfg, key)
     grades = shots.grades([row.text for row in found], [row.prompt for row in found])
     given: list[list[str]] = [[] for _ in shots.examples]
     for row, grade in zip(found, grades, strict=True):

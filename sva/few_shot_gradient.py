@@ -22,7 +22,7 @@ from flax import struct
 from sva.advantages import group
 from sva.buckets import length_bucket
 from sva.errors import UserError, above, at_least
-from sva.few_shot import FewShotConfig, Generation, Pool, Shots, answers, shot_tokens
+from sva.few_shot import FewShotConfig, Pool, Progress, Shots, draws, shot_tokens
 from sva.likelihood import continuation_logprobs
 from sva.lm import LM, check_prompts
 from sva.models.transformer import Transformer
@@ -134,7 +134,7 @@ def adapt(
     state: State,
     done: int = 0,
     generations: int,
-) -> Iterator[Generation]:
+) -> Iterator[Progress]:
     """The ascent's steps from `done` + 1 on; arguments as `few_shot.adapt`, `state` from `init`.
 
     Raises:
@@ -147,12 +147,11 @@ def adapt(
         worth = jnp.asarray([1 / (len(solutions) * len(tokens)) for tokens in solutions], jnp.float32)
         for number in range(done + 1, generations + 1):
             state, value = ascend(state, lm.model, lm.params, pool.bank, rows, worth, lr=gradient.lr)
-            yield Generation(number, np.asarray(state.alphas), state, {"nats": float(value)})
+            yield Progress(number, np.asarray(state.alphas), state, {"nats": float(value)})
         return
-    size, warm = len(prompts), dataclasses.replace(cfg, temperature=cfg.temperature or 1.0)
+    size = len(prompts)
     for number in range(done + 1, generations + 1):
-        each = np.repeat(np.asarray(state.alphas)[None], size, axis=0)
-        found = answers(lm, pool, each, shots, range(size), warm, jax.random.fold_in(key, number), gradient.samples)
+        found = draws(lm, pool, state.alphas, shots, gradient.samples, cfg, jax.random.fold_in(key, number))
         places = [row.prompt for row in found]
         right = shots.right([row.text for row in found], places).reshape(size, gradient.samples)
         rows = rows_of(lm, [prompts[i] for i in places], [row.tokens.tolist() for row in found])
@@ -160,4 +159,4 @@ def adapt(
         state, _ = ascend(state, lm.model, lm.params, pool.bank, rows, worth, lr=gradient.lr)
         means = right.mean(axis=1)
         row = {"best": float(means.max()), "mean": float(right.mean()), "tokens": sum(len(row.tokens) for row in found)}
-        yield Generation(number, np.asarray(state.alphas), state, row)
+        yield Progress(number, np.asarray(state.alphas), state, row)

@@ -37,7 +37,7 @@ def main(model, output, mesh_name):
         made = experts({name: len(spectrum.s) for name, spectrum in spectra.items()})
         pool = few_shot.pool(lm, made, progress=False)
         task, search = NameAColour(), CEM(population=8, elite_ratio=0.25)
-        shots, cfg = Shots(task, tuple(task.source("validation")[:6])), FewShotConfig(rows=8)
+        shots, cfg = Shots(task, tuple(task.source("validation")[:6])), FewShotConfig(rows=20)
         begin = search.init(jnp.zeros(3))
         steps = list(few_shot.adapt(lm, pool, shots, search, cfg, jax.random.key(0), state=begin, generations=3))
     if is_writer():

@@ -12,7 +12,7 @@ from sva.spectral.expert import Expert
 from sva.testing import NameAColour, toy_lm
 
 TASK = NameAColour()
-CFG = FewShotConfig(rows=8, reads=2)
+CFG = FewShotConfig(rows=20)
 KEY = jax.random.key(0)
 
 
@@ -82,7 +82,7 @@ def test_the_public_codes_mixture_is_rescaled_raw_values(reference):
 def test_members_draw_with_the_same_random_numbers(setting):
     lm, pool, shots = setting
     alphas = jnp.asarray([[0.5, 0.2, 0.1], [0.5, 0.2, 0.1], [0, 0, 0]])
-    scores = few_shot.score(lm, pool, alphas, shots, FewShotConfig(rows=8, temperature=1.0), KEY)
+    scores = few_shot.score(lm, pool, alphas, shots, FewShotConfig(rows=20, temperature=1.0), KEY)
     np.testing.assert_array_equal(scores.mean_logprobs[0], scores.mean_logprobs[1])
     assert (scores.mean_logprobs[0] != scores.mean_logprobs[2]).any()
 
@@ -113,7 +113,7 @@ def test_racing_drops_members_and_changes_no_elite(setting, reference):
     start = search.init(jnp.zeros(3))
 
     def run(block):
-        cfg = FewShotConfig(rows=8, block=block)
+        cfg = FewShotConfig(rows=20, block=block)
         return list(few_shot.adapt(lm, pool, shots, search, cfg, KEY, state=start, generations=3))
 
     every, raced = run(None), run(2)

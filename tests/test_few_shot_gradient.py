@@ -47,7 +47,7 @@ def test_climbing_raises_what_is_climbed(setting, kind):
     if kind == "likelihood":
         assert steps[-1].row["nats"] > steps[0].row["nats"] + 0.1
     else:
-        warm = FewShotConfig(rows=8, temperature=1.0)
+        warm = FewShotConfig(temperature=1.0)
         ends = jnp.stack([jnp.zeros(3), jnp.asarray(steps[-1].alphas)])
         right = [few_shot.score(lm, pool, ends, shots, warm, jax.random.key(i)).right.mean(axis=1) for i in range(20)]
         before, after = np.mean(right, axis=0)

@@ -12,12 +12,14 @@ outside the times.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ import transformers
 
 import sva
 from sva import chat, few_shot, runtime
+from sva.buckets import budget_bucket
 from sva.evolution import CEM
 from sva.files import write_json
 from sva.runs import command, versions
@@ -83,7 +86,7 @@ def one_round(arguments: argparse.Namespace, done: int) -> dict[str, Any]:
     experts = [sva.Expert.load(f"sva/assets/{name}.safetensors") for name in EXPERTS]
     pool = few_shot.pool(lm, experts, progress=False)
     shots = few_shot.draw(make_task(arguments.task), "train", SHOTS, 0)
-    cfg = few_shot.FewShotConfig(max_new_tokens=arguments.new, rows=arguments.rows, reads=arguments.reads)
+    cfg = few_shot.FewShotConfig(max_new_tokens=arguments.new, rows=arguments.rows)
     search, key = CEM(low=0.0, high=1.0), jax.random.key(0)
     population = np.asarray(search.ask(search.init(pool.start()), key))
     encoded = chat.encode(lm, [chat.render(lm, shots.task.question(example)) for example in shots.examples])
@@ -104,7 +107,8 @@ def one_round(arguments: argparse.Namespace, done: int) -> dict[str, Any]:
         texts = chat.decode(lm, out.tokens, out.lengths)
         return {"member": member, "seconds": seconds, "right": shots.right(texts, range(SHOTS)).tolist()}
 
-    few_shot.score(lm, pool, population[:2], shots, cfg, key)  # compiles
+    with mock.patch.object(few_shot, "budget_bucket", return_value=budget_bucket(arguments.new)):  # compiles all shapes
+        few_shot.score(lm, pool, population, shots, dataclasses.replace(cfg, max_new_tokens=2), key)
     few_shot.mixed(lm, pool, population[0]).generate(*encoded, arguments.new, chat.end_tokens(lm))
     public.member(population[0], *encoded, 2)
     half = len(members) // 2
@@ -148,8 +152,7 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--new", type=int, required=True, help="tokens of an answer at most")
     parser.add_argument("--members", type=int, default=4, help="timed the public way a round")
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--reads", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=320, help="of sva's batch")
     parser.add_argument("--summary", action="store_true", help="no round; write result.json from all so far")
     arguments = parser.parse_args()
     runtime.start()
