@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva import chat
-from sva.buckets import batch_bucket, budget_bucket, common_prefix, pad_rows, prompt_bucket
+from sva.buckets import budget_bucket, common_prefix, pad_rows, prompt_bucket
 from sva.complete import Completion, complete
 from sva.distributed import to_host
 from sva.errors import UserError, at_least
@@ -220,41 +220,40 @@ def score(
       key: of the draws; shot s takes fold_in(key, s) under every member, so that members differ by their alphas alone.
     """
     members, size = len(alphas), len(shots.examples)
-    prompts = shot_tokens(lm, shots)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
+    new = cfg.max_new_tokens or shots.task.max_new_tokens
+    asked = ask(lm, shots, key, new)
     right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
     live = np.ones(members, bool)
     block = (cfg.block or size) if elites else size
     for first in range(0, size, block):
-        asked, rows = range(first, min(first + block, size)), np.flatnonzero(live)
-        new = cfg.max_new_tokens or shots.task.max_new_tokens
-        each = np.asarray(alphas, np.float32)[rows]
-        out = answers(lm, pool, each, [prompts[i] for i in asked], keys[np.asarray(asked)], new, cfg)
-        verdicts = shots.right(chat.decode(lm, out.tokens, out.lengths), list(asked) * len(rows))
-        right[np.ix_(rows, asked)] = verdicts.reshape(len(rows), -1)
-        means[np.ix_(rows, asked)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
+        places, rows = range(size)[first : first + block], np.flatnonzero(live)
+        part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[np.asarray(places)])
+        out = answers(lm, pool, np.asarray(alphas, np.float32)[rows], part, new, cfg)
+        verdicts = shots.right(chat.decode(lm, out.tokens, out.lengths), list(places) * len(rows))
+        right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
+        means[np.ix_(rows, places)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
         tokens += int(out.lengths.sum())
         if elites:
-            live &= can_be_elite(right.sum(axis=1), size - asked.stop, elites)
+            live &= can_be_elite(right.sum(axis=1), size - places.stop, elites)
     return Scores(right, means, tokens, ~live)
 
 
-def answers(
-    lm: LM,
-    pool: Pool,
-    alphas: np.ndarray,
-    prompts: Sequence[Sequence[int]],
-    keys: jax.Array,
-    max_new_tokens: int,
-    cfg: FewShotConfig,
-) -> Generation:
-    """P * S continuations as host arrays: row p * S + s is prompt s under member p, alphas [P, E] or [P, M, E].
+class Asked(NamedTuple):
+    """S prompts."""
 
-    Args:
-      keys: [S], one a prompt.
+    prefix_ids: np.ndarray  # [T0] int32, what all of them begin with; may be empty
+    ids: np.ndarray  # [S, T] int32, the rest, padded on the left
+    mask: np.ndarray  # [S, T] int32
+    keys: jax.Array  # [S] typed keys
+
+
+def ask(lm: LM, shots: Shots, key: jax.Array, max_new_tokens: int) -> Asked:
+    """The shots as token ids, with the key of each.
+
     Raises:
       UserError: a prompt that does not leave max_new_tokens of the context.
     """
+    prompts = shot_tokens(lm, shots)
     lengths = np.asarray([len(prompt) for prompt in prompts])
     check_prompts(lengths, max_new_tokens, lm.model.cfg.max_position_embeddings)
     shared = common_prefix(prompts)
@@ -263,8 +262,20 @@ def answers(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) + shared :] = prompt[shared:]
         mask[row, width - len(prompt) + shared :] = 1
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
+    return Asked(np.asarray(prompts[0][:shared], np.int32), ids, mask, keys)
+
+
+def answers(
+    lm: LM, pool: Pool, alphas: np.ndarray, asked: Asked, max_new_tokens: int, cfg: FewShotConfig
+) -> Generation:
+    """P * S continuations as host arrays: row p * S + s is prompt s under member p, alphas [P, E] or [P, M, E].
+
+    Members are padded to a multiple of 8, or to as many as make `cfg.rows`, so that few programs serve all numbers.
+    """
+    size = len(asked.ids)
     padded = np.pad(alphas, [(0, 0)] * (alphas.ndim - 1) + [(1, 0)])  # slot 0 is the base
-    together = max(1, min(cfg.rows // len(prompts), batch_bucket(len(alphas))))  # members
+    together = max(1, min(cfg.rows // size, -(-len(alphas) // 8) * 8))  # members
     parts = []
     for first in range(0, len(alphas), together):
         some = padded[first : first + together]
@@ -273,16 +284,13 @@ def answers(
             lm.params,
             pool.bank,
             pad_rows(some, together),
-            np.asarray(prompts[0][:shared], np.int32),
-            ids,
-            mask,
+            asked,
             jnp.asarray(max_new_tokens, jnp.int32),
             pad_eos(chat.end_tokens(lm)),
-            keys,
             max_new_tokens=budget_bucket(max_new_tokens),
             sampling=cfg.sampling,
         )
-        parts.append([x[: len(some) * len(prompts)] for x in to_host(out)])
+        parts.append([x[: len(some) * size] for x in to_host(out)])
     tokens, logprobs, counts = map(np.concatenate, zip(*parts, strict=True))
     return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], counts)
 
@@ -293,32 +301,25 @@ def _answers(
     params: Mapping[str, Any],
     bank: Mapping[str, Any],
     alphas: jax.Array,
-    prefix_ids: jax.Array,
-    ids: jax.Array,
-    mask: jax.Array,
+    asked: Asked,
     limit: jax.Array,
     eos_ids: jax.Array,
-    keys: jax.Array,
     *,
     max_new_tokens: int,
     sampling: Sampling,
 ) -> Generation:
-    """Generation of P * S rows, as `generate`'s; what all prompts begin with is read once a member.
+    """Generation of P * S rows, as `generate`'s, for alphas [P, E_max] or [P, M, E_max].
 
-    Args:
-      alphas: [P, E_max], or [P, M, E_max].
-      prefix_ids: [T0] int32, before every prompt; may be empty.
-      ids, mask: [S, T] int32, padded on the left.
-      keys: [S].
+    What all prompts begin with is read once a member.
     """
-    members, shots = len(alphas), len(ids)
+    members, shots = len(alphas), len(asked.ids)
     each = variables(model, params, mixture(bank, jnp.repeat(alphas, shots, axis=0)))
     past = []
-    if prefix_ids.size:
-        prefix = jnp.broadcast_to(prefix_ids, (members, prefix_ids.size))
+    if asked.prefix_ids.size:
+        prefix = jnp.broadcast_to(asked.prefix_ids, (members, asked.prefix_ids.size))
         one = variables(model, params, mixture(bank, alphas))
         past = [read(model, one, prefix, jnp.ones_like(prefix))[1]]  # row p * S + s sees its row p
-    ids, mask, keys = (jnp.tile(x, (members,) + (1,) * (x.ndim - 1)) for x in (ids, mask, keys))
+    ids, mask, keys = (jnp.tile(x, (members,) + (1,) * (x.ndim - 1)) for x in asked[1:])
     logits, prompts, position = read(model, each, ids, mask, past)
     rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
     length = ids.shape[1]

@@ -104,6 +104,29 @@ def test_a_search_finds_a_mixture_that_answers_more_shots_and_goes_on_bit_for_bi
     assert after > before
 
 
+@pytest.mark.parametrize("shape", [(3,), (6, 3)])
+def test_the_reference_search_is_the_public_codes_given_its_noise_and_scores(shape):
+    """A port of SakanaAI/self-adaptive-llms, commit 03a41ae: 32 members, int(0.2 * 32) elites, clamped to [0, 1]."""
+    search, size = CEM(low=0.0, high=1.0, reference=True), int(np.prod(shape))
+    state = search.init(jnp.full(shape, 1 / 3))
+    mean, std, best = np.full(size, 1 / 3), np.full(size, 0.5), np.full(size, 1 / 3)
+    pull = np.linspace(-1, 1, size)
+    for step in range(8):
+        key = jax.random.fold_in(KEY, step)
+        members = np.clip(mean + np.asarray(jax.random.normal(key, (32, size))) * std, 0, 1)
+        members[0] = best
+        right = np.clip(np.round(5 + 4 * members @ pull / size), 0, 10) / 10  # of 10 shots: many are equal
+        ties = -np.abs(members - 0.4).sum(axis=1)
+        ours = search.ask(state, key)
+        np.testing.assert_allclose(np.reshape(ours, (32, size)), members, atol=1e-5)
+        state = search.tell(state, ours, jnp.asarray(right, jnp.float32), jnp.asarray(ties, jnp.float32))
+        elite = members[np.argsort(-right, kind="stable")[:6]]
+        equal = np.flatnonzero(right == right.max())
+        mean, std, best = elite.mean(axis=0), elite.std(axis=0, ddof=1), members[equal[ties[equal].argmax()]]
+        np.testing.assert_allclose(np.ravel(search.solution(state)), best, atol=1e-5)
+    np.testing.assert_allclose(np.ravel(state.mean), mean, atol=1e-5)
+
+
 @pytest.mark.parametrize("reference", [False, True])
 def test_racing_drops_members_and_changes_no_elite(setting, reference):
     lm, pool, _ = setting
