@@ -33,12 +33,27 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     )
     parser.add_argument("--shots", type=int, help="solved examples to search on (default: the budget's)")
     parser.add_argument("--iterations", type=int, help="generations of the search (default: the budget's)")
+    parser.add_argument(
+        "--method",
+        choices=["cem", "gradient", "vote"],
+        default="cem",
+        help="cem: search by accuracy; gradient: climb --objective; vote: search without labels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--objective",
+        choices=["likelihood", "accuracy"],
+        default="likelihood",
+        help="of gradient: the likelihood of the answers, or by policy gradient (default: %(default)s)",
+    )
     parser.add_argument("--population", type=int, default=32, help="mixtures a generation (default: %(default)s)")
     parser.add_argument("--per-matrix", action="store_true", help="a mixture of its own for every matrix")
     parser.add_argument("--reference", action="store_true", help="the public code's mixture, elites and clamp")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the answers; 0 is greedy (the default)")
     parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
-    parser.add_argument("--rows", type=int, default=32, help="answers at work at a time (default: %(default)s)")
+    parser.add_argument(
+        "--race", type=int, metavar="N", help="every N shots, drop members that cannot be elite any more"
+    )
+    parser.add_argument("--rows", type=int, default=320, help="answers at work at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the alphas file (default: in runs/adapt, named by the settings)")
     parser.add_argument("--json", action="store_true", help="print the file as JSON")
@@ -56,7 +71,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     import numpy as np
     from tqdm import tqdm
 
-    from sva import alphas, few_shot
+    from sva import alphas, few_shot, few_shot_gradient
     from sva.evolution import CEM
     from sva.lm import load
     from sva.runs import command, versions
@@ -70,15 +85,29 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     at_least("--iterations", generations, 1)
     if not arguments.expert:
         raise UserError("there is nothing to mix: name experts with --expert")
+    if arguments.method == "gradient" and arguments.reference:
+        raise UserError("--reference is the public code's search; leave it out, or --method gradient")
     search = CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
-    cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows)
+    ascent = few_shot_gradient.GradientConfig(arguments.objective)
+    cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows, block=arguments.race)
     task = make_task(arguments.task)
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
     lm = load(arguments.model)
     experts = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in arguments.expert]
     told = alphas.known(experts)
     asked = json.dumps([task.question(example) for example in chosen.examples])
-    names = ("task", "split", "population", "per_matrix", "reference", "temperature", "rows", "seed")
+    names = (
+        "task",
+        "split",
+        "method",
+        "objective",
+        "population",
+        "per_matrix",
+        "reference",
+        "temperature",
+        "rows",
+        "seed",
+    )
     settings = {
         **{name: getattr(arguments, name) for name in names},
         "shots": shots,
@@ -90,39 +119,31 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{digest}.json"
     members = few_shot.pool(lm, experts, reference=arguments.reference)
-    start = search.init(members.start(per_matrix=arguments.per_matrix))
+    begin, key = members.start(per_matrix=arguments.per_matrix), jax.random.key(arguments.seed)
+    is_ascent = arguments.method == "gradient"
+    start = few_shot_gradient.init(begin, ascent) if is_ascent else search.init(begin)
     with alphas.locked(out):
         history, state = _earlier(out, settings, start)
-        made_with = {"command": command(), "versions": versions()}
-        bar = tqdm(
-            few_shot.adapt(
-                lm,
-                members,
-                chosen,
-                search,
-                cfg,
-                jax.random.key(arguments.seed),
-                state=state,
-                done=len(history),
-                generations=generations,
-            ),
-            f"adapt {task.name}",
-            generations,
-            initial=len(history),
-            unit="generation",
-            file=sys.stderr,
+        if arguments.method == "vote":
+            chosen = few_shot.vote(lm, members, chosen, cfg, jax.random.fold_in(key, 0))
+        parts: dict[str, Any] = {"state": state, "done": len(history), "generations": generations}
+        steps = (
+            few_shot_gradient.adapt(lm, members, chosen, ascent, cfg, key, **parts)
+            if is_ascent
+            else few_shot.adapt(lm, members, chosen, search, cfg, key, **parts)
         )
+        made_with = {"command": command(), "versions": versions()}
+        base = {"name": lm.name, "fingerprint": lm.fingerprint}
+        bar = tqdm(steps, f"adapt {task.name}", generations, initial=len(history), unit="generation", file=sys.stderr)
         for step in bar:
-            history.append({"best": step.best, "mean": step.mean, "tokens": step.tokens})
-            bar.set_postfix_str(f"best {step.best:.0%} mean {step.mean:.0%}")
-            is_lost = not arguments.reference and not any(row["best"] for row in history)
+            history.append(dict(step.row))
+            bar.set_postfix_str(_told(step.row))
+            is_lost = not arguments.reference and not any(row.get("best", 1) for row in history)
             values = np.zeros_like(step.alphas) if is_lost else step.alphas  # nothing was right: the base
             saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
             record = {"settings": settings, "history": history, "state": saved, **made_with}
             named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
-            alphas.Alphas(
-                named, told, {"name": lm.name, "fingerprint": lm.fingerprint}, arguments.reference, record
-            ).save(out)
+            alphas.Alphas(named, told, base, arguments.reference, record).save(out)
     return out, json.loads(out.read_text())
 
 
@@ -155,12 +176,9 @@ def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[d
 
 def as_text(path: Path, result: Mapping[str, Any]) -> str:
     """A result in a few lines."""
-    history, shots = result["history"], result["settings"]["shots"]
-    best = max(row["best"] for row in history)
-    lines = [
-        f"{result['settings']['task']}: the best of {len(history)} generations answered {best:.0%} of {shots} shots"
-    ]
-    if best == 0:
+    history, settings = result["history"], result["settings"]
+    lines = [f"{settings['task']}, {settings['shots']} shots, {len(history)} generations: {_told(history[-1])}"]
+    if not any(row.get("best", 1) for row in history):
         lines.append("no member answered any shot right, so the alphas are 0, the base; try other shots or experts")
     rows = result["alphas"]
     means = [sum(column) / len(rows) for column in zip(*rows.values(), strict=True)] if isinstance(rows, dict) else rows
@@ -168,3 +186,10 @@ def as_text(path: Path, result: Mapping[str, Any]) -> str:
     about = "mean alpha of the matrices" if isinstance(rows, dict) else "alpha"
     lines.append(f"{about}: " + ", ".join(f"{label} {alpha:.2f}" for label, alpha in zip(labels, means, strict=True)))
     return "\n".join([*lines, f"alphas: {path}"])
+
+
+def _told(row: Mapping[str, float]) -> str:
+    """A generation in a few words."""
+    if "nats" in row:
+        return f"{row['nats']:.3f} nats a token of the answers"
+    return f"best {row['best']:.0%}, mean {row['mean']:.0%}"

@@ -39,7 +39,7 @@ class Mixtures:
     """A mixture of experts for each prompt."""
 
     bank: Mapping[str, Any]  # the model's nested tree of `Slots`
-    alphas: np.ndarray  # [B, E_max] or [B, M, E_max]
+    alphas: np.ndarray  # [B, E_max]
 
 
 def complete(

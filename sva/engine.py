@@ -58,7 +58,7 @@ class Weights:
         return [] if self.prefix is None else [self.prefix]
 
     def collections(self, alphas: jax.Array) -> dict[str, Any]:
-        """The variables for rows with these alphas [B, E_max] or [B, M, E_max]."""
+        """The variables for rows with these alphas [B, E_max]."""
         adapter = None if self.bank is None else mixture(self.bank, alphas)
         return variables(self.model, self.params, adapter)
 
@@ -78,7 +78,7 @@ class State:
     rows: Rows
     slots: Part
     used: jax.Array  # [B] int32, slots a row has written
-    alphas: jax.Array  # [B, E_max] or [B, M, E_max] float32, [B, 0] without a bank
+    alphas: jax.Array  # [B, E_max] float32, [B, 0] without a bank
 
 
 class Place(NamedTuple):
@@ -89,7 +89,7 @@ class Place(NamedTuple):
     used: Any  # slots that it fills
     limit: Any  # tokens to draw
     key: jax.Array
-    alphas: Any  # [E_max] or [M, E_max]
+    alphas: Any  # [E_max]
 
 
 class Request(NamedTuple):
@@ -98,7 +98,7 @@ class Request(NamedTuple):
     prompt_ids: Sequence[int]
     max_new_tokens: int
     keys: jax.Array  # [G] typed keys, one a sample
-    alphas: np.ndarray | None = None  # [E_max] or [M, E_max] of the bank's experts
+    alphas: np.ndarray | None = None  # [E_max] of the bank's experts
 
 
 class Finished(NamedTuple):
@@ -292,7 +292,7 @@ def _idle(weights: Weights, request: Request, cfg: EngineConfig, slots: int) -> 
         rows=Rows(none(), none(), none(), jnp.ones(cfg.rows, bool), none(), keys),
         slots=kv_cache.empty(model.cfg, cfg.rows, slots, model.dtype, scan=model.scan_layers),
         used=none(),
-        alphas=jnp.zeros((cfg.rows, *_alphas(request).shape)),
+        alphas=jnp.zeros((cfg.rows, len(_alphas(request)))),
     )
 
 

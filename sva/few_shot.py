@@ -11,7 +11,9 @@ The searches are those of `sva.evolution`; `adapt` is the loop.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,19 +21,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva import chat
-from sva.complete import Mixtures, complete
-from sva.engine import EngineConfig
+from sva.buckets import budget_bucket, common_prefix, pad_rows, prompt_bucket
+from sva.complete import Completion, complete
+from sva.distributed import to_host
 from sva.errors import UserError, at_least
 from sva.evaluate import cut
 from sva.evolution import CEM, Search
-from sva.lm import LM, merge, shared_form, spectra_of
+from sva.generate import Generation, begin, decode, read
+from sva.lm import LM, check_prompts, merge, pad_eos, shared_form, spectra_of
+from sva.models import cache as kv_cache
+from sva.models.cache import Recent
+from sva.models.transformer import Transformer, variables
 from sva.population import likelihood_of_right
-from sva.sampling import Greedy, Temperature
+from sva.sampling import Greedy, Sampling, Temperature
 from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.forms import Spectrum
-from sva.spectral.slots import RescaledSlots, rescaled, slots
-from sva.tasks.base import Example, Task
+from sva.spectral.slots import RescaledSlots, mixture, rescaled, slots
+from sva.tasks.base import Example, Grade, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +136,22 @@ class Shots:
 
     task: Task
     examples: tuple[Example, ...]
+    answers: tuple[str, ...] | None = None  # what to take for right, as the grader reads it; None: what it calls right
 
     def __post_init__(self) -> None:
         at_least("shots", len(self.examples), 1)
 
-    def right(self, texts: Sequence[str], places: Sequence[int]) -> np.ndarray:
-        """[B] bool: whether each text answers the shot at its place, by the task's own grader."""
+    def grades(self, texts: Sequence[str], places: Sequence[int]) -> list[Grade]:
+        """The task's own verdict on each text as an answer to the shot at its place."""
         texts = [cut(text, self.task.stop) for text in texts]
-        return np.asarray([grade.correct for grade in self.task.grade_many(texts, [self.examples[i] for i in places])])
+        return self.task.grade_many(texts, [self.examples[i] for i in places])
+
+    def right(self, texts: Sequence[str], places: Sequence[int]) -> np.ndarray:
+        """[B] bool: whether each text is right for the shot at its place."""
+        grades = self.grades(texts, places)
+        if self.answers is None:
+            return np.asarray([grade.correct for grade in grades])
+        return np.asarray([grade.answer == self.answers[i] for grade, i in zip(grades, places, strict=True)])
 
 
 def draw(task: Task, split: str, size: int, seed: int) -> Shots:
@@ -158,15 +173,21 @@ class FewShotConfig:
 
     max_new_tokens: int | None = None  # the task's own budget by default
     temperature: float = 0.0  # 0: greedy; otherwise all members draw with the same random numbers
-    rows: int = 32  # answers at work at a time
-    reads: int = 4  # prompts read at a time
+    rows: int = 320  # answers at work at a time, whole members; what their keys and values need is the memory it takes
+    block: int | None = None  # shots between two looks at which members can still be elite; None: all are asked all
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
             at_least("max_new_tokens", self.max_new_tokens, 1)
         at_least("temperature", self.temperature, 0)
         at_least("rows", self.rows, 1)
-        at_least("reads", self.reads, 1)
+        if self.block is not None:
+            at_least("block", self.block, 1)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Temperature(self.temperature) if self.temperature else Greedy()
 
 
 class Scores(NamedTuple):
@@ -175,59 +196,185 @@ class Scores(NamedTuple):
     right: np.ndarray  # [P, S] bool
     mean_logprobs: np.ndarray  # [P, S] float32 nats, mean over an answer's tokens
     tokens: int  # drawn in all
+    dropped: np.ndarray  # [P] bool, members that were asked the first shots only; the others' answers stay 0
 
 
-def score(lm: LM, pool: Pool, alphas: Any, shots: Shots, cfg: FewShotConfig, key: jax.Array) -> Scores:
+def score(
+    lm: LM,
+    pool: Pool,
+    alphas: Any,
+    shots: Shots,
+    cfg: FewShotConfig,
+    key: jax.Array,
+    *,
+    elites: int = 0,
+) -> Scores:
     """Every member's answers to every shot, as one batch in which each row runs on its own mixture.
+
+    With `elites` members race: shots are asked `cfg.block` at a time, and between two blocks those members are dropped
+    that so many others are sure to beat, even if they had all the rest right. The best `elites`, and how they rank,
+    are those without racing.
 
     Args:
       alphas: [P, E], or [P, M, E] for one a matrix.
       key: of the draws; shot s takes fold_in(key, s) under every member, so that members differ by their alphas alone.
     """
     members, size = len(alphas), len(shots.examples)
-    task = shots.task
-    opening = task.opening(lm.model.cfg.architecture)
-    prompts = chat.tokenize(lm, [chat.render_turns(lm, task.turns(example), opening) for example in shots.examples])
-    values = np.asarray(alphas, np.float32)
-    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(1, 0)])  # slot 0 is the base
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-    texts = [""] * (members * size)
-    means, tokens = np.zeros(members * size, np.float32), 0
-    for found in complete(
-        lm,
-        prompts * members,
-        cfg.max_new_tokens or task.max_new_tokens,
-        sampling=Temperature(cfg.temperature) if cfg.temperature else Greedy(),
-        key=jnp.tile(keys, members),
-        stops=task.stop,
-        mixtures=Mixtures(pool.bank, np.repeat(padded, size, axis=0)),
-        cfg=EngineConfig(rows=cfg.rows, prompts=cfg.reads),
-    ):
-        texts[found.prompt] = found.text
-        means[found.prompt] = found.logprobs.mean()
-        tokens += len(found.tokens)
-    right = shots.right(texts, list(range(size)) * members)
-    return Scores(right.reshape(members, size), means.reshape(members, size), tokens)
+    new = cfg.max_new_tokens or shots.task.max_new_tokens
+    asked = ask(lm, shots, key, new)
+    right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
+    live = np.ones(members, bool)
+    block = (cfg.block or size) if elites else size
+    for first in range(0, size, block):
+        places, rows = range(size)[first : first + block], np.flatnonzero(live)
+        part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[np.asarray(places)])
+        out = answers(lm, pool, np.asarray(alphas, np.float32)[rows], part, new, cfg)
+        verdicts = shots.right(chat.decode(lm, out.tokens, out.lengths), list(places) * len(rows))
+        right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
+        means[np.ix_(rows, places)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
+        tokens += int(out.lengths.sum())
+        if elites:
+            live &= can_be_elite(right.sum(axis=1), size - places.stop, elites)
+    return Scores(right, means, tokens, ~live)
+
+
+class Asked(NamedTuple):
+    """S prompts."""
+
+    prefix_ids: np.ndarray  # [T0] int32, what all of them begin with; may be empty
+    ids: np.ndarray  # [S, T] int32, the rest, padded on the left
+    mask: np.ndarray  # [S, T] int32
+    keys: jax.Array  # [S] typed keys
+
+
+def ask(lm: LM, shots: Shots, key: jax.Array, max_new_tokens: int) -> Asked:
+    """The shots as token ids, with the key of each.
+
+    Raises:
+      UserError: a prompt that does not leave max_new_tokens of the context.
+    """
+    prompts = shot_tokens(lm, shots)
+    lengths = np.asarray([len(prompt) for prompt in prompts])
+    check_prompts(lengths, max_new_tokens, lm.model.cfg.max_position_embeddings)
+    shared = common_prefix(prompts)
+    width = prompt_bucket(int(lengths.max()) - shared)
+    ids, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) + shared :] = prompt[shared:]
+        mask[row, width - len(prompt) + shared :] = 1
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
+    return Asked(np.asarray(prompts[0][:shared], np.int32), ids, mask, keys)
+
+
+def answers(
+    lm: LM, pool: Pool, alphas: np.ndarray, asked: Asked, max_new_tokens: int, cfg: FewShotConfig
+) -> Generation:
+    """P * S continuations as host arrays: row p * S + s is prompt s under member p, alphas [P, E] or [P, M, E].
+
+    Members are padded to a multiple of 8, or to as many as make `cfg.rows`, so that few programs serve all numbers.
+    """
+    size = len(asked.ids)
+    padded = np.pad(alphas, [(0, 0)] * (alphas.ndim - 1) + [(1, 0)])  # slot 0 is the base
+    together = max(1, min(cfg.rows // size, -(-len(alphas) // 8) * 8))  # members
+    parts = []
+    for first in range(0, len(alphas), together):
+        some = padded[first : first + together]
+        out = _answers(
+            lm.model,
+            lm.params,
+            pool.bank,
+            pad_rows(some, together),
+            asked,
+            jnp.asarray(max_new_tokens, jnp.int32),
+            pad_eos(chat.end_tokens(lm)),
+            max_new_tokens=budget_bucket(max_new_tokens),
+            sampling=cfg.sampling,
+        )
+        parts.append([x[: len(some) * size] for x in to_host(out)])
+    tokens, logprobs, counts = map(np.concatenate, zip(*parts, strict=True))
+    return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], counts)
+
+
+@partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling"))
+def _answers(
+    model: Transformer,
+    params: Mapping[str, Any],
+    bank: Mapping[str, Any],
+    alphas: jax.Array,
+    asked: Asked,
+    limit: jax.Array,
+    eos_ids: jax.Array,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> Generation:
+    """Generation of P * S rows, as `generate`'s, for alphas [P, E_max] or [P, M, E_max].
+
+    What all prompts begin with is read once a member.
+    """
+    members, shots = len(alphas), len(asked.ids)
+    each = variables(model, params, mixture(bank, jnp.repeat(alphas, shots, axis=0)))
+    past = []
+    if asked.prefix_ids.size:
+        prefix = jnp.broadcast_to(asked.prefix_ids, (members, asked.prefix_ids.size))
+        one = variables(model, params, mixture(bank, alphas))
+        past = [read(model, one, prefix, jnp.ones_like(prefix))[1]]  # row p * S + s sees its row p
+    ids, mask, keys = (jnp.tile(x, (members,) + (1,) * (x.ndim - 1)) for x in asked[1:])
+    logits, prompts, position = read(model, each, ids, mask, past)
+    rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
+    length = ids.shape[1]
+    recent = Recent(kv_cache.resize(prompts, length + max_new_tokens), jnp.full((), length, jnp.int32))
+    rows, rest, _ = decode(model, each, past, recent, rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1)
+    tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))
+    return Generation(tokens, logprobs, rows.count)
+
+
+def can_be_elite(right: np.ndarray, left: int, elites: int) -> np.ndarray:
+    """[P] bool: which members may still be among the best `elites`, of [P] right so far and `left` shots to come."""
+    sure = np.sort(right)[::-1][min(elites, len(right)) - 1]  # as many have this much already
+    return right + left >= sure
+
+
+def draws(
+    lm: LM, pool: Pool, alphas: Any, shots: Shots, count: int, cfg: FewShotConfig, key: jax.Array
+) -> list[Completion]:
+    """`count` draws for each shot under one mixture, shot by shot; at temperature 1 where `cfg` is greedy."""
+    found = complete(
+        mixed(lm, pool, alphas),
+        shot_tokens(lm, shots),
+        cfg.max_new_tokens or shots.task.max_new_tokens,
+        sampling=Temperature(cfg.temperature or 1.0),
+        key=key,
+        samples=count,
+        stops=shots.task.stop,
+    )
+    return sorted(found, key=lambda row: (row.prompt, row.sample))
+
+
+def shot_tokens(lm: LM, shots: Shots) -> list[list[int]]:
+    """The token ids of each shot's prompt, as evaluation asks it."""
+    task, opening = shots.task, shots.task.opening(lm.model.cfg.architecture)
+    return chat.tokenize(lm, [chat.render_turns(lm, task.turns(example), opening) for example in shots.examples])
 
 
 def fitness(scores: Scores) -> tuple[jax.Array, jax.Array]:
-    """(accuracy on the shots, mean log-likelihood of right answers), [P] float32 each: what `tell` takes."""
-    rewards = np.where(scores.right, 1.0, -1.0)
-    return jnp.asarray(scores.right.mean(axis=1), jnp.float32), jnp.asarray(
-        likelihood_of_right(rewards, scores.mean_logprobs)
-    )
+    """(accuracy on the shots, mean log-likelihood of right answers), [P] float32 each: what `tell` takes.
+
+    A member that was dropped has a fitness of minus infinity.
+    """
+    accuracy = np.where(scores.dropped, -np.inf, scores.right.mean(axis=1))
+    likelihood = likelihood_of_right(np.where(scores.right, 1.0, -1.0), scores.mean_logprobs)
+    return jnp.asarray(accuracy, jnp.float32), jnp.asarray(likelihood)
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class Progress:
     """A search after one more generation."""
 
     number: int  # from 1
     alphas: np.ndarray  # the solution so far, [E] or [M, E] float32
     state: Any  # to go on from
-    best: float  # accuracy of the best member
-    mean: float  # of all members
-    tokens: int
+    row: Mapping[str, float]  # what is told of it: accuracies of the members and more
 
 
 def adapt(
@@ -241,8 +388,8 @@ def adapt(
     state: Any,
     done: int = 0,
     generations: int,
-) -> Iterator[Generation]:
-    """The search's generations from `done` + 1 on; the last one's state has the solution.
+) -> Iterator[Progress]:
+    """The search's generations from `done` + 1 on; the last one has the solution.
 
     Generation g draws with fold_in(key, g), so that a search that goes on from a saved state ends as it would have.
     A generation in which no member answers any shot right tells nothing apart and leaves the state as it is, but for
@@ -255,9 +402,37 @@ def adapt(
     for number in range(done + 1, generations + 1):
         asked, drawn = jax.random.split(jax.random.fold_in(key, number))
         population = search.ask(state, asked)
-        scores = score(lm, pool, population, shots, cfg, drawn)
+        elites = search.elites if isinstance(search, CEM) else 0
+        scores = score(lm, pool, population, shots, cfg, drawn, elites=elites)
         if scores.right.any() or (isinstance(search, CEM) and search.reference):
             state = search.tell(state, population, *fitness(scores))
-        solution = np.asarray(search.solution(state))
-        means = scores.right.mean(axis=1)
-        yield Generation(number, solution, state, float(means.max()), float(means.mean()), scores.tokens)
+        means = scores.right[~scores.dropped].mean(axis=1)
+        row = {"best": float(means.max()), "mean": float(means.mean()), "tokens": scores.tokens}
+        row["dropped"] = int(scores.dropped.sum())
+        yield Progress(number, np.asarray(search.solution(state)), state, row)
+
+
+def vote(lm: LM, pool: Pool, shots: Shots, cfg: FewShotConfig, key: jax.Array, samples: int = 8) -> Shots:
+    """The shots with the answers that most of `samples` draws under the uniform average give: no labels are read.
+
+    Majority vote as in self-consistency (arXiv 2203.11171), as the reward of test-time reinforcement learning (arXiv
+    2504.16084). Of equally frequent answers the first drawn counts; a shot that no draw answers at all is left out.
+
+    Raises:
+      UserError: no draw answers any shot; fewer than 2 samples.
+    """
+    at_least("votes", samples, 2)
+    size = len(shots.examples)
+    found = draws(lm, pool, pool.start(), shots, samples, cfg, key)
+    grades = shots.grades([row.text for row in found], [row.prompt for row in found])
+    given: list[list[str]] = [[] for _ in shots.examples]
+    for row, grade in zip(found, grades, strict=True):
+        if grade.answer is not None:
+            given[row.prompt].append(grade.answer)
+    voted = [(x, Counter(texts).most_common(1)[0][0]) for x, texts in zip(shots.examples, given, strict=True) if texts]
+    if not voted:
+        raise UserError(
+            f"none of {samples} draws gives an answer to any of the {size} shots, so there is nothing to vote on; "
+            "use shots with answers, or another task"
+        )
+    return Shots(shots.task, tuple(x for x, _ in voted), tuple(text for _, text in voted))

@@ -12,20 +12,26 @@ from sva import chat
 from sva.buckets import batch_bucket, length_bucket, pad_rows
 from sva.lm import LM, check_prompts
 from sva.logprobs import score
-from sva.models.transformer import Transformer, apply, positions_of
+from sva.models.transformer import Transformer, apply, positions_of, variables
 
 
 @partial(jax.jit, static_argnames=("model",))
 def continuation_logprobs(
-    model: Transformer, params: Mapping[str, Any], ids: jax.Array, mask: jax.Array, scored: jax.Array
+    model: Transformer,
+    params: Mapping[str, Any],
+    ids: jax.Array,
+    mask: jax.Array,
+    scored: jax.Array,
+    adapter: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """[B] float32 nats: the summed log-probability of each row's scored tokens, given those before them.
 
     Args:
       ids, mask: [B, T] int32, padded on the right.
       scored: [B, T] int32, 1 for the tokens to sum over; never a row's first.
+      adapter: of the rows, or None for the model alone.
     """
-    hidden, _ = apply(model, {"params": params}, ids, *positions_of(mask))
+    hidden, _ = apply(model, variables(model, params, adapter), ids, *positions_of(mask))
     logprobs = score(
         lambda h: apply(model, {"params": params}, h, method="unembed"), hidden[:, :-1], ids[:, 1:]
     ).logprobs

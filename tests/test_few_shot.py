@@ -12,7 +12,7 @@ from sva.spectral.expert import Expert
 from sva.testing import NameAColour, toy_lm
 
 TASK = NameAColour()
-CFG = FewShotConfig(rows=8, reads=2)
+CFG = FewShotConfig(rows=20)
 KEY = jax.random.key(0)
 
 
@@ -82,7 +82,7 @@ def test_the_public_codes_mixture_is_rescaled_raw_values(reference):
 def test_members_draw_with_the_same_random_numbers(setting):
     lm, pool, shots = setting
     alphas = jnp.asarray([[0.5, 0.2, 0.1], [0.5, 0.2, 0.1], [0, 0, 0]])
-    scores = few_shot.score(lm, pool, alphas, shots, FewShotConfig(rows=8, temperature=1.0), KEY)
+    scores = few_shot.score(lm, pool, alphas, shots, FewShotConfig(rows=20, temperature=1.0), KEY)
     np.testing.assert_array_equal(scores.mean_logprobs[0], scores.mean_logprobs[1])
     assert (scores.mean_logprobs[0] != scores.mean_logprobs[2]).any()
 
@@ -104,6 +104,59 @@ def test_a_search_finds_a_mixture_that_answers_more_shots_and_goes_on_bit_for_bi
     assert after > before
 
 
+@pytest.mark.parametrize("shape", [(3,), (6, 3)])
+def test_the_reference_search_is_the_public_codes_given_its_noise_and_scores(shape):
+    """A port of SakanaAI/self-adaptive-llms, commit 03a41ae: 32 members, int(0.2 * 32) elites, clamped to [0, 1]."""
+    search, size = CEM(low=0.0, high=1.0, reference=True), int(np.prod(shape))
+    state = search.init(jnp.full(shape, 1 / 3))
+    mean, std, best = np.full(size, 1 / 3), np.full(size, 0.5), np.full(size, 1 / 3)
+    pull = np.linspace(-1, 1, size)
+    for step in range(8):
+        key = jax.random.fold_in(KEY, step)
+        members = np.clip(mean + np.asarray(jax.random.normal(key, (32, size))) * std, 0, 1)
+        members[0] = best
+        right = np.clip(np.round(5 + 4 * members @ pull / size), 0, 10) / 10  # of 10 shots: many are equal
+        ties = -np.abs(members - 0.4).sum(axis=1)
+        ours = search.ask(state, key)
+        np.testing.assert_allclose(np.reshape(ours, (32, size)), members, atol=1e-5)
+        state = search.tell(state, ours, jnp.asarray(right, jnp.float32), jnp.asarray(ties, jnp.float32))
+        elite = members[np.argsort(-right, kind="stable")[:6]]
+        equal = np.flatnonzero(right == right.max())
+        mean, std, best = elite.mean(axis=0), elite.std(axis=0, ddof=1), members[equal[ties[equal].argmax()]]
+        np.testing.assert_allclose(np.ravel(search.solution(state)), best, atol=1e-5)
+    np.testing.assert_allclose(np.ravel(state.mean), mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_racing_drops_members_and_changes_no_elite(setting, reference):
+    lm, pool, _ = setting
+    source = TASK.source("validation")
+    shots = Shots(TASK, tuple(source[i] for i in range(10)))
+    search = CEM(population=16, elite_ratio=0.25, sigma=1.0, reference=reference)
+    start = search.init(jnp.zeros(3))
+
+    def run(block):
+        cfg = FewShotConfig(rows=20, block=block)
+        return list(few_shot.adapt(lm, pool, shots, search, cfg, KEY, state=start, generations=3))
+
+    every, raced = run(None), run(2)
+    assert sum(step.row["dropped"] for step in raced) > 0 == sum(step.row["dropped"] for step in every)
+    assert sum(step.row["tokens"] for step in raced) < sum(step.row["tokens"] for step in every)
+    for one, other in zip(every, raced, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one.state, other.state)
+
+
+def test_a_member_is_dropped_only_when_enough_others_are_sure_to_beat_it():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        right = rng.random((8, 6)) < rng.random((8, 1))
+        elites, done = int(rng.integers(1, 5)), int(rng.integers(1, 6))
+        kept = few_shot.can_be_elite(right[:, :done].sum(axis=1), 6 - done, elites)
+        order = np.argsort(-right.sum(axis=1), kind="stable")
+        assert kept[order[:elites]].all()
+    np.testing.assert_array_equal(few_shot.can_be_elite(np.array([5, 4, 3, 2]), 1, 2), [True, True, True, False])
+
+
 def test_shots_that_nobody_answers_leave_the_state_as_it_was(setting):
     lm, pool, _ = setting
 
@@ -115,7 +168,7 @@ def test_shots_that_nobody_answers_leave_the_state_as_it_was(setting):
     search = CEM(population=4, elite_ratio=0.5)
     state = search.init(pool.start())
     (last,) = few_shot.adapt(lm, pool, shots, search, CFG, KEY, state=state, generations=1)
-    assert last.best == 0
+    assert last.row["best"] == 0
     np.testing.assert_array_equal(last.state.mean, state.mean)
 
 
