@@ -1,6 +1,6 @@
 """The rollout engine on SmolLM2-135M-Instruct, float32: a refilled job, label scoring, an expert a row.
 
-    python experiments/engine/engine.py [job] [labels] [experts]      # extra `bench`; all by default; result.json
+    python experiments/engine/engine.py [job] [labels] [experts] [long]    # extra `bench`; default: all
 
 - `job`: 256 GSM8K test questions whose answers have the lengths of lengths.json (uniform, 16 to 256), forced on both
   sides: 32 rows that refill here, batches of 32 in file order there. No end tokens. Ours runs twice, so that the
@@ -9,9 +9,12 @@
   of the same questions without any logits.
 - `experts`: 32 rows that decode on the shipped experts, each in two slots of the bank, one row after another, beside
   32 rows on one of them, merged.
+- `long`: 1,000 GSM8K test questions, answers of 2 to 32 forced tokens, after a job of a few that meets every bucket:
+  programs compiled and memory held after each hundred.
 """
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -190,10 +193,45 @@ def experts(lm) -> dict:
     }
 
 
+def long(lm) -> dict:
+    """Programs and memory over a long job."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **about: (
+            compiled.append(about.get("fun_name", "")) if "backend_compile" in event else None
+        )
+    )
+    forced = json.loads((HERE / "lengths.json").read_text())
+    questions = [chat.render(lm, item.question) for item in evaluate.items(task("gsm8k"), "test", 1000)]
+    rows = chat.tokenize(lm, questions)
+    lengths = [forced[i % len(forced)] // 8 for i in range(len(rows))]
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    some = [*by_length[::16], *by_length[::-16]]  # short ones first, then long ones, then short ones again
+    list(complete(lm, [rows[i] for i in some], [lengths[i] for i in some], eos_ids=()))
+    warm = len(compiled)
+    compiled.clear()
+    held = []
+    started = time.perf_counter()
+    for done, _ in enumerate(complete(lm, rows, lengths, eos_ids=(), title="long"), 1):
+        if done % 100 == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            held.append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
+            print(f"{done}: {held[-1]:.0f} MiB, {len(compiled)} programs", flush=True)
+    return {
+        "prompts": len(rows),
+        "prompt_tokens": sum(map(len, rows)),
+        "new_tokens": sum(lengths),
+        "seconds": time.perf_counter() - started,
+        "programs_compiled_before": warm,
+        "programs_compiled": compiled,
+        "resident_mebibytes_after_each_hundred": held,
+    }
+
+
 def main() -> None:
     runtime.start()
     lm = load("smollm2-135m-instruct-q4_1")
-    parts = {"job": job, "labels": labels, "experts": experts}
+    parts = {"job": job, "labels": labels, "experts": experts, "long": long}
     path = HERE / "result.json"
     result = json.loads(path.read_text()) if path.exists() else {}
     for name in sys.argv[1:] or parts:
