@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sva import adapt_command, evaluate_command, expert_commands, generate_command
+from sva import adapt_command, evaluate_command, expert_commands, generate_command, sweep_command
 from sva.errors import UserError
 
 
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", type=int, default=32, help="tokens of each prompt (default: %(default)s)")
     sub.add_argument("--max-new-tokens", type=int, default=64, help="of each row (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    sweep_command.add(commands)
     expert_commands.add(commands, model)
     return parser
 
