@@ -7,6 +7,7 @@ import numpy as np
 
 from sva.errors import UserError
 from sva.lm import LM
+from sva.tasks.base import Example, Task
 
 
 def render(lm: LM, question: str) -> str:
@@ -26,6 +27,18 @@ def render_turns(lm: LM, turns: Sequence[Mapping[str, str]], opening: str = "") 
         return "\n\n".join([*(turn["content"] for turn in turns), *([opening] if opening else [])])
     chat = [dict(turn) for turn in turns]
     return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + opening
+
+
+def render_example(lm: LM, task: Task, example: Example) -> str:
+    """The text of an example of a task: its turns, up to where the answer starts, and how that is made to begin.
+
+    Raises:
+      UserError: the question is empty.
+    """
+    turns = task.turns(example)
+    if not turns[-1]["content"].strip():
+        raise UserError(f"task {task.name}: a question is empty; give it some text")
+    return render_turns(lm, turns, task.opening(lm.model.cfg.architecture))
 
 
 def tokenize(lm: LM, texts: Sequence[str]) -> list[list[int]]:

@@ -42,6 +42,10 @@ class Config:
     dtype: str = "float32"
     task: str = "last_letter"
     routes: tuple[str, ...] = ()  # for the task `routing`: the tasks to tell apart
+    grader: str = "strict"  # or "reference", as the next two: what Transformer-Squared's public code does
+    splits: str = "clean"
+    prompt: str = "own"
+    sandbox: str = "strict"  # at which programs run, or "best-effort"
     targets: str = "mlp"
     parametrisation: str = "sigmoid_nuclear"
     seed: int = 0

@@ -20,6 +20,7 @@ from sva.likelihood import option_logprobs
 from sva.lm import LM
 from sva.records import RecordFile
 from sva.spectral.expert import Expert
+from sva.stops import cut
 from sva.stopwatch import Stopwatch
 from sva.tasks import task as make_task
 from sva.tasks.base import Example, Grade, Task, reason
@@ -111,11 +112,6 @@ def grade(
     ]
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first of the stop texts in it."""
-    return text[: min([place for place in map(text.find, stop) if place >= 0], default=len(text))]
-
-
 Answer = Callable[[Sequence[Item]], list[Record]]
 """What answers and grades one batch of items; the one place that knows how answers come about."""
 
@@ -147,8 +143,7 @@ def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = Tru
 
 def _prompts(lm: LM, batch: Sequence[Item]) -> list[str]:
     """What `lm` is given of each item."""
-    family = lm.model.cfg.architecture
-    return [chat.render_turns(lm, task.turns(example), task.opening(family)) for task, example in batch]
+    return [chat.render_example(lm, task, example) for task, example in batch]
 
 
 def by_generation(lm: LM, max_new_tokens: int) -> Answer:

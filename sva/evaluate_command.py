@@ -182,9 +182,9 @@ def _check_apart(expert: Any, task: Any, split: str) -> None:
     from sva.tasks import task as make_task
     from sva.tasks.splits import require_apart
 
-    trained = trained_on(expert)
+    trained, settings = trained_on(expert), expert.metadata.get("config") or {}
     if trained in names() and trained != "routing":
-        require_apart(make_task(trained), task, split)
+        require_apart(make_task(trained, splits=settings.get("splits", "clean")), task, split)
 
 
 def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

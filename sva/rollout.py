@@ -22,6 +22,7 @@ from sva.reinforce import Batch, ReinforceConfig, advantages
 from sva.sampling import Greedy, Temperature
 from sva.spectral.cores import adapters
 from sva.spectral.forms import Spectrum
+from sva.stops import Text, cut
 from sva.tasks.base import Example, Task
 
 
@@ -140,13 +141,27 @@ def sample(
     )
     tokens, logprobs, lengths = to_host(out)
     texts = chat.decode(lm, tokens, lengths)
-    return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos))
+    texts = [cut(text, task.stop) for text in texts]
+    lengths, stopped = _until_stop(lm, tokens, lengths, task.stop)
+    return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos, stopped))
 
 
-def faults(tokens: np.ndarray, lengths: np.ndarray, texts: Sequence[str], eos: Sequence[int]) -> tuple[int, int]:
-    """(overlong, empty): rows that end without an end token, and rows whose text is nothing."""
+def _until_stop(lm: LM, tokens: np.ndarray, lengths: np.ndarray, stops: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths [B] int32 up to the token that completes a stop text, [B] bool where there is one)."""
+    found = [
+        Text(chat.need_tokenizer(lm), stops).add(row[:length].tolist()) if stops else None
+        for row, length in zip(tokens, lengths, strict=True)
+    ]
+    stopped = np.array([keep is not None for keep in found])
+    return np.where(stopped, [keep or 0 for keep in found], lengths).astype(np.int32), stopped
+
+
+def faults(
+    tokens: np.ndarray, lengths: np.ndarray, texts: Sequence[str], eos: Sequence[int], stopped: Any = False
+) -> tuple[int, int]:
+    """(overlong, empty): rows that end without an end token or a stop text, and rows whose text is nothing."""
     last = tokens[np.arange(len(tokens)), lengths - 1]
-    return int((~np.isin(last, eos)).sum()), sum(not text.strip() for text in texts)
+    return int((~np.isin(last, eos) & ~np.asarray(stopped)).sum()), sum(not text.strip() for text in texts)
 
 
 def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
@@ -158,7 +173,7 @@ def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.n
     samples = len(texts) // len(examples)
     asked = [example for example in examples for _ in range(samples)]
     try:
-        grades = task.grade_many(texts, asked)
+        grades = task.grade_many([cut(text, task.stop) for text in texts], asked)
     except UserError:  # such as a sandbox that cannot be had here
         raise
     except Exception as error:
@@ -243,6 +258,6 @@ def prompts(lm: LM, task: Task, examples: Sequence[Example], width: int) -> tupl
 
 
 def _encode(lm: LM, task: Task, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    ids, mask = chat.encode(lm, [chat.render(lm, task.question(example)) for example in examples])
+    ids, mask = chat.encode(lm, [chat.render_example(lm, task, example) for example in examples])
     check_prompts(mask.sum(axis=1), task.max_new_tokens, lm.model.cfg.max_position_embeddings)
     return ids, mask

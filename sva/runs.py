@@ -68,7 +68,8 @@ def command() -> str:
 
 def task_of(config: Config) -> Task:
     """The task that a configuration trains."""
-    return make_task(config.task, routes=config.routes) if config.routes else make_task(config.task)
+    how = {name: getattr(config, name) for name in ("grader", "splits", "prompt", "sandbox")}
+    return make_task(config.task, routes=config.routes, **how)
 
 
 def train_expert(

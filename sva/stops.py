@@ -6,6 +6,11 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 
+def cut(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of the stop strings in it."""
+    return text[: min([place for place in map(text.find, stops) if place >= 0], default=len(text))]
+
+
 class Text:
     """The text of one completion, special tokens left out, cut where a stop string begins.
 

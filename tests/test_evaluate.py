@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import sva.tasks
-from sva import chat, evaluate, evaluate_command, likelihood, records
+from sva import chat, evaluate, evaluate_command, likelihood, records, stops
 from sva.cli import main
 from sva.errors import UserError
 from sva.evaluate import Item
@@ -141,9 +141,9 @@ def test_a_file_that_is_no_evaluations_is_one_line(tmp_path, content, message):
 
 
 def test_what_follows_a_stop_text_is_no_part_of_an_answer():
-    assert evaluate.cut("red Instruction: name", ("Instruction:", "Response")) == "red "
-    assert evaluate.cut("red Response Instruction:", ("Instruction:", "Response")) == "red "
-    assert evaluate.cut("red", ("Instruction:",)) == "red"
+    assert stops.cut("red Instruction: name", ("Instruction:", "Response")) == "red "
+    assert stops.cut("red Response Instruction:", ("Instruction:", "Response")) == "red "
+    assert stops.cut("red", ("Instruction:",)) == "red"
     item = Item(NameAColour(stop=("!",)), {"thing": "a", "of": "b"})
     (record,) = evaluate.grade([item], ["red ! green"], [3])
     assert (record.completion, record.correct, record.reason) == ("red ", True, "right")

@@ -58,6 +58,14 @@ def test_a_run_leaves_everything_that_tells_what_it_did(run, settings, toy):
         assert result[name]["low"] <= result[name]["mean"] <= result[name]["high"]
 
 
+def test_the_task_is_made_with_the_settings_that_name_the_public_code():
+    names = {"grader": "reference", "splits": "reference", "prompt": "reference"}
+    task = runs.task_of(config.load(overrides=["task=gsm8k", *(f"{name}={value}" for name, value in names.items())]))
+    assert {name: getattr(task, name) for name in names} == names
+    assert task.stop
+    assert runs.task_of(config.load(overrides=["task=mbpp", "sandbox=best-effort"])).sandbox == "best-effort"
+
+
 def test_the_experts_file_is_for_this_base_and_says_what_it_is(run, toy):
     run_dir, expert, _ = run
     loaded = Expert.load(run_dir / "expert.safetensors", fingerprint=toy.fingerprint)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sva import chat
 from sva.checkpoint import Checkpoints
 from sva.errors import UserError
 from sva.evolution import EvolutionConfig
@@ -119,6 +120,39 @@ def test_without_score_eos_the_end_token_is_left_out_and_nothing_else(toy, spect
     left_out = masks[0] - masks[1]
     np.testing.assert_array_equal(left_out, masks[0] * (np.asarray(data.completion_ids) == 1))
     assert left_out.any()
+
+
+def test_what_follows_a_stop_text_is_neither_graded_nor_trained(toy, spectra):
+    source, ones = NameAColour().source("train"), {name: jnp.ones(len(x.s)) for name, x in spectra.items()}
+    examples, cfg = [source[i] for i in range(4)], RolloutConfig(prompts=4, samples=3)
+    found = []
+    for stop in ((), ("green",)):
+        task = NameAColour(max_new_tokens=24, stop=stop)
+        width = prompt_width(toy, task, source)
+        found.append(rollout(toy, spectra, ones, task, examples, jax.random.key(0), cfg, SMALL["loss"], width))
+    whole, cut = found
+    where = [text.find("green") for text in whole.texts]
+    assert cut.texts == [text if at < 0 else text[:at] for text, at in zip(whole.texts, where, strict=True)]
+    lengths = [np.asarray(each.batch.completion_mask).sum(axis=1) for each in found]
+    for row, at in enumerate(where):
+        assert (lengths[1][row] < lengths[0][row]) == (0 <= at < len(whole.texts[row]) - len("green"))
+        assert lengths[1][row] == lengths[0][row] or toy.tokenizer.decode(
+            whole.batch.completion_ids[row, : lengths[1][row]]
+        ).endswith("green")
+    assert cut.overlong < whole.overlong
+    assert cut.tokens == lengths[1].sum() < whole.tokens
+
+
+def test_a_rollouts_prompt_is_the_tasks_whole_chat(toy):
+    class Solved(NameAColour):
+        def answer(self, example):
+            return "red"
+
+    task = Solved(shots=2)
+    ids, mask = prompts(toy, task, task.source("test")[:1], 128)
+    text = chat.render_turns(toy, task.turns(task.source("test")[0]))
+    assert ids[0][mask[0] == 1].tolist() == chat.tokenize(toy, [text])[0]
+    assert len(task.turns(task.source("test")[0])) == 5
 
 
 def test_the_sampler_and_the_trainer_agree_on_log_probs(toy, spectra, batch):
