@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         from sva import distributed, runtime
+        from sva.supervise import INSIDE, supervise
 
+        if distributed.is_one_of_several() and INSIDE not in os.environ:
+            return supervise([sys.executable, *sys.orig_argv[1:]])
         runtime.start()
         distributed.start()
         arguments.run(arguments)

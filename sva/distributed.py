@@ -28,9 +28,9 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
     Raises:
       UserError: some of the three are missing or no numbers, or the others were not found.
     """
-    given = {name: environ[name] for name in BY_HAND if name in environ}
-    if not given and not is_cluster(environ):
+    if not is_one_of_several(environ):
         return
+    given = {name: environ[name] for name in BY_HAND if name in environ}
     settings: dict[str, Any] = {}
     if given:
         missing = [name for name in BY_HAND if name not in given]
@@ -55,6 +55,11 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
         jax.distributed.initialize(**settings, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the other processes of this run were not found: {str(error).splitlines()[0]}") from error
+
+
+def is_one_of_several(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment tells of other processes of this run, by hand or by a cluster's own means."""
+    return any(name in environ for name in BY_HAND) or is_cluster(environ)
 
 
 def is_cluster(environ: Mapping[str, str]) -> bool:
