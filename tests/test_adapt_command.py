@@ -87,6 +87,7 @@ def test_generate_and_evaluate_take_the_file(run, folder, more):
         ["vote"],
         ["cem", "--temperature", 1],
         ["cem", "--reference"],
+        ["cem", "--race", 2],
     ],
 )
 def test_every_method_goes_on_where_it_stopped(run, folder, how):
