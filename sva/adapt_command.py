@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,20 @@ from sva.errors import UserError, at_least
 # questions that the first does.
 BUDGETS = {"full": (10, 50), "3-shot": (3, 50), "light": (3, 5)}
 
+# Arguments that make a search what it is.
+_SEARCH = (
+    "task",
+    "split",
+    "method",
+    "objective",
+    "population",
+    "per_matrix",
+    "reference",
+    "temperature",
+    "race",
+    "rows",
+    "seed",
+)
 _TEXT = "Find the mixture of experts that suits a task, on a few of its solved examples."
 
 
@@ -95,29 +109,15 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     lm = load(arguments.model)
     experts = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in arguments.expert]
     told = alphas.known(experts)
-    asked = json.dumps([task.question(example) for example in chosen.examples])
-    names = (
-        "task",
-        "split",
-        "method",
-        "objective",
-        "population",
-        "per_matrix",
-        "reference",
-        "temperature",
-        "rows",
-        "seed",
-    )
     settings = {
-        **{name: getattr(arguments, name) for name in names},
+        **{name: getattr(arguments, name) for name in _SEARCH},
         "shots": shots,
-        "questions": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        "questions": _digest([task.question(example) for example in chosen.examples], 16),
         "max_new_tokens": cfg.max_new_tokens or task.max_new_tokens,
         "fingerprint": lm.fingerprint,
         "experts": [expert["digest"] for expert in told],
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{digest}.json"
+    out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{_digest(settings, 8)}.json"
     members = few_shot.pool(lm, experts, reference=arguments.reference)
     begin, key = members.start(per_matrix=arguments.per_matrix), jax.random.key(arguments.seed)
     is_ascent = arguments.method == "gradient"
@@ -132,19 +132,27 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
             if is_ascent
             else few_shot.adapt(lm, members, chosen, search, cfg, key, **parts)
         )
+        identity = told, {"name": lm.name, "fingerprint": lm.fingerprint}, arguments.reference
         made_with = {"command": command(), "versions": versions()}
-        base = {"name": lm.name, "fingerprint": lm.fingerprint}
         bar = tqdm(steps, f"adapt {task.name}", generations, initial=len(history), unit="generation", file=sys.stderr)
         for step in bar:
             history.append(dict(step.row))
             bar.set_postfix_str(_told(step.row))
-            is_lost = not arguments.reference and not any(row.get("best", 1) for row in history)
-            values = np.zeros_like(step.alphas) if is_lost else step.alphas  # nothing was right: the base
+            values = step.alphas if arguments.reference or _is_found(history) else np.zeros_like(step.alphas)
+            named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
             saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
             record = {"settings": settings, "history": history, "state": saved, **made_with}
-            named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
-            alphas.Alphas(named, told, base, arguments.reference, record).save(out)
+            alphas.Alphas(named, *identity, record).save(out)
     return out, json.loads(out.read_text())
+
+
+def _digest(value: Any, length: int) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def _is_found(history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether any member ever answered a shot right, or likelihoods were climbed; if not, the base is kept."""
+    return any(row.get("best", 1) for row in history)
 
 
 def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[dict[str, Any]], Any]:
@@ -178,8 +186,9 @@ def as_text(path: Path, result: Mapping[str, Any]) -> str:
     """A result in a few lines."""
     history, settings = result["history"], result["settings"]
     lines = [f"{settings['task']}, {settings['shots']} shots, {len(history)} generations: {_told(history[-1])}"]
-    if not any(row.get("best", 1) for row in history):
-        lines.append("no member answered any shot right, so the alphas are 0, the base; try other shots or experts")
+    if not _is_found(history):
+        kept = "the public code's rules went on" if settings["reference"] else "the alphas are 0, the base"
+        lines.append(f"no member answered any shot right: {kept}; try other shots, other experts or --method gradient")
     rows = result["alphas"]
     means = [sum(column) / len(rows) for column in zip(*rows.values(), strict=True)] if isinstance(rows, dict) else rows
     labels = [expert["label"] or expert["digest"][:8] for expert in result["experts"]]

@@ -233,7 +233,7 @@ def score(
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
         means[np.ix_(rows, places)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
         tokens += int(out.lengths.sum())
-        if elites:
+        if places.stop < size:
             live &= can_be_elite(right.sum(axis=1), size - places.stop, elites)
     return Scores(right, means, tokens, ~live)
 

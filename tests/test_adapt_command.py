@@ -87,6 +87,7 @@ def test_generate_and_evaluate_take_the_file(run, folder, more):
         ["vote"],
         ["cem", "--temperature", 1],
         ["cem", "--reference"],
+        ["cem", "--race", 2],
     ],
 )
 def test_every_method_goes_on_where_it_stopped(run, folder, how):
@@ -98,7 +99,7 @@ def test_every_method_goes_on_where_it_stopped(run, folder, how):
             assert told[0] == 0, told[2]
     a, b = (json.loads((folder / f"{'-'.join(map(str, how))}-{name}.json").read_text()) for name in "ab")
     assert {**a, "command": 0} == {**b, "command": 0}
-    assert a["alphas"] != [0.5, 0.5]
+    assert a["state"][0] != [0.5, 0.5]
 
 
 def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
