@@ -1,0 +1,165 @@
+"""Weight-only int8 beside float32, and beside llama.cpp on the Q4_1 file that the weights came from.
+
+    python experiments/int8/int8.py [speed] [accuracy]     # extra `bench`; both by default; result.json
+
+- `speed`: batch 1, greedy, 64 new tokens after the same prompt, three programs in turn in one process: int8, float32,
+  llama.cpp on as many threads as there are cores. The prompt is read outside the times: a time is that of 64 new
+  tokens less that of one, each the median of eleven. Bytes are of the matrices that a step reads.
+- `accuracy`: of int8 against float32 (which holds the file's own 4-bit values, so that this is the cost of rounding
+  once more): ARC-Easy and ARC-Challenge by option likelihood, paired; the share of next tokens of GSM8K's solutions
+  that stay the likeliest; nats a token; and the log-probs of tokens that int8 sampled, against float32's.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva import chat, evaluate, runtime
+from sva.bench import _matrices
+from sva.fetch import resolve
+from sva.files import write_json
+from sva.lm import load
+from sva.runs import command, versions
+from sva.sampling import Temperature
+from sva.stats import accuracy as interval
+from sva.stats import paired_difference
+from sva.tasks import task
+
+MODEL, NEW, ROUNDS = "smollm2-135m-instruct-q4_1", 64, 11
+OPTIONS, TEXTS = 400, 64
+
+
+def speed() -> dict:
+    """Tokens a second of the three, in turn."""
+    from llama_cpp import Llama, llama_cpp
+
+    exact, small = load(MODEL), load(MODEL, dtype="int8")
+    peer = Llama(
+        str(resolve(MODEL)), n_ctx=256, n_threads=os.cpu_count(), n_threads_batch=os.cpu_count(), verbose=False
+    )
+    question = chat.render(exact, evaluate.items(task("other"), "test", 1)[0].question)
+    ids, mask = chat.encode(exact, [question])
+    prompt = ids[0].tolist()
+
+    def theirs(count: int) -> list[int]:
+        peer.reset()
+        drawn = []
+        for token in peer.generate(prompt, temp=0.0, top_k=1):
+            drawn.append(token)
+            if len(drawn) == count:
+                return drawn
+        return drawn
+
+    runs = {
+        "int8": lambda count: small.generate(ids, mask, count).tokens[0],
+        "float32": lambda count: exact.generate(ids, mask, count).tokens[0],
+        "llama.cpp Q4_1": theirs,
+    }
+    times = {name: {1: [], NEW: []} for name in runs}
+    first = {name: np.asarray(run(NEW)).tolist() for name, run in runs.items()}
+    for run in runs.values():
+        run(1)
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            for count in (1, NEW):
+                started = time.perf_counter()
+                jax.block_until_ready(run(count))
+                times[name][count].append(time.perf_counter() - started)
+    steps = {
+        name: (statistics.median(found[NEW]) - statistics.median(found[1])) / (NEW - 1) for name, found in times.items()
+    }
+    held = {
+        name: sum(x.nbytes for x in jax.tree.leaves(_matrices(lm)))
+        for name, lm in (("int8", small), ("float32", exact))
+    }
+    held["llama.cpp Q4_1"] = Path(resolve(MODEL)).stat().st_size
+    return {
+        "prompt_tokens": len(prompt),
+        "new_tokens": NEW,
+        "threads": os.cpu_count(),
+        "seconds": times,
+        "tokens_per_second": {name: 1 / step for name, step in steps.items()},
+        "megabytes_a_step": {name: size / 1e6 for name, size in held.items()},
+        "gigabytes_per_second": {name: held[name] / step / 1e9 for name, step in steps.items()},
+        "int8_of_llama_cpp": steps["llama.cpp Q4_1"] / steps["int8"],
+        "tokens_equal_to_float32": {
+            name: int(np.argmin([*(a == b for a, b in zip(drawn, first["float32"], strict=False)), False]))
+            for name, drawn in first.items()
+        },
+        "llama_cpp": llama_cpp.llama_print_system_info().decode(),
+    }
+
+
+def accuracy() -> dict:
+    """What rounding to int8 changes."""
+    exact, small = load(MODEL), load(MODEL, dtype="int8")
+    result = {}
+    for name in ("arc_easy", "arc_challenge"):
+        todo = evaluate.items(task(name), "test", OPTIONS)
+        right = {}
+        for kind, lm in (("float32", exact), ("int8", small)):
+            answer = evaluate.by_likelihood(lm)
+            right[kind] = np.array(
+                [r.correct for batch in evaluate.batches(todo, 8, f"{name} {kind}") for r in answer(batch)]
+            )
+        result[name] = {
+            "n": len(todo),
+            **{kind: interval(found)._asdict() for kind, found in right.items()},
+            "int8_minus_float32": paired_difference(right["int8"], right["float32"])._asdict(),
+            "answers_that_changed": int((right["int8"] != right["float32"]).sum()),
+        }
+    gsm = task("gsm8k")
+    texts = [
+        chat.render(exact, item.question) + gsm.answer(item.example) for item in evaluate.items(gsm, "test", TEXTS)
+    ]
+    nats, agree, count = {"float32": 0.0, "int8": 0.0}, 0, 0
+    for start in range(0, TEXTS, 4):
+        ids, mask = chat.encode(exact, texts[start : start + 4])
+        logits = {kind: lm.logits(ids, mask)[:, :-1] for kind, lm in (("float32", exact), ("int8", small))}
+        scored = (mask[:, :-1] * mask[:, 1:]).astype(bool)
+        count += int(scored.sum())
+        agree += int(((logits["float32"].argmax(-1) == logits["int8"].argmax(-1)) & scored).sum())
+        for kind, found in logits.items():
+            picked = jnp.take_along_axis(jax.nn.log_softmax(found), ids[:, 1:, None], axis=-1)[..., 0]
+            nats[kind] -= float(jnp.where(scored, picked, 0).sum())
+    result["gsm8k_texts"] = {
+        "tokens": count,
+        "nats_a_token": {kind: total / count for kind, total in nats.items()},
+        "same_likeliest_token": agree / count,
+    }
+    ids, mask = chat.encode(exact, [chat.render(exact, item.question) for item in evaluate.items(gsm, "test", 16)])
+    out = small.generate(ids, mask, 64, sampling=Temperature(1.0), key=jax.random.key(0))
+    tokens, sampled = np.asarray(out.tokens), np.asarray(out.logprobs)
+    whole = np.concatenate([ids, tokens], axis=1)
+    seen = exact.logits(whole, np.concatenate([mask, np.ones_like(tokens)], axis=1))[:, ids.shape[1] - 1 : -1]
+    again = jnp.take_along_axis(jax.nn.log_softmax(seen), tokens[..., None], axis=-1)[..., 0]
+    apart = np.abs(np.asarray(again) - sampled)
+    result["sampled_logprobs"] = {
+        "tokens": int(apart.size),
+        "mean_nats_apart": float(apart.mean()),
+        "largest": float(apart.max()),
+        "mean_log_ratio": float((np.asarray(again) - sampled).mean()),
+    }
+    return result
+
+
+def main() -> None:
+    runtime.start()
+    path = Path(__file__).with_name("result.json")
+    result = json.loads(path.read_text()) if path.exists() else {}
+    parts = {"speed": speed, "accuracy": accuracy}
+    for name in sys.argv[1:] or parts:
+        result[name] = parts[name]() | {"versions": versions(), "command": command(), "model": MODEL}
+        write_json(path, result)
+        print(json.dumps({name: result[name]}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
