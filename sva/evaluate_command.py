@@ -105,7 +105,8 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
         settings["alphas"] = Alphas.load(arguments.alphas).values
     if two_passes:
         settings["dispatch"] = arguments.dispatch or ("classifier" if classifier else "prompt")
-        settings |= {"choice": arguments.choice, "seed": arguments.seed}
+        choice = "soft" if settings["dispatch"] == "uniform" else arguments.choice  # an average is of all of them
+        settings |= {"choice": choice, "seed": arguments.seed}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     stem = "+".join(task.name.replace("/", "_") for task in tasks)
     out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"

@@ -268,13 +268,14 @@ def test_two_passes_over_mixed_tasks_record_what_was_chosen_and_what_it_took(exp
     [
         (["--dispatch", "embedding"], "embedding"),
         (["--classifier", "judge.safetensors"], "classifier"),
-        (["--dispatch", "uniform", "--choice", "soft"], "uniform"),
+        (["--dispatch", "uniform"], "uniform"),
         (["--choice", "0.99"], "prompt"),
     ],
 )
 def test_the_dispatcher_is_the_one_asked_for(experts, changes, wanted, capsys):
     result = run([*experts, *changes], capsys)
     assert result["dispatch"] == wanted
+    assert result["choice"] == {"uniform": "soft", "prompt": "0.99"}.get(wanted, "hard")
     assert len(records.read(Path(result["records"]))[1]) == 6
 
 

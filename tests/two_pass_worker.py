@@ -30,7 +30,7 @@ def main(output, name):
         experts = []
         for seed, label in enumerate(("colour", "thing")):
             rng = np.random.default_rng(seed)
-            raw = {name: rng.uniform(0.3, 1.7, x.s.shape).astype(np.float32) for name, x in spectra.items()}
+            raw = {name: rng.uniform(0.3, 1.7, x.s.shape).astype(np.float32) for name, x in sorted(spectra.items())}
             experts.append(Expert(raw, "linear", {"label": label, "description": f"a {label}"}))
         model = build(lm, experts, progress=False)
         # Two rows are scored, two generate a label, one draws it, three are told it: all experts are at work.
