@@ -13,31 +13,24 @@ The searches are those of `sva.evolution`; `adapt` is the loop.
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva import chat
-from sva.buckets import budget_bucket, common_prefix, pad_rows, prompt_bucket
+from sva import chat, mixed_batch
 from sva.complete import Completion, complete
-from sva.distributed import to_host
 from sva.errors import UserError, at_least
 from sva.evaluate import cut
 from sva.evolution import CEM, Search
-from sva.generate import Generation, begin, decode, read
-from sva.lm import LM, check_prompts, merge, pad_eos, shared_form, spectra_of
-from sva.models import cache as kv_cache
-from sva.models.cache import Recent
-from sva.models.transformer import Transformer, variables
+from sva.lm import LM, merge, shared_form, spectra_of
 from sva.population import likelihood_of_right
 from sva.sampling import Greedy, Sampling, Temperature
 from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.forms import Spectrum
-from sva.spectral.slots import RescaledSlots, mixture, rescaled, slots
+from sva.spectral.slots import RescaledSlots, rescaled, slots
 from sva.tasks.base import Example, Grade, Task
 
 
@@ -221,14 +214,16 @@ def score(
     """
     members, size = len(alphas), len(shots.examples)
     new = cfg.max_new_tokens or shots.task.max_new_tokens
-    asked = ask(lm, shots, key, new)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
+    asked = mixed_batch.ask(lm, shot_tokens(lm, shots), keys, new)
     right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
     live = np.ones(members, bool)
     block = (cfg.block or size) if elites else size
     for first in range(0, size, block):
         places, rows = range(size)[first : first + block], np.flatnonzero(live)
         part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[np.asarray(places)])
-        out = answers(lm, pool, np.asarray(alphas, np.float32)[rows], part, new, cfg)
+        each = np.asarray(alphas, np.float32)[rows]
+        out = mixed_batch.answers(lm, pool.bank, each, part, new, sampling=cfg.sampling, rows=cfg.rows)
         verdicts = shots.right(chat.decode(lm, out.tokens, out.lengths), list(places) * len(rows))
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
         means[np.ix_(rows, places)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
@@ -236,97 +231,6 @@ def score(
         if places.stop < size:
             live &= can_be_elite(right.sum(axis=1), size - places.stop, elites)
     return Scores(right, means, tokens, ~live)
-
-
-class Asked(NamedTuple):
-    """S prompts."""
-
-    prefix_ids: np.ndarray  # [T0] int32, what all of them begin with; may be empty
-    ids: np.ndarray  # [S, T] int32, the rest, padded on the left
-    mask: np.ndarray  # [S, T] int32
-    keys: jax.Array  # [S] typed keys
-
-
-def ask(lm: LM, shots: Shots, key: jax.Array, max_new_tokens: int) -> Asked:
-    """The shots as token ids, with the key of each.
-
-    Raises:
-      UserError: a prompt that does not leave max_new_tokens of the context.
-    """
-    prompts = shot_tokens(lm, shots)
-    lengths = np.asarray([len(prompt) for prompt in prompts])
-    check_prompts(lengths, max_new_tokens, lm.model.cfg.max_position_embeddings)
-    shared = common_prefix(prompts)
-    width = prompt_bucket(int(lengths.max()) - shared)
-    ids, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), np.int32)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) + shared :] = prompt[shared:]
-        mask[row, width - len(prompt) + shared :] = 1
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
-    return Asked(np.asarray(prompts[0][:shared], np.int32), ids, mask, keys)
-
-
-def answers(
-    lm: LM, pool: Pool, alphas: np.ndarray, asked: Asked, max_new_tokens: int, cfg: FewShotConfig
-) -> Generation:
-    """P * S continuations as host arrays: row p * S + s is prompt s under member p, alphas [P, E] or [P, M, E].
-
-    Members are padded to a multiple of 8, or to as many as make `cfg.rows`, so that few programs serve all numbers.
-    """
-    size = len(asked.ids)
-    padded = np.pad(alphas, [(0, 0)] * (alphas.ndim - 1) + [(1, 0)])  # slot 0 is the base
-    together = max(1, min(cfg.rows // size, -(-len(alphas) // 8) * 8))  # members
-    parts = []
-    for first in range(0, len(alphas), together):
-        some = padded[first : first + together]
-        out = _answers(
-            lm.model,
-            lm.params,
-            pool.bank,
-            pad_rows(some, together),
-            asked,
-            jnp.asarray(max_new_tokens, jnp.int32),
-            pad_eos(chat.end_tokens(lm)),
-            max_new_tokens=budget_bucket(max_new_tokens),
-            sampling=cfg.sampling,
-        )
-        parts.append([x[: len(some) * size] for x in to_host(out)])
-    tokens, logprobs, counts = map(np.concatenate, zip(*parts, strict=True))
-    return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], counts)
-
-
-@partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling"))
-def _answers(
-    model: Transformer,
-    params: Mapping[str, Any],
-    bank: Mapping[str, Any],
-    alphas: jax.Array,
-    asked: Asked,
-    limit: jax.Array,
-    eos_ids: jax.Array,
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-) -> Generation:
-    """Generation of P * S rows, as `generate`'s, for alphas [P, E_max] or [P, M, E_max].
-
-    What all prompts begin with is read once a member.
-    """
-    members, shots = len(alphas), len(asked.ids)
-    each = variables(model, params, mixture(bank, jnp.repeat(alphas, shots, axis=0)))
-    past = []
-    if asked.prefix_ids.size:
-        prefix = jnp.broadcast_to(asked.prefix_ids, (members, asked.prefix_ids.size))
-        one = variables(model, params, mixture(bank, alphas))
-        past = [read(model, one, prefix, jnp.ones_like(prefix))[1]]  # row p * S + s sees its row p
-    ids, mask, keys = (jnp.tile(x, (members,) + (1,) * (x.ndim - 1)) for x in asked[1:])
-    logits, prompts, position = read(model, each, ids, mask, past)
-    rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
-    length = ids.shape[1]
-    recent = Recent(kv_cache.resize(prompts, length + max_new_tokens), jnp.full((), length, jnp.int32))
-    rows, rest, _ = decode(model, each, past, recent, rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1)
-    tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))
-    return Generation(tokens, logprobs, rows.count)
 
 
 def can_be_elite(right: np.ndarray, left: int, elites: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_climbing_raises_what_is_climbed(setting, kind):
     else:
         warm = FewShotConfig(temperature=1.0)
         ends = jnp.stack([jnp.zeros(3), jnp.asarray(steps[-1].alphas)])
-        right = [few_shot.score(lm, pool, ends, shots, warm, jax.random.key(i)).right.mean(axis=1) for i in range(20)]
+        right = [few_shot.score(lm, pool, ends, shots, warm, jax.random.key(i)).right.mean(axis=1) for i in range(60)]
         before, after = np.mean(right, axis=0)
         assert after > before + 0.1
 

@@ -12,14 +12,12 @@ outside the times.
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -28,7 +26,6 @@ import transformers
 
 import sva
 from sva import chat, few_shot, runtime
-from sva.buckets import budget_bucket
 from sva.evolution import CEM
 from sva.files import write_json
 from sva.runs import command, versions
@@ -107,8 +104,7 @@ def one_round(arguments: argparse.Namespace, done: int) -> dict[str, Any]:
         texts = chat.decode(lm, out.tokens, out.lengths)
         return {"member": member, "seconds": seconds, "right": shots.right(texts, range(SHOTS)).tolist()}
 
-    with mock.patch.object(few_shot, "budget_bucket", return_value=budget_bucket(arguments.new)):  # compiles all shapes
-        few_shot.score(lm, pool, population, shots, dataclasses.replace(cfg, max_new_tokens=2), key)
+    few_shot.score(lm, pool, population, shots, cfg, key)  # compiles
     few_shot.mixed(lm, pool, population[0]).generate(*encoded, arguments.new, chat.end_tokens(lm))
     public.member(population[0], *encoded, 2)
     half = len(members) // 2

@@ -102,6 +102,11 @@ def row(part: Part, index: jax.Array) -> Part:
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1, _row_axis(x)), part)
 
 
+def rows(part: Part, indices: jax.Array) -> Part:
+    """The part of these rows."""
+    return jax.tree.map(lambda x: jnp.take(x, indices, axis=_row_axis(x)), part)
+
+
 def replace_row(part: Part, index: jax.Array, one: Part) -> Part:
     """The part with one row, of as many slots, in the place of another."""
 

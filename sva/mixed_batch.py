@@ -1,0 +1,178 @@
+"""A population of mixtures answers the same prompts, as one batch: every row is one member and one prompt.
+
+What all prompts begin with is read once a member, as a part of the cache that the member's rows share. Rows decode a
+few tokens at a time; whenever at most half of them are at work, they go on without the others, so that a batch costs
+what its answers need and not what its longest does. A row's answer depends on its neighbours by rounding alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sva import chat
+from sva.buckets import common_prefix, pad_rows
+from sva.distributed import to_host
+from sva.engine import Weights
+from sva.generate import Generation, Rows, begin, decode, read
+from sva.lm import LM, check_prompts, pad_eos
+from sva.models import cache as kv_cache
+from sva.models.cache import Part, Recent
+from sva.sampling import Sampling
+
+_SEGMENT = 4  # tokens between two looks at which rows are at work
+_FEWEST = 16  # rows that are not worth halving
+
+
+class Asked(NamedTuple):
+    """S prompts."""
+
+    prefix_ids: np.ndarray  # [T0] int32, what all of them begin with; may be empty
+    ids: np.ndarray  # [S, T] int32, the rest, padded on the left
+    mask: np.ndarray  # [S, T] int32
+    keys: jax.Array  # [S] typed keys
+
+
+def ask(lm: LM, prompts: Sequence[Sequence[int]], keys: jax.Array, max_new_tokens: int) -> Asked:
+    """The prompts, each with its key of `keys` [S].
+
+    Raises:
+      UserError: an empty prompt, or one that does not leave max_new_tokens of the context.
+    """
+    lengths = np.asarray([len(prompt) for prompt in prompts])
+    check_prompts(lengths, max_new_tokens, lm.model.cfg.max_position_embeddings)
+    shared = common_prefix(prompts)
+    width = int(lengths.max()) - shared  # exactly: a search asks the same prompts all the time
+    ids, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) + shared :] = prompt[shared:]
+        mask[row, width - len(prompt) + shared :] = 1
+    return Asked(np.asarray(prompts[0][:shared], np.int32), ids, mask, keys)
+
+
+def answers(
+    lm: LM,
+    bank: Mapping[str, Any],
+    alphas: np.ndarray,
+    asked: Asked,
+    max_new_tokens: int,
+    *,
+    sampling: Sampling,
+    rows: int,
+) -> Generation:
+    """P * S continuations as host arrays: row p * S + s is prompt s under member p, alphas [P, E] or [P, M, E].
+
+    Members are padded to a multiple of 8, or to as many as make `rows`, so that few programs serve all numbers.
+
+    Args:
+      bank: the model's nested tree of `Slots`, of E + 1 slots.
+      rows: at work at a time, but one member's are never divided.
+    """
+    size = len(asked.ids)
+    padded = np.pad(alphas, [(0, 0)] * (alphas.ndim - 1) + [(1, 0)])  # slot 0 is the base
+    together = max(1, min(rows // size, -(-len(alphas) // 8) * 8))  # members
+    parts = []
+    for first in range(0, len(alphas), together):
+        some = padded[first : first + together]
+        out = _batch(lm, bank, pad_rows(some, together), asked, max_new_tokens, sampling)
+        parts.append([x[: len(some) * size] for x in out])
+    return Generation(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _batch(
+    lm: LM, bank: Mapping[str, Any], alphas: np.ndarray, asked: Asked, max_new_tokens: int, sampling: Sampling
+) -> Generation:
+    """`answers` of one batch. Whenever at most half of the rows are at work, they go on without the others."""
+    total = len(alphas) * len(asked.ids)
+    weights = Weights(lm.model, lm.params, jnp.asarray(pad_eos(chat.end_tokens(lm))), bank)
+    segments = -(-(max_new_tokens - 1) // _SEGMENT)
+    limit = jnp.asarray(max_new_tokens, jnp.int32)
+    state, first = _read(weights, alphas, asked, limit, slots=segments * _SEGMENT, sampling=sampling)
+    tokens, logprobs = (
+        np.zeros((total, 1 + segments * _SEGMENT), np.int32),
+        np.zeros((total, 1 + segments * _SEGMENT), np.float32),
+    )
+    tokens[:, 0], logprobs[:, 0] = to_host(first)
+    counts, which = np.ones(total, np.int32), np.arange(total)  # which rows are in the batch
+    for at in range(1, tokens.shape[1], _SEGMENT):
+        live = np.flatnonzero(~to_host(state.rows.done)[: len(which)])
+        if not len(live):
+            break
+        batch = len(state.rows.done)
+        while batch % 2 == 0 and batch // 2 >= max(_FEWEST, len(live)):
+            batch //= 2
+        if batch < len(state.rows.done):
+            state, which = _keep(state, np.resize(live, batch)), which[live]
+        state, drawn = _advance(weights, state, sampling=sampling, steps=_SEGMENT)
+        for kept, new in zip((tokens, logprobs), to_host(drawn), strict=True):
+            kept[which, at : at + _SEGMENT] = new[: len(which)]
+        counts[which] = to_host(state.rows.count)[: len(which)]
+    return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], counts)
+
+
+@struct.dataclass
+class State:
+    """B rows at work."""
+
+    alphas: jax.Array  # [B, E_max] or [B, M, E_max]
+    rows: Rows
+    past: list[Part]  # what all prompts begin with, of P members or B rows
+    recent: Recent
+
+
+@partial(jax.jit, static_argnames=("slots", "sampling"))
+def _read(
+    weights: Weights, alphas: jax.Array, asked: Asked, limit: jax.Array, *, slots: int, sampling: Sampling
+) -> tuple[State, tuple[jax.Array, jax.Array]]:
+    """The state after all prompts are read, with room for `slots` tokens, and each row's first token and log-prob.
+
+    What all prompts begin with is read once a member, of alphas [P, E_max] or [P, M, E_max].
+    """
+    members, shots = len(alphas), len(asked.ids)
+    past = []
+    if asked.prefix_ids.size:
+        prefix = jnp.broadcast_to(asked.prefix_ids, (members, asked.prefix_ids.size))
+        past = [read(weights.model, weights.collections(alphas), prefix, jnp.ones_like(prefix))[1]]
+    each = jnp.repeat(alphas, shots, axis=0)  # row p * S + s sees row p of the past
+    ids, mask, keys = (jnp.tile(x, (members,) + (1,) * (x.ndim - 1)) for x in asked[1:])
+    logits, prompts, position = read(weights.model, weights.collections(each), ids, mask, past)
+    rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), weights.eos_ids, keys, sampling)
+    length = ids.shape[1]
+    recent = Recent(kv_cache.resize(prompts, length + slots), jnp.full((), length, jnp.int32))
+    return State(each, rows, past, recent), first
+
+
+@partial(jax.jit, static_argnames=("sampling", "steps"), donate_argnames=("state",))
+def _advance(
+    weights: Weights, state: State, *, sampling: Sampling, steps: int
+) -> tuple[State, tuple[jax.Array, jax.Array]]:
+    """The state `steps` tokens later, and the tokens and log-probs, each [B, steps]."""
+    collections = weights.collections(state.alphas)
+    rows, drawn, recent = decode(
+        weights.model,
+        collections,
+        state.past,
+        state.recent,
+        state.rows,
+        weights.eos_ids,
+        sampling=sampling,
+        steps=steps,
+    )
+    return dataclasses.replace(state, rows=rows, recent=recent), drawn
+
+
+@jax.jit
+def _keep(state: State, which: jax.Array) -> State:
+    """The rows of these places alone."""
+    total = len(state.alphas)
+
+    def some(part: Part) -> Part:
+        return kv_cache.rows(part, which // (total // len(part.valid)))
+
+    past, recent = [some(part) for part in state.past], Recent(some(state.recent.part), state.recent.index)
+    return State(state.alphas[which], jax.tree.map(lambda x: x[which], state.rows), past, recent)
