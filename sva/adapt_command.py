@@ -87,6 +87,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
     from sva import alphas, few_shot, few_shot_gradient
     from sva.evolution import CEM
+    from sva.files import locked_file
     from sva.lm import load
     from sva.runs import command, versions
     from sva.spectral.expert import Expert
@@ -122,7 +123,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     begin, key = members.start(per_matrix=arguments.per_matrix), jax.random.key(arguments.seed)
     is_ascent = arguments.method == "gradient"
     start = few_shot_gradient.init(begin, ascent) if is_ascent else search.init(begin)
-    with alphas.locked(out):
+    with locked_file(out):
         history, state = _earlier(out, settings, start)
         if arguments.method == "vote":
             chosen = few_shot.vote(lm, members, chosen, cfg, jax.random.fold_in(key, 0))

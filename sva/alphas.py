@@ -10,17 +10,15 @@ written after every generation, and a search that was stopped goes on from it.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from sva.errors import UserError
 from sva.few_shot import mixed, pool
-from sva.files import disk_error, write_json
+from sva.files import write_json
 from sva.lm import LM
 from sva.spectral.expert import Expert
 
@@ -109,27 +107,6 @@ class Alphas:
                     "with it"
                 )
         return [given[known["digest"]] for known in self.experts]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the file at `path` for this process; its directory is made.
-
-    Raises:
-      UserError: another process holds it, or the place cannot be written to.
-    """
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"another process writes {path}; wait for it, or choose another --out") from error
-    except OSError as error:
-        raise disk_error(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def known(experts: Sequence[Expert]) -> tuple[dict[str, str], ...]:

@@ -7,13 +7,15 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from filelock import FileLock, Timeout
 
 from sva.errors import UserError
 
@@ -39,6 +41,33 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(path, error) from error
+
+
+@contextmanager
+def locked(path: Path, lock: Path, busy: str) -> Iterator[None]:
+    """Holds `path` for this process through the file `lock`, whose directory is made.
+
+    Raises:
+      UserError: `busy`, where another process holds it; the place cannot be written to.
+    """
+    held = FileLock(lock, timeout=0)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout as error:
+        raise UserError(busy) from error
+    except OSError as error:
+        raise disk_error(path, error) from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def locked_file(path: Path) -> AbstractContextManager[None]:
+    """`locked` for the file at `path`, which a command's --out names."""
+    busy = f"another process writes {path}; wait for it, or choose another --out"
+    return locked(path, path.with_name(f".{path.name}.lock"), busy)
 
 
 def write_directory(directory: Path, write: Callable[[Path], object]) -> None:

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sva.errors import UserError
-from sva.files import disk_error
+from sva.files import disk_error, locked_file
 
 
 class RecordFile:
@@ -55,27 +53,18 @@ def opened(path: Path, settings: Mapping[str, Any], made_with: Mapping[str, Any]
     Raises:
       UserError: the file is of other settings (named) or no such file, another process writes it, or the disk is full.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"another process writes {path}; wait for it, or choose another --out") from error
-    except OSError as error:
-        raise disk_error(path, error) from error
-    try:
-        rows = _kept(path, json.loads(json.dumps(settings)))
-        if rows is None:
-            path.write_text(json.dumps({"settings": settings, "made_with": made_with}) + "\n")
-        file = RecordFile(path, rows or {})
+    with locked_file(path):
         try:
-            yield file
-        finally:
-            file.close()
-    except OSError as error:
-        raise disk_error(path, error) from error
-    finally:
-        lock.release()
+            rows = _kept(path, json.loads(json.dumps(settings)))
+            if rows is None:
+                path.write_text(json.dumps({"settings": settings, "made_with": made_with}) + "\n")
+            file = RecordFile(path, rows or {})
+            try:
+                yield file
+            finally:
+                file.close()
+        except OSError as error:
+            raise disk_error(path, error) from error
 
 
 def _kept(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]] | None:

@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from filelock import FileLock, Timeout
 from jax.sharding import Mesh
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -33,7 +32,7 @@ from sva.config import Config, to_yaml
 from sva.config import load as load_config
 from sva.errors import UserError
 from sva.evaluate import Record
-from sva.files import disk_error, write_atomically, write_json
+from sva.files import locked, write_atomically, write_json
 from sva.lm import LM, decompose, load, merge
 from sva.sharding import check_rows, make_mesh
 from sva.spectral.expert import Expert
@@ -89,18 +88,9 @@ def train_expert(
     run_dir = Path(config.run_dir)
     if not distributed.is_writer():
         return _train(config, run_dir, lm, profile, progress=False)
-    lock = FileLock(run_dir / ".lock", timeout=0)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"another process trains in {run_dir}; wait for it, or choose another run_dir") from error
-    except OSError as error:
-        raise disk_error(run_dir, error) from error
-    try:
+    busy = f"another process trains in {run_dir}; wait for it, or choose another run_dir"
+    with locked(run_dir, run_dir / ".lock", busy):
         return _train(config, run_dir, lm, profile, progress)
-    finally:
-        lock.release()
 
 
 def _train(
