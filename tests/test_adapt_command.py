@@ -25,6 +25,8 @@ def folder(tmp_path_factory):
             metadata = {"fingerprint": lm.fingerprint, "base": "toy", "label": name, "description": f"a {name}"}
             sva.Expert(expert.raw, "linear", metadata).save(folder / f"{name}.safetensors")
             sva.Expert(expert.raw, "sigmoid_nuclear", metadata).save(folder / f"{name}{name}.safetensors")
+        foreign = {"fingerprint": "f" * 64, "base": "another", "label": "x", "description": "an x"}
+        sva.Expert(expert.raw, "linear", foreign).save(folder / "x.safetensors")
         for name, answer in (("red", "red"), ("never", "engine")):
             lines = [json.dumps({"prompt": question, "answer": answer}) for question in QUESTIONS]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
@@ -115,6 +117,7 @@ def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
         (["adapt", *ADAPT], "aba", "expert 3 is the same as expert 1"),
         (["adapt", *ADAPT, "--reference"], "a", "name another one"),
         (["adapt", *ADAPT, "--reference", "--method", "gradient"], "ab", "leave it out"),
+        (["adapt", *ADAPT], "axb", "x.safetensors was trained on another (ffffffffffff), not on toy"),
         (["adapt", *ADAPT, "--iterations", 0], "ab", "--iterations=0 must be at least 1"),
         (["adapt", "red.jsonl", "--shots", 0], "ab", "--shots=0 must be at least 1"),
         (["adapt", "red.jsonl", "--shots", 99], "ab", "shots=99, but train has"),
