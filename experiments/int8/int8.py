@@ -33,7 +33,7 @@ from sva.stats import paired_difference
 from sva.tasks import task
 
 MODEL, NEW, ROUNDS = "smollm2-135m-instruct-q4_1", 64, 11
-OPTIONS, TEXTS = 400, 64
+OPTIONS, TEXTS = 200, 48
 
 
 def speed() -> dict:
