@@ -21,6 +21,7 @@ import numpy as np
 
 from sva import chat, mixed_batch
 from sva.complete import Completion, complete
+from sva.distributed import agree
 from sva.errors import UserError, at_least
 from sva.evaluate import cut
 from sva.evolution import CEM, Search
@@ -224,7 +225,8 @@ def score(
         part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[np.asarray(places)])
         each = np.asarray(alphas, np.float32)[rows]
         out = mixed_batch.answers(lm, pool.bank, each, part, new, sampling=cfg.sampling, rows=cfg.rows)
-        verdicts = shots.right(chat.decode(lm, out.tokens, out.lengths), list(places) * len(rows))
+        texts = chat.decode(lm, out.tokens, out.lengths)
+        verdicts = agree(shots.right(texts, list(places) * len(rows)))  # of several processes, what the first one says
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
         means[np.ix_(rows, places)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
         tokens += int(out.lengths.sum())
