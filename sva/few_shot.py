@@ -21,6 +21,7 @@ import numpy as np
 
 from sva import chat, mixed_batch
 from sva.complete import Completion, complete
+from sva.distributed import agree
 from sva.errors import UserError, at_least
 from sva.evaluate import cut
 from sva.evolution import CEM, Search
@@ -220,16 +221,19 @@ def score(
     live = np.ones(members, bool)
     block = (cfg.block or size) if elites else size
     for first in range(0, size, block):
-        places, rows = range(size)[first : first + block], np.flatnonzero(live)
-        part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[np.asarray(places)])
+        places, rows = np.arange(size)[first : first + block], np.flatnonzero(live)
+        part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[places])
         each = np.asarray(alphas, np.float32)[rows]
         out = mixed_batch.answers(lm, pool.bank, each, part, new, sampling=cfg.sampling, rows=cfg.rows)
-        verdicts = shots.right(chat.decode(lm, out.tokens, out.lengths), list(places) * len(rows))
+        texts = chat.decode(lm, out.tokens, out.lengths)
+        verdicts = agree(
+            shots.right(texts, places.tolist() * len(rows))
+        )  # of several processes, what the first one says
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
         means[np.ix_(rows, places)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
         tokens += int(out.lengths.sum())
-        if places.stop < size:
-            live &= can_be_elite(right.sum(axis=1), size - places.stop, elites)
+        if left := size - first - len(places):
+            live &= can_be_elite(right.sum(axis=1), left, elites)
     return Scores(right, means, tokens, ~live)
 
 
