@@ -6,10 +6,11 @@ import pytest
 from test_few_shot import experts
 
 import sva
+from sva import chat
 from sva.cli import main
-from sva.testing import COLOURS, toy_lm
+from sva.testing import COLOURS, THINGS, toy_lm
 
-QUESTIONS = [f"what colour the {thing} of the {other} ?" for thing in ("apple", "boat", "cloud") for other in COLOURS]
+QUESTIONS = [f"what colour the {thing} of the {other} ?" for thing in THINGS for other in COLOURS]
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +22,21 @@ def folder(tmp_path_factory):
         lm = toy_lm()
         lm.save(folder / "toy")
         lm = sva.load(str(folder / "toy"), progress=False)
-        for name, expert in zip("abc", experts(sva.decompose(lm, "mlp", progress=False)), strict=True):
+        spectra = sva.decompose(lm, "mlp", progress=False)
+        made = experts(spectra)
+        for name, expert in zip("abc", made, strict=True):
             metadata = {"fingerprint": lm.fingerprint, "base": "toy", "label": name, "description": f"a {name}"}
             sva.Expert(expert.raw, "linear", metadata).save(folder / f"{name}.safetensors")
             sva.Expert(expert.raw, "sigmoid_nuclear", metadata).save(folder / f"{name}{name}.safetensors")
         foreign = {"fingerprint": "f" * 64, "base": "another", "label": "x", "description": "an x"}
-        sva.Expert(expert.raw, "linear", foreign).save(folder / "x.safetensors")
-        for name, answer in (("red", "red"), ("never", "engine")):
-            lines = [json.dumps({"prompt": question, "answer": answer}) for question in QUESTIONS]
+        sva.Expert(made[0].raw, "linear", foreign).save(folder / "x.safetensors")
+        # What the first expert says is right: some mixtures say it, and some do not.
+        merged = sva.merge(lm, spectra, made[0].z(spectra))
+        out = merged.generate(*chat.encode(lm, [chat.render(lm, question) for question in QUESTIONS]), 1)
+        said = chat.decode(lm, out.tokens, out.lengths)
+        for name, answers in (("own", said), ("never", ["engine"] * len(said))):
+            pairs = [(question, answer) for question, answer in zip(QUESTIONS, answers, strict=True) if answer.strip()]
+            lines = [json.dumps({"prompt": question, "answer": answer}) for question, answer in pairs]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
         yield folder
 
@@ -46,7 +54,7 @@ def run(folder, capsys, monkeypatch):
     return command
 
 
-ADAPT = ["red.jsonl", "--shots", 4, "--population", 10, "--max-new-tokens", 1, "--rows", 8]
+ADAPT = ["own.jsonl", "--shots", 4, "--population", 10, "--max-new-tokens", 1, "--rows", 8]
 
 
 def test_the_command_goes_on_where_it_stopped_and_ends_the_same(run, folder):
@@ -56,6 +64,7 @@ def test_the_command_goes_on_where_it_stopped_and_ends_the_same(run, folder):
     whole, parts = (json.loads((folder / f"{name}.json").read_text()) for name in ("whole", "parts"))
     assert {**whole, "command": 0} == {**parts, "command": 0}
     assert len(whole["history"]) == 3
+    assert 0 < whole["history"][0]["mean"] < whole["history"][0]["best"]
     assert (code, "3 generations" in out, "alphas: parts.json" in out) == (0, True, True)
     again = run("adapt", *ADAPT, "--iterations", 3, "--out", "parts.json", "--seed", 1)
     assert (again[0], "holds another search" in again[2], "seed: 0 there, 1 asked for" in again[2]) == (2, True, True)
@@ -71,11 +80,11 @@ def test_generate_and_evaluate_take_the_file(run, folder, more):
     zs = [sva.Expert.load(f"{name}.safetensors").z(sva.decompose(lm, "mlp", progress=False)) for name in "ab"]
     merged = sva.merge(lm, sva.decompose(lm, "mlp"), sva.mix(zs, found["alphas"]))
     answered = run("generate", "what red boat", "--max-new-tokens", 6, "--alphas", out, "--json", experts="ba")
-    ids, mask = sva.chat.encode(merged, [sva.chat.render(merged, "what red boat")])
-    theirs = merged.generate(ids, mask, 6, sva.chat.end_tokens(merged))
-    assert json.loads(answered[1])["text"] == sva.chat.decode(merged, theirs.tokens, theirs.lengths)[0]
+    ids, mask = chat.encode(merged, [chat.render(merged, "what red boat")])
+    theirs = merged.generate(ids, mask, 6, chat.end_tokens(merged))
+    assert json.loads(answered[1])["text"] == chat.decode(merged, theirs.tokens, theirs.lengths)[0]
     code, text, _ = run(
-        "evaluate", "red.jsonl", "--split", "train", "--size", 4, "--alphas", out, "--json", "--out", f"{out}l"
+        "evaluate", "own.jsonl", "--split", "train", "--size", 4, "--alphas", out, "--json", "--out", f"{out}l"
     )
     result = json.loads(text)
     assert (code, result["n"], result["alphas"]) == (0, 4, found["alphas"])
@@ -101,7 +110,7 @@ def test_every_method_goes_on_where_it_stopped(run, folder, how):
             assert told[0] == 0, told[2]
     a, b = (json.loads((folder / f"{'-'.join(map(str, how))}-{name}.json").read_text()) for name in "ab")
     assert {**a, "command": 0} == {**b, "command": 0}
-    assert a["state"][0] != [0.5, 0.5]
+    assert a["alphas"] not in ([0.5, 0.5], [0, 0]) or "--reference" in how
 
 
 def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
@@ -119,11 +128,11 @@ def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
         (["adapt", *ADAPT, "--reference", "--method", "gradient"], "ab", "leave it out"),
         (["adapt", *ADAPT], "axb", "x.safetensors was trained on another (ffffffffffff), not on toy"),
         (["adapt", *ADAPT, "--iterations", 0], "ab", "--iterations=0 must be at least 1"),
-        (["adapt", "red.jsonl", "--shots", 0], "ab", "--shots=0 must be at least 1"),
-        (["adapt", "red.jsonl", "--shots", 99], "ab", "shots=99, but train has"),
+        (["adapt", "own.jsonl", "--shots", 0], "ab", "--shots=0 must be at least 1"),
+        (["adapt", "own.jsonl", "--shots", 99], "ab", "shots=99, but train has"),
         (["generate", "what", "--alphas", "none.json"], "ab", "no alphas file at none.json"),
         (["generate", "what", "--alphas", "none.json"], "", "name its experts with --expert"),
-        (["evaluate", "red.jsonl", "--alphas", "none.json"], "", "name its experts with --expert"),
+        (["evaluate", "own.jsonl", "--alphas", "none.json"], "", "name its experts with --expert"),
     ],
 )
 def test_bad_input_is_one_line(run, arguments, names, words):
