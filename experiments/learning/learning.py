@@ -44,6 +44,8 @@ def main() -> None:
         axes.set(title=name, xlabel="step", ylabel="mean reward of samples", ylim=(-1.05, 1.05))
         if curves:
             axes.legend(fontsize=7, frameon=False)
+        else:
+            axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center")
         result[name] = found
         text += [f"## {name}", "", sweep_command.as_text(found), ""]
     figure.savefig(HERE / "curves.png", dpi=130)
