@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sva.errors import UserError, at_least
+from sva.errors import UserError, at_least, differing
 
 # Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
 # questions that the first does.
@@ -170,14 +170,8 @@ def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[d
     if not out.exists():
         return [], start
     theirs = Alphas.load(out).record
-    known = theirs.get("settings", {})
-    differing = [
-        f"{name}: {known.get(name)} there, {settings.get(name)} asked for"
-        for name in sorted(known.keys() | settings.keys())
-        if known.get(name) != settings.get(name)
-    ]
-    if differing:
-        raise UserError(f"{out} holds another search ({'; '.join(differing)}); choose another --out or delete it")
+    if others := differing(theirs.get("settings", {}), settings):
+        raise UserError(f"{out} holds another search ({others}); choose another --out or delete it")
     leaves, form = jax.tree.flatten(start)
     saved = [jnp.asarray(value, leaf.dtype) for value, leaf in zip(theirs["state"], leaves, strict=True)]
     return theirs["history"], jax.tree.unflatten(form, saved)

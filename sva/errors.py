@@ -1,5 +1,8 @@
 """The one exception that means "the user can mend this"."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class UserError(ValueError):
     """A mistake outside sva: bad input, a missing file, a full disk.
@@ -19,3 +22,12 @@ def above(name: str, value: float, bound: float) -> None:
     """Raises UserError unless the setting `name` is more than `bound`."""
     if not value > bound:
         raise UserError(f"{name}={value} must be above {bound}")
+
+
+def differing(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The settings that are others in `there` than those asked for, in words; nothing where all are the same."""
+    return "; ".join(
+        f"{name}: {there.get(name)} there, {asked.get(name)} asked for"
+        for name in sorted(there.keys() | asked.keys())
+        if there.get(name) != asked.get(name)
+    )

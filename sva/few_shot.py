@@ -23,7 +23,6 @@ from sva import chat, mixed_batch
 from sva.complete import Completion, complete
 from sva.distributed import agree
 from sva.errors import UserError, at_least
-from sva.evaluate import cut
 from sva.evolution import CEM, Search
 from sva.lm import LM, merge, shared_form, spectra_of
 from sva.population import likelihood_of_right
@@ -32,6 +31,7 @@ from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank, mix
 from sva.spectral.forms import Spectrum
 from sva.spectral.slots import RescaledSlots, rescaled, slots
+from sva.stops import cut
 from sva.tasks.base import Example, Grade, Task
 
 
@@ -226,9 +226,7 @@ def score(
         each = np.asarray(alphas, np.float32)[rows]
         out = mixed_batch.answers(lm, pool.bank, each, part, new, sampling=cfg.sampling, rows=cfg.rows)
         texts = chat.decode(lm, out.tokens, out.lengths)
-        verdicts = agree(
-            shots.right(texts, places.tolist() * len(rows))
-        )  # of several processes, what the first one says
+        verdicts = agree(shots.right(texts, places.tolist() * len(rows)))  # of several processes, the first one's
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
         means[np.ix_(rows, places)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
         tokens += int(out.lengths.sum())
@@ -261,8 +259,7 @@ def draws(
 
 def shot_tokens(lm: LM, shots: Shots) -> list[list[int]]:
     """The token ids of each shot's prompt, as evaluation asks it."""
-    task, opening = shots.task, shots.task.opening(lm.model.cfg.architecture)
-    return chat.tokenize(lm, [chat.render_turns(lm, task.turns(example), opening) for example in shots.examples])
+    return chat.tokenize(lm, [chat.render_example(lm, shots.task, example) for example in shots.examples])
 
 
 def fitness(scores: Scores) -> tuple[jax.Array, jax.Array]:

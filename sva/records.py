@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sva.errors import UserError
+from sva.errors import UserError, differing
 from sva.files import disk_error, locked_file
 
 
@@ -74,13 +74,8 @@ def _kept(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]] 
     if not whole:
         return None
     theirs, rows = read(path)
-    differing = [
-        f"{name}: {theirs.get(name)} there, {settings.get(name)} asked for"
-        for name in sorted(theirs.keys() | settings.keys())
-        if theirs.get(name) != settings.get(name)
-    ]
-    if differing:
-        raise UserError(f"{path} holds another evaluation ({'; '.join(differing)}); choose another --out or delete it")
+    if others := differing(theirs, settings):
+        raise UserError(f"{path} holds another evaluation ({others}); choose another --out or delete it")
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     return rows

@@ -30,7 +30,7 @@ from sva import distributed, expert_report, metrics, tracking
 from sva import evaluate as evaluation
 from sva.config import Config, to_yaml
 from sva.config import load as load_config
-from sva.errors import UserError
+from sva.errors import UserError, differing
 from sva.evaluate import Record
 from sva.files import locked, write_atomically, write_json
 from sva.lm import LM, decompose, load, merge
@@ -227,16 +227,10 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
 def _check_same(config: Config, path: Path) -> None:
     """Raises UserError where the settings of the run at `path` are others; a run may move to another mesh."""
     # Read as settings, so that one which an earlier version did not have counts as its default.
-    old_settings, new_settings = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
-    differing = [
-        f"{name}: {old_settings.get(name)} there, {new_settings.get(name)} asked for"
-        for name in sorted(old_settings.keys() | new_settings.keys())
-        if old_settings.get(name) != new_settings.get(name) and not name.startswith("mesh.")
-    ]
-    if differing:
-        raise UserError(
-            f"{path.parent} holds a run of other settings ({'; '.join(differing)}); choose another run_dir or delete it"
-        )
+    flat = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
+    old, new = ({name: x for name, x in one.items() if not name.startswith("mesh.")} for one in flat)
+    if others := differing(old, new):
+        raise UserError(f"{path.parent} holds a run of other settings ({others}); choose another run_dir or delete it")
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
