@@ -33,6 +33,7 @@ from sva.flops import head_flops, linear_flops, pair_flops
 from sva.generate import generate
 from sva.lm import DTYPES
 from sva.models import layout
+from sva.models.cache import blocks_of
 from sva.models.config import ModelConfig, from_hf
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
@@ -514,7 +515,8 @@ def _first_flops(shapes: Shapes) -> int:
 
 
 def _generation_flops(shapes: Shapes, prompts: int, rows: int, cfg: ModelConfig, factored: bool) -> int:
-    slots = shapes.prompt + shapes.new
+    blocks, size = blocks_of(shapes.prompt + shapes.new, scan=shapes.model.scan_layers)
+    slots = blocks * size
     tokens = prompts * shapes.prompt + rows * (shapes.new - 1)
     pairs = (prompts * shapes.prompt + rows * (shapes.new - 1)) * slots  # a row reads the whole cache, masked
     flops = tokens * linear_flops(cfg, shapes.targets if factored else ()) + pairs * pair_flops(cfg)

@@ -23,6 +23,7 @@ import numpy as np
 from flax import struct
 
 from sva.buckets import prompt_bucket
+from sva.errors import UserError
 from sva.generate import Rows, begin, decode, read
 from sva.models import cache as kv_cache
 from sva.models.cache import Part
@@ -40,6 +41,10 @@ class EngineConfig:
     rows: int = 32  # that decode together
     segment: int = 8  # tokens between two looks at the queue; a row that finishes waits half of them on average
     prompts: int = 1  # read at a time; more where a few hundred tokens do not fill the machine
+
+    def __post_init__(self) -> None:
+        if kv_cache.BLOCK % self.segment:  # a segment is written within one block of a row's slots
+            raise UserError(f"segment={self.segment} must divide {kv_cache.BLOCK}")
 
 
 @struct.dataclass

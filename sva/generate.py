@@ -73,12 +73,11 @@ def generate(
     logits, prompts, position = read(model, collections, prompt_ids, prompt_mask, past)
     logits, position = (jnp.repeat(x, samples, axis=0) for x in (logits, position))
     rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
-    # One slot more than is written: products over a multiple of 8 slots are faster.
     if samples == 1:  # what one row reads is written on
         length = prompt_ids.shape[1]
         recent = Recent(kv_cache.resize(prompts, length + max_new_tokens), jnp.full((), length, jnp.int32))
     else:
-        past.append(prompts)
+        past.append(kv_cache.resize(prompts, prompt_ids.shape[1]))
         recent = kv_cache.start(model.cfg, len(keys), max_new_tokens, model.dtype, scan=model.scan_layers)
     rows, rest, _ = decode(model, collections, past, recent, rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1)
     tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))

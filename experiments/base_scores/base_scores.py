@@ -1,4 +1,4 @@
-"""What SmolLM2-135M-Instruct (Q4_1) scores on GSM8K, ARC-Easy and ARC-Challenge before any expert.
+"""What SmolLM2-135M-Instruct (Q4_1) scores on GSM8K, ARC-Easy, ARC-Challenge and MBPP+ before any expert.
 
     python experiments/base_scores/base_scores.py [ROWS]     # writes result.json beside this file
 
@@ -27,6 +27,7 @@ MODEL = "smollm2-135m-instruct-q4_1"
 RUNS = (
     ("arc_easy", "generation"),
     ("arc_challenge", "generation"),
+    ("mbpp", "generation"),
     ("arc_challenge", "likelihood"),
     ("arc_easy", "likelihood"),
     ("gsm8k", "generation"),

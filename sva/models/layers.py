@@ -119,7 +119,7 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
 
     Args:
       q: [B, T, N, H].
-      parts: keys and values of S_i slots and P_i rows each, N a multiple of their K heads; row b reads row
+      parts: keys and values of S_i slots and P_i rows each, the heads a multiple of their K; row b reads row
         b // (B / P_i) of a part, and its rows' queries are one matrix product with it.
       mask: [B, T, S] bool over all parts' slots one after another, True where a query may look.
     Returns:
@@ -149,8 +149,14 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
 
     def score(k: jax.Array) -> jax.Array:
         """[B, K, M, S_i]."""
-        product = partial(jnp.einsum, "PKMH,PKHS->PKMS", precision=precision, preferred_element_type=jnp.float32)
-        return spread(product(gather(q, k.shape[0]), k))
+        product = partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
+        rows, _, blocks, _, _ = k.shape
+        asked = gather(q, rows)
+        if blocks == 1:
+            return spread(product("PKMH,PKHS->PKMS", asked, k[:, :, 0]))
+        each = jnp.broadcast_to(asked[:, :, None], (*asked.shape[:2], blocks, *asked.shape[2:]))
+        scores = product("PKNMH,PKNHW->PKNMW", each, k).swapaxes(2, 3)
+        return spread(scores.reshape(*asked.shape[:3], -1))
 
     # A key/value head's queries of all groups and positions are the rows of one matrix.
     q = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
@@ -174,7 +180,10 @@ def _attend_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Arra
     layer, to write to it.
     """
     wide = jnp.float32
-    scores = [jnp.sum(q[:, :, :, None].astype(wide) * k[0][:, None].astype(wide), axis=2) for k, _ in parts]
+    scores = [
+        jnp.sum(q[:, :, None, :, None].astype(wide) * k[0][:, None].astype(wide), axis=3).reshape(*q.shape[:2], -1)
+        for k, _ in parts
+    ]
     scores = jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, _MASKED), axis=-1).astype(q.dtype)
     pieces = jnp.split(weights, np.cumsum([v.shape[2] for _, v in parts])[:-1], axis=-1)
@@ -207,10 +216,10 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         q = constrain(q, "batch", None, "heads", None)
         k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
-        own = KV(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+        own = KV(k.transpose(0, 2, 3, 1)[:, :, None], v.transpose(0, 2, 1, 3))
         if recent is not None:
-            zero = jnp.zeros((), index.dtype)
-            k = jax.lax.dynamic_update_slice(recent.k, own.k, (zero, zero, zero, index))
+            zero, size = jnp.zeros((), index.dtype), recent.k.shape[-1]
+            k = jax.lax.dynamic_update_slice(recent.k, own.k, (zero, zero, index // size, zero, index % size))
             own = KV(k, jax.lax.dynamic_update_slice(recent.v, own.v, (zero, zero, index, zero)))
         y = attend(q, [*past, own], mask)
         return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
@@ -249,7 +258,7 @@ class Block(nn.Module):
         Args:
           x: [B, T, D].
           past: KVs of earlier tokens.
-          recent: KV of slots to write into from slot `index` on, or None: these T tokens are a part of their own.
+          recent: KV of slots, of which this one token takes slot `index`; or None: these T tokens are their own part.
           window: [] int32 sliding window in tokens, 0 for full attention; None where no layer has one.
           rope: cosine and sine of the T positions.
           mask: [B, T, S] bool over the slots of `past` and then the others.

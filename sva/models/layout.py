@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from sva.models.cache import KV, Part
+from sva.models.cache import KV, Part, blocks_of
 from sva.models.config import ModelConfig
 from sva.models.transformer import Transformer
 from sva.models.weights import expected, nest, split_name
@@ -60,12 +60,13 @@ def spectrum(weight: Leaf, rank: int) -> Spectrum:
 def part(model: Transformer, rows: int, slots: int) -> Part:
     """Of keys and values as `sva.models.cache.empty` makes them."""
     cfg = model.cfg
-    heads = (rows, cfg.num_kv_heads)
+    blocks, size = blocks_of(slots, scan=model.scan_layers)
+    lead, axes = (rows, cfg.num_kv_heads), ("batch", "kv_heads", None, None, None)
     kv = KV(
-        Leaf((*heads, cfg.head_dim, slots), ("batch", "kv_heads", None, None)),
-        Leaf((*heads, slots, cfg.head_dim), ("batch", "kv_heads", None, None)),
+        Leaf((*lead, blocks, cfg.head_dim, size), axes),
+        Leaf((*lead, blocks * size, cfg.head_dim), axes[:-1]),
     )
-    marks = Leaf((rows, slots), ("batch", None))
+    marks = Leaf((rows, blocks * size), ("batch", None))
     layers: Any = _stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
     return Part(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
 

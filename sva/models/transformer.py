@@ -63,7 +63,7 @@ class Transformer(nn.Module):
           positions: [B, T] int32, counted from each row's first token.
           valid: [B, T] bool, False for padding, on whichever side it lies.
           past: keys and values of earlier tokens.
-          recent: slots to write these T tokens into, which sees what is written there already; None: these tokens
+          recent: slots to write this one token into, which sees what is written there already; None: these tokens
             become a part of their own.
           mask: [B, T, T] bool of what each token sees among these, without `recent`; None for every earlier token of
             the row. Of `past` it sees all valid slots of earlier positions.

@@ -1,0 +1,91 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sva.engine import EngineConfig
+from sva.errors import UserError
+from sva.models import cache as kv_cache
+from sva.models.cache import BLOCK, KV, Part
+from sva.models.layers import attend
+
+ROWS, HEADS, WIDTH = 4, 2, 8
+
+
+def _plain(slots: int, *, scan: bool, seed: int = 0) -> Part:
+    """Random keys and values of two layers in one block, as a call leaves them."""
+    rng = np.random.default_rng(seed)
+
+    def kv(*lead: int) -> KV:
+        k = rng.standard_normal((*lead, ROWS, HEADS, 1, WIDTH, slots), np.float32)
+        return KV(jnp.asarray(k), jnp.asarray(rng.standard_normal((*lead, ROWS, HEADS, slots, WIDTH), np.float32)))
+
+    places = jnp.asarray(rng.integers(0, 99, (ROWS, slots)), jnp.int32)
+    return Part(kv(2) if scan else (kv(), kv()), places, places % 3 > 0)
+
+
+def _slots_first(part: Part) -> list[np.ndarray]:
+    """Every leaf's slots in order, [..., S, H] or [P, S], however they lie in blocks."""
+    layers = [part.kv] if isinstance(part.kv, KV) else part.kv
+    found = [np.asarray(part.positions), np.asarray(part.valid)]
+    for k, v in layers:
+        k = np.asarray(k).swapaxes(-1, -2)
+        found += [k.reshape(*k.shape[:-3], -1, WIDTH), np.asarray(v)]
+    return found
+
+
+def _equal(left: Part, right: Part, slots: int) -> None:
+    for x, y in zip(_slots_first(left), _slots_first(right), strict=True):
+        axis = 1 if x.ndim == 2 else x.ndim - 2
+        np.testing.assert_array_equal(np.take(x, range(slots), axis), np.take(y, range(slots), axis))
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("slots", [97, 128, 300])
+def test_a_part_keeps_its_slots_in_more_blocks_and_in_fewer(slots, scan):
+    plain = _plain(40, scan=scan)
+    more = kv_cache.resize(plain, slots)
+    blocks, size = kv_cache.blocks_of(slots, scan=scan)
+    assert more.valid.shape[1] == blocks * size >= slots
+    assert not np.asarray(more.valid)[:, 40:].any()
+    _equal(more, plain, 40)
+    _equal(kv_cache.resize(kv_cache.resize(more, slots + 200), slots), plain, 40)
+    _equal(kv_cache.resize(more, 40), plain, 40)
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+def test_each_row_appends_at_its_own_place(scan):
+    part, new = kv_cache.resize(_plain(160, scan=scan), 160), _plain(8, scan=scan, seed=1)
+    used = np.array([0, 8, 88, 152], np.int32)
+    found = _slots_first(kv_cache.append(part, jnp.asarray(used), new))
+    for x, old, added in zip(found, _slots_first(part), _slots_first(new), strict=True):
+        rows_first = [np.moveaxis(a, int(scan and a.ndim == 5), 0) for a in (x, old, added)]
+        for row, at in enumerate(used):
+            expected = rows_first[1][row].copy()
+            axis = 0 if x.ndim == 2 else expected.ndim - 2
+            place = [slice(None)] * expected.ndim
+            place[axis] = slice(at, at + 8)
+            expected[tuple(place)] = rows_first[2][row]
+            np.testing.assert_array_equal(rows_first[0][row], expected)
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+def test_rows_are_taken_and_put_back_whole(scan):
+    part = kv_cache.resize(_plain(128, scan=scan), 128)
+    one = kv_cache.row(part, jnp.int32(2))
+    _equal(kv_cache.rows(part, jnp.array([2])), one, 128)
+    _equal(kv_cache.row(kv_cache.replace_row(part, jnp.int32(0), one), jnp.int32(0)), one, 128)
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_attention_does_not_depend_on_the_blocks(rows):
+    part = kv_cache.rows(_plain(128, scan=False), jnp.arange(rows))
+    blocked = kv_cache.resize(part, 128)
+    assert blocked.kv[0].k.shape[2] == 128 // BLOCK
+    q = jnp.asarray(np.random.default_rng(2).standard_normal((rows, 1, 2 * HEADS, WIDTH), np.float32))
+    one, many = (attend(q, [each.kv[0]], part.valid[:, None]) for each in (part, blocked))
+    np.testing.assert_allclose(one, many, atol=1e-6)
+
+
+def test_a_segment_that_would_leave_its_block_is_refused():
+    with pytest.raises(UserError, match="segment=12 must divide 32"):
+        EngineConfig(segment=12)
