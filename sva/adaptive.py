@@ -68,6 +68,7 @@ class AdaptiveLM:
     template: Template  # the classification question
     dispatcher: Dispatcher
     plans: Mapping[str, Plan]  # by weight name: the form it runs in, and what that leaves out
+    own_labels: tuple[Label, ...]  # as the experts themselves bring them, and "other"; a classifier may order others
     classifier: jax.Array | None = None  # [E_max], the mixture that is the classification expert
 
     def by(self, name: str, *, examples: Sequence[tuple[str, str]] = (), seed: int = 0) -> "AdaptiveLM":
@@ -87,15 +88,12 @@ class AdaptiveLM:
         kind, _, label = name.partition(":")
         places = len(self.served.slots)
         served = self.served
-        if kind == "prompt":
-            dispatcher = _scored(self.lm, self.labels, served.bank, None)
-        elif kind == "classifier":
+        if kind in ("prompt", "generated"):
+            return self._asking(kind)
+        if kind == "classifier":
             if self.classifier is None:
                 raise UserError("the dispatcher 'classifier' needs a classification expert (--classifier)")
             dispatcher = _scored(self.lm, self.labels, served.bank, self.classifier)
-        elif kind == "generated":
-            first = dispatch.prepare(self.lm, self.labels, calibrate=False)
-            dispatcher = dispatchers.generated(self.lm, self.labels, first)
         elif kind == "embedding":
             dispatcher = self._router(examples)
         elif kind == "random":
@@ -107,6 +105,23 @@ class AdaptiveLM:
         else:
             dispatcher = dispatchers.everywhere(self.labels, label, places)
         return dataclasses.replace(self, dispatcher=dispatcher, served=served)
+
+    def _asking(self, kind: str) -> "AdaptiveLM":
+        """With the base asked for one of the experts' own labels, in their order, also where there is a classifier."""
+        labels = self.own_labels
+        if kind == "prompt":
+            dispatcher: Scored | dispatchers.Generated = _scored(self.lm, labels, self.served.bank, None)
+        else:
+            first = dispatch.prepare(self.lm, labels, calibrate=False)
+            dispatcher = dispatchers.generated(self.lm, labels, first)
+        slots_of = _padded([*range(1, len(labels)), 0], len(self.served.slots))
+        return dataclasses.replace(
+            self,
+            labels=labels,
+            served=dataclasses.replace(self.served, slots=slots_of),
+            template=dispatch.template(self.lm, labels),
+            dispatcher=dispatcher,
+        )
 
     def _router(self, examples: Sequence[tuple[str, str]]) -> Dispatcher:
         names = [label.name for label in self.labels]
@@ -270,9 +285,14 @@ def build(
     nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
     dispatcher = _scored(lm, labels, nested, alphas, calibrate=calibrate)
-    slots_of = np.pad(np.asarray(places, np.int32), (0, len(dispatcher.first.bias) - len(places)))
-    served = Served(lm.model, lm.params, nested, num_slots, jnp.asarray(slots_of), choice)
-    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), dispatcher, plans, alphas)
+    served = Served(lm.model, lm.params, nested, num_slots, _padded(places, len(dispatcher.first.bias)), choice)
+    own, _ = arrange(experts, None)
+    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), dispatcher, plans, own, alphas)
+
+
+def _padded(places: Sequence[int], size: int) -> jax.Array:
+    """[size] int32, the slot of each place for a label; spare ones have the base's."""
+    return jnp.asarray(np.pad(np.asarray(places, np.int32), (0, size - len(places))))
 
 
 def _scored(

@@ -184,12 +184,20 @@ def test_a_classification_expert_runs_the_first_pass_and_only_that(setting):
     assert chat.decode(lm, plain.tokens, plain.lengths) == [label.text]
 
 
-def test_labels_stand_in_the_order_that_the_classifier_learnt(toy):
+def test_labels_stand_in_the_order_that_the_classifier_learnt_and_the_base_is_asked_in_the_experts(toy):
     spectra = sva.decompose(toy, "mlp", progress=False)
     experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
     labels, slots = arrange(experts, _judge(spectra, ["thing", "colour", "other"]))
     assert [label.name for label in labels] == ["thing", "colour", "other"]
     assert slots == [2, 1, 0]
+    base, judged = (
+        build(toy, experts, classifier=judge, progress=False)
+        for judge in (None, _judge(spectra, ["thing", "colour", "other"]))
+    )
+    assert [label.name for label in judged.labels] == ["thing", "colour", "other"]
+    asked = judged.by("prompt")  # the base is asked as the experts themselves have it
+    np.testing.assert_array_equal(asked.choose(QUESTIONS).probs, base.choose(QUESTIONS).probs)
+    np.testing.assert_array_equal(asked.choose(QUESTIONS).alphas, base.choose(QUESTIONS).alphas)
     with pytest.raises(UserError, match="tells apart thing, other; these experts need colour, thing, other"):
         arrange(experts, _judge(spectra, ["thing", "other"]))
     with pytest.raises(UserError, match="tells apart nothing"):

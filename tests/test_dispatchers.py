@@ -66,8 +66,8 @@ def test_another_dispatcher_of_a_kind_compiles_nothing(model, compilations):
 
 
 def test_a_label_generated_after_the_shared_prefix_is_that_of_the_question_in_one_piece(model):
-    lm, form = model.lm, model.template
     by = model.by("generated")
+    lm, form = by.lm, by.template
     ids, mask = chat.encode(lm, [form.before + form.space + question + form.after for question in QUESTIONS])
     out = lm.generate(ids, mask, 8, chat.end_tokens(lm))
     wanted = by.dispatcher.named(out.tokens, 8)

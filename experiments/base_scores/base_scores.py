@@ -1,11 +1,12 @@
 """What SmolLM2-135M-Instruct (Q4_1) scores on GSM8K, ARC-Easy, ARC-Challenge and MBPP+ before any expert.
 
-    python experiments/base_scores/base_scores.py [ROWS]     # writes result.json beside this file
+    python experiments/base_scores/base_scores.py [RUN=ROWS ...]     # writes result.json
 
-Greedy, sva's own prompts, zero-shot, test split, its first ROWS rows (default: all). One set of completions is graded
+Greedy, sva's own prompts, zero-shot, test split, of a run that is named, as
+gsm8k-generation=512, its first ROWS rows. One set of completions is graded
 twice, by the strict grader and by the public code's verdicts. ARC is also answered by option likelihood, per character
 and whole, in the leaderboards' format without a chat template. Records go to runs/base_scores; a run that is stopped
-goes on, and with more ROWS too.
+goes on, and with more rows too.
 """
 
 import sys
@@ -71,13 +72,13 @@ def score(lm, name: str, by: str, rows: int) -> dict:
 
 
 def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 10**6
+    rows = {name: int(count) for name, count in (argument.split("=") for argument in sys.argv[1:])}
     runtime.start()
     lm = load(MODEL)
     place = Path(__file__).parent / "result.json"
     result = {"model": lm.name, "quantisation": lm.quantisation, "dtype": str(lm.model.dtype.__name__), "scores": []}
     for name, by in RUNS:
-        result["scores"].append(score(lm, name, by, rows))
+        result["scores"].append(score(lm, name, by, rows.get(f"{name}-{by}", 10**6)))
         write_json(place, result | {"command": command(), "versions": versions(), "reported": REPORTED})
 
 
