@@ -39,12 +39,15 @@ def _judge(spectra, names):
     )
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scanned"])
+@pytest.fixture(scope="module")
 def setting(request, toy):
-    lm = toy_lm(scan_layers=request.param)
+    lm = toy_lm(scan_layers=getattr(request, "param", False))
     spectra = sva.decompose(lm, "mlp", progress=False)
     experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
     return Setting(lm, build(lm, experts, progress=False), [None, *(expert.z(spectra) for expert in experts)])
+
+
+either = pytest.mark.parametrize("setting", [False, True], ids=["unrolled", "scanned"], indirect=True, scope="module")
 
 
 def _encoded(lm):
@@ -67,6 +70,7 @@ def _request(lm):
     return adapt.Request(prompts, np.int32(NEW), np.array([1], np.int32), keys, max_new_tokens=8, sampling=Greedy())
 
 
+@either
 def test_a_row_runs_on_its_own_expert_as_if_that_were_merged(setting):
     lm, adaptive, zs = setting
     slots = [1, 0, 2, 2, 1]
@@ -86,6 +90,7 @@ def test_a_row_runs_on_its_own_expert_as_if_that_were_merged(setting):
     assert (np.asarray(bases.tokens) != np.asarray(out.tokens)[:, :NEW]).any()
 
 
+@either
 def test_a_row_of_a_mixture_runs_on_the_mixed_expert(setting):
     lm, adaptive, zs = setting
     alphas = np.zeros((5, SLOTS))
@@ -268,6 +273,7 @@ def test_each_of_eight_experts_answers_as_the_merged_model_does(setting, eight):
             assert_same_tokens(ours, alone, ids[row : row + 1], mask[row : row + 1], logits)
 
 
+@either
 def test_a_ninth_expert_compiles_nothing_and_leaves_the_other_rows_alone(setting, eight, compilations):
     lm, nine = setting.lm, _many(setting.lm, 9)
     alphas = np.eye(2 * SLOTS)[[1, 8, 3, 0, 5]]
@@ -330,6 +336,7 @@ def test_the_form_follows_the_tolerance_and_the_answers_its_bound(setting, capsy
     )
 
 
+@either
 def test_base_rows_among_experts_are_the_base_bit_for_bit_and_factored_nearly(setting):
     lm = setting.lm
     spectra = sva.decompose(lm, "mlp")

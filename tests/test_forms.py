@@ -217,7 +217,7 @@ def test_a_model_with_a_z_per_row_is_each_row_alone(setting):
     np.testing.assert_array_equal(together[1], lm.logits(ids, mask)[1])  # delta: a base row is the base
 
 
-@pytest.mark.slow  # five gradients of a real model to compile, and 90 matrices to decompose the first time
+@pytest.mark.long  # five gradients of a real model to compile, and 90 matrices to decompose the first time
 def test_all_forms_agree_on_smollm2():
     try:
         lm = sva.load("smollm2-135m-instruct-q4_1", scan_layers=True, progress=False)  # one layer to compile

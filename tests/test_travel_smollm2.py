@@ -14,7 +14,7 @@ from sva import chat, evaluate, export_peft
 from sva.models.gguf_export import save_gguf, tokenizer_metadata
 from sva.tasks import task
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
