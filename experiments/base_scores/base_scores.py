@@ -2,11 +2,10 @@
 
     python experiments/base_scores/base_scores.py [RUN=ROWS ...]     # writes result.json
 
-Greedy, sva's own prompts, zero-shot, test split, of a run that is named, as
-gsm8k-generation=512, its first ROWS rows. One set of completions is graded
-twice, by the strict grader and by the public code's verdicts. ARC is also answered by option likelihood, per character
-and whole, in the leaderboards' format without a chat template. Records go to runs/base_scores; a run that is stopped
-goes on, and with more rows too.
+Greedy, sva's own prompts, zero-shot, test split (MBPP+: the public code's); of a run that is named, as
+gsm8k-generation=512, the first ROWS rows. One set of completions is graded twice, by the strict grader and by the
+public code's verdicts. ARC is also answered by option likelihood, per character and whole, in the leaderboards' format
+without a chat template. Records go to runs/base_scores; a run that is stopped goes on, and with more rows too.
 """
 
 import sys
@@ -22,7 +21,7 @@ from sva.lm import load
 from sva.runs import command, versions
 from sva.stats import accuracy
 from sva.tasks import task
-from sva.tasks.base import reason
+from sva.tasks.base import Grade, reason
 
 MODEL = "smollm2-135m-instruct-q4_1"
 RUNS = (
@@ -64,11 +63,16 @@ def score(lm, name: str, by: str, rows: int) -> dict:
         completions, examples = [row["completion"] for row in made], [item.example for item in todo]
         verdicts = task(name, grader).grade_many(completions, examples)
         right = np.array([verdict.correct for verdict in verdicts])
-        result[grader] = {"accuracy": accuracy(right)._asdict(), "reasons": dict(Counter(map(reason, verdicts)))}
+        result[grader] = {"accuracy": accuracy(right)._asdict(), "reasons": dict(Counter(map(kind, verdicts)))}
     return result | {
         "tokens": sum(row["tokens"] for row in made),
         "cut_off_at_the_budget": sum(row["tokens"] == budget for row in made),
     }
+
+
+def kind(verdict: Grade) -> str:
+    """A verdict's reason without what it says of this one program or answer."""
+    return reason(verdict).partition(":")[0].partition(" that defines")[0]
 
 
 def main() -> None:
