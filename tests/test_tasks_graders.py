@@ -112,3 +112,23 @@ def test_a_completion_of_a_megabyte_is_read_in_a_second(family, grader, piece):
     started = time.process_time()
     task.grade(piece * (1_000_000 // len(piece)), row)
     assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    ("family", "completion", "answer"),
+    [
+        ("gsm8k", "Total: 18 dollars\n\nNote: she ate 3 eggs for breakfast.", "18"),
+        ("gsm8k", "Total: 18 dollars\n\nNote: the answer is 3.", "3"),
+        ("gsm8k", "Profit = 200000 - 130000 = $70 000", "70000"),
+        ("gsm8k", "The distance is 45 miles from home at the end of 4 hours.", "45"),
+        ("arc", "I think it's B, not C.", "B"),
+        ("arc", "The third option", "C"),
+        ("arc", "The fifth option", None),
+        ("arc", "Not B.", None),
+    ],
+)
+def test_notes_ends_of_hours_and_what_is_denied_are_no_answers(family, completion, answer):
+    options = ["circulation", "digestion", "reproduction", "respiration"]
+    row = {"gold": "B", "labels": "ABCD", "options": options} if family == "arc" else {"gold": "18"}
+    task = sva.tasks.task({"arc": "arc_easy"}.get(family, family))
+    assert task.grade(completion, example(family, row)).answer == answer

@@ -102,7 +102,8 @@ _CLAUSE_END = re.compile(r"\.(?:\s|$)|\n|;|\b(?:because|since)\b", re.IGNORECASE
 _DETERMINED = r"(?:all |only |just |about )?(?:the |these |those |his |her |their |your |a |an )?"
 _RESULT = r"(?!(?:a|an|the|about|only|just|exactly|pay|spend|earn|save|get|have|be|give|sell|need|work) )"
 _ASIDE = re.compile(
-    r"\b(?:(?:for|per|in|counting|across|among|after|within|during|each of|out of|over|every|at|than|from) "
+    r"\b(?:(?:for|per|in|counting|across|among|after|within|during|each of|out of|over|every|at|than|from"
+    r"|(?:at|by) the end of) "
     rf"{_DETERMINED}|of (?:the|these|those|his|her|their) |giving away |to {_RESULT}[a-z]+ {_DETERMINED})"
     r"(?:next |last |first )?[$€£]?\s*$",
     re.IGNORECASE,
@@ -143,6 +144,7 @@ def _plain(text: str) -> str:
     text = text.translate(_SPACES)
     text = unicodedata.normalize("NFKC", re.sub(r"(?<=\d)\u2009(?=\d{3}\b)", ",", text)).replace("\u2212", "-")
     text = re.sub(r"(?<=\d)(?:\\,|\{,\})(?=\d{3})", ",", text)
+    text = re.sub(r"(?<=[$€£])\d{1,3}(?: \d{3})+(?![\d,])", lambda match: match[0].replace(" ", ""), text)
     text = re.sub(r"\bnot \\?\$?\d[\d,]*(?:\.\d+)?\b", "", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<=\d) ?(?=\\[dt]?frac)", " ", text)
     text = re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text)

@@ -33,14 +33,21 @@ _PRONOUNS = {"it", "this", "that", "there", "here", "he", "she", "they", "which"
 
 
 _NEXT_QUESTION = re.compile(r"(?<=\n)[ \t]*(?:question|problem|instruction|q|human|user)\b[ \d]*:", re.IGNORECASE)
+_LAST_NOTE = re.compile(r"\n[ \t]*[*_(]{0,3}(?:note|p\.?s\.?|n\.?b\.?)[*_]{0,2}:[^\n]*\Z", re.IGNORECASE)
 
 
 def conclusion(completion: str) -> str:
-    """The end of a completion where its answer is: after its thinking, before a question that it asks itself next."""
+    """The end of a completion where its answer is.
+
+    After its thinking, before a question that it asks itself next, and without a note in its last line, unless that
+    names an answer.
+    """
     text = completion[-_TAIL:]
-    text = text.rpartition("</think>")[2].strip() or text
+    text = (text.rpartition("</think>")[2].strip() or text).rstrip()
     following = _NEXT_QUESTION.search(text)
-    return text[: following.start()].strip() or text if following else text
+    text = text[: following.start()].strip() or text if following else text
+    note = _LAST_NOTE.search(text)
+    return text[: note.start()].strip() or text if note and "answer" not in note[0].lower() else text
 
 
 def plain(text: str) -> str:
@@ -223,6 +230,10 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
     for sentence in sentences:
         if found := _given(sentence, labels, options):
             return found
+    if ordinal := _ORDINAL.fullmatch(text):
+        place = _ORDINALS.index(ordinal["place"].lower())
+        return labels[place].upper() if place < len(labels) else None
+    text = re.sub(rf",? (?:and |but )?not (?:{upper})(?![\w'])", "", text)  # "B, not C"
     if len(re.split(r"(?<=[.!?])\s+|\n+", text)) != 1 or _NEGATION.search(text):
         return None
     alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
@@ -238,6 +249,8 @@ def _repeats(text: str, labels: Sequence[str], options: Sequence[str]) -> bool:
     )
 
 
+_ORDINALS = ("first", "second", "third", "fourth", "fifth")
+_ORDINAL = re.compile(rf"(?:the )?(?P<place>{'|'.join(_ORDINALS)}) (?:option|choice|answer|one)[.!]?", re.IGNORECASE)
 _NEGATION = re.compile(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)
 
 
