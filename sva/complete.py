@@ -89,7 +89,7 @@ def complete(
     lengths = np.asarray([len(prompt) for prompt in prompts])
     check_prompts(lengths, limits, lm.model.cfg.max_position_embeddings)
     sampling = sampling or Greedy()
-    keys = row_keys(key, len(prompts), len(prompts), sampling)
+    keys = _keys(key, len(prompts), sampling)
     shared = common_prefix(prompts) if mixtures is None and len(prompts) > 1 else 0
     weights = Weights(
         lm.model,
@@ -102,10 +102,10 @@ def complete(
         Request(
             prompt[shared:],
             int(limit),
-            keys[place : place + 1] if samples == 1 else _spread(keys[place], samples),
+            own if samples == 1 else _spread(own, samples),
             mixtures.alphas[place] if mixtures else None,
         )
-        for place, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+        for place, (prompt, limit, own) in enumerate(zip(prompts, limits, keys, strict=True))
     ]
     texts: dict[tuple[int, int], Text] = {}
     shown: dict[tuple[int, int], int] = {}
@@ -142,6 +142,22 @@ def _prefix(model: Transformer, params: Mapping[str, Any], ids: jax.Array) -> Pa
     return read(model, variables(model, params, None), ids[None], jnp.ones_like(ids)[None])[1]
 
 
+def _keys(key: jax.Array | None, prompts: int, sampling: Sampling) -> list[jax.Array]:
+    """Each prompt's key as `row_keys` gives it, [1]; made and taken in the same pieces for any number of prompts."""
+    if key is None or key.ndim == 0:
+        row_keys(key, 1, 1, sampling)  # whether it will do
+        whole = jax.random.key(0) if key is None else key
+        places = [np.arange(start, start + _AT_ONCE, dtype=np.int32) for start in range(0, prompts, _AT_ONCE)]
+        data = np.concatenate([np.asarray(jax.random.key_data(_fold(whole, each))) for each in places])
+    else:
+        whole = row_keys(key, prompts, prompts, sampling)
+        data = np.asarray(jax.random.key_data(whole))
+    impl = jax.random.key_impl(whole)
+    return [jax.random.wrap_key_data(jax.device_put(data[place : place + 1]), impl=impl) for place in range(prompts)]
+
+
+_AT_ONCE = 32
+_fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
 _spread = jax.jit(
-    lambda key, samples: jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(samples)), static_argnums=1
+    lambda key, samples: jax.vmap(jax.random.fold_in, (None, 0))(key[0], np.arange(samples)), static_argnums=1
 )

@@ -126,6 +126,22 @@ def test_a_job_of_the_same_buckets_compiles_nothing(toy, compilations):
     assert compilations == []
 
 
+def test_a_job_of_another_number_of_prompts_compiles_nothing(toy, compilations):
+    from sva.complete import complete
+
+    settings = dict(cfg=EngineConfig(rows=3, segment=8), sampling=Temperature(), eos_ids=[END])
+    prompts = [[5, 6, 7, *request.prompt_ids] for request in _requests(75, seed=3)]
+    few = list(complete(toy, prompts[:6], 12, key=jax.random.key(1), **settings))
+    assert "jit(advance)" in compilations
+    compilations.clear()
+    many = {c.prompt: c for c in complete(toy, prompts, 12, key=jax.random.key(1), **settings)}
+    assert compilations == []
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), np.arange(75))
+    each = {c.prompt: c for c in complete(toy, prompts, 12, key=keys, **settings)}
+    for found in (*few, *each.values()):
+        np.testing.assert_array_equal(found.tokens, many[found.prompt].tokens)
+
+
 def test_prompts_after_a_shared_prefix_are_answered_as_if_they_held_it(toy):
     from sva.complete import complete
 
