@@ -121,13 +121,18 @@ def test_a_completion_of_a_megabyte_is_read_in_a_second(family, grader, piece):
         ("gsm8k", "Total: 18 dollars\n\nNote: the answer is 3.", "3"),
         ("gsm8k", "Profit = 200000 - 130000 = $70 000", "70000"),
         ("gsm8k", "The distance is 45 miles from home at the end of 4 hours.", "45"),
+        ("gsm8k", "She should read 42 pages if she wants to finish half of the remaining 84 pages.", "42"),
+        ("gsm8k", "The total cost is $990, which includes the $50 setup fee.", "990"),
+        ("gsm8k", "There were 3 boxes with 8 pens each, which makes 24 pens.", "24"),
+        ("gsm8k", "He has 2 left; the other 8 he gave to his 4 friends.", "2"),
+        ("gsm8k", "Answer - 5600", "5600"),
         ("arc", "I think it's B, not C.", "B"),
         ("arc", "The third option", "C"),
         ("arc", "The fifth option", None),
         ("arc", "Not B.", None),
     ],
 )
-def test_notes_ends_of_hours_and_what_is_denied_are_no_answers(family, completion, answer):
+def test_notes_asides_and_what_is_denied_are_no_answers(family, completion, answer):
     options = ["circulation", "digestion", "reproduction", "respiration"]
     row = {"gold": "B", "labels": "ABCD", "options": options} if family == "arc" else {"gold": "18"}
     task = sva.tasks.task({"arc": "arc_easy"}.get(family, family))

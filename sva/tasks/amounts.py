@@ -95,18 +95,25 @@ def _spelled(words: str) -> int:
 # --- which of them a solution ends in ---
 
 _ANSWER_IS = re.compile(
-    r"\banswer\b[^\n.]{0,100}?(?:\b(?:is|are|was|be)\b|[:=])(?! not\b)\s*|\b(?:ans\b[.:]?|result:)\s*", re.IGNORECASE
+    r"\banswer\b[^\n.]{0,100}?(?:\b(?:is|are|was|be)\b|[:=])(?! not\b)\s*|\banswer\s+[-\u2013]\s+"
+    r"|\b(?:ans\b[.:]?|result:)\s*",
+    re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"\.(?:\s|$)|\n|;|\b(?:because|since)\b", re.IGNORECASE)
 # A number after one of these says how many, how long or for whom, rather than what came out.
-_DETERMINED = r"(?:all |only |just |about )?(?:the |these |those |his |her |their |your |a |an )?"
+_DETERMINED = r"(?:all |only |just |about )?(?:the |these |those |his |her |their |your |a |an )?(?:remaining |other )?"
 _RESULT = r"(?!(?:a|an|the|about|only|just|exactly|pay|spend|earn|save|get|have|be|give|sell|need|work) )"
 _ASIDE = re.compile(
-    r"\b(?:(?:for|per|in|counting|across|among|after|within|during|each of|out of|over|every|at|than|from"
+    r"\b(?:(?:for|per|in|counting|across|among|after|within|during|each of|out of|over|every|at|on|than|from"
     r"|(?:at|by) the end of) "
-    rf"{_DETERMINED}|of (?:the|these|those|his|her|their) |giving away |to {_RESULT}[a-z]+ {_DETERMINED})"
+    rf"{_DETERMINED}|of (?:the|these|those|his|her|their) (?:remaining |other )?|the other |giving away "
+    rf"|to {_RESULT}[a-z]+ {_DETERMINED})"
     r"(?:next |last |first )?[$€£]?\s*$",
     re.IGNORECASE,
+)
+# Nor is what follows one of these after a number: "42 pages if ... 84 pages", "$990, which includes $50".
+_SUBORDINATE = re.compile(
+    r",? (?:which includ|if\b|including\b)(?!.*\b(?:so|then|thus|therefore)\b)", re.IGNORECASE | re.DOTALL
 )
 _NUMBERING = re.compile(r"\s*(?:(?:step|part|case|day|example)\b|\d+[.)]\s+[A-Za-z])", re.IGNORECASE)
 _SPACES = str.maketrans(dict.fromkeys("\u00a0\u2009\u202f", "\u2009"))
@@ -179,6 +186,8 @@ def _named(clause: str) -> str | None:
 def _strong(text: str, found: list[Amount]) -> Amount:
     """The last of the numbers that is no aside, else the first."""
     digits = [amount for amount in found if not amount.in_words] or found
+    if aside := _SUBORDINATE.search(text, digits[0].end):
+        digits = [amount for amount in digits if amount.end <= aside.start()]
     strong = [amount for amount in digits if not _is_aside(text, amount)]
     return strong[-1] if strong else digits[0]
 
