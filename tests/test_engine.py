@@ -132,7 +132,6 @@ def test_a_job_of_another_number_of_prompts_compiles_nothing(toy, compilations):
     settings = dict(cfg=EngineConfig(rows=3, segment=8), sampling=Temperature(), eos_ids=[END])
     prompts = [[5, 6, 7, *request.prompt_ids] for request in _requests(75, seed=3)]
     few = list(complete(toy, prompts[:6], 12, key=jax.random.key(1), **settings))
-    assert "jit(advance)" in compilations
     compilations.clear()
     many = {c.prompt: c for c in complete(toy, prompts, 12, key=jax.random.key(1), **settings)}
     assert compilations == []

@@ -45,7 +45,7 @@ def searched(directory: Path, model: Path, mesh: str, processes: int = 1):
         return found["alphas"], found["means"]
 
 
-@pytest.mark.parametrize(("mesh", "processes"), [("2x2x2", 1), ("4x2x1", 2)])
+@pytest.mark.parametrize(("mesh", "processes"), [pytest.param("2x2x2", 1, marks=pytest.mark.long), ("4x2x1", 2)])
 def test_a_mesh_finds_what_one_device_finds(alone, tmp_path, mesh, processes):
     model, (alphas, means) = alone
     found, told = searched(tmp_path, model, mesh, processes)
