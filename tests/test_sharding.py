@@ -167,7 +167,7 @@ def check_same_run(found, alone):
     assert np.linalg.norm(change - wanted_change) < 1e-2 * np.linalg.norm(wanted_change)
 
 
-@pytest.mark.long  # four trainings in processes of their own
+@pytest.mark.long  # three meshes, each with programs of its own to compile
 def test_a_checkpoint_written_on_one_mesh_resumes_on_another(tmp_path, alone):
     stages = ("1:2x2x2", "2:8x1x1", "3:1x4x2")
     finish(run(WORKER, tmp_path / "run", tmp_path / "out.npz", *stages, SVA_CACHE=str(tmp_path / "cache")))
