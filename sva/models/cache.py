@@ -156,7 +156,7 @@ def append(part: Part, used: jax.Array, new: Part) -> Part:
         return KV(k(kv.k, new.k, used), v(kv.v, new.v, used))
 
     def mark(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(x, y, used, 0)
+        return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(x, y, used)
 
     kv = jax.tree.map(both, part.kv, new.kv, is_leaf=lambda x: isinstance(x, KV))
     return Part(kv, mark(part.positions, new.positions), mark(part.valid, new.valid))

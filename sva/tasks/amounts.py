@@ -112,9 +112,8 @@ _ASIDE = re.compile(
     re.IGNORECASE,
 )
 # Nor is what follows one of these after a number: "42 pages if ... 84 pages", "$990, which includes $50".
-_SUBORDINATE = re.compile(
-    r",? (?:which includ|if\b|including\b)(?!.*\b(?:so|then|thus|therefore)\b)", re.IGNORECASE | re.DOTALL
-)
+_SUBORDINATE = re.compile(r",? (?:which includ|if\b|including\b)", re.IGNORECASE)
+_THEREFORE = re.compile(r"\b(?:so|then|thus|therefore)\b", re.IGNORECASE)  # leads back to the main clause
 _NUMBERING = re.compile(r"\s*(?:(?:step|part|case|day|example)\b|\d+[.)]\s+[A-Za-z])", re.IGNORECASE)
 _SPACES = str.maketrans(dict.fromkeys("\u00a0\u2009\u202f", "\u2009"))
 
@@ -186,7 +185,8 @@ def _named(clause: str) -> str | None:
 def _strong(text: str, found: list[Amount]) -> Amount:
     """The last of the numbers that is no aside, else the first."""
     digits = [amount for amount in found if not amount.in_words] or found
-    if aside := _SUBORDINATE.search(text, digits[0].end):
+    back = max((match.end() for match in _THEREFORE.finditer(text)), default=0)
+    if aside := _SUBORDINATE.search(text, max(digits[0].end, back)):
         digits = [amount for amount in digits if amount.end <= aside.start()]
     strong = [amount for amount in digits if not _is_aside(text, amount)]
     return strong[-1] if strong else digits[0]
