@@ -49,6 +49,7 @@ class TrainConfig:
 
     method: str = "policy_gradient"  # next_token: on given answers; evolution: `sva.evolution`, without a gradient
     steps: int = 12
+    examples: int | None = None  # different training prompts, drawn by the seed; null: the whole split
     lr: float = 1e-2
     clip_norm: float = 1e-3  # of the joint gradient, before Adam; the paper's (table 6)
     micro_batch: int = 2  # prompts whose completions' activations are held at once
@@ -60,6 +61,8 @@ class TrainConfig:
         if self.method not in METHODS:
             raise UserError(f"train.method={self.method!r} is not known; use {', '.join(METHODS)}")
         at_least("train.steps", self.steps, 0)
+        if self.examples is not None:
+            at_least("train.examples", self.examples, 1)
         above("train.lr", self.lr, 0)
         above("train.clip_norm", self.clip_norm, 0)
         at_least("train.micro_batch", self.micro_batch, 1)
@@ -398,6 +401,8 @@ def fit(
         search=search.search(lr=cfg.lr, centre=family.centre, bound=cfg.bound),
         verdicts=Verdicts(run_dir),
     )
+    if cfg.examples is not None:
+        source = _some(source, cfg.examples, seed)
     held_out = evaluate.items(task, validate.split, validate.size) if validate.every else []
     state = _start(course, validate)
     restored = checkpoints.restore(state)
@@ -444,6 +449,15 @@ def fit(
             log.close()
         checkpoints.close()
     return state
+
+
+def _some(source: Sequence[Example], number: int, seed: int) -> list[Example]:
+    """So many different rows of a split, another choice for another seed."""
+    if number > len(source):
+        raise UserError(
+            f"train.examples={number}, but the task's training split has {len(source)}; leave it out for all"
+        )
+    return [source[i] for i in batch_indices(len(source), number, 0, seed)]
 
 
 def _unusual(settings: Any) -> dict[str, Any]:

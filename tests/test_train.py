@@ -305,6 +305,33 @@ class Moody(NameAColour):
 calls, limit = [], [-1]
 
 
+class Watched(NameAColour):
+    """Notes what it was asked to grade."""
+
+    def grade(self, completion, example):
+        seen.append((example["thing"], example["of"]))
+        return super().grade(completion, example)
+
+
+seen = []
+
+
+def test_few_training_prompts_are_a_choice_of_the_seed(toy, spectra, tmp_path):
+    chosen = []
+    for seed in (3, 4):
+        seen.clear()
+        cfg = dataclasses.replace(SMALL["cfg"], steps=2, examples=5)
+        run_dir = tmp_path / str(seed)
+        run_dir.mkdir()
+        fit(toy, spectra, SIGMOID_NUCLEAR, Watched(), run_dir, **(SMALL | {"cfg": cfg, "seed": seed}))
+        chosen.append(set(seen))
+    assert [len(rows) for rows in chosen] == [5, 5]
+    assert chosen[0] != chosen[1]
+    too_many = dataclasses.replace(SMALL["cfg"], examples=10**6)
+    with pytest.raises(UserError, match="train.examples=1000000, but the task's training split has"):
+        _fit(toy, spectra, tmp_path / "none", cfg=too_many)
+
+
 def test_a_reward_function_that_raises_is_one_line_and_the_batch_is_kept(toy, spectra, tmp_path, whole):
     calls.clear()
     limit[0] = 20  # in the second step, of 16 completions each
