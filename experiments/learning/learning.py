@@ -1,6 +1,6 @@
 """What training does to SmolLM2-135M-Instruct's accuracy on held-out prompts: runs of configs/sweeps, and their curves.
 
-    sva sweep configs/sweeps/smollm2-procedural.yaml     # stopped, it goes on; PREDICTED says how long a run should take
+    sva sweep configs/sweeps/smollm2-procedural.yaml     # stopped, it goes on; see PREDICTED
     sva sweep configs/sweeps/smollm2-algorithms.yaml
     sva sweep configs/sweeps/smollm2-samples.yaml
     sva sweep configs/sweeps/smollm2-benchmarks.yaml
