@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError, at_least, differing
+from sva.remote import to_path
 
 # Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
 # questions that the first does.
@@ -40,7 +41,8 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("task", help="a task's name, or the path of a .jsonl or .py file")
     parser.add_argument("--model", **model)
-    parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; to be repeated")
+    parser.add_argument("--expert", type=to_path, action="append", default=[], help="an expert file; to be repeated")
+    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
     parser.add_argument("--split", default="train", help="where the shots are drawn from (default: %(default)s)")
     parser.add_argument(
         "--budget", choices=list(BUDGETS), default="full", help="the paper's table 10: shots, iterations"
@@ -86,11 +88,11 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     from tqdm import tqdm
 
     from sva import alphas, few_shot, few_shot_gradient
+    from sva.adaptive import load_experts
     from sva.evolution import CEM
     from sva.files import locked_file
     from sva.lm import load
     from sva.runs import command, versions
-    from sva.spectral.expert import Expert
     from sva.tasks import task as make_task
 
     shots, generations = BUDGETS[arguments.budget]
@@ -108,7 +110,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     task = make_task(arguments.task)
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
     lm = load(arguments.model)
-    experts = [Expert.load(path, fingerprint=lm.fingerprint, base=lm.name) for path in arguments.expert]
+    experts, _ = load_experts(lm, arguments.expert, skip_foreign=arguments.skip_foreign)
     told = alphas.known(experts)
     settings = {
         **{name: getattr(arguments, name) for name in _SEARCH},

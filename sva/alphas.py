@@ -20,6 +20,7 @@ from sva.errors import UserError
 from sva.few_shot import mixed, pool
 from sva.files import write_json
 from sva.lm import LM
+from sva.remote import reaching
 from sva.spectral.expert import Expert
 
 FORMAT = "sva-alphas-1"
@@ -55,10 +56,12 @@ class Alphas:
         Raises:
           UserError: no such file, no alphas file, or not one number for each expert.
         """
-        if not path.is_file():
+        with reaching(path):
+            text = path.read_text() if path.is_file() else None
+        if text is None:
             raise UserError(f"no alphas file at {path}; sva adapt writes one")
         try:
-            known = json.loads(path.read_text())
+            known = json.loads(text)
         except ValueError as error:
             raise UserError(f"{path} is damaged or no alphas file ({error}); run sva adapt again") from error
         if not isinstance(known, dict) or known.get("format") != FORMAT:

@@ -10,12 +10,13 @@ from typing import Any
 
 from sva import adapt_command, evaluate_command, expert_commands, generate_command, sweep_command
 from sva.errors import UserError
+from sva.remote import reading_directory, to_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         from sva import distributed, runtime
         from sva.supervise import INSIDE, supervise
 
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_command.add(commands, model)
     generate_command.add(commands, model)
     sub = command("report", _report, "Write one HTML page about a run of `sva train`, finished or not.")
-    sub.add_argument("run_dir", metavar="RUN", type=Path, help="its run_dir")
+    sub.add_argument("run_dir", metavar="RUN", type=to_path, help="its run_dir")
     sub.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     sub = command("bench", _bench, "Prefill and decode rates of a model on this machine, beside the machine's limits.")
     sub.add_argument("--model", **model)
@@ -135,7 +136,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     settings = config.load(arguments.config, arguments.overrides)
     _, result = runs.train_expert(settings, profile=arguments.profile)
-    _print(result, arguments.json, f"expert: {Path(settings.run_dir) / 'expert.safetensors'}\n{summary(result)}")
+    _print(result, arguments.json, f"expert: {to_path(settings.run_dir) / 'expert.safetensors'}\n{summary(result)}")
 
 
 def _compile(arguments: argparse.Namespace) -> None:
@@ -170,7 +171,8 @@ def _report(arguments: argparse.Namespace) -> None:
     from sva import report
 
     out = arguments.out or arguments.run_dir / "report.html"
-    report.write(arguments.run_dir, out)
+    with reading_directory(arguments.run_dir) as run_dir:
+        report.write(run_dir, out)
     print(out)
 
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from sva.errors import UserError
 from sva.files import disk_error, write_atomically
 from sva.paths import cache_dir
+from sva.remote import is_remote, reaching, to_path
 
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 """What is taken from a hub repository: weights as safetensors, configs, tokenizer and chat template."""
@@ -88,10 +89,13 @@ def resolve(name_or_path: str) -> Path:
     for a whole one: the package's file is checked against its sha256 at every call.
 
     Args:
-      name_or_path: a directory, a .gguf file, a hub id ("owner/name"), or a short name.
+      name_or_path: a directory, also a remote one as gs://bucket/model, a .gguf file, a hub id ("owner/name"), or a
+        short name.
     Raises:
       UserError: there is no such model, it cannot be fetched, or what is there holds none.
     """
+    if is_remote(name_or_path):
+        return _in_remote(to_path(name_or_path))
     local = Path(name_or_path).expanduser()
     if local.exists():
         return _in_path(local)
@@ -160,6 +164,16 @@ def _in_path(path: Path) -> Path:
     if files:
         raise UserError(f"{path} holds {len(files)} .gguf files ({', '.join(f.name for f in files)}): name one")
     raise UserError(f"{path} holds no model: there is neither a config.json nor a .gguf file in it")
+
+
+def _in_remote(path: Path) -> Path:
+    """A directory behind an address, whose weights are read where they lie."""
+    with reaching(path):
+        if path.suffix == ".gguf":
+            raise UserError(f"{path}: a .gguf file is read from a local disk; copy it here first")
+        if not (path / "config.json").exists():
+            raise UserError(f"{path} holds no model: there is no config.json in it")
+    return path
 
 
 # The hub.

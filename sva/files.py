@@ -18,14 +18,23 @@ import safetensors.numpy
 from filelock import FileLock, Timeout
 
 from sva.errors import UserError
+from sva.remote import is_remote, upload
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` on a temporary name beside `path` and renames: `path` is whole or untouched.
 
+    A remote file is written here first, and sent as a whole.
+
     Raises:
       UserError: the disk is full or the place cannot be written to.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="sva-") as folder:
+            local = Path(folder) / path.name
+            write_atomically(local, write)
+            upload(local, path)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -10,6 +10,7 @@ from typing import Any
 
 from sva.errors import UserError
 from sva.prompt_files import Prompt, Results, read_prompts
+from sva.remote import to_path
 
 
 def add(commands: Any, model: Mapping[str, Any]) -> None:
@@ -23,9 +24,9 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--json", action="store_true", help="print those lines instead of text")
     parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without chat template")
     parser.add_argument("--model", **model)
-    parser.add_argument("--expert", type=Path, action="append", default=[], help="an expert file; may be repeated")
-    parser.add_argument("--classifier", type=Path, help="a classification expert for the first pass (task: routing)")
-    parser.add_argument("--alphas", type=Path, help="one mixture of the experts for all prompts, from sva adapt")
+    parser.add_argument("--expert", type=to_path, action="append", default=[], help="an expert file; may be repeated")
+    parser.add_argument("--classifier", type=to_path, help="a classification expert for the first pass (task: routing)")
+    parser.add_argument("--alphas", type=to_path, help="one mixture of the experts for all prompts, from sva adapt")
     parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
     choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
     parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")

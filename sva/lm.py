@@ -27,7 +27,7 @@ from sva.models.export import save_checkpoint
 from sva.models.load import digest, fingerprint, load_params
 from sva.models.transformer import Transformer, logits
 from sva.models.weights import expected, split_name, unnest
-from sva.paths import cache_dir
+from sva.paths import spectra_dir
 from sva.sampling import Greedy, Sampling
 from sva.sharding import notes, place, shardings
 from sva.spectral import cores, forms, store
@@ -370,7 +370,7 @@ def _read(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> np.ndarray:
 
 
 def _spectra_dir(known: str, dtype: str, rank: int | None) -> Path:
-    return cache_dir() / "spectra" / f"{known[:16]}-{dtype}{'' if rank is None else f'-rank{rank}'}"
+    return spectra_dir() / f"{known[:16]}-{dtype}{'' if rank is None else f'-rank{rank}'}"
 
 
 def _fitting(lm: LM, z: Mapping[str, Any], rows: int) -> dict[str, Spectrum]:

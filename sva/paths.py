@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from sva.remote import to_path
+
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -16,6 +18,12 @@ def cache_dir() -> Path:
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base).expanduser() / "sva"
     return Path.home() / ".cache" / "sva"
+
+
+def spectra_dir() -> Path:
+    """$SVA_SPECTRA, which may be an address such as gs://bucket/spectra that many hosts share; else in the cache."""
+    own = os.environ.get("SVA_SPECTRA")
+    return to_path(own) if own else cache_dir() / "spectra"
 
 
 def data_dir() -> Path | None:

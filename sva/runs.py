@@ -8,6 +8,8 @@ failed/              batches of steps that went wrong
 expert.safetensors   the expert;  spectrum.png  what it moved, where it is a z
 result.json          accuracy before and after, settings, versions, command
 before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
+
+A remote one (gs://...) is worked on in a copy, which is sent there after every step; see `sva.remote`.
 """
 
 import contextlib
@@ -34,6 +36,7 @@ from sva.errors import UserError, differing
 from sva.evaluate import Record
 from sva.files import locked, write_atomically, write_json
 from sva.lm import LM, decompose, load, merge
+from sva.remote import Mirror, local_directory, to_path
 from sva.sharding import check_rows, make_mesh
 from sva.spectral.expert import Expert
 from sva.spectral.family import count, family
@@ -85,26 +88,34 @@ def train_expert(
       UserError: the directory holds a run of other settings (named), another process works in it, or a setting does
         not fit the model or the task.
     """
-    run_dir = Path(config.run_dir)
     if not distributed.is_writer():
-        return _train(config, run_dir, lm, profile, progress=False)
-    busy = f"another process trains in {run_dir}; wait for it, or choose another run_dir"
-    with locked(run_dir, run_dir / ".lock", busy):
-        return _train(config, run_dir, lm, profile, progress)
+        return _train(config, Path(config.run_dir), None, lm, profile, progress=False)
+    run_dir = to_path(config.run_dir)
+    with local_directory(run_dir) as mirror:
+        local = mirror.local if mirror else run_dir
+        busy = f"another process trains in {run_dir}; wait for it, or choose another run_dir"
+        with locked(local, local / ".lock", busy):
+            return _train(config, local, mirror, lm, profile, progress)
 
 
 def _train(
-    config: Config, run_dir: Path, lm: LM | None, profile: bool, progress: bool
+    config: Config, run_dir: Path, mirror: Mirror | None, lm: LM | None, profile: bool, progress: bool
 ) -> tuple[Expert, dict[str, Any]]:
     mesh = make_mesh(config.mesh)
     check_rows("rollout.prompts", config.rollout.prompts, mesh)
     check_rows("train.micro_batch", config.train.micro_batch, mesh)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
-        return _train_on(None if mesh.size == 1 else mesh, config, run_dir, lm, profile, progress)
+        return _train_on(None if mesh.size == 1 else mesh, config, run_dir, mirror, lm, profile, progress)
 
 
 def _train_on(
-    mesh: Mesh | None, config: Config, run_dir: Path, lm: LM | None, profile: bool, progress: bool
+    mesh: Mesh | None,
+    config: Config,
+    run_dir: Path,
+    mirror: Mirror | None,
+    lm: LM | None,
+    profile: bool,
+    progress: bool,
 ) -> tuple[Expert, dict[str, Any]]:
     settings = run_dir / "config.yaml"
     if distributed.is_writer() and settings.exists():
@@ -125,15 +136,19 @@ def _train_on(
         )
 
     before = _kept(run_dir / "before.jsonl", todo, lambda: answers(lm, "base"))
+    if mirror is not None:
+        mirror.push()
     title = f"train {task.name}"
     resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     with (
-        tracking.wandb(config.wandb, run_dir, dict(resolved)) as track,  # pyright: ignore[reportCallIssue, reportArgumentType]
+        tracking.wandb(config.wandb, to_path(config.run_dir), dict(resolved)) as track,  # pyright: ignore[reportCallIssue, reportArgumentType]
         tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not progress) as bar,
     ):
 
         def show(row: Mapping[str, Any]) -> None:
             track(row)
+            if mirror is not None:
+                mirror.push()
             bar.update(row["step"] + 1 - bar.n)
             shown = [f"{title} {row[name]:{form}}" for name, title, form in _SHOWN if name in row]
             bar.set_postfix_str(" ".join(shown))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
+from sva.remote import to_path
 
 _TEXT = "Train the experts of a grid of settings, and print one table of what came of them."
 _KEYS = ("config", "overrides", "grid", "dir")
@@ -104,7 +105,7 @@ def read(path: Path) -> list[Cell]:
     configs = configs if isinstance(configs, list) else [configs]
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise UserError(f"{path}: grid must give every setting a list of values, e.g. grid: {{seed: [0, 1, 2]}}")
-    directory = Path(asked.get("dir") or Path("runs") / path.stem)
+    directory = to_path(asked.get("dir") or Path("runs") / path.stem)
     cells = []
     for file, *values in itertools.product(configs, *grid.values()):
         axes = [f"{name}={_value(value)}" for name, value in zip(grid, values, strict=True)]

@@ -1,6 +1,7 @@
 """The tokenizer of a checkpoint: a Hugging Face directory's own, or built from a GGUF file's vocabulary."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,6 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from sva.errors import UserError
 from sva.models.gguf import GGUFFile, read_gguf
+from sva.remote import copy_small_files, is_remote, to_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -17,6 +19,7 @@ NO_TOKENIZER = "none"
 
 # Token types of a GGUF vocabulary.
 _CONTROL, _USER_DEFINED = 3, 4
+_SMALL = 100 << 20  # bytes: no file of a tokenizer is larger
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,7 +59,11 @@ def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerFast | None":
     Raises:
       UserError: a damaged tokenizer file, or a GGUF vocabulary of a kind that is not supported.
     """
-    path = Path(path)
+    path = to_path(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="sva-") as folder:
+            copy_small_files(path, Path(folder), _SMALL)
+            return _from_directory(Path(folder))
     return _from_gguf(read_gguf(path)) if path.is_file() else _from_directory(path)
 
 

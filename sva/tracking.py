@@ -1,12 +1,12 @@
 """Weights & Biases, for those who use it: the same rows as metrics.jsonl. Nothing of it is needed otherwise."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
+from sva.remote import name_of
 
 Sink = Callable[[Mapping[str, Any]], None]
 
@@ -27,9 +27,10 @@ def wandb(project: str | None, run_dir: Path, settings: Mapping[str, Any]) -> It
         import wandb as package  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"wandb={project}: the package wandb is not installed; install it, or leave out") from error
-    known = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
     try:
-        run = package.init(project=project, name=run_dir.name, id=known, resume="allow", config=dict(settings))
+        run = package.init(
+            project=project, name=run_dir.name, id=name_of(run_dir), resume="allow", config=dict(settings)
+        )
     except Exception as error:  # its own errors have no common class
         said = str(error).split("\n")[0]
         raise UserError(f"wandb={project}: {said}; log in with `wandb login`, or set WANDB_MODE=offline") from error

@@ -1,9 +1,14 @@
 """Settings of every test: JAX is strict about rank, and compiled functions are kept between runs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import fsspec
 import jax
 import pytest
+from etils.epath import backend
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,3 +40,25 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SVA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield toy_lm()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[Path]:
+    """The folder in which gs://bucket lies for etils.epath while the test runs: no network, and no gcsfs."""
+
+    class Folder(LocalFileSystem):
+        protocol = ("gs", "gcs")
+        cachable = False
+
+        def __init__(self, **_: object) -> None:
+            super().__init__(auto_mkdir=True)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return str(tmp_path / str(path).removeprefix("gs://").removeprefix(f"{tmp_path}/"))
+
+    fsspec.register_implementation("gcs", Folder, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    yield tmp_path / "bucket"
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    _registry.pop("gcs")

@@ -5,7 +5,9 @@ import pytest
 from filelock import FileLock
 
 from sva import config, metrics, runs
+from sva.cli import main
 from sva.errors import UserError
+from sva.remote import Mirror
 from sva.spectral.expert import Expert
 from sva.testing import THINGS
 
@@ -56,6 +58,34 @@ def test_a_run_leaves_everything_that_tells_what_it_did(run, settings, toy):
     assert any((run_dir / "tensorboard").iterdir())
     for name in ("before", "after", "gain"):
         assert result[name]["low"] <= result[name]["mean"] <= result[name]["high"]
+
+
+def test_a_run_in_a_bucket_goes_on_elsewhere_when_its_machine_is_lost(run, settings, toy, bucket, monkeypatch):
+    remote = settings("gs://bucket/runs/one")
+    send = Mirror.push
+
+    def sends_no_second_step(self):
+        if not (self.local / "state" / "2").exists():
+            send(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "push", sends_no_second_step)
+        patch.setattr(runs, "merge", lambda *_: 1 / 0)  # after the last step
+        with pytest.raises(ZeroDivisionError):
+            runs.train_expert(remote, lm=toy, progress=False)
+    there = bucket / "runs" / "one"
+    assert [row["step"] for row in metrics.read(there / "metrics.jsonl")] == [0]
+    _, result = runs.train_expert(remote, lm=toy, progress=False)
+    run_dir, _, whole = run
+    assert Expert.load(there / "expert.safetensors").digest == Expert.load(run_dir / "expert.safetensors").digest
+    for name in ("before.jsonl", "after.jsonl"):
+        assert (there / name).read_text() == (run_dir / name).read_text()
+    assert result["gain"] == whole["gain"]
+    assert (there / "tensorboard").is_dir()
+    with pytest.raises(UserError, match=r"gs://bucket/runs/one holds a run of other settings \(train.lr"):
+        runs.train_expert(settings("gs://bucket/runs/one", "train.lr=1e-3"), lm=toy, progress=False)
+    assert main(["report", "gs://bucket/runs/one"]) == 0
+    assert (there / "report.html").stat().st_size > 10_000
 
 
 def test_the_task_is_made_with_the_settings_that_name_the_public_code():

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from sva.errors import UserError
 from sva.models.config import ModelConfig, from_hf, token_ids
+from sva.remote import is_remote, reaching, to_path
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -72,7 +73,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
       UserError: nothing readable there, a damaged file, a tensor set twice, an unsupported model or dtype.
     """
-    path = Path(path)
+    path = to_path(path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"{path} is neither a GGUF file nor a directory; give the directory that holds config.json")
@@ -157,12 +158,14 @@ class _Tensor:
         """The tensor, or those of its rows."""
         start, stop, _ = rows.indices(self.shape[0])
         width = int(np.prod(self.shape[1:], dtype=np.int64))
-        count = (stop - start) * width
+        flat = np.empty((stop - start) * width, self.dtype)
         try:
-            flat = np.fromfile(self.file, self.dtype, count, offset=self.offset + start * width * self.dtype.itemsize)
+            with reaching(self.file), self.file.open("rb") as stream:
+                stream.seek(self.offset + start * width * self.dtype.itemsize)
+                size = stream.readinto(flat.view(np.uint8).data)
         except OSError as error:
             raise UserError(f"{self.file}: cannot be read ({error.strerror})") from error
-        if flat.size != count:
+        if size != flat.nbytes:
             raise UserError(f"{self.file} has become shorter while it was read; fetch it again")
         return flat.reshape(stop - start, *self.shape[1:])
 
@@ -233,15 +236,16 @@ def _no_weights(directory: Path) -> str:
 
 
 def _header(file: Path) -> dict[str, _Tensor]:
-    """The tensors a safetensors file holds; the library has checked that the file is whole."""
+    """The tensors a safetensors file holds; of a local one the library has checked that it is whole."""
     try:
-        with safe_open(file, "numpy"):
-            pass
-        with open(file, "rb") as stream:
+        if not is_remote(file):
+            with safe_open(file, "numpy"):
+                pass
+        with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             entries = json.loads(stream.read(length), object_pairs_hook=lambda pairs: _once(pairs, file))
-    except SafetensorError as error:
-        with open(file, "rb") as stream:
+    except (SafetensorError, struct.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        with file.open("rb") as stream:
             start = stream.read(24)
         if start.startswith(b"version https://git-lfs"):
             raise UserError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull`") from error

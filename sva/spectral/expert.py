@@ -23,6 +23,7 @@ import safetensors
 
 from sva.errors import UserError
 from sva.files import save_tensors, write_atomically
+from sva.remote import local_file, reaching, to_path
 from sva.spectral.cores import Bands, Core, Middle
 from sva.spectral.family import check_raw, family
 from sva.spectral.forms import Spectrum
@@ -110,7 +111,7 @@ class Expert:
         if self.weights:
             header["weights"] = json.dumps(self.weights)
         tensors = {name: np.ascontiguousarray(raw, np.float32) for name, raw in self.raw.items()}
-        write_atomically(Path(path), lambda p: save_tensors(p, tensors, header))
+        write_atomically(to_path(path), lambda p: save_tensors(p, tensors, header))
 
     @classmethod
     def load(
@@ -132,11 +133,13 @@ class Expert:
           UserError: no such file, not an expert file, one of an unknown parametrisation, or an expert of another base
             model (both named).
         """
-        path = Path(path)
-        if not path.is_file():
+        path = to_path(path)
+        with reaching(path):
+            is_there = path.is_file()
+        if not is_there:
             raise UserError(f"no expert file at {path}; give the path of a .safetensors file that sva train wrote")
         try:
-            with safetensors.safe_open(path, framework="numpy") as file:
+            with local_file(path) as local, safetensors.safe_open(local, framework="numpy") as file:
                 header = file.metadata() or {}
                 raw = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except (safetensors.SafetensorError, OSError) as error:

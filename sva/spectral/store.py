@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from sva.errors import UserError
 from sva.files import save_tensors, write_atomically, write_json
+from sva.remote import is_remote, local_file, reaching
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import orthogonality_errors, reconstruction_error, svd, truncate
 
@@ -42,6 +43,7 @@ LARGE = 1024
 THREADS_OF_LARGE = 8
 # Seconds after which a temporary file is a killed run's; writing one takes a few.
 STALE = 600.0
+_HEADER = 1 << 20  # bytes at most of what a shard says of itself
 
 
 class Source(NamedTuple):
@@ -159,9 +161,11 @@ def write_manifest(directory: Path) -> None:
     records = []
     for path in sorted(directory.glob("*.safetensors")):
         try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                records.append(json.loads((file.metadata() or {})["sva"]))
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError):
+            with path.open("rb") as file:  # only its header: it may be far away, and large
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(size, _HEADER)))
+            records.append(json.loads(header["__metadata__"]["sva"]))
+        except (OSError, KeyError, TypeError, ValueError):
             continue  # not a file of this version; whoever needs it makes it again
     write_json(directory / MANIFEST, {"format": FORMAT, "spectra": records})
 
@@ -230,10 +234,11 @@ def _read(path: Path, wanted: Mapping[str, Any]) -> tuple[Record, Spectrum]:
       FileNotFoundError: there is no such file.
       ValueError: there is one that cannot be trusted; the message says why.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
+    with reaching(path):
+        if not path.exists():
+            raise FileNotFoundError(path)
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with local_file(path) as local, safetensors.safe_open(local, framework="numpy") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
@@ -250,7 +255,9 @@ def _read(path: Path, wanted: Mapping[str, Any]) -> tuple[Record, Spectrum]:
 
 
 def _sweep(directory: Path) -> None:
-    """Removes temporary files that killed runs left behind."""
+    """Removes temporary files that killed runs left behind; a remote directory gets none."""
+    if is_remote(directory):
+        return
     for path in directory.glob(".*.safetensors.*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE:
