@@ -1,4 +1,7 @@
 import json
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -99,3 +102,28 @@ def test_the_command_writes_the_page_beside_the_run_or_where_asked(run_dir, monk
 def test_a_directory_without_a_run_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no run of `sva train`"):
         report.page(tmp_path)
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+def test_a_browser_shows_all_of_the_page_and_asks_for_nothing(run_dir, tmp_path):
+    finish(run_dir)
+    probe = (
+        "<script>addEventListener('load', () => { const pictures = [...document.images, ...document.querySelectorAll("
+        "'svg')]; document.body.dataset.seen = JSON.stringify({pictures: pictures.length, empty: pictures.filter("
+        "p => !p.getBoundingClientRect().width || p.naturalWidth === 0).length, wide: document.body.scrollWidth > "
+        "innerWidth, asked: performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length})"
+        "})</script></body>"
+    )
+    page = tmp_path / "probed.html"
+    page.write_text(report.page(run_dir).replace("</body>", probe))
+    flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
+    call = [str(BROWSER), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    shown = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True).stdout
+    found = re.search(r'data-seen="([^"]*)"', shown)
+    assert found
+    seen = json.loads(found[1].replace("&quot;", '"'))
+    assert seen == {"pictures": seen["pictures"], "empty": 0, "wide": False, "asked": 0}
+    assert seen["pictures"] >= 2
