@@ -87,6 +87,7 @@ def install(what, arguments, log):
         "--disable-pip-version-check",
         "--no-input",
         "--progress-bar=off",
+        "--no-compile",  # most of it is never imported; what is, Python compiles then
     ]
     process = subprocess.Popen(
         pip + arguments, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
