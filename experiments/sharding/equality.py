@@ -89,9 +89,11 @@ class Adapted(NamedTuple):
     alphas: np.ndarray  # [B, E_max]
 
 
-def setting(lm: LM, spectra: dict[str, Any]) -> Setting:
-    """The model with two experts that move every component."""
-    experts = []
+def setting(lm: LM, spectra: dict[str, Any], files: Sequence[Path]) -> Setting:
+    """The model with two experts: of these files, or else made, whose values move every component far."""
+    experts = [Expert.load(file, fingerprint=lm.fingerprint, base=lm.name) for file in files]
+    if experts:
+        return Setting(lm, spectra, lm.model.nest(spectra), experts)
     for seed, label in enumerate(("colour", "thing")):
         rng = np.random.default_rng(seed)
         raw = {name: rng.normal(0.1, 0.3, x.s.shape).astype(np.float32) for name, x in spectra.items()}
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=8, help="of this process")
     parser.add_argument("--scan", action="store_true", help="scan the layers")
     parser.add_argument("--form", choices=["dense", "factored"], default="dense", help="of the rollout")
+    parser.add_argument("--expert", type=Path, nargs=2, default=[], help="two trained ones, instead of two made ones")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("result.json"))
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.devices)
@@ -237,11 +240,13 @@ def main() -> None:
             os.environ["SVA_CACHE"] = str(Path(directory) / "cache")
             source = str(Path(directory) / "toy")
             toy_lm().save(source)
-        result = compare(sva.load(source, scan_layers=arguments.scan, progress=False), arguments.meshes, arguments.form)
+        lm = sva.load(source, scan_layers=arguments.scan, progress=False)
+        result = compare(lm, arguments.meshes, arguments.form, arguments.expert)
     result |= {
         "model": arguments.model,
         "scan_layers": arguments.scan,
         "rollout": arguments.form,
+        "experts": [file.name for file in arguments.expert],
         "processes": jax.process_count(),
     }
     result |= {"devices": jax.device_count(), "versions": versions(), "command": command()}
@@ -250,9 +255,9 @@ def main() -> None:
         print(json.dumps(result, indent=2))
 
 
-def compare(lm: LM, meshes: Sequence[str], form: str) -> dict[str, Any]:
+def compare(lm: LM, meshes: Sequence[str], form: str, files: Sequence[Path]) -> dict[str, Any]:
     """One row a mesh, each beside one device of this process."""
-    base = setting(lm, sva.decompose(lm, "mlp", progress=False))
+    base = setting(lm, sva.decompose(lm, "mlp", progress=False), files)
     want, on = measure(base, None, form)
     rows = {}
     for name in meshes:
