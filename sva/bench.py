@@ -7,6 +7,7 @@ rate of the model's own matrix products with nothing between them. Medians, afte
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from sva.errors import UserError
 from sva.lm import LM
 from sva.matmul import Int8, dot
+from sva.models.cache import empty
 
 _READ = 1 << 27  # int32 numbers
 
@@ -47,6 +49,7 @@ def bench(lm: LM, batches: Sequence[int], *, prompt: int = 32, new_tokens: int =
         "model": lm.name,
         "quantisation": lm.quantisation,
         "dtype": jnp.dtype(lm.model.dtype).name,
+        "kv_dtype": jnp.dtype(lm.model.kept_dtype).name,
         "device": jax.devices()[0].device_kind,
         "prompt": prompt,
         "new_tokens": new_tokens,
@@ -81,8 +84,8 @@ def _batch(lm: LM, batch: int, prompt: int, new_tokens: int, rounds: int, bandwi
     matrices = _matrices(lm)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(matrices))
     flops = sum(2 * batch * int(np.prod(w.shape)) for w in matrices)
-    slots = prompt + new_tokens
-    cache = 2 * cfg.num_layers * batch * cfg.num_kv_heads * cfg.head_dim * slots * jnp.dtype(lm.model.dtype).itemsize
+    make = partial(empty, cfg, batch, prompt + new_tokens, lm.model.kept_dtype, scan=lm.model.scan_layers)
+    cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(make).kv))
     bare = _seconds(_products(matrices, batch, lm.model.dtype), rounds)
     return {
         "prefill_seconds": one,

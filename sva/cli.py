@@ -10,6 +10,7 @@ from typing import Any
 
 from sva import adapt_command, evaluate_command, expert_commands, generate_command, sweep_command
 from sva.errors import UserError
+from sva.precision import add_precision
 from sva.remote import reading_directory, to_path
 
 
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     sub = command("bench", _bench, "Prefill and decode rates of a model on this machine, beside the machine's limits.")
     sub.add_argument("--model", **model)
-    sub.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "int8"], help="of the weights")
+    add_precision(sub)
     sub.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="rows decoded together (default: 1 32)")
     sub.add_argument("--prompt", type=int, default=32, help="tokens of each prompt (default: %(default)s)")
     sub.add_argument("--max-new-tokens", type=int, default=64, help="of each row (default: %(default)s)")
@@ -181,7 +182,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from sva.lm import load
     from sva.runs import command, versions
 
-    lm = load(arguments.model, arguments.dtype)
+    lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     result = bench(lm, arguments.batch, prompt=arguments.prompt, new_tokens=arguments.max_new_tokens)
     _print(result | {"versions": versions(), "command": command()}, arguments.json, table(result))
 

@@ -470,7 +470,7 @@ def _cache(shapes: Shapes, rows: int, slots: int) -> Any:
 
     return dataclasses.replace(
         leaves,
-        kv=of(leaves.kv, shapes.model.dtype),
+        kv=of(leaves.kv, shapes.model.kept_dtype),
         positions=of(leaves.positions, jnp.int32),
         valid=of(leaves.valid, jnp.bool_),
     )

@@ -160,7 +160,7 @@ def advance(
     past = [*weights.past, state.slots]
     collections = weights.collections(state.alphas)
     model, batch = weights.model, len(state.used)
-    new = kv_cache.start(model.cfg, batch, steps, model.dtype, scan=model.scan_layers)
+    new = kv_cache.start(model.cfg, batch, steps, model.kept_dtype, scan=model.scan_layers)
     rows, drawn, new = decode(
         model, collections, past, new, state.rows, weights.eos_ids, sampling=sampling, steps=steps
     )
@@ -295,7 +295,7 @@ def _idle(weights: Weights, request: Request, cfg: EngineConfig, slots: int) -> 
     keys = jnp.broadcast_to(request.keys[0], (cfg.rows,))
     return State(
         rows=Rows(none(), none(), none(), jnp.ones(cfg.rows, bool), none(), keys),
-        slots=kv_cache.empty(model.cfg, cfg.rows, slots, model.dtype, scan=model.scan_layers),
+        slots=kv_cache.empty(model.cfg, cfg.rows, slots, model.kept_dtype, scan=model.scan_layers),
         used=none(),
         alphas=jnp.zeros((cfg.rows, len(_alphas(request)))),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError, at_least
+from sva.precision import add_precision, precision
 from sva.remote import to_path
 
 _TEXT = "Accuracy on a task's held-out rows, with an interval and a record of every example."
@@ -24,6 +25,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("task", nargs="*", help="a task's name, or the path of a .jsonl or .py file; several are mixed")
     parser.add_argument("--model", **model)
+    add_precision(parser)
     parser.add_argument("--expert", type=to_path, action="append", default=[], help="an expert file; may be repeated")
     parser.add_argument("--classifier", type=to_path, help="a classification expert for the first pass")
     parser.add_argument("--alphas", type=to_path, help="one mixture of the experts, from sva adapt")
@@ -83,7 +85,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.by == "likelihood":
         for task in tasks:
             task.options(task.source(arguments.split)[0])
-    lm = load(arguments.model)
+    lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
     for expert in [*experts, *([classifier] if classifier else [])]:
         for task in tasks:
@@ -102,6 +104,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": arguments.max_new_tokens or max(task.max_new_tokens for task in tasks),
         "batch_size": arguments.batch_size,
     }
+    settings |= precision(arguments)
     if arguments.alphas:
         settings["alphas"] = Alphas.load(arguments.alphas).values
     if two_passes:

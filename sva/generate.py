@@ -78,7 +78,7 @@ def generate(
         recent = Recent(kv_cache.resize(prompts, length + max_new_tokens), jnp.full((), length, jnp.int32))
     else:
         past.append(kv_cache.resize(prompts, prompt_ids.shape[1]))
-        recent = kv_cache.start(model.cfg, len(keys), max_new_tokens, model.dtype, scan=model.scan_layers)
+        recent = kv_cache.start(model.cfg, len(keys), max_new_tokens, model.kept_dtype, scan=model.scan_layers)
     rows, rest, _ = decode(model, collections, past, recent, rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1)
     tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))
     return Generation(tokens, logprobs, rows.count)

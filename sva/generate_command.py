@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
+from sva.precision import add_precision, precision
 from sva.prompt_files import Prompt, Results, read_prompts
 from sva.remote import to_path
 
@@ -24,6 +25,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--json", action="store_true", help="print those lines instead of text")
     parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without chat template")
     parser.add_argument("--model", **model)
+    add_precision(parser)
     parser.add_argument("--expert", type=to_path, action="append", default=[], help="an expert file; may be repeated")
     parser.add_argument("--classifier", type=to_path, help="a classification expert for the first pass (task: routing)")
     parser.add_argument("--alphas", type=to_path, help="one mixture of the experts for all prompts, from sva adapt")
@@ -61,7 +63,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise UserError("--stop is empty; it would end every answer before it begins")
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     prompts, faults = _prompts(arguments)
-    lm = load(arguments.model)
+    lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     mixed = _mixed(lm, arguments) if arguments.alphas else lm
     lines = len(prompts) + len(faults)
     with contextlib.ExitStack() as stack:
@@ -75,6 +77,7 @@ def _generate(arguments: argparse.Namespace) -> None:
                 "choice": arguments.choice,
                 "alphas": arguments.alphas and Alphas.load(arguments.alphas).values,
             }
+            settings |= precision(arguments)
             results = stack.enter_context(Results(arguments.out, settings))
         for record in _answers(mixed, prompts, faults, arguments, sampling, results.records if results else []):
             if results:

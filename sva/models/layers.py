@@ -120,7 +120,8 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
     Args:
       q: [B, T, N, H].
       parts: keys and values of S_i slots and P_i rows each, the heads a multiple of their K; row b reads row
-        b // (B / P_i) of a part, and its rows' queries are one matrix product with it.
+        b // (B / P_i) of a part, and its rows' queries are one matrix product with it. In q's dtype, or in a narrower
+        one that is widened to it.
       mask: [B, T, S] bool over all parts' slots one after another, True where a query may look.
     Returns:
       [B, T, N * H].
@@ -151,7 +152,7 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
         """[B, K, M, S_i]."""
         product = partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
         rows, _, blocks, _, _ = k.shape
-        asked = gather(q, rows)
+        asked, k = gather(q, rows), k.astype(q.dtype)
         if blocks == 1:
             return spread(product("PKMH,PKHS->PKMS", asked, k[:, :, 0]))
         each = jnp.broadcast_to(asked[:, :, None], (*asked.shape[:2], blocks, *asked.shape[2:]))
@@ -168,7 +169,7 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
     ends = np.cumsum([v.shape[2] for _, v in parts])
     out = jnp.zeros((), q.dtype)
     for piece, (_, v) in zip(jnp.split(weights, ends[:-1], axis=-1), parts, strict=True):
-        out += spread(jnp.einsum("PKMS,PKSH->PKMH", gather(piece, v.shape[0]), v, precision=precision))
+        out += spread(jnp.einsum("PKMS,PKSH->PKMH", gather(piece, v.shape[0]), v.astype(q.dtype), precision=precision))
     out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads * width)
 
@@ -198,6 +199,7 @@ class Attention(nn.Module):
     """Causal self-attention with rotary positions, over earlier tokens' keys and values and the call's own."""
 
     cfg: ModelConfig
+    kept_dtype: Any  # of keys and values
 
     @nn.compact
     def __call__(self, x, rope, mask, past, recent, index):
@@ -216,6 +218,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         q = constrain(q, "batch", None, "heads", None)
         k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
+        k, v = (x.astype(self.kept_dtype) for x in (k, v))
         own = KV(k.transpose(0, 2, 3, 1)[:, :, None], v.transpose(0, 2, 1, 3))
         if recent is not None:
             zero, size = jnp.zeros((), index.dtype), recent.k.shape[-1]
@@ -250,6 +253,7 @@ class Block(nn.Module):
     """One decoder layer."""
 
     cfg: ModelConfig
+    kept_dtype: Any
 
     @nn.compact
     def __call__(self, x, past, recent, window, rope, mask, distance, index):
@@ -270,7 +274,7 @@ class Block(nn.Module):
         if window is not None:
             mask = mask & ((window == 0) | (distance < window))
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
-        y, kv = Attention(self.cfg, name="self_attn")(norm(x), rope, mask, past, recent, index)
+        y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(norm(x), rope, mask, past, recent, index)
         axes = hidden_axes(x.shape[1])
         x = constrain(x + y, *axes)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")

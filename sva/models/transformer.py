@@ -27,6 +27,12 @@ class Transformer(nn.Module):
     dtype: Any = jnp.float32  # of activations; weights are converted once, when loaded
     scan_layers: bool = False  # one compiled layer for all (TPU, deep models) against faster decoding (CPU)
     remat: bool = False  # recompute each layer in the backward pass
+    kv_dtype: Any = None  # of keys and values, if another than `dtype`: what is kept is what is attended to
+
+    @property
+    def kept_dtype(self) -> Any:
+        """The dtype that keys and values are kept in."""
+        return self.dtype if self.kv_dtype is None else self.kv_dtype
 
     def setup(self) -> None:
         cfg = self.cfg
@@ -40,9 +46,9 @@ class Transformer(nn.Module):
                 in_axes=(0, 0, 0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
                 length=cfg.num_layers,
             )
-            self.layers: Any = stacked(cfg)
+            self.layers: Any = stacked(cfg, self.kept_dtype)
         else:
-            self.layers = [block(cfg) for _ in range(cfg.num_layers)]
+            self.layers = [block(cfg, self.kept_dtype) for _ in range(cfg.num_layers)]
         self.norm = RMSNorm(cfg.rms_norm_eps)
         if not cfg.tie_word_embeddings:
             self.lm_head = SpectralDense(cfg.vocab_size)
