@@ -17,7 +17,7 @@ from sva.dispatch import Choice, Hard, Soft, Template
 from sva.dispatchers import Dispatcher, Scored
 from sva.errors import UserError
 from sva.generate import Generation
-from sva.lm import LM, check_prompts, pad_eos, row_keys, shared_form, spectra_of
+from sva.lm import LM, check_prompts, pad_eos, require_weights, row_keys, shared_form, spectra_of
 from sva.sampling import Greedy, Sampling
 from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank
@@ -268,11 +268,12 @@ def build(
       exact_base: rows that no expert answers are the base model's bit for bit, for more bytes.
       progress: show a bar while missing spectra are decomposed, and say on stderr which forms were taken.
     Raises:
-      UserError: no experts, two of one label, one without a label, a classifier of other labels, or a tolerance that
-        is negative or not a number.
+      UserError: no experts, two of one label, one without a label, a classifier of other labels, a tolerance that
+        is negative or not a number, or a model loaded `without` its target weights.
     """
     if not experts:
         raise UserError("two passes need at least one expert; train one with sva train")
+    require_weights(lm, "a bank of experts")
     labels, places = arrange(experts, classifier)
     everyone = [*experts, *([classifier] if classifier else [])]
     names = list(dict.fromkeys(name for expert in everyone for name in expert.names))

@@ -16,7 +16,7 @@ from sva.buckets import common_prefix
 from sva.engine import EngineConfig, Finished, Request, Weights, run
 from sva.errors import UserError
 from sva.generate import read
-from sva.lm import LM, check_prompts, pad_eos, row_keys
+from sva.lm import LM, check_prompts, pad_eos, require_weights, row_keys
 from sva.models.cache import Part
 from sva.models.transformer import Transformer, variables
 from sva.sampling import Greedy, Sampling
@@ -81,8 +81,7 @@ def complete(
     """
     if not prompts:
         return
-    if lm.z is not None:
-        raise UserError(f"{lm.name} was loaded without its target weights, which the engine needs; load it with them")
+    require_weights(lm, "the engine")
     if "" in stops:
         raise UserError("a stop string is empty; it would end every answer before it begins")
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))

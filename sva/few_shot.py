@@ -24,7 +24,7 @@ from sva.complete import Completion, complete
 from sva.distributed import agree
 from sva.errors import UserError, at_least
 from sva.evolution import CEM, Search
-from sva.lm import LM, merge, shared_form, spectra_of
+from sva.lm import LM, merge, require_weights, shared_form, spectra_of
 from sva.population import likelihood_of_right
 from sva.sampling import Greedy, Sampling, Temperature
 from sva.spectral import truncate
@@ -58,10 +58,12 @@ def pool(lm: LM, experts: Sequence[Expert], *, reference: bool = False, progress
       reference: mix as Transformer-Squared's public code does (`RescaledSlots`), which does not know the base: two
         experts or more, and of one matrix only the proportions of its alphas matter.
     Raises:
-      UserError: no experts, one that has no z, or with `reference` a single one or others than the public code's kind.
+      UserError: no experts, one that has no z, a model loaded `without` its target weights, or with `reference` a
+        single one or others than the public code's kind.
     """
     if not experts:
         raise UserError("there is nothing to mix: name at least one expert")
+    require_weights(lm, "a mixture")
     names = tuple(dict.fromkeys(name for expert in experts for name in expert.names))
     spectra = spectra_of(lm, names, progress=progress)
     if reference:

@@ -401,6 +401,12 @@ def shared_form(model: Transformer, name: str) -> Hashable:
     return path if model.scan_layers and layer is not None else name
 
 
+def require_weights(lm: LM, who: str) -> None:
+    """Raises UserError for a model that was loaded `without` its target weights, which `who` needs."""
+    if lm.z is not None:
+        raise UserError(f"{lm.name} was loaded without its target weights, which {who} needs; load it with them")
+
+
 def adapted(
     lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any], *, tokens: int | None = None
 ) -> tuple[Mapping[str, Any], dict[str, LinearAdapter] | None]:

@@ -197,6 +197,7 @@ def test_shots_that_nobody_answers_leave_the_state_as_it_was(setting):
     ("make", "words"),
     [
         (lambda lm, pool: few_shot.pool(lm, []), "nothing to mix"),
+        (lambda lm, pool: few_shot.pool(dataclasses.replace(lm, z={}), experts(pool.spectra)), "loaded without its ta"),
         (lambda lm, pool: few_shot.pool(lm, experts(pool.spectra)[:1], reference=True), "name another one"),
         (lambda lm, pool: few_shot.pool(lm, experts(pool.spectra), reference=True), "expert 1 .* this one is linear"),
         (lambda lm, pool: Shots(TASK, ()), "shots=0 must be at least 1"),
