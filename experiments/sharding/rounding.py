@@ -1,14 +1,14 @@
 """How far one device's float32 gradient is from float64's, beside what meshes differ by (equality.py).
 
-    python experiments/sharding/rounding.py      # minutes; writes rounding.json beside this file
+    python experiments/sharding/rounding.py      # a minute or two; writes rounding.json beside this file
 
 SmolLM2 with a trained expert, 16 rows, the factored form. The float64 gradient is of the same weights, spectra and
 tokens. "split" adds the gradients of the rows of one prompt at a time: the same numbers, in products of other shapes.
-"wide" replaces some of the products by float64's. "meshes": in float64, where rounding hides nothing, what 8 host
-devices differ by from one.
+"wide" replaces some of the products by float64's.
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sva
-from sva import runtime, sharding
+from sva import runtime
 from sva.demo import asset_files
 from sva.files import write_json
-from sva.models import layers, layout
+from sva.models import layers
 from sva.reinforce import Batch
 from sva.runs import command, versions
 from sva.spectral import forms
@@ -31,7 +31,6 @@ from sva.spectral import forms
 
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_num_cpu_devices", 8)
     runtime.start()
     lm = sva.load("smollm2-135m-instruct-q4_1", scan_layers=True, progress=False)
     at = equality.setting(lm, sva.decompose(lm, "mlp", progress=False), asset_files()[:2])
@@ -41,13 +40,12 @@ def main() -> None:
     rewards = np.where(np.arange(len(tokens)) % 3 == 0, 1.0, -1.0).astype(np.float32)
     batch = Batch(ids, mask, tokens, np.ones_like(tokens), rewards)  # pyright: ignore
 
-    def gradient(batch: Batch, wide: bool = False, at: equality.Setting = at) -> dict[str, np.ndarray]:
-        dtype = jnp.float64 if wide else jnp.float32
-        args = jax.tree.map(lambda x: x.astype(dtype), (raw, at.nested, at.lm.params))
-        _, grads = equality.gradient(*args, batch, model=lm.model.clone(dtype=dtype), kl_coef=0.0)
+    def gradient(batch: Batch, at: equality.Setting = at) -> dict[str, np.ndarray]:
+        start = jax.tree.map(lambda x: x.astype(at.lm.model.dtype), raw)
+        _, grads = equality.gradient(start, at.nested, at.lm.params, batch, model=at.lm.model, kl_coef=0.0)
         return {name: np.asarray(x, np.float64) for name, x in grads.items()}
 
-    exact = gradient(batch, wide=True)
+    exact = gradient(batch, widened(at))
 
     def error(found: dict[str, np.ndarray]) -> float:
         return equality.relative(list(found.values()), list(exact.values()))
@@ -64,17 +62,16 @@ def main() -> None:
         result["adapted_products_wide"] = error(gradient(batch))
         with wide_products(layers):
             result["all_products_wide"] = error(gradient(batch))
-    result["meshes"] = {}
-    for sizes in ((8, 1, 1), (2, 4, 1), (2, 2, 2)):
-        mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
-        with jax.set_mesh(mesh):
-            there = equality.moved(at, mesh)
-            placed = sharding.place(batch, sharding.shardings(layout.rows(batch), mesh))
-            result["meshes"]["x".join(map(str, sizes))] = error(gradient(placed, wide=True, at=there))
-        print(json.dumps(result["meshes"]), flush=True)
     result |= {"versions": versions(), "command": command()}
     write_json(Path(__file__).with_name("rounding.json"), result)
     print(json.dumps(result, indent=2))
+
+
+def widened(at: equality.Setting) -> equality.Setting:
+    """The same numbers in float64, and a model that computes so."""
+    spectra, nested, params = jax.tree.map(lambda x: x.astype(jnp.float64), (at.spectra, at.nested, at.lm.params))
+    lm = dataclasses.replace(at.lm, model=at.lm.model.clone(dtype=jnp.float64), params=params)
+    return equality.Setting(lm, spectra, nested, at.experts)
 
 
 def _rows(length: int, prompt: int) -> slice:
