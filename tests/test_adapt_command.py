@@ -113,6 +113,13 @@ def test_every_method_goes_on_where_it_stopped(run, folder, how):
     assert a["alphas"] not in ([0.5, 0.5], [0, 0]) or "--reference" in how
 
 
+def test_an_expert_of_another_base_is_left_out_where_that_is_asked_for(run, folder):
+    code, _, err = run("adapt", *ADAPT, "--iterations", 1, "--out", "left.json", "--skip-foreign", experts="axb")
+    assert code == 0
+    assert "left out, for they were not trained on toy: x.safetensors (another)" in err
+    assert [known["label"] for known in json.loads((folder / "left.json").read_text())["experts"]] == ["a", "b"]
+
+
 def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
     code, out, _ = run("adapt", "never.jsonl", *ADAPT[1:], "--iterations", 1, "--out", "never.json")
     assert (code, "no member answered any shot right" in out) == (0, True)
@@ -126,7 +133,7 @@ def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
         (["adapt", *ADAPT], "aba", "expert 3 is the same as expert 1"),
         (["adapt", *ADAPT, "--reference"], "a", "name another one"),
         (["adapt", *ADAPT, "--reference", "--method", "gradient"], "ab", "leave it out"),
-        (["adapt", *ADAPT], "axb", "x.safetensors was trained on another (ffffffffffff), not on toy"),
+        (["adapt", *ADAPT], "axb", "x.safetensors (another); leave them out, or pass --skip-foreign"),
         (["adapt", *ADAPT, "--iterations", 0], "ab", "--iterations=0 must be at least 1"),
         (["adapt", "own.jsonl", "--shots", 0], "ab", "--shots=0 must be at least 1"),
         (["adapt", "own.jsonl", "--shots", 99], "ab", "shots=99, but train has"),

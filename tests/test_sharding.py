@@ -45,9 +45,14 @@ def mesh(data, fsdp, tensor):
 
 
 def run(script, *arguments, devices=8, **environ):
-    """A process of its own with so many host devices."""
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    env = os.environ | flags | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"} | environ
+    """A process of its own with so many host devices; most of its time is the compiler's, who is not to optimise."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    env = (
+        os.environ
+        | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+        | environ
+    )
     return subprocess.Popen(
         [sys.executable, script, *map(str, arguments)],
         env=env,
@@ -190,20 +195,18 @@ def test_two_processes_train_as_one_device_and_process_0_writes(tmp_path, alone)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_two_passes_on_a_mesh_and_on_two_processes_are_those_of_one_device(tmp_path):
+def test_two_passes_on_two_processes_are_those_of_one_device(tmp_path):
     cache = {"SVA_CACHE": str(tmp_path / "cache")}
     finish(run(TWO_PASS, tmp_path / "one.npz", "1x1x1", **cache))
     one = np.load(tmp_path / "one.npz")
     np.testing.assert_array_equal(one["alphas"][5:, 1:3], [[1, 0], [0, 1], [0, 0]])
-    mesh = [run(TWO_PASS, tmp_path / "mesh.npz", "2x2x2", **cache)]
-    for place, processes in (("mesh", mesh), ("two", pair(tmp_path, tmp_path / "two.npz", "4x2x1", worker=TWO_PASS))):
-        for process in processes:
-            finish(process)
-        found = np.load(tmp_path / f"{place}.npz")
-        np.testing.assert_allclose(found["probs"], one["probs"], atol=1e-5)
-        np.testing.assert_array_equal(found["alphas"], one["alphas"])
-        np.testing.assert_array_equal(found["tokens"], one["tokens"])
-        np.testing.assert_allclose(found["logprobs"], one["logprobs"], atol=1e-4)
+    for process in pair(tmp_path, tmp_path / "two.npz", "4x2x1", worker=TWO_PASS):
+        finish(process)
+    two = np.load(tmp_path / "two.npz")
+    np.testing.assert_allclose(two["probs"], one["probs"], atol=1e-5)
+    np.testing.assert_array_equal(two["alphas"], one["alphas"])
+    np.testing.assert_array_equal(two["tokens"], one["tokens"])
+    np.testing.assert_allclose(two["logprobs"], one["logprobs"], atol=1e-4)
 
 
 @pytest.mark.long
