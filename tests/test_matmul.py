@@ -57,7 +57,7 @@ def test_one_bfloat16_row_sums_in_float32():
     assert _error(y, np.asarray(x, np.float64) @ np.asarray(w, np.float64).T) < 2**-8
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_quantised_model_has_int8_matrices_and_the_logits_of_what_they_stand_for(scan):
     lm = toy_lm(scan_layers=scan)
     small = sva.quantise(lm)
