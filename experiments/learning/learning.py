@@ -7,7 +7,8 @@
     python experiments/learning/learning.py              # writes result.json, table.md, curves.png and samples.png here
 
 A run that is not there is said to be "not run". The curves are the mean reward of each step's samples (+1 right, -1
-wrong), on training prompts; the tables' accuracies are greedy, on test prompts.
+wrong), on training prompts; the tables' accuracies are greedy, on test prompts. The runs of 2026-11-25 shared the two
+cores with compilers and tests: of their minutes only the shortest tell what a run takes.
 """
 
 import statistics
@@ -46,6 +47,7 @@ def main() -> None:
         for color, (label, runs) in enumerate(curves.items()):
             for number, curve in enumerate(runs):
                 axes.plot(curve, color=f"C{color}", lw=1.2, alpha=0.8, label=None if number else label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(title=name, xlabel="step", ylabel="mean reward of samples", ylim=(-1.05, 1.05))
         if curves:
             axes.legend(fontsize=7, frameon=False)
