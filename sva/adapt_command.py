@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError, at_least, differing
-from sva.remote import to_path
+from sva.remote import path_argument
 
 # Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
 # questions that the first does.
@@ -41,7 +41,9 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("task", help="a task's name, or the path of a .jsonl or .py file")
     parser.add_argument("--model", **model)
-    parser.add_argument("--expert", type=to_path, action="append", default=[], help="an expert file; to be repeated")
+    parser.add_argument(
+        "--expert", type=path_argument, action="append", default=[], help="an expert file; to be repeated"
+    )
     parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
     parser.add_argument("--split", default="train", help="where the shots are drawn from (default: %(default)s)")
     parser.add_argument(

@@ -11,7 +11,7 @@ from typing import Any
 from sva import adapt_command, evaluate_command, expert_commands, generate_command, sweep_command
 from sva.errors import UserError
 from sva.precision import add_precision
-from sva.remote import reading_directory, to_path
+from sva.remote import path_argument, reading_directory, to_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_command.add(commands, model)
     generate_command.add(commands, model)
     sub = command("report", _report, "Write one HTML page about a run of `sva train`, finished or not.")
-    sub.add_argument("run_dir", metavar="RUN", type=to_path, help="its run_dir")
+    sub.add_argument("run_dir", metavar="RUN", type=path_argument, help="its run_dir")
     sub.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     sub = command("bench", _bench, "Prefill and decode rates of a model on this machine, beside the machine's limits.")
     sub.add_argument("--model", **model)

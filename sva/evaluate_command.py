@@ -10,7 +10,7 @@ from typing import Any
 
 from sva.errors import UserError, at_least
 from sva.precision import add_precision, precision
-from sva.remote import to_path
+from sva.remote import path_argument
 
 _TEXT = "Accuracy on a task's held-out rows, with an interval and a record of every example."
 
@@ -26,9 +26,11 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("task", nargs="*", help="a task's name, or the path of a .jsonl or .py file; several are mixed")
     parser.add_argument("--model", **model)
     add_precision(parser)
-    parser.add_argument("--expert", type=to_path, action="append", default=[], help="an expert file; may be repeated")
-    parser.add_argument("--classifier", type=to_path, help="a classification expert for the first pass")
-    parser.add_argument("--alphas", type=to_path, help="one mixture of the experts, from sva adapt")
+    parser.add_argument(
+        "--expert", type=path_argument, action="append", default=[], help="an expert file; may be repeated"
+    )
+    parser.add_argument("--classifier", type=path_argument, help="a classification expert for the first pass")
+    parser.add_argument("--alphas", type=path_argument, help="one mixture of the experts, from sva adapt")
     parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
     dispatchers = "prompt, generated, classifier, embedding, random, oracle, uniform or fixed:LABEL"
     parser.add_argument(

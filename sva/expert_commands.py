@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
-from sva.remote import to_path
+from sva.remote import path_argument
 
 
 def add(commands: Any, model: Mapping[str, Any]) -> None:
@@ -26,7 +26,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
         _show,
         "Print what an expert file holds; with a model, where and how much it moved the spectrum.",
     )
-    sub.add_argument("expert", type=to_path, help="an expert file")
+    sub.add_argument("expert", type=path_argument, help="an expert file")
     sub.add_argument("--model", help="its base model: path, hub id or known name")
     sub.add_argument("--plot", type=Path, metavar="PNG", help="draw it: by layer and kind, and along the spectrum")
     sub.add_argument("--json", action="store_true", help="print it as JSON")
@@ -51,7 +51,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
         "hf: a Hugging Face checkpoint with adapted weights. gguf: the same as a GGUF file, with the tokenizer where "
         "the model came from one. peft: a LoRA adapter of the largest changes, its error stated.",
     )
-    sub.add_argument("expert", type=to_path, help="an expert file")
+    sub.add_argument("expert", type=path_argument, help="an expert file")
     sub.add_argument("--model", **{**model, "help": f"its base model: {model['help']}"})
     sub.add_argument("--format", choices=["hf", "gguf", "peft"], required=True)
     sub.add_argument("-o", "--out", type=Path, required=True, help="a new directory (gguf: a new file)")
@@ -67,7 +67,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
         "The i-th singular value of a matrix there takes the i-th z of the matrix of that name here; what a shorter "
         "spectrum has no room for is left out, the rest of a longer one stays at 1.",
     )
-    sub.add_argument("expert", type=to_path, help="an expert file")
+    sub.add_argument("expert", type=path_argument, help="an expert file")
     sub.add_argument("--model", required=True, help="the other model: path, hub id or known name")
     sub.add_argument("-o", "--out", type=Path, required=True, help="the new expert file")
     sub.add_argument("--base", help="the model that it was trained on (default: the one the file names)")

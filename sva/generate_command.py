@@ -11,7 +11,7 @@ from typing import Any
 from sva.errors import UserError
 from sva.precision import add_precision, precision
 from sva.prompt_files import Prompt, Results, read_prompts
-from sva.remote import to_path
+from sva.remote import path_argument
 
 
 def add(commands: Any, model: Mapping[str, Any]) -> None:
@@ -26,9 +26,15 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without chat template")
     parser.add_argument("--model", **model)
     add_precision(parser)
-    parser.add_argument("--expert", type=to_path, action="append", default=[], help="an expert file; may be repeated")
-    parser.add_argument("--classifier", type=to_path, help="a classification expert for the first pass (task: routing)")
-    parser.add_argument("--alphas", type=to_path, help="one mixture of the experts for all prompts, from sva adapt")
+    parser.add_argument(
+        "--expert", type=path_argument, action="append", default=[], help="an expert file; may be repeated"
+    )
+    parser.add_argument(
+        "--classifier", type=path_argument, help="a classification expert for the first pass (task: routing)"
+    )
+    parser.add_argument(
+        "--alphas", type=path_argument, help="one mixture of the experts for all prompts, from sva adapt"
+    )
     parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
     choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
     parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")

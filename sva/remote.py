@@ -5,6 +5,7 @@ They are reached through etils.epath, and so through fsspec and the package that
 file is therefore read by a copy, and a run works in a copy of its directory, a `Mirror`.
 """
 
+import argparse
 import contextlib
 import hashlib
 import os
@@ -33,6 +34,14 @@ def to_path(name: "str | os.PathLike[str]") -> Path:
     if scheme not in _NEEDS:
         raise UserError(f"{text}: {scheme}:// is not reached; use a path or {', '.join(f'{s}://' for s in _NEEDS)}")
     return epath.Path(text)  # pyright: ignore[reportReturnType]
+
+
+def path_argument(text: str) -> Path:
+    """`to_path` as the type of an argument of argparse, which would hide what is wrong with a name."""
+    try:
+        return to_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def is_remote(name: "str | os.PathLike[str]") -> bool:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from sva.cli import main
 from sva.errors import UserError
 from sva.files import write_atomically
 from sva.lm import decompose, load
@@ -18,6 +19,13 @@ def test_addresses_and_paths_are_told_apart():
     assert not is_remote(to_path("runs/a"))
     with pytest.raises(UserError, match="ftp://host/a: ftp:// is not reached; use a path or gs://, s3://, az://"):
         to_path("ftp://host/a")
+
+
+def test_an_address_of_another_kind_is_one_line_of_the_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["report", "ftp://host/a"])
+    assert end.value.code == 2
+    assert "argument RUN: ftp://host/a: ftp:// is not reached; use a path or gs://" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
