@@ -44,7 +44,8 @@ def _assert_identical(one, other):
 
 
 @pytest.mark.parametrize(
-    ("scan", "sampling", "cfg"), [(False, Temperature(), FOUR), (True, Greedy(), EngineConfig(8, 4, 2))]
+    ("scan", "sampling", "cfg"),
+    [(False, Temperature(), FOUR), pytest.param(True, Greedy(), EngineConfig(8, 4, 2), marks=pytest.mark.long)],
 )
 def test_every_sample_is_what_generate_gives_it_alone(scan, sampling, cfg):
     lm = toy_lm(scan_layers=scan)

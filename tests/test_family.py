@@ -137,7 +137,8 @@ def test_every_member_starts_at_the_base(spelling, toy, spectra):
         np.testing.assert_array_equal(merged, toy.named_params()[UP])
 
 
-ALIKE = ("top_k:k=5", "tail_only:k=5")  # linear on some components; their gradients are compared by hand
+# Linear on some components, and trained by other tests: their gradients are compared by hand.
+ALIKE = ("top_k:k=5", "tail_only:k=5", "sigmoid_nuclear")
 
 
 @pytest.mark.parametrize("spelling", [pytest.param(x, marks=pytest.mark.long if x in ALIKE else ()) for x in MEMBERS])

@@ -154,7 +154,7 @@ def test_factored_forms_nothing_of_the_weights_shape_forwards_or_backwards(shape
         assert weights & computed(lambda x, z: dot(x, merge(spectrum, z)))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scanned"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["unrolled", "scanned"])
 def setting(request, toy):
     """(lm, spectra, z a matrix, ids, mask)"""
     lm = toy_lm(scan_layers=request.param)
