@@ -18,7 +18,7 @@ import safetensors.numpy
 from filelock import FileLock, Timeout
 
 from sva.errors import UserError
-from sva.remote import is_remote, upload
+from sva.remote import is_remote, scratch, upload
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -30,8 +30,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
       UserError: the disk is full or the place cannot be written to.
     """
     if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="sva-") as folder:
-            local = Path(folder) / path.name
+        with scratch(path) as local:
             write_atomically(local, write)
             upload(local, path)
         return

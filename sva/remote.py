@@ -16,8 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from sva.errors import UserError
 
 _NEEDS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
@@ -33,6 +31,8 @@ def to_path(name: "str | os.PathLike[str]") -> Path:
     scheme = text.partition("://")[0]
     if scheme not in _NEEDS:
         raise UserError(f"{text}: {scheme}:// is not reached; use a path or {', '.join(f'{s}://' for s in _NEEDS)}")
+    from etils import epath  # a tenth of a second, which only addresses are worth
+
     return epath.Path(text)  # pyright: ignore[reportReturnType]
 
 
@@ -77,17 +77,23 @@ def local_file(path: Path) -> Iterator[Path]:
     if not is_remote(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="sva-") as folder:
-        copy = Path(folder) / path.name
+    with scratch(path) as copy:
         with reaching(path), contextlib.suppress(FileNotFoundError):
-            epath.Path(path).copy(copy)
+            _copy(path, copy)
         yield copy
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A place of that name on this machine, with nothing in it; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="sva-") as folder:
+        yield Path(folder) / path.name
 
 
 def upload(source: Path, target: Path) -> None:
     """Puts a local file at a remote path, over what is there."""
     with reaching(target):
-        epath.Path(source).copy(target, overwrite=True)
+        _copy(source, target)
 
 
 @contextlib.contextmanager
@@ -96,8 +102,7 @@ def reading_directory(directory: Path) -> Iterator[Path]:
     if not is_remote(directory):
         yield directory
         return
-    with tempfile.TemporaryDirectory(prefix="sva-") as folder:
-        copy = Path(folder) / directory.name
+    with scratch(directory) as copy:
         _fetch(directory, copy)
         yield copy
 
@@ -112,8 +117,8 @@ def local_directory(directory: Path) -> Iterator["Mirror | None"]:
     if not is_remote(directory):
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="sva-") as folder:
-        mirror = Mirror(directory, Path(folder) / directory.name)
+    with scratch(directory) as copy:
+        mirror = Mirror(directory, copy)
         try:
             try:
                 yield mirror
@@ -136,12 +141,11 @@ class Mirror:
         """Fetches what is there."""
         self.remote, self.local = remote, local
         self._owner = uuid.uuid4().hex
-        self._sent: dict[str, tuple[int, int]] = {}  # size and time of each file as it lies there
         self._sending: Future[None] | None = None
         with reaching(remote):
             (remote / _OWNER).write_text(self._owner)
         _fetch(remote, local)
-        self._sent = self._files()
+        self._sent = self._files()  # size and time of each file as it lies there
         self._pool = ThreadPoolExecutor(1, "mirror")
 
     def push(self) -> None:
@@ -207,7 +211,7 @@ def _fetch(remote: Path, local: Path) -> None:
     def one(name: str) -> None:
         target = local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        epath.Path(remote / name).copy(target)
+        _copy(remote / name, target)
 
     local.mkdir(parents=True, exist_ok=True)
     with reaching(remote):
@@ -217,6 +221,12 @@ def _fetch(remote: Path, local: Path) -> None:
                 list(pool.map(one, names))
         except FileNotFoundError as error:
             raise UserError(f"{remote} lacks files that its list {_MANIFEST} names: {error}; delete it") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    from etils import epath
+
+    epath.Path(source).copy(target, overwrite=True)
 
 
 def _read(path: Path) -> str:
@@ -244,4 +254,4 @@ def copy_small_files(directory: Path, target: Path, limit: int) -> None:
         for path in directory.iterdir():
             about: Any = path.stat()
             if not about.is_directory and about.length <= limit:
-                epath.Path(path).copy(target / path.name)
+                _copy(path, target / path.name)

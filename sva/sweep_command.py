@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
-from sva.remote import to_path
+from sva.remote import reaching, to_path
 
 _TEXT = "Train the experts of a grid of settings, and print one table of what came of them."
 _KEYS = ("config", "overrides", "grid", "dir")
@@ -68,7 +68,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     cells = read(arguments.sweep)
-    todo = [] if arguments.table else [cell for cell in cells if not (cell.run_dir / "result.json").exists()]
+    todo = [] if arguments.table else [cell for cell in cells if not _result(cell)]
     if arguments.dry_run:
         print("\n".join(shlex.join(_launched(cell, arguments.launch)) for cell in todo))
         return
@@ -166,7 +166,8 @@ def _train(todo: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, str]:
 
 def _result(cell: Cell) -> dict[str, Any] | None:
     path = cell.run_dir / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    with reaching(path):
+        return json.loads(path.read_text()) if path.exists() else None
 
 
 def table(cells: Sequence[Cell], failed: Mapping[str, str] | None = None) -> dict[str, Any]:

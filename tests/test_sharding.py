@@ -195,18 +195,21 @@ def test_two_processes_train_as_one_device_and_process_0_writes(tmp_path, alone)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_two_passes_on_two_processes_are_those_of_one_device(tmp_path):
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
+def test_two_passes_on_a_mesh_and_on_two_processes_are_those_of_one_device(processes, tmp_path):
     cache = {"SVA_CACHE": str(tmp_path / "cache")}
     finish(run(TWO_PASS, tmp_path / "one.npz", "1x1x1", **cache))
     one = np.load(tmp_path / "one.npz")
     np.testing.assert_array_equal(one["alphas"][5:, 1:3], [[1, 0], [0, 1], [0, 0]])
-    for process in pair(tmp_path, tmp_path / "two.npz", "4x2x1", worker=TWO_PASS):
+    path = tmp_path / "more.npz"
+    alone = processes == 1
+    for process in [run(TWO_PASS, path, "2x2x2", **cache)] if alone else pair(tmp_path, path, "4x2x1", worker=TWO_PASS):
         finish(process)
-    two = np.load(tmp_path / "two.npz")
-    np.testing.assert_allclose(two["probs"], one["probs"], atol=1e-5)
-    np.testing.assert_array_equal(two["alphas"], one["alphas"])
-    np.testing.assert_array_equal(two["tokens"], one["tokens"])
-    np.testing.assert_allclose(two["logprobs"], one["logprobs"], atol=1e-4)
+    found = np.load(path)
+    np.testing.assert_allclose(found["probs"], one["probs"], atol=1e-5)
+    np.testing.assert_array_equal(found["alphas"], one["alphas"])
+    np.testing.assert_array_equal(found["tokens"], one["tokens"])
+    np.testing.assert_allclose(found["logprobs"], one["logprobs"], atol=1e-4)
 
 
 @pytest.mark.long
