@@ -388,7 +388,11 @@ def test_plus_tests_of_humaneval_are_run_where_the_user_has_them(own_data):
 
 
 @with_data
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}"), gzip.compress(b'{"task_id": "HumanEval/0"}')])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"{}", mtime=0), gzip.compress(b'{"task_id": "HumanEval/0"}', mtime=0)],
+    ids=["no gzip", "no fields", "one field"],
+)
 def test_damaged_plus_tests_are_refused_by_name(own_data, content):
     (own_data / humaneval.PLUS_FILE).write_bytes(content)
     with pytest.raises(UserError, match="humanevalplus.jsonl.gz is damaged or lacks a task"):
