@@ -14,7 +14,7 @@ from sva import adapt, chat, dispatch, dispatchers
 from sva.adapt import Decision, Prompts, Request, Rows, Served
 from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows, round_up
 from sva.dispatch import Choice, Hard, Soft, Template
-from sva.dispatchers import Dispatcher, Scored
+from sva.dispatchers import Dispatcher, Scored, Work
 from sva.errors import UserError
 from sva.generate import Generation
 from sva.lm import LM, check_prompts, pad_eos, require_weights, row_keys, shared_form, spectra_of
@@ -196,6 +196,14 @@ class AdaptiveLM:
         out = adapt.two_pass(self.served, self.dispatcher, rows, request)
         return self._answers(out.decision, out.generation, len(questions))
 
+    def measured_choice(
+        self, questions: Sequence[str], stopwatch: Stopwatch, right: Sequence[str] | None = None
+    ) -> tuple[Decision, list[Cost]]:
+        """The first pass alone over one batch, as host arrays, and what it took of each question."""
+        rows, size = self.rows(questions, right), len(questions)
+        decision, seconds = stopwatch(adapt.choose, self.served, self.dispatcher, rows)
+        return self._decided(decision, size), _costs(decision.work, seconds, size)
+
     def measured(
         self,
         questions: Sequence[str],
@@ -209,11 +217,8 @@ class AdaptiveLM:
         decision, first = stopwatch(adapt.choose, self.served, self.dispatcher, rows)
         generation, second = stopwatch(adapt.answer, self.served, decision.alphas, request)
         read, drawn = rows.prompts.mask.sum(axis=1), generation.lengths
-        works = decision.work, _work(self.lm.model, self.served.bank, read, drawn, unembedded=drawn)
-        costs = [
-            [Cost(seconds / size, int(read), int(drawn), float(flops)) for read, drawn, flops in zip(*of, strict=True)]
-            for seconds, of in zip((first, second), jax.tree.map(np.asarray, works), strict=True)
-        ]
+        work = _work(self.lm.model, self.served.bank, read, drawn, unembedded=drawn)
+        costs = _costs(decision.work, first, size), _costs(work, second, size)
         return list(map(Measured, self._answers(decision, generation, size), *costs))
 
     def _request(
@@ -235,6 +240,12 @@ class AdaptiveLM:
         texts = chat.decode(self.lm, tokens, lengths)
         named = self.named(self._decided(decision, size))
         return [Answer(text, *label, int(length)) for text, label, length in zip(texts, named, lengths, strict=True)]
+
+
+def _costs(work: Work, seconds: float, size: int) -> list[Cost]:
+    """Of the first `size` rows, which share the seconds."""
+    read, drawn, flops = (np.asarray(x)[:size].tolist() for x in work)
+    return [Cost(seconds / size, *each) for each in zip(read, drawn, flops, strict=True)]
 
 
 _embed = jax.jit(dispatchers.embed, static_argnames=("model",))

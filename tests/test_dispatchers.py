@@ -160,6 +160,9 @@ def test_what_a_pass_took_is_counted_without_padding(model):
     assert [each.second.read for each in found] == read
     assert [each.second.drawn for each in found] == [answer.tokens for answer in plain]
     assert all(each.first.seconds > 0 and each.second.seconds > 0 for each in found)
+    decision, alone = model.measured_choice(QUESTIONS, stopwatch)
+    assert model.named(decision) == [(answer.label, answer.prob) for answer in plain]
+    assert [cost._replace(seconds=0) for cost in alone] == [each.first._replace(seconds=0) for each in found]
     cfg, row = model.lm.model.cfg, found[0]
     # By hand: 32 wide, 48 in the mlp, of whose three matrices 32 components stand for each; 2 layers, 4 heads of 8.
     attention = 2 * 2 * (32 * 32 + 2 * 16 * 32 + 32 * 32)
