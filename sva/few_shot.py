@@ -225,8 +225,8 @@ def score(
     for first in range(0, size, block):
         places, rows = np.arange(size)[first : first + block], np.flatnonzero(live)
         part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[places])
-        each = np.asarray(alphas, np.float32)[rows]
-        out = mixed_batch.answers(lm, pool.bank, each, part, new, sampling=cfg.sampling, rows=cfg.rows)
+        asking = mixed_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
+        out = mixed_batch.answers(lm, asking, part, new, sampling=cfg.sampling, rows=cfg.rows)
         texts = chat.decode(lm, out.tokens, out.lengths)
         verdicts = agree(shots.right(texts, places.tolist() * len(rows)))  # of several processes, the first one's
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)

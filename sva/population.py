@@ -1,17 +1,18 @@
 """A population of z on the same prompts, all of them in one batch: every row its own z."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva import chat
+from sva import chat, mixed_batch
 from sva.errors import UserError
 from sva.lm import LM
-from sva.rollout import faults, prompts
+from sva.mixed_batch import Room
+from sva.rollout import faults
+from sva.sampling import Greedy
 from sva.spectral.family import Family
 from sva.spectral.members import Diagonal, Site
 from sva.tasks.base import Example, Task
@@ -38,34 +39,46 @@ def check_rows(family: Family) -> None:
 
 def answer(
     lm: LM,
+    spectra: Mapping[str, Any],
     population: Mapping[str, jax.Array],
     places: Mapping[str, Site],
     family: Family,
     task: Task,
     examples: Sequence[Example],
-    width: int,
+    room: Room | None,
     max_new_tokens: int,
 ) -> Answers:
     """Every member's greedy answers to the same prompts.
 
     Args:
+      spectra: the model's nested tree.
       population: raw values {name: [M, ...]}.
-      width: of the prompts, from `rollout.prompt_width`.
+      room: of the prompts, from `room_of`; exactly theirs by default.
     """
-    members = len(next(iter(population.values())))
-    ids, mask = prompts(lm, task, examples, width)
-    z = _rows_of_z(population, places, family, len(examples))
-    eos = chat.end_tokens(lm)
-    out = lm.generate(np.tile(ids, (members, 1)), np.tile(mask, (members, 1)), max_new_tokens, eos, z=z)
+    z = _z(population, places, family)
+    members = mixed_batch.own_z(spectra, z)
+    keys = jnp.broadcast_to(jax.random.key(0), (len(examples),))
+    asked = mixed_batch.ask(lm, _tokens(lm, task, examples), keys, max_new_tokens, room)
+    rows = len(members) * len(examples)
+    out = mixed_batch.answers(lm, members, asked, max_new_tokens, sampling=Greedy(), rows=rows)
     texts = chat.decode(lm, out.tokens, out.lengths)
-    means = (out.logprobs.sum(axis=1) / out.lengths).reshape(members, -1)
-    return Answers(texts, means, out.lengths, *faults(out.tokens, out.lengths, texts, eos))
+    means = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(members), -1)
+    return Answers(texts, means, out.lengths, *faults(out.tokens, out.lengths, texts, chat.end_tokens(lm)))
 
 
-@partial(jax.jit, static_argnames=("family", "repeats"))
-def _rows_of_z(population: Any, places: Mapping[str, Site], family: Family, repeats: int) -> dict[str, jax.Array]:
-    z = jax.vmap(family.middles, in_axes=(0, None))(population, places)
-    return {name: jnp.repeat(x, repeats, axis=0) for name, x in z.items()}
+def room_of(lm: LM, task: Task, source: Sequence[Example]) -> Room:
+    """The room that holds every prompt of a split."""
+    return mixed_batch.room(_tokens(lm, task, [source[i] for i in range(len(source))]))
+
+
+def _tokens(lm: LM, task: Task, examples: Sequence[Example]) -> list[list[int]]:
+    return chat.tokenize(lm, [chat.render_example(lm, task, example) for example in examples])
+
+
+_z = jax.jit(
+    lambda population, places, family: jax.vmap(family.middles, (0, None))(population, places),
+    static_argnames=("family",),
+)
 
 
 def likelihood_of_right(rewards: np.ndarray, mean_logprobs: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from sva.evolution import EvolutionConfig
 from sva.guards import GuardConfig
 from sva.lm import LM, merge
 from sva.metrics import MetricsLog
+from sva.mixed_batch import Room
 from sva.models.layout import place_rows
 from sva.models.transformer import Transformer
 from sva.reinforce import Batch, ReinforceConfig, check_samples, reinforce_loss, sites_of
@@ -240,6 +241,7 @@ class Course:
     family: Family
     task: Task
     width: int  # of prompts
+    room: Room | None  # of prompts that a population answers
     answer_width: int  # of given answers
     rollouts: RolloutConfig
     loss: ReinforceConfig
@@ -311,7 +313,15 @@ def evolution(
     with clock("rollout"):
         members = _ask(course.search, state.opt_state, key)
         answers = population.answer(
-            course.lm, members, course.places, course.family, course.task, examples, course.width, course.budget
+            course.lm,
+            course.nested,
+            members,
+            course.places,
+            course.family,
+            course.task,
+            examples,
+            course.room,
+            course.budget,
         )
     with clock("grading"):
         # The texts are member by member; a "sample" of prompt q is a member's answer to it.
@@ -394,6 +404,7 @@ def fit(
         family=family,
         task=task,
         width=prompt_width(lm, task, source),
+        room=population.room_of(lm, task, source) if cfg.method == "evolution" else None,
         answer_width=solution_width(lm, task, source) if cfg.method == "next_token" else 0,
         rollouts=rollouts,
         loss=loss,
