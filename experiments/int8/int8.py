@@ -1,13 +1,13 @@
-"""Weight-only int8 beside float32, and beside llama.cpp on the Q4_1 file that the weights came from.
+"""Weight-only int8, bfloat16 and a cache in bfloat16 beside float32, and beside llama.cpp on the same Q4_1 file.
 
     python experiments/int8/int8.py [speed] [accuracy]     # extra `bench`; both by default; result.json
 
 - `speed`: batch 1, greedy, 64 new tokens after the same prompt, three programs in turn in one process: int8, float32,
   llama.cpp on as many threads as there are cores. The prompt is read outside the times: a time is that of 64 new
   tokens less that of one, each the median of eleven. Bytes are of the matrices that a step reads.
-- `accuracy`: of int8 against float32 (which holds the file's own 4-bit values, so that this is the cost of rounding
-  once more): ARC-Easy and ARC-Challenge by option likelihood, paired; the share of next tokens of GSM8K's solutions
-  that stay the likeliest; nats a token; and the log-probs of tokens that int8 sampled, against float32's.
+- `accuracy`: of each precision against float32 (which holds the file's own 4-bit values, so that int8's is the cost of
+  rounding once more): ARC-Easy and ARC-Challenge by option likelihood, paired; the share of next tokens of GSM8K's
+  solutions that stay the likeliest; nats a token; and the log-probs of tokens that it sampled, against float32's.
 """
 
 import json
@@ -33,7 +33,8 @@ from sva.stats import paired_difference
 from sva.tasks import task
 
 MODEL, NEW, ROUNDS = "smollm2-135m-instruct-q4_1", 64, 11
-OPTIONS, TEXTS = 200, 48
+OPTIONS, TEXTS, SAMPLED = 200, 32, 16
+PRECISIONS = {"int8": {"dtype": "int8"}, "bfloat16": {"dtype": "bfloat16"}, "bfloat16 cache": {"kv_dtype": "bfloat16"}}
 
 
 def speed() -> dict:
@@ -98,56 +99,69 @@ def speed() -> dict:
 
 
 def accuracy() -> dict:
-    """What rounding to int8 changes."""
-    exact, small = load(MODEL), load(MODEL, dtype="int8")
-    result = {}
-    for name in ("arc_easy", "arc_challenge"):
-        todo = evaluate.items(task(name), "test", OPTIONS)
-        right = {}
-        for kind, lm in (("float32", exact), ("int8", small)):
-            answer = evaluate.by_likelihood(lm)
-            right[kind] = np.array(
-                [r.correct for batch in evaluate.batches(todo, 8, f"{name} {kind}") for r in answer(batch)]
-            )
-        result[name] = {
-            "n": len(todo),
-            **{kind: interval(found)._asdict() for kind, found in right.items()},
-            "int8_minus_float32": paired_difference(right["int8"], right["float32"])._asdict(),
-            "answers_that_changed": int((right["int8"] != right["float32"]).sum()),
-        }
+    """What each precision changes."""
+    exact = load(MODEL)
+    models = {name: load(MODEL, **settings) for name, settings in PRECISIONS.items()}
+    items = {name: evaluate.items(task(name), "test", OPTIONS) for name in ("arc_easy", "arc_challenge")}
     gsm = task("gsm8k")
-    texts = [
-        chat.render(exact, item.question) + gsm.answer(item.example) for item in evaluate.items(gsm, "test", TEXTS)
-    ]
-    nats, agree, count = {"float32": 0.0, "int8": 0.0}, 0, 0
-    for start in range(0, TEXTS, 4):
+    solved = [(item.question, gsm.answer(item.example)) for item in evaluate.items(gsm, "test", TEXTS)]
+    asked = chat.encode(exact, [chat.render(exact, question) for question, _ in solved[:SAMPLED]])
+    texts = [chat.render(exact, question) + answer for question, answer in solved]
+    options = {name: by_options(exact, todo, name) for name, todo in items.items()}
+    result = {"float32": {name: interval(right)._asdict() for name, right in options.items()}}
+    for name, lm in models.items():
+        found = {of: by_options(lm, todo, f"{of}, {name}") for of, todo in items.items()}
+        result[name] = {
+            of: {
+                "n": len(right),
+                "accuracy": interval(right)._asdict(),
+                "minus_float32": paired_difference(right, options[of])._asdict(),
+                "answers_that_changed": int((right != options[of]).sum()),
+            }
+            for of, right in found.items()
+        }
+        result[name]["gsm8k_texts"] = next_tokens(exact, lm, texts)
+        result[name]["sampled_logprobs"] = sampled(exact, lm, *asked)
+        print(json.dumps({name: result[name]}), flush=True)
+    return result
+
+
+def by_options(lm, todo, title: str) -> np.ndarray:
+    """[n] bool: which questions are answered rightly by the options' likelihood."""
+    answer = evaluate.by_likelihood(lm)
+    return np.array([r.correct for batch in evaluate.batches(todo, 8, title) for r in answer(batch)])
+
+
+def next_tokens(exact, lm, texts) -> dict:
+    """What is predicted after every token of some texts, beside float32."""
+    nats, agree, count = {"float32": 0.0, "this": 0.0}, 0, 0
+    for start in range(0, len(texts), 4):
         ids, mask = chat.encode(exact, texts[start : start + 4])
-        logits = {kind: lm.logits(ids, mask)[:, :-1] for kind, lm in (("float32", exact), ("int8", small))}
+        logits = {"float32": exact.logits(ids, mask)[:, :-1], "this": lm.logits(ids, mask)[:, :-1]}
         scored = (mask[:, :-1] * mask[:, 1:]).astype(bool)
         count += int(scored.sum())
-        agree += int(((logits["float32"].argmax(-1) == logits["int8"].argmax(-1)) & scored).sum())
+        agree += int(((logits["float32"].argmax(-1) == logits["this"].argmax(-1)) & scored).sum())
         for kind, found in logits.items():
             picked = jnp.take_along_axis(jax.nn.log_softmax(found), ids[:, 1:, None], axis=-1)[..., 0]
             nats[kind] -= float(jnp.where(scored, picked, 0).sum())
-    result["gsm8k_texts"] = {
-        "tokens": count,
-        "nats_a_token": {kind: total / count for kind, total in nats.items()},
-        "same_likeliest_token": agree / count,
-    }
-    ids, mask = chat.encode(exact, [chat.render(exact, item.question) for item in evaluate.items(gsm, "test", 16)])
-    out = small.generate(ids, mask, 64, sampling=Temperature(1.0), key=jax.random.key(0))
-    tokens, sampled = np.asarray(out.tokens), np.asarray(out.logprobs)
-    whole = np.concatenate([ids, tokens], axis=1)
-    seen = exact.logits(whole, np.concatenate([mask, np.ones_like(tokens)], axis=1))[:, ids.shape[1] - 1 : -1]
-    again = jnp.take_along_axis(jax.nn.log_softmax(seen), tokens[..., None], axis=-1)[..., 0]
-    apart = np.abs(np.asarray(again) - sampled)
-    result["sampled_logprobs"] = {
+    each = {kind: total / count for kind, total in nats.items()}
+    return {"tokens": count, "nats_a_token": each, "same_likeliest_token": agree / count}
+
+
+def sampled(exact, lm, ids, mask) -> dict:
+    """Log-probs of 64 tokens a prompt that `lm` drew, as it told them, beside float32's."""
+    out = lm.generate(ids, mask, 64, sampling=Temperature(1.0), key=jax.random.key(0))
+    tokens, told = np.asarray(out.tokens), np.asarray(out.logprobs)
+    drawn = np.arange(tokens.shape[1])[None] < np.asarray(out.lengths)[:, None]
+    seen = exact.logits(np.concatenate([ids, tokens], axis=1), np.concatenate([mask, drawn.astype(np.int32)], axis=1))
+    seen = jax.nn.log_softmax(seen[:, ids.shape[1] - 1 : -1])
+    apart = (np.asarray(jnp.take_along_axis(seen, tokens[..., None], axis=-1)[..., 0]) - told)[drawn]
+    return {
         "tokens": int(apart.size),
-        "mean_nats_apart": float(apart.mean()),
-        "largest": float(apart.max()),
-        "mean_log_ratio": float((np.asarray(again) - sampled).mean()),
+        "mean_nats_apart": float(np.abs(apart).mean()),
+        "largest": float(np.abs(apart).max()),
+        "mean_log_ratio": float(apart.mean()),
     }
-    return result
 
 
 def main() -> None:
