@@ -127,7 +127,10 @@ def job(lm) -> dict:
 def labels(lm) -> dict:
     """The first pass beside the questions' own prefill."""
     questions = [item.question for item in evaluate.items(task("gsm8k"), "test", 256)]
-    many = "numbers, letters, words, lists, dates, places, people, animals, plants, weather, music, sport, food, travel"
+    many = (
+        "numbers, letters, words, lists, dates, places, people, animals, plants, weather, music, sport, food, travel, "
+        "history, money, health, law, science, space, tools, games, books, films, maps, names, colours, shapes"
+    )
     names = [Label(name, f"{name} questions, which may be about {many}") for name in ("sums", "spelling", "sorting")]
     names = [*names, Label("other", f"anything else, {many} among it")]
     first = dispatch.prepare(lm, names)
