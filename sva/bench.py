@@ -81,7 +81,7 @@ def _batch(lm: LM, batch: int, prompt: int, new_tokens: int, rounds: int, bandwi
     mask = np.ones_like(ids)
     one, all_ = (_seconds(lambda n=n: lm.generate(ids, mask, n).tokens, rounds) for n in (1, new_tokens))
     step = (all_ - one) / (new_tokens - 1)
-    matrices = _matrices(lm)
+    matrices = step_matrices(lm)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(matrices))
     flops = sum(2 * batch * int(np.prod(w.shape)) for w in matrices)
     make = partial(empty, cfg, batch, prompt + new_tokens, lm.model.kept_dtype, scan=lm.model.scan_layers)
@@ -101,7 +101,7 @@ def _batch(lm: LM, batch: int, prompt: int, new_tokens: int, rounds: int, bandwi
     }
 
 
-def _matrices(lm: LM) -> list[Any]:
+def step_matrices(lm: LM) -> list[Any]:
     """The matrices that a decode step multiplies by: those of the layers, and the head."""
     leaves = jax.tree_util.tree_leaves_with_path(lm.params, is_leaf=lambda x: isinstance(x, Int8))
     found = []

@@ -23,19 +23,22 @@ table.md, table.png, and confusion.json and confusion.png (the paper's figure 6)
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from sva import demo, dispatch_scores, evaluate, few_shot, plots, records, runtime
+from sva.adapt_command import BUDGETS
 from sva.adaptive import AdaptiveLM, build
 from sva.dispatch import Soft
 from sva.evaluate import Item
+from sva.evolution import CEM
 from sva.files import write_json
 from sva.lm import LM, load
 from sva.runs import command, versions
@@ -65,10 +68,9 @@ class Choice(NamedTuple):
 class Cells:
     """Answers and choices of one set of prompts, those that are on disk already not made again."""
 
-    def __init__(self, name: str, items: list[Item], about: Mapping[str, Any]) -> None:
-        self.name, self.items = name, items
-        self.budget = max(item.task.max_new_tokens for item in items)
-        self.about = dict(about, set=name, n=len(items), budget=self.budget, batch=BATCH)
+    def __init__(self, name: str, items: list[Item], budget: int, about: Mapping[str, Any]) -> None:
+        self.name, self.items, self.budget = name, items, budget
+        self.about = dict(about, set=name, n=len(items), budget=budget, batch=BATCH)
 
     def __call__(self, system: str, answer: Callable[[Sequence[Item]], list[Any]], **about: Any) -> Rows:
         """One row an item, of what `answer` gives for each batch."""
@@ -76,6 +78,10 @@ class Cells:
         settings = dict(self.about, system=system, **about)
         with records.opened(path, settings, {"command": command(), "versions": versions()}) as file:
             return evaluate.recorded(file, self.items, answer, BATCH, f"{self.name}: {system}")
+
+    def some(self, name: str, places: Sequence[int]) -> "Cells":
+        """Those of some of the prompts."""
+        return Cells(f"{self.name}-{name}", [self.items[i] for i in places], self.budget, self.about)
 
     def two_passes(self, system: str, model: AdaptiveLM, **about: Any) -> Rows:
         """The answers of a model's two passes."""
@@ -108,36 +114,35 @@ def sent(answers: Mapping[str, Rows], choices: Sequence[tuple[str, float, Any]],
     ]
 
 
-def adapted(lm: LM, files: Sequence[Path], cells: Cells, seed: int) -> Rows:
-    """The answers of the mixture that a few training prompts of each kind find, searched where no file has it yet."""
-    experts = [Expert.load(file, fingerprint=lm.fingerprint) for file in files]
+def searched(lm: LM, pool: few_shot.Pool, kind: str, seed: int) -> list[float]:
+    """The alphas of `sva adapt KIND --budget light --seed SEED`, one an expert, searched where no file has them yet."""
+    path = RUNS / f"alphas-{kind}-seed={seed}.json"
+    if not path.exists():
+        shots, generations = BUDGETS["light"]
+        search, key = CEM(population=32, low=0.0, high=1.0), jax.random.key(seed)
+        chosen = few_shot.draw(task(kind), "train", shots, seed)
+        start = search.init(pool.start())
+        steps = few_shot.adapt(
+            lm, pool, chosen, search, few_shot.FewShotConfig(), key, state=start, generations=generations
+        )
+        *_, last = steps = list(tqdm(steps, f"adapt {kind}, seed {seed}", generations, file=sys.stderr))
+        history = [dict(step.row) for step in steps]
+        found = last.alphas if any(row["best"] for row in history) else np.zeros_like(last.alphas)
+        write_json(path, {"alphas": found.tolist(), "history": history})
+    return json.loads(path.read_text())["alphas"]
+
+
+def adapted(lm: LM, experts: Sequence[Expert], cells: Cells, seed: int) -> Rows:
+    """The answers of the mixture that a few training prompts of each kind find, kind by kind."""
     pool = few_shot.pool(lm, experts, progress=False)
-    answer_of = {}
+    rows: dict[int, Any] = {}
     for kind in dict.fromkeys(item.task.name for item in cells.items):
-        found = RUNS / f"alphas-{kind}-seed={seed}.json"
-        if not found.exists():
-            named = [f"--expert={file}" for file in files]
-            call = [
-                "adapt",
-                kind,
-                f"--model={demo.MODEL}",
-                *named,
-                "--budget=light",
-                f"--seed={seed}",
-                f"--out={found}",
-            ]
-            subprocess.run([Path(sys.executable).with_name("sva"), *call], check=True)
-        values = np.asarray(json.loads(found.read_text())["alphas"], np.float32)
-        answer_of[kind] = evaluate.by_generation(few_shot.mixed(lm, pool, values), cells.budget)
-
-    def answer(batch: Sequence[Item]) -> list[Any]:
-        rows: dict[int, Any] = {}
-        for kind in dict.fromkeys(item.task.name for item in batch):
-            places = [i for i, item in enumerate(batch) if item.task.name == kind]
-            rows |= zip(places, answer_of[kind]([batch[i] for i in places]), strict=True)
-        return [rows[i] for i in range(len(batch))]
-
-    return cells(f"few-shot, seed {seed}", answer, experts=[expert.digest for expert in experts])
+        places = [i for i, item in enumerate(cells.items) if item.task.name == kind]
+        alphas = searched(lm, pool, kind, seed)
+        answer = evaluate.by_generation(few_shot.mixed(lm, pool, alphas), cells.budget)
+        found = cells.some(kind, places)(f"few-shot, seed {seed}", answer, alphas=alphas)
+        rows |= zip(places, (row | {"alphas": alphas} for row in found), strict=True)
+    return [rows[i] for i in range(len(cells.items))]
 
 
 def seeds_of(lm: LM, classifier: Expert, cells: Cells) -> Iterator[dict[str, Rows]]:
@@ -146,8 +151,8 @@ def seeds_of(lm: LM, classifier: Expert, cells: Cells) -> Iterator[dict[str, Row
     choices: dict[str, Rows] = {}
     base: Rows = []
     for seed in range(SEEDS):
-        files = [Path(EXPERTS.format(task=name, seed=seed)) for name in TRAINED]
-        experts = [Expert.load(file, fingerprint=lm.fingerprint) for file in files]
+        files = [EXPERTS.format(task=name, seed=seed) for name in TRAINED]
+        experts = [Expert.load(Path(file), fingerprint=lm.fingerprint) for file in files]
         model = build(lm, experts, classifier=classifier, progress=seed == 0)
         labels = [label.name for label in model.labels if label.name != OTHER]
         right = [item.task.label if item.task.label in labels else OTHER for item in cells.items]
@@ -174,7 +179,7 @@ def seeds_of(lm: LM, classifier: Expert, cells: Cells) -> Iterator[dict[str, Row
                 by = model.by(name)
                 by = dataclasses.replace(by, served=dataclasses.replace(by.served, choice=Soft()))
                 made[f"{name}, soft"] = cells.two_passes(f"{name}, soft, seed {seed}", by, **about)
-        made["few-shot"] = adapted(lm, files, cells, seed)
+        made["few-shot"] = adapted(lm, experts, cells, seed)
         yield made | {"oracle": sent(answers, [(label, 1.0, free) for label in right], right)}
 
 
@@ -203,6 +208,8 @@ def summary(found: Sequence[Mapping[str, Rows]]) -> dict[str, Any]:
         if rows[0]["first"] is not None:
             scores = dispatch_scores.scores(rows)
             table[system] |= {name: scores[name] for name in ("right_label", "labels", "confusion", "cost")}
+    few = [{row["task"]: row["alphas"] for row in made["few-shot"]} for made in found]
+    table["few-shot"]["alphas"] = {kind: [of_a_seed[kind] for of_a_seed in few] for kind in few[0]}
     spread = float(np.std(of_a_prompt["few-shot"] - of_a_prompt[single], ddof=1))
     return {
         "n": len(kinds),
@@ -281,7 +288,8 @@ def main() -> None:
     about = {"model": lm.name, "classifier": classifier.digest}
     result: dict[str, Any] = {**about, "quantisation": lm.quantisation, "sets": {}}
     for name, items in prompts(arguments.size, arguments.unseen).items():
-        result["sets"][name] = summary(list(seeds_of(lm, classifier, Cells(name, items, about))))
+        budget = max(item.task.max_new_tokens for item in items)
+        result["sets"][name] = summary(list(seeds_of(lm, classifier, Cells(name, items, budget, about))))
         write_json(HERE / "result.json", result | {"versions": versions(), "command": command()})
         (HERE / "table.md").write_text(markdown(result) + "\n")
         figure(result, HERE / "table.png")

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva import chat, evaluate, runtime
-from sva.bench import _matrices
+from sva.bench import step_matrices
 from sva.fetch import resolve
 from sva.files import write_json
 from sva.lm import load
@@ -77,7 +77,7 @@ def speed() -> dict:
         name: (statistics.median(found[NEW]) - statistics.median(found[1])) / (NEW - 1) for name, found in times.items()
     }
     held = {
-        name: sum(x.nbytes for x in jax.tree.leaves(_matrices(lm)))
+        name: sum(x.nbytes for x in jax.tree.leaves(step_matrices(lm)))
         for name, lm in (("int8", small), ("float32", exact))
     }
     held["llama.cpp Q4_1"] = Path(resolve(MODEL)).stat().st_size
