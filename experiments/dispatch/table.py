@@ -1,20 +1,20 @@
 """What two passes gain, and over what: every dispatcher and every baseline on held-out prompts, in pairs, three seeds.
 
     sva sweep configs/sweeps/smollm2-procedural.yaml    # the experts: three tasks, three seeds each
-    python experiments/dispatch/table.py [--size 80 --unseen 20]
+    python experiments/dispatch/table.py [--size 160 --unseen 48]
 
-Two sets: `mixed`, the kinds that the experts were trained on and "other", and `unseen`, the procedural kinds that no
-expert and no classifier was trained on; of each kind its first test prompts, one of each kind in turn. A seed is that
-of the three experts' training, of few-shot adaptation and of dispatch by lot. Systems differ in the first pass and in
-nothing else: the base and every expert everywhere, the uniform average of the experts, dispatch by lot, a linear
+Two sets: `mixed`, the kinds that the experts were trained on and "other", and `unseen`, of every family of procedural
+kinds the first that no expert and no classifier was trained on; of each kind its first test prompts, in turn. A seed is
+that of the three experts' training, of few-shot adaptation and of dispatch by lot. Systems differ in the first pass and
+in nothing else: the base and every expert everywhere, the uniform average of the experts, dispatch by lot, a linear
 classifier of the base's hidden states fitted on the experts' training prompts, the paper's question scored, scored
 softly, with a threshold, and generated, the same by the classification expert, few-shot adaptation to each kind on
 three of its training prompts (`sva adapt --budget light`), and the oracle. Decoding is greedy. On `unseen` the right
 label is that of the kind's family where an expert has it ("smallest" is about numbers, as "largest" is), or "other".
 
-A row's answer depends on its own mixture only (a row in a batch of many experts is bit for bit what it is where all
-are on its own, tests/test_adapt.py), so every prompt is answered once by the base and by each expert, and a first pass
-that sends it to one of them takes that answer. Its second pass's seconds are that answer's too.
+A row's answer depends on its own mixture only (a row in a batch of many experts is bit for bit what it is where all are
+on its own, tests/test_adapt.py), so every prompt is answered once by the base and by each expert, and a first pass that
+sends it to one of them takes that answer. Its second pass's seconds are that answer's too.
 
 Every batch is written when it is finished (runs/dispatch), and the same command goes on. It writes result.json,
 table.md, table.png, and confusion.json and confusion.png (the paper's figure 6) beside this file.
@@ -101,8 +101,11 @@ class Cells:
 
 def prompts(mixed: int, unseen: int) -> dict[str, list[Item]]:
     """The items of both sets, so many of each kind."""
-    seen = {*TRAINED, *MIXTURES[OTHER]}
-    kinds = {"mixed": ([*TRAINED, OTHER], mixed), "unseen": ([kind for kind in KINDS if kind not in seen], unseen)}
+    seen, new = {*TRAINED, *MIXTURES[OTHER]}, {}
+    for name, kind in KINDS.items():
+        if name not in seen:
+            new.setdefault(kind.label, name)
+    kinds = {"mixed": ([*TRAINED, OTHER], mixed), "unseen": ([*new.values()], unseen)}
     return {name: evaluate.mixed(list(map(task, names)), "test", size) for name, (names, size) in kinds.items()}
 
 
@@ -279,8 +282,8 @@ def confusions(found: Mapping[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=80, help="test prompts of each kind of the mixed set")
-    parser.add_argument("--unseen", type=int, default=20, help="test prompts of each unseen kind")
+    parser.add_argument("--size", type=int, default=160, help="test prompts of each kind of the mixed set")
+    parser.add_argument("--unseen", type=int, default=48, help="test prompts of each unseen kind")
     arguments = parser.parse_args()
     runtime.start()
     lm = load(demo.MODEL)
