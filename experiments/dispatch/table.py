@@ -244,7 +244,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         for system, row in found["systems"].items():
             sent_right, share = "", ""
             if "cost" in row:
-                sent_right = f"{100 * row['right_label']['mean']:.0f} %"
+                sent_right = "" if system == "uniform" else f"{100 * row['right_label']['mean']:.0f} %"
                 share = f"{row['cost']['share_of_first']['seconds']:.0%} of the time"
             right = f"{100 * row['accuracy']['mean']:.1f} % | {', '.join(f'{100 * x:.1f}' for x in row['by_seed'])}"
             over = f"{points(row['over_base'])} | {points(row['over_best_single'])}"
