@@ -151,11 +151,17 @@ class AdaptiveLM:
         names = [label.name for label in self.labels]
         places = [names.index(name if name in names else OTHER) for name in right or [OTHER] * len(questions)]
         known = jnp.asarray(pad_rows(np.asarray(places, np.int32), len(prompts.ids)))
-        return Rows(Prompts(*_pad(*dispatch.encode(self.lm, self.template, questions))), prompts, known)
+        return Rows(dispatch.encode(self.lm, self.template, questions), prompts, known)
+
+    def shortest_first(self, questions: Sequence[str]) -> list[int]:
+        """The places of the questions in order of their tokens, so that batches of neighbours have little padding."""
+        tokenizer = chat.need_tokenizer(self.lm)
+        lengths = [len(tokenizer(question, add_special_tokens=False)["input_ids"]) for question in questions]
+        return np.argsort(lengths, kind="stable").tolist()
 
     def choose(self, questions: Sequence[str], right: Sequence[str] | None = None) -> Decision:
         """The first pass alone over any number of questions, the shortest first in batches of 32: host arrays."""
-        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+        order = self.shortest_first(questions)
         found = []
         for start in range(0, max(len(questions), 1), ROWS):
             batch = order[start : start + ROWS]

@@ -26,7 +26,7 @@ from sva.adapt import Prompts, Request, Served, two_pass
 from sva.adaptive import SLOTS
 from sva.buckets import budget_bucket
 from sva.config import Config
-from sva.dispatch import FirstPass
+from sva.dispatch import Asked, FirstPass
 from sva.dispatchers import Rows, Scored
 from sva.errors import UserError
 from sva.flops import head_flops, linear_flops, pair_flops
@@ -284,7 +284,7 @@ def both_passes(shapes: Shapes) -> Program:
     # The first pass runs on the base model, whose weights are the factored ones at z = 1: as an expert of ones.
     served = Served(shapes.model, params, bank, SLOTS, slots=_whole(shapes, (LABELS,), jnp.int32))
     dispatcher = Scored(first, expert=_whole(shapes, (SLOTS,), jnp.float32))
-    asked = Rows(prompts, prompts, right=_rows(shapes, rows))
+    asked = Rows(Asked(*prompts), prompts, right=_rows(shapes, rows))
 
     def lower() -> Any:
         return two_pass.lower(served, dispatcher, asked, request)

@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 
 from sva import chat
-from sva.buckets import left_pad, length_bucket, round_up
+from sva.buckets import batch_bucket, left_pad, length_bucket, packed_places, pad_rows, round_up
 from sva.errors import UserError
 from sva.lm import LM
 from sva.models.cache import Part
@@ -59,6 +59,14 @@ class Prompts(NamedTuple):
     mask: Any
 
 
+class Asked(NamedTuple):
+    """One batch inside the classification question: what follows the shared instruction, padded on the left."""
+
+    ids: Any  # [B, T] int32
+    mask: Any  # [B, T] int32
+    places: Any = None  # [N] int32 of B * T, as `Transformer` takes them; None: not packed
+
+
 def after_prefix(prefix: Part, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(positions, valid), as of `positions_of`, of rows that follow the shared instruction."""
     positions, valid = positions_of(mask)
@@ -69,8 +77,7 @@ def label_scores(
     model: Transformer,
     params: Mapping[str, Any],
     first: FirstPass,
-    ids: jax.Array,
-    mask: jax.Array,
+    asked: Asked,
     adapter: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """[B, C] float32 log-probability (nats) of each label, its end token included, as the answer to each row.
@@ -78,13 +85,14 @@ def label_scores(
     Places without a label hold 0.
 
     Args:
-      ids, mask: [B, T] int32, the text after the instruction up to where the answer starts, padded on the left.
+      asked: B rows, the text after the instruction up to where the answer starts.
       adapter: of the classification expert, the one that `prepare` was given; None for the base.
     """
     collections = variables(model, params, adapter)
+    ids = asked.ids
     batch, length = ids.shape
     labels = first.label_ids.shape[0]
-    positions, valid = after_prefix(first.prefix, mask)
+    positions, valid = after_prefix(first.prefix, asked.mask)
     after = positions[:, -1:] + 1 + first.label_depth[None, :]
     all_ids = jnp.concatenate([ids, jnp.broadcast_to(first.label_ids, (batch, labels))], axis=1)
     all_positions = jnp.concatenate([positions, after], axis=1)
@@ -96,7 +104,14 @@ def label_scores(
     visible = jnp.concatenate(
         [sees_prompt[None] & valid[:, None, :], jnp.broadcast_to(sees_label, (batch, *sees_label.shape))], axis=2
     )
-    hidden, _ = apply(model, collections, all_ids, all_positions, all_valid, [first.prefix], mask=visible)
+    places = None
+    if asked.places is not None:
+        starts = jnp.arange(batch, dtype=jnp.int32)[:, None] * (length + labels)
+        own = starts + length + jnp.arange(labels, dtype=jnp.int32)[None, :]
+        places = jnp.concatenate([asked.places + asked.places // length * labels, own.reshape(-1)])
+    hidden, _ = apply(
+        model, collections, all_ids, all_positions, all_valid, [first.prefix], mask=visible, places=places
+    )
     states = hidden[:, length - 1 :]  # the prompt's last, then one a label token
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
     logps = jax.nn.log_softmax(apply(model, collections, states, method="unembed"), axis=-1)
@@ -203,8 +218,8 @@ def template(lm: LM, labels: Sequence[Label]) -> Template:
     return Template(prefix, before[len(prefix) :], after)
 
 
-def encode(lm: LM, form: Template, questions: Sequence[str]) -> Prompts:
-    """Ids and mask [B, T] int32 of what follows the shared prefix, padded on the left."""
+def encode(lm: LM, form: Template, questions: Sequence[str]) -> Asked:
+    """What follows the shared prefix, in buckets of rows and tokens; spare rows repeat the first and are not packed."""
     tokenizer = chat.need_tokenizer(lm)
     rows = [tokenizer(form.space + q + form.after, add_special_tokens=False)["input_ids"] for q in questions]
     width = max(len(row) for row in rows)
@@ -212,7 +227,10 @@ def encode(lm: LM, form: Template, questions: Sequence[str]) -> Prompts:
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = row
         mask[i, width - len(row) :] = 1
-    return Prompts(*left_pad(ids, mask, length_bucket(width)))
+    ids, mask = left_pad(ids, mask, length_bucket(width))
+    size = batch_bucket(len(rows))
+    ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
+    return Asked(*jax.tree.map(jnp.asarray, (ids, mask, packed_places(real))))
 
 
 def prepare(
@@ -277,7 +295,7 @@ def prepare(
     )
     if not calibrate:
         return first
-    scores = _scores(lm.model, lm.params, first, *encode(lm, form, CONTENT_FREE), adapter)
+    scores = _scores(lm.model, lm.params, first, encode(lm, form, CONTENT_FREE), adapter)[: len(CONTENT_FREE)]
     pull = jax.nn.log_softmax(scores - first.bias[None, :], axis=-1).mean(axis=0)
     return dataclasses.replace(first, bias=jnp.where(jnp.isfinite(first.bias), pull, jnp.inf))
 

@@ -23,7 +23,7 @@ from flax import struct
 
 from sva import chat
 from sva.buckets import round_up
-from sva.dispatch import STEP, Choice, FirstPass, Hard, Prompts, after_prefix, label_scores
+from sva.dispatch import STEP, Asked, Choice, FirstPass, Hard, Prompts, after_prefix, label_scores
 from sva.errors import UserError
 from sva.flops import head_flops, linear_flops, pair_flops
 from sva.generate import begin, decode
@@ -38,7 +38,7 @@ from sva.tasks.labels import OTHER, Label
 class Rows(NamedTuple):
     """What a first pass may look at, of B rows."""
 
-    asked: Prompts  # inside the classification question, what follows the shared instruction
+    asked: Asked  # inside the classification question, what follows the shared instruction
     prompts: Prompts  # by themselves, as the second pass reads them
     right: Any  # [B] int32, the place of the right label where it is known; only `Oracle` looks
 
@@ -88,7 +88,7 @@ class Scored:
     def __call__(self, served: Served, rows: Rows) -> Verdict:
         """See `Dispatcher`."""
         adapter = None if self.expert is None else mixture(served.bank, self.expert[None, :])
-        scores = label_scores(served.model, served.params, self.first, *rows.asked, adapter)
+        scores = label_scores(served.model, served.params, self.first, rows.asked, adapter)
         states = jnp.sum(self.first.label_mask.any(axis=1), dtype=jnp.int32)
         read = _lengths(rows.asked) + states
         bank = None if adapter is None else served.bank
@@ -117,9 +117,9 @@ class Generated:
     def __call__(self, served: Served, rows: Rows) -> Verdict:
         """See `Dispatcher`."""
         model, collections, steps = served.model, variables(served.model, served.params, None), self.max_new_tokens
-        ids, mask = rows.asked
+        ids, mask, places = rows.asked
         positions, valid = after_prefix(self.first.prefix, mask)
-        hidden, part = apply(model, collections, ids, positions, valid, [self.first.prefix])
+        hidden, part = apply(model, collections, ids, positions, valid, [self.first.prefix], places=places)
         logits = apply(model, collections, hidden[:, -1], method="unembed")
         count = ids.shape[0]
         keys = jnp.broadcast_to(jax.random.key(0), (count,))
@@ -268,7 +268,7 @@ def _no_work(rows: int) -> Work:
     return Work(nothing, nothing, jnp.zeros(rows, jnp.float32))
 
 
-def _lengths(prompts: Prompts) -> jax.Array:
+def _lengths(prompts: Asked | Prompts) -> jax.Array:
     return jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
 
 

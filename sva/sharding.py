@@ -133,6 +133,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition(Leaf(x.shape, axes), mesh))
 
 
+def is_divided() -> bool:
+    """Whether a mesh is set that divides the rows of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and batch_shards(mesh) > 1
+
+
 def repeat_all(tree: Any) -> Any:
     """A tree of arrays, each constrained to lie on every device in full."""
     return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), tree)

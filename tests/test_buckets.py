@@ -8,6 +8,7 @@ from sva.buckets import (
     drop_prefix,
     left_pad,
     length_bucket,
+    packed_places,
     pad_rows,
     prompt_bucket,
 )
@@ -60,3 +61,22 @@ def test_prompts_of_any_length_meet_few_buckets_that_hold_them():
     found = [prompt_bucket(n) for n in range(1, 2000)]
     assert all(n <= bucket < 2 * n + 32 for n, bucket in zip(range(1, 2000), found, strict=True))
     assert len(set(found)) == 16
+
+
+def test_packed_places_are_every_token_once_and_a_few_of_the_first_again():
+    rng = np.random.default_rng(0)
+    sizes = set()
+    for tokens in rng.integers(20, 130, 100):
+        mask = (np.arange(128)[None, :] >= 128 - rng.integers(tokens // 2, tokens, 32)[:, None]).astype(np.int32)
+        places, real = packed_places(mask), np.flatnonzero(mask)
+        np.testing.assert_array_equal(places[: len(real)], real)
+        assert (places[len(real) :] == real[0]).all()
+        assert len(places) - len(real) <= max(31, len(real) / 16)
+        sizes.add(len(places))
+    assert len(sizes) < 40
+
+
+def test_what_has_no_padding_few_places_or_no_token_is_not_packed():
+    assert packed_places(np.ones((32, 64), np.int32)) is None
+    assert packed_places(np.eye(31, dtype=np.int32)) is None
+    assert packed_places(np.zeros((64, 64), np.int32)) is None

@@ -26,7 +26,7 @@ def z(toy):
 def _scores(lm, first, questions=QUESTIONS, adapter=None):
     form = dispatch.template(lm, LABELS)
     encoded = dispatch.encode(lm, form, questions)
-    return np.asarray(dispatch._scores(lm.model, lm.params, first, *encoded, adapter))[:, : len(LABELS)]
+    return np.asarray(dispatch._scores(lm.model, lm.params, first, encoded, adapter))[: len(questions), : len(LABELS)]
 
 
 def _probs(scores, bias):
@@ -67,7 +67,7 @@ def test_a_question_after_the_prefix_has_the_ids_it_has_in_one_piece(toy):
     form = dispatch.template(lm, LABELS)
     for question in ("what colour ?", " what", "\nwhat"):
         whole = own(chat.render(lm, instruction(LABELS, question)))["input_ids"]
-        ids, mask = dispatch.encode(lm, form, [question])
+        ids, mask, _ = dispatch.encode(lm, form, [question])
         assert own(form.before)["input_ids"] + ids[mask > 0].tolist() == whole
         assert form.before + form.space + question + form.after == chat.render(lm, instruction(LABELS, question))
 
@@ -76,6 +76,17 @@ def test_a_rows_scores_do_not_depend_on_the_others(toy):
     first = dispatch.prepare(toy, LABELS)
     together = _scores(toy, first)
     np.testing.assert_array_equal(_scores(toy, first, QUESTIONS[::-1]), together[::-1])
+
+
+def test_a_large_batch_is_read_without_its_padding_and_scores_the_same(toy):
+    first = dispatch.prepare(toy, LABELS)
+    questions = [QUESTIONS[i % 2] + " the apple" * (3 + i % 5) for i in range(25)]
+    asked = dispatch.encode(toy, dispatch.template(toy, LABELS), questions)
+    assert asked.ids.shape[0] == 32
+    assert asked.mask[:25].sum() <= len(asked.places) < 0.85 * asked.mask.size
+    padded = dispatch._scores(toy.model, toy.params, first, asked._replace(places=None))[:25, :3]
+    np.testing.assert_allclose(_scores(toy, first, questions), padded, atol=1e-4)
+    assert np.ptp(padded, axis=0).min() > 0.01
 
 
 def test_calibration_takes_off_what_empty_prompts_favour(toy):

@@ -127,6 +127,30 @@ def test_what_stands_in_padding_changes_nothing(loaded):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize(("kind", "scan"), [("qwen3", False), ("qwen2", True)])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_packed_without_their_padding_give_what_they_give_in_place(side, kind, scan, loaded):
+    _, model, params, _ = loaded(kind, scan)
+    ids, mask = _prompts(side)
+    positions, valid = positions_of(jnp.asarray(mask))
+    places = np.flatnonzero(mask).astype(np.int32)
+    places = np.concatenate([places, places[:3]])
+
+    @jax.jit
+    def run(ids, places):
+        hidden, part = model.apply({"params": params}, ids, positions, valid, places=places)
+        return hidden, jax.tree.leaves(part.kv)
+
+    hidden, kv = run(ids, None)
+    packed, packed_kv = run(np.where(mask, ids, 5), places)
+    np.testing.assert_allclose(np.asarray(packed)[mask > 0], np.asarray(hidden)[mask > 0], atol=1e-5)
+    assert np.isfinite(packed).all()
+    for leaf, expected in zip(packed_kv, kv, strict=True):
+        keys = leaf.shape[-1] == LENGTH  # keys hold tokens in their last axis, values in the one before
+        both = [np.moveaxis(np.asarray(x), (int(scan), -1 if keys else -2), (0, 1)) for x in (leaf, expected)]
+        np.testing.assert_allclose(both[0][mask > 0], both[1][mask > 0], atol=1e-5)
+
+
 def test_rope_scaling_matters(loaded):
     torch_model, model, params, _ = loaded("llama3")
     ids, mask = _prompts("left")

@@ -3,13 +3,15 @@
     python experiments/dispatch/first_pass.py [--batches N]     # writes first_pass.json beside this file
 
 SmolLM2-135M-Instruct in float32, the labels of the shipped classification expert, 32 prompts a batch, the shortest
-first (as `AdaptiveLM.choose` has them). For every batch, in turn and with compilation outside:
+first (as `AdaptiveLM.choose` has them); where the first pass follows the shared instruction, its padding is left out
+(`sva.models.packing`). For every batch, in turn, each after a call that is not timed (of `second` one of few tokens):
 
     prompt       the labels scored by the base model, after the shared instruction
     classifier   the same by the classification expert
     generated    the question answered freely, at most 8 tokens, after the shared instruction
     whole        the same as the paper has it: every prompt reads the instruction again
     prefill      what the second pass reads, by the base model: keys, values and the next token's logits
+    products     the limit: the layers' bare matrix products, on as many tokens as `prompt` packs, nothing between them
     second       256 new tokens, no end token, every row on the expert that the classification expert chose; its prompts
                  padded to a multiple of 64, to compile fewer programs
 
@@ -18,6 +20,7 @@ paper's table 3 has a first pass at 13, 19 and 47 % of the second.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -33,6 +36,7 @@ from sva.buckets import left_pad, length_bucket, round_up
 from sva.files import write_json
 from sva.generate import Generation, generate, read
 from sva.lm import load
+from sva.matmul import dot
 from sva.models.transformer import variables
 from sva.runs import command, versions
 from sva.sampling import Greedy
@@ -78,6 +82,24 @@ def whole(served: adapt.Served, prompts: adapt.Prompts, eos: jax.Array) -> Gener
     return continued(served, prompts, eos, LABEL_TOKENS)
 
 
+@jax.jit
+def products(params: Any, tokens: jax.Array) -> list[jax.Array]:
+    """Sums of x w^T of every layer's matrices, x having as many rows as there are `tokens`."""
+    by_width: dict[int, jax.Array] = {}
+    found = []
+    for path, w in jax.tree_util.tree_leaves_with_path(params):
+        if "_proj" in jax.tree_util.keystr(path) and w.ndim == 2:
+            x = by_width.setdefault(w.shape[1], jnp.ones((1, len(tokens), w.shape[1]), w.dtype))
+            found.append(jnp.sum(jax.lax.optimization_barrier(dot(x, w))))
+    return found
+
+
+def warm(stopwatch: Stopwatch, function: Any, *arguments: Any) -> tuple[Any, float]:
+    """What a second call gives: a program's first takes up to one and a half times as long."""
+    stopwatch(function, *arguments)
+    return stopwatch(function, *arguments)
+
+
 def measure(by: dict[str, AdaptiveLM], questions: list[str], stopwatch: Stopwatch) -> dict[str, Any]:
     """Seconds of everything for one batch, and its sizes."""
     base = by["prompt"]
@@ -88,19 +110,23 @@ def measure(by: dict[str, AdaptiveLM], questions: list[str], stopwatch: Stopwatc
     eos = jnp.asarray(chat.end_tokens(lm), jnp.int32)
     seconds, alphas = {}, {}
     for name, model in by.items():
-        decision, seconds[name] = stopwatch(adapt.choose, model.served, model.dispatcher, rows)
+        decision, seconds[name] = warm(stopwatch, adapt.choose, model.served, model.dispatcher, rows)
         alphas[name] = decision.alphas
-    _, seconds["whole"] = stopwatch(whole, base.served, all_of_it, eos)
-    _, seconds["prefill"] = stopwatch(prefill, base.served, rows.prompts)
+    _, seconds["whole"] = warm(stopwatch, whole, base.served, all_of_it, eos)
+    _, seconds["prefill"] = warm(stopwatch, prefill, base.served, rows.prompts)
+    asked, labels = rows.asked, base.dispatcher.first.label_ids  # pyright: ignore
+    tokens = np.zeros((asked.mask.size if asked.places is None else len(asked.places)) + len(questions) * len(labels))
+    _, seconds["products"] = warm(stopwatch, products, base.served.params, tokens)
     keys = jnp.broadcast_to(jax.random.key(0), (len(questions),))
     limit, never = jnp.asarray(NEW, jnp.int32), jnp.full(4, -1, jnp.int32)
     ids, mask = (np.asarray(x) for x in rows.prompts)
     prompts = adapt.Prompts(*map(jnp.asarray, left_pad(ids, mask, round_up(ids.shape[1], 64))))
     request = adapt.Request(prompts, limit, never, keys, max_new_tokens=NEW, sampling=Greedy())
+    stopwatch(adapt.answer, base.served, alphas["classifier"], dataclasses.replace(request, limit=limit // 32))
     _, seconds["second"] = stopwatch(adapt.answer, base.served, alphas["classifier"], request)
     widths = {"asked": rows.asked, "prefill": rows.prompts, "whole": all_of_it, "second": prompts}
     widths = {name: int(x.ids.shape[1]) for name, x in widths.items()}
-    return {"seconds": seconds, "widths": widths}
+    return {"seconds": seconds, "widths": widths, "packed": len(tokens)}
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -128,7 +154,8 @@ def main() -> None:
     runtime.start()
     served, stopwatch = model(), Stopwatch()
     by = {name: served.by(name) for name in FIRST}
-    questions = sorted((item.question for item in evaluate.items(task("gsm8k"), "test", PROMPTS)), key=len)
+    questions = [item.question for item in evaluate.items(task("gsm8k"), "test", PROMPTS)]
+    questions = [questions[place] for place in served.shortest_first(questions)]
     found = json.loads(PLACE.read_text())["batches"] if PLACE.exists() else []
     for number in range(len(found), min(len(found) + arguments.batches, PROMPTS // BATCH)):
         found.append(measure(by, questions[number * BATCH : (number + 1) * BATCH], stopwatch))

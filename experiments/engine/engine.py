@@ -24,11 +24,9 @@ from importlib import resources
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sva import chat, dispatch, evaluate, runtime
-from sva.adapt import Prompts
 from sva.complete import Mixtures, complete
 from sva.files import write_json
 from sva.lm import load, merge, shared_form, spectra_of
@@ -126,7 +124,7 @@ def job(lm) -> dict:
 
 def labels(lm) -> dict:
     """The first pass beside the questions' own prefill."""
-    questions = [item.question for item in evaluate.items(task("gsm8k"), "test", 256)]
+    questions = sorted((item.question for item in evaluate.items(task("gsm8k"), "test", 256)), key=len)
     many = (
         "numbers, letters, words, lists, dates, places, people, animals, plants, weather, music, sport, food, travel, "
         "history, money, health, law, science, space, tools, games, books, films, maps, names, colours, shapes"
@@ -136,20 +134,22 @@ def labels(lm) -> dict:
     first = dispatch.prepare(lm, names)
     form = dispatch.template(lm, names)
     batches = [
-        Prompts(*map(jnp.asarray, dispatch.encode(lm, form, questions[start : start + 32])))
+        dispatch.encode(lm, form, questions[start : start + 32])  # the shortest first, as `AdaptiveLM.choose` has them
         for start in range(0, len(questions), 32)
     ]
-    batches.sort(key=lambda batch: batch.ids.shape[1])
 
     @jax.jit
-    def prefill(params, ids, mask):
-        hidden, part = apply(lm.model, variables(lm.model, params, None), ids, *positions_of(mask))
+    def prefill(params, asked):
+        positions, valid = positions_of(asked.mask)
+        hidden, part = apply(
+            lm.model, variables(lm.model, params, None), asked.ids, positions, valid, places=asked.places
+        )
         return hidden[:, -1], part
 
     score = jax.jit(dispatch.label_scores, static_argnames=("model",))
     runs = {
-        "first pass": lambda: [score(lm.model, lm.params, first, *batch).block_until_ready() for batch in batches],
-        "plain prefill": lambda: [jax.block_until_ready(prefill(lm.params, *batch)) for batch in batches],
+        "first pass": lambda: [score(lm.model, lm.params, first, batch).block_until_ready() for batch in batches],
+        "plain prefill": lambda: [jax.block_until_ready(prefill(lm.params, batch)) for batch in batches],
     }
     times, medians = in_turn(runs, rounds=3)  # half a minute each
     return {

@@ -12,6 +12,7 @@ import numpy as np
 from sva.matmul import Int8, dot
 from sva.models.cache import KV
 from sva.models.config import ModelConfig, Rope
+from sva.models.packing import pack, unpack
 from sva.sharding import constrain, hidden_axes
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
@@ -202,17 +203,15 @@ class Attention(nn.Module):
     kept_dtype: Any  # of keys and values
 
     @nn.compact
-    def __call__(self, x, rope, mask, past, recent, index):
+    def __call__(self, x, rope, mask, past, recent, index, packing):
         """(y [B, T, D], KV); see `Block`."""
         cfg = self.cfg
-        batch, length, _ = x.shape
         heads = {"q": cfg.num_heads, "k": cfg.num_kv_heads, "v": cfg.num_kv_heads}
-        q, k, v = (
-            SpectralDense(n * cfg.head_dim, cfg.attention_bias, name=f"{p}_proj")(x).reshape(
-                batch, length, n, cfg.head_dim
-            )
+        projected = (
+            unpack(SpectralDense(n * cfg.head_dim, cfg.attention_bias, name=f"{p}_proj")(x), packing)
             for p, n in heads.items()
         )
+        q, k, v = (y.reshape(*y.shape[:2], n, cfg.head_dim) for y, n in zip(projected, heads.values(), strict=True))
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
@@ -224,7 +223,7 @@ class Attention(nn.Module):
             zero, size = jnp.zeros((), index.dtype), recent.k.shape[-1]
             k = jax.lax.dynamic_update_slice(recent.k, own.k, (zero, zero, index // size, zero, index % size))
             own = KV(k, jax.lax.dynamic_update_slice(recent.v, own.v, (zero, zero, index, zero)))
-        y = attend(q, [*past, own], mask)
+        y = pack(attend(q, [*past, own], mask), packing)
         return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
 
 
@@ -256,11 +255,11 @@ class Block(nn.Module):
     kept_dtype: Any
 
     @nn.compact
-    def __call__(self, x, past, recent, window, rope, mask, distance, index):
+    def __call__(self, x, past, recent, window, rope, mask, distance, index, packing):
         """The layer's output and its keys and values.
 
         Args:
-          x: [B, T, D].
+          x: [B, T, D], or [1, N, D] with a packing.
           past: KVs of earlier tokens.
           recent: KV of slots, of which this one token takes slot `index`; or None: these T tokens are their own part.
           window: [] int32 sliding window in tokens, 0 for full attention; None where no layer has one.
@@ -268,13 +267,16 @@ class Block(nn.Module):
           mask: [B, T, S] bool over the slots of `past` and then the others.
           distance: [B, T, S] int32, query position less key position; None where no layer has a window.
           index: [] int32, or None without `recent`.
+          packing: of x; or None.
         Returns:
-          [B, T, D], and the KV of the slots of `recent`, or of the T tokens.
+          The shape of x, and the KV of the slots of `recent`, or of the T tokens.
         """
         if window is not None:
             mask = mask & ((window == 0) | (distance < window))
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
-        y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(norm(x), rope, mask, past, recent, index)
+        y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(
+            norm(x), rope, mask, past, recent, index, packing
+        )
         axes = hidden_axes(x.shape[1])
         x = constrain(x + y, *axes)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")

@@ -13,8 +13,9 @@ from sva.models import cache as kv_cache
 from sva.models.cache import Part, Recent
 from sva.models.config import ModelConfig
 from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary
+from sva.models.packing import pack, packing, unpack
 from sva.models.weights import nest
-from sva.sharding import constrain, hidden_axes
+from sva.sharding import constrain, hidden_axes, is_divided
 
 
 class Transformer(nn.Module):
@@ -43,7 +44,7 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0, "adapter": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, 0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, 0, 0, *(nn.broadcast,) * 5),  # pyright: ignore[reportArgumentType]
                 length=cfg.num_layers,
             )
             self.layers: Any = stacked(cfg, self.kept_dtype)
@@ -61,6 +62,7 @@ class Transformer(nn.Module):
         past: Sequence[Part] = (),
         recent: Recent | None = None,
         mask: jax.Array | None = None,
+        places: jax.Array | None = None,
     ) -> tuple[jax.Array, Part | Recent]:
         """The last layer's normalised output, and these tokens' keys and values.
 
@@ -73,6 +75,9 @@ class Transformer(nn.Module):
             become a part of their own.
           mask: [B, T, T] bool of what each token sees among these, without `recent`; None for every earlier token of
             the row. Of `past` it sees all valid slots of earlier positions.
+          places: [N] int32, row * T + column of every valid token, some twice: outside attention these alone are
+            computed, whatever the padding, which then holds anything finite. None: all B * T, as always where a mesh
+            divides the rows.
         Returns:
           [B, T, D] in the model's dtype (padding positions hold anything finite), and `recent` with these tokens
           written, or the new Part of B rows and T slots.
@@ -93,22 +98,26 @@ class Transformer(nn.Module):
         # Behind a barrier: XLA would compute cosines, sines and masks again in every layer, for every head.
         rope = rotary(positions, inverse_frequencies(cfg.rope, cfg.head_dim), self.dtype)
         rope, sees = jax.lax.optimization_barrier((rope, sees))
-        x = constrain(self.embed_tokens(input_ids), *hidden_axes(1))  # first as the table lies: no copy of it is made
-        x = constrain(x, *hidden_axes(input_ids.shape[1]))
+        packed = None if places is None or is_divided() else packing(places, *input_ids.shape)
+        x = self.embed_tokens(pack(input_ids, packed))
+        x = constrain(x, *hidden_axes(1))  # first as the table lies: no copy of it is made
+        x = constrain(x, *hidden_axes(x.shape[1]))
         kvs = tuple(part.kv for part in past)
         if self.scan_layers:
             windows = jnp.asarray(cfg.windows, jnp.int32) if has_windows else None
-            x, kv = self.layers(x, kvs, slots, windows, rope, sees, distance, index)
+            x, kv = self.layers(x, kvs, slots, windows, rope, sees, distance, index, packed)
         else:
             kv = []
             for layer, block in enumerate(self.layers):
                 window = jnp.asarray(cfg.windows[layer], jnp.int32) if has_windows else None
                 before = tuple(part[layer] for part in kvs)
-                x, new = block(x, before, None if slots is None else slots[layer], window, rope, sees, distance, index)
+                here = None if slots is None else slots[layer]
+                x, new = block(x, before, here, window, rope, sees, distance, index, packed)
                 kv.append(new)
             kv = tuple(kv)
         part = dataclasses.replace(own, kv=kv)
-        return self.norm(x), part if index is None else Recent(part, index + positions.shape[1])
+        x = unpack(self.norm(x), packed)
+        return x, part if index is None else Recent(part, index + positions.shape[1])
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """[..., V] float32 logits of hidden [..., D]."""
