@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         for step in bar:
             history.append(dict(step.row))
             bar.set_postfix_str(_told(step.row))
-            values = step.alphas if arguments.reference or _is_found(history) else np.zeros_like(step.alphas)
+            values = step.alphas if arguments.reference or few_shot.is_found(history) else np.zeros_like(step.alphas)
             named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
             saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
             record = {"settings": settings, "history": history, "state": saved, **made_with}
@@ -153,11 +153,6 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 def _digest(value: Any, length: int) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
-
-
-def _is_found(history: Sequence[Mapping[str, float]]) -> bool:
-    """Whether any member ever answered a shot right, or likelihoods were climbed; if not, the base is kept."""
-    return any(row.get("best", 1) for row in history)
 
 
 def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[dict[str, Any]], Any]:
@@ -183,9 +178,11 @@ def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[d
 
 def as_text(path: Path, result: Mapping[str, Any]) -> str:
     """A result in a few lines."""
+    from sva.few_shot import is_found
+
     history, settings = result["history"], result["settings"]
     lines = [f"{settings['task']}, {settings['shots']} shots, {len(history)} generations: {_told(history[-1])}"]
-    if not _is_found(history):
+    if not is_found(history):
         kept = "the public code's rules went on" if settings["reference"] else "the alphas are 0, the base"
         lines.append(f"no member answered any shot right: {kept}; try other shots, other experts or --method gradient")
     rows = result["alphas"]

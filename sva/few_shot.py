@@ -319,6 +319,14 @@ def adapt(
         yield Progress(number, np.asarray(search.solution(state)), state, row)
 
 
+def is_found(history: Sequence[Mapping[str, float]]) -> bool:
+    """Of generations' rows: whether any member ever answered a shot right, or likelihoods were climbed.
+
+    If not, the alphas tell nothing, and the base is kept.
+    """
+    return any(row.get("best", 1) for row in history)
+
+
 def vote(lm: LM, pool: Pool, shots: Shots, cfg: FewShotConfig, key: jax.Array, samples: int = 8) -> Shots:
     """The shots with the answers that most of `samples` draws under the uniform average give: no labels are read.
 

@@ -117,9 +117,9 @@ def sent(answers: Mapping[str, Rows], choices: Sequence[tuple[str, float, Any]],
     ]
 
 
-def searched(lm: LM, pool: few_shot.Pool, kind: str, seed: int) -> list[float]:
+def searched(lm: LM, pool: few_shot.Pool, experts: Sequence[Expert], kind: str, seed: int) -> list[float]:
     """The alphas of `sva adapt KIND --budget light --seed SEED`, one an expert, searched where no file has them yet."""
-    path = RUNS / f"alphas-{kind}-seed={seed}.json"
+    path = RUNS / f"alphas-{kind}-seed={seed}-{'-'.join(expert.digest[:8] for expert in experts)}.json"
     if not path.exists():
         shots, generations = BUDGETS["light"]
         search, key = CEM(population=32, low=0.0, high=1.0), jax.random.key(seed)
@@ -130,7 +130,7 @@ def searched(lm: LM, pool: few_shot.Pool, kind: str, seed: int) -> list[float]:
         )
         *_, last = steps = list(tqdm(steps, f"adapt {kind}, seed {seed}", generations, file=sys.stderr))
         history = [dict(step.row) for step in steps]
-        found = last.alphas if any(row["best"] for row in history) else np.zeros_like(last.alphas)
+        found = last.alphas if few_shot.is_found(history) else np.zeros_like(last.alphas)
         write_json(path, {"alphas": found.tolist(), "history": history})
     return json.loads(path.read_text())["alphas"]
 
@@ -141,7 +141,7 @@ def adapted(lm: LM, experts: Sequence[Expert], cells: Cells, seed: int) -> Rows:
     rows: dict[int, Any] = {}
     for kind in dict.fromkeys(item.task.name for item in cells.items):
         places = [i for i, item in enumerate(cells.items) if item.task.name == kind]
-        alphas = searched(lm, pool, kind, seed)
+        alphas = searched(lm, pool, experts, kind, seed)
         answer = evaluate.by_generation(few_shot.mixed(lm, pool, alphas), cells.budget)
         found = cells.some(kind, places)(f"few-shot, seed {seed}", answer, alphas=alphas)
         rows |= zip(places, (row | {"alphas": alphas} for row in found), strict=True)
