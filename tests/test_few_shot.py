@@ -27,7 +27,8 @@ def experts(spectra):
     return found
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scanned"])
+# Scanned, a batch of members and shots is that of tests/test_population.py, which runs every time.
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["unrolled", "scanned"])
 def setting(request, toy):
     lm = toy_lm(scan_layers=request.param)
     pool = few_shot.pool(lm, experts(sva.decompose(lm, "mlp", progress=False)), progress=False)

@@ -14,6 +14,7 @@ from sva.models.load import load_params
 from sva.models.transformer import Transformer, logits, positions_of
 
 ROWS, LENGTH = 3, 20
+SCANNED = ("mistral", "qwen2")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,12 @@ def _prompts(side):
     return ids, mask
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("kind", tiny.KINDS)
+# Scanned every time: the one with windows, and the one with biases and a window in its last layer only.
+@pytest.mark.parametrize(
+    ("kind", "scan"),
+    [(kind, False) for kind in tiny.KINDS]
+    + [pytest.param(kind, True, marks=() if kind in SCANNED else pytest.mark.long) for kind in tiny.KINDS],
+)
 def test_logits_equal_transformers_on_both_paddings(kind, scan, loaded):
     torch_model, model, params, _ = loaded(kind, scan)
     for side in ("left", "right"):
@@ -54,7 +59,7 @@ def test_logits_equal_transformers_on_both_paddings(kind, scan, loaded):
         assert np.ptp(theirs[mask > 0]) > 3  # a logit error of 3e-4 is small only beside logits that differ
 
 
-@pytest.mark.parametrize(("kind", "scan"), [(kind, kind in ("mistral", "qwen2")) for kind in tiny.KINDS])
+@pytest.mark.parametrize(("kind", "scan"), [(kind, kind in SCANNED) for kind in tiny.KINDS])
 def test_cached_decoding_equals_a_full_pass(kind, scan, loaded):
     _, model, params, _ = loaded(kind, scan)
     ids, mask = _prompts("left")
