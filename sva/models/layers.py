@@ -1,7 +1,7 @@
 """Linen modules of the decoder. Weights are named and shaped as in the checkpoint: (out, in)."""
 
+import functools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -130,49 +130,94 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
     batch, length, heads, width = q.shape
     kv_heads = parts[0].v.shape[1]
     groups = heads // kv_heads
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     if batch == length == 1:
         return _attend_once(q[0, 0].reshape(kv_heads, groups, width), parts, mask[0, 0]).reshape(1, 1, -1)
-
-    def gather(x: jax.Array, rows: int) -> jax.Array:
-        """[B, K, M, X] as [rows, K, B / rows * M, X]."""
-        if rows == batch:
-            return x
-        x = x.reshape(rows, batch // rows, *x.shape[1:]).swapaxes(1, 2)
-        return x.reshape(rows, kv_heads, -1, x.shape[-1])
-
-    def spread(x: jax.Array) -> jax.Array:
-        """What `gather` makes, taken apart again."""
-        rows = x.shape[0]
-        if rows == batch:
-            return x
-        x = x.reshape(rows, kv_heads, batch // rows, groups * length, x.shape[-1]).swapaxes(1, 2)
-        return x.reshape(batch, kv_heads, groups * length, x.shape[-1])
-
-    def score(k: jax.Array) -> jax.Array:
-        """[B, K, M, S_i]."""
-        product = partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-        rows, _, blocks, _, _ = k.shape
-        asked, k = gather(q, rows), k.astype(q.dtype)
-        if blocks == 1:
-            return spread(product("PKMH,PKHS->PKMS", asked, k[:, :, 0]))
-        each = jnp.broadcast_to(asked[:, :, None], (*asked.shape[:2], blocks, *asked.shape[2:]))
-        scores = product("PKNMH,PKNHW->PKNMW", each, k).swapaxes(2, 3)
-        return spread(scores.reshape(*asked.shape[:3], -1))
-
     # A key/value head's queries of all groups and positions are the rows of one matrix.
     q = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, kv_heads, groups * length, width)
-    scores = jnp.concatenate([score(k) for k, _ in parts], axis=-1)
-    scores = scores.reshape(batch, kv_heads, groups, length, -1)
+    out = (_attend_by_part if length > 1 and len(parts) > 1 else _attend_at_once)(q, parts, mask)
+    out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, length, heads * width)
+
+
+def _attend_at_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """[B, K, M, H] of queries [B, K, M = groups * T, H]: one softmax over the scores of all parts."""
+    batch, kv_heads, queries, width = q.shape
+    scores = jnp.concatenate([_spread(_scores(q, k), batch) for k, _ in parts], axis=-1)
+    scores = scores.reshape(batch, kv_heads, -1, mask.shape[1], scores.shape[-1])
     scores = jnp.where(mask[:, None, None, :, :], scores * width**-0.5, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, groups * length, -1)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, queries, -1)
     ends = np.cumsum([v.shape[2] for _, v in parts])
     out = jnp.zeros((), q.dtype)
     for piece, (_, v) in zip(jnp.split(weights, ends[:-1], axis=-1), parts, strict=True):
-        out += spread(jnp.einsum("PKMS,PKSH->PKMH", gather(piece, v.shape[0]), v.astype(q.dtype), precision=precision))
-    out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, length, heads * width)
+        out += _spread(_product("PKMS,PKSH->PKMH", _gather(piece, v.shape[0]), v.astype(q.dtype)), batch)
+    return out
+
+
+def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """As `_attend_at_once`, every part's softmax by itself, weighted afterwards by its share of the whole sum.
+
+    For many queries: scores, the largest arrays by far, stay as the products make them and are never copied.
+    """
+    batch, kv_heads, _, width = q.shape
+    length = mask.shape[1]
+    tops, sums, outs = [], [], []
+    for (k, v), sees in zip(
+        parts, jnp.split(mask, np.cumsum([v.shape[2] for _, v in parts])[:-1], axis=-1), strict=True
+    ):
+        rows, slots = v.shape[0], v.shape[2]
+        scores = _scores(q, k)
+        shape = scores.shape
+        scores = scores.reshape(rows, kv_heads, batch // rows, -1, length, slots)
+        sees = sees.reshape(rows, 1, batch // rows, 1, length, slots)
+        scores = jnp.where(sees, scores * width**-0.5, _MASKED)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        whole = jnp.sum(weights, axis=-1, keepdims=True)
+        out = _product("PKMS,PKSH->PKMH", weights.astype(q.dtype).reshape(shape), v.astype(q.dtype))
+        outs.append(_spread(out.astype(jnp.float32), batch))
+        for found, x in ((tops, top), (sums, whole)):
+            found.append(_spread(x.reshape(*shape[:-1], 1), batch))
+    best = functools.reduce(jnp.maximum, tops)
+    shares = [jnp.exp(top - best) for top in tops]
+    total = functools.reduce(jnp.add, (share * whole for share, whole in zip(shares, sums, strict=True)))
+    out = functools.reduce(jnp.add, (share / total * out for share, out in zip(shares, outs, strict=True)))
+    return out.astype(q.dtype)
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """[P, K, B / P * M, S] products of queries [B, K, M, H] with keys [P, K, N, H, W], S = N * W, float32."""
+    rows, _, blocks, _, _ = k.shape
+    asked, k = _gather(q, rows), k.astype(q.dtype)
+    if blocks == 1:
+        return _product("PKMH,PKHS->PKMS", asked, k[:, :, 0], preferred_element_type=jnp.float32)
+    each = jnp.broadcast_to(asked[:, :, None], (*asked.shape[:2], blocks, *asked.shape[2:]))
+    scores = _product("PKNMH,PKNHW->PKNMW", each, k, preferred_element_type=jnp.float32)
+    return scores.swapaxes(2, 3).reshape(*asked.shape[:3], -1)
+
+
+def _product(spec: str, x: jax.Array, y: jax.Array, **settings: Any) -> jax.Array:
+    """`einsum`; float32 means float32."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jnp.einsum(spec, x, y, precision=precision, **settings)
+
+
+def _gather(x: jax.Array, rows: int) -> jax.Array:
+    """[B, K, M, X] as [P, K, B / P * M, X] for a part of P rows."""
+    batch, heads = x.shape[:2]
+    if rows == batch:
+        return x
+    x = x.reshape(rows, batch // rows, *x.shape[1:]).swapaxes(1, 2)
+    return x.reshape(rows, heads, -1, x.shape[-1])
+
+
+def _spread(x: jax.Array, batch: int) -> jax.Array:
+    """What `_gather` makes, taken apart again."""
+    rows, heads, _, width = x.shape
+    if rows == batch:
+        return x
+    x = x.reshape(rows, heads, batch // rows, -1, width).swapaxes(1, 2)
+    return x.reshape(batch, heads, -1, width)
 
 
 def _attend_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:

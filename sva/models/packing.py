@@ -15,13 +15,13 @@ class Packing(NamedTuple):
     """Where the N packed tokens of a batch [B, T] lie."""
 
     places: jax.Array  # [N] int32, row * T + column of each; any place twice where there are fewer than N
-    index: jax.Array  # [B, T] int32, which of the N lies there; for a place without one any
+    at: jax.Array  # [B, T] int32, which of the N lies there; for a place without one any
 
 
 def packing(places: jax.Array, batch: int, length: int) -> Packing:
     """The packing of the tokens at `places` [N]."""
-    index = jnp.zeros(batch * length, jnp.int32).at[places].set(jnp.arange(len(places), dtype=jnp.int32))
-    return Packing(places, index.reshape(batch, length))
+    at = jnp.zeros(batch * length, jnp.int32).at[places].set(jnp.arange(len(places), dtype=jnp.int32))
+    return Packing(places, at.reshape(batch, length))
 
 
 def pack(x: jax.Array, packing: Packing | None) -> jax.Array:
@@ -33,4 +33,4 @@ def pack(x: jax.Array, packing: Packing | None) -> jax.Array:
 
 def unpack(x: jax.Array, packing: Packing | None) -> jax.Array:
     """[B, T, ...] of x [1, N, ...], where a place without a token holds another's; x itself without a packing."""
-    return x if packing is None else jnp.take(x[0], packing.index, axis=0, mode="clip")
+    return x if packing is None else jnp.take(x[0], packing.at, axis=0, mode="clip")
