@@ -161,17 +161,16 @@ def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.A
     """
     batch, kv_heads, _, width = q.shape
     length = mask.shape[1]
+    ends = np.cumsum([v.shape[2] for _, v in parts])
     tops, sums, outs = [], [], []
-    for (k, v), sees in zip(
-        parts, jnp.split(mask, np.cumsum([v.shape[2] for _, v in parts])[:-1], axis=-1), strict=True
-    ):
+    for (k, v), sees in zip(parts, jnp.split(mask, ends[:-1], axis=-1), strict=True):
         rows, slots = v.shape[0], v.shape[2]
         scores = _scores(q, k)
         shape = scores.shape
         scores = scores.reshape(rows, kv_heads, batch // rows, -1, length, slots)
         sees = sees.reshape(rows, 1, batch // rows, 1, length, slots)
         scores = jnp.where(sees, scores * width**-0.5, _MASKED)
-        top = jnp.max(scores, axis=-1, keepdims=True)
+        top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))  # what comes out does not depend on it
         weights = jnp.exp(scores - top)
         whole = jnp.sum(weights, axis=-1, keepdims=True)
         out = _product("PKMS,PKSH->PKMH", weights.astype(q.dtype).reshape(shape), v.astype(q.dtype))
