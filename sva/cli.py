@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
     sub = command("bench", _bench, "Prefill and decode rates of a model on this machine, beside the machine's limits.")
     sub.add_argument("--model", **model)
+    sub.add_argument("--random", action="store_true", help="random weights: of --model the config.json is enough")
     add_precision(sub)
     sub.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="rows decoded together (default: 1 32)")
     sub.add_argument("--prompt", type=int, default=32, help="tokens of each prompt (default: %(default)s)")
@@ -178,11 +179,15 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from sva.bench import bench, table
+    from sva.bench import bench, random_lm, table
+    from sva.compile import model_config
     from sva.lm import load
     from sva.runs import command, versions
 
-    lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
+    if arguments.random:
+        lm = random_lm(model_config(arguments.model), arguments.dtype, kv_dtype=arguments.kv_dtype)
+    else:
+        lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     result = bench(lm, arguments.batch, prompt=arguments.prompt, new_tokens=arguments.max_new_tokens)
     _print(result | {"versions": versions(), "command": command()}, arguments.json, table(result))
 

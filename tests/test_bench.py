@@ -1,5 +1,7 @@
 """The benchmark command."""
 
+import jax
+import numpy as np
 import pytest
 
 import sva
@@ -21,6 +23,21 @@ def test_bench_counts_what_a_step_reads_and_multiplies(monkeypatch):
         scales = 0 if size == 4 else 4 * (2 * (32 + 16 + 16 + 32 + 48 + 48 + 32) + cfg.vocab_size)
         assert row["step_bytes"] == size * weights + scales + 4 * slots
     assert "of read rate" in benchmark.table(benchmark.bench(lm, [1], prompt=4, new_tokens=2, rounds=1))
+
+
+@pytest.mark.parametrize(("dtype", "held"), [("bfloat16", "bfloat16"), ("int8", "int8")])
+def test_a_model_of_a_shape_alone_can_be_measured(dtype, held, monkeypatch):
+    monkeypatch.setattr(benchmark, "_READ", 1 << 16)
+    lm = benchmark.random_lm(toy_lm().model.cfg, dtype, kv_dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(benchmark.step_matrices(lm))} <= {held, "float32"}
+    hidden = lm.logits(np.arange(12).reshape(2, 6), np.ones((2, 6), int))
+    assert 0.3 < float(hidden.std()) < 3
+    assert benchmark.bench(lm, [2], prompt=4, new_tokens=4, rounds=1)["kv_dtype"] == "bfloat16"
+
+
+def test_prompts_that_fill_the_context_are_refused():
+    with pytest.raises(UserError, match="context is 256"):
+        benchmark.bench(toy_lm(), [1], prompt=250, new_tokens=7)
 
 
 @pytest.mark.parametrize("bad", [{"prompt": 0}, {"new_tokens": 1}, {"rounds": 0}])

@@ -65,6 +65,19 @@ def test_every_bound_holds_at_a_size_where_errors_add_up(shape, kind):
     holds(weight(*shape, kind))
 
 
+@pytest.mark.parametrize("shape", [(150, 260), (260, 150)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_bound_holds_where_the_device_makes_the_first_round(shape, kind, monkeypatch):
+    monkeypatch.setattr(module, "_first", module._first_on_device)
+    holds(weight(*shape, kind))
+
+
+def test_a_weight_that_is_not_finite_is_refused_on_the_device_too(monkeypatch):
+    monkeypatch.setattr(module, "_first", module._first_on_device)
+    with pytest.raises(UserError, match="NaN"):
+        svd(np.full((4, 6), np.inf, np.float32))
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_every_bound_holds_for_tiny_and_huge_weights(scale):
     holds((weight(30, 50, "random") * scale).astype(np.float32))

@@ -9,6 +9,8 @@ large     4096 x 14336, Llama-3-8B's down_proj, random
 spectra   576 x 1536 with condition 1e8, half the rank, repeated values, zeros
 routes    LAPACK's gesdd in float64 and two float32 routes by JAX, as an accelerator would run them, on four shapes
 experts   the shipped experts merged by these spectra and by gesdd's: difference over the change that they make
+device    where there is a GPU: Llama-3-8B's shapes, random; sva, which has the first round made there, the same on the
+          host alone, and torch.svd there; copies there and back are in the times
 
 Both sides run in one process and in turn, on the same number of threads. Errors are measured in float64: relative
 reconstruction (Frobenius), max abs(U^T U - I), max abs(V^T V - I), and max abs(s - LAPACK's float64 s) / s_max.
@@ -21,6 +23,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,7 @@ from sva.files import write_json
 from sva.lm import load
 from sva.models.checkpoint import open_checkpoint
 from sva.runs import command, versions
+from sva.spectral import svd as implementation
 from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import orthogonality_errors, reconstruction_error, svd
@@ -211,7 +215,35 @@ def experts() -> dict:
     return result
 
 
+def device() -> dict:
+    if jax.default_backend() != "gpu":
+        raise SystemExit("svd.py device: JAX sees no GPU here; run the other parts")
+    result = {"device": jax.devices()[0].device_kind, "host_cores": CORES}
+    for shape in ((1024, 4096), (4096, 4096), (4096, 14336)):
+        w = np.random.default_rng(0).standard_normal(shape, np.float32) * np.float32(0.02)
+        last = {}
+
+        def there(w=w, last=last) -> None:
+            u, s, v = torch.svd(torch.from_numpy(w).cuda())
+            last["torch.svd"] = Spectrum(u.cpu().numpy(), s.cpu().numpy(), np.ascontiguousarray(v.cpu().numpy().T))
+
+        def on_host(w=w) -> None:
+            with patch.object(implementation, "ON_DEVICE", 1 << 30):
+                svd(w)
+
+        svd(w)  # compiles
+        torch.svd(torch.ones(8, 16).cuda())
+        runs = {"torch.svd": there, "sva": lambda w=w, last=last: last.update(sva=svd(w)), "sva, on the host": on_host}
+        found = timed(runs, 1 if shape[1] > 4096 else 3, "torch.svd")
+        true = true_values(w)
+        found |= {f"errors_{name}": errors(w, spectrum, true) for name, spectrum in last.items()}
+        result[" x ".join(map(str, shape))] = found
+        print(shape, json.dumps(found), flush=True)
+    return result
+
+
 PARTS = {"smollm2": smollm2, "large": large, "spectra": spectra, "routes": routes, "experts": experts}
+ALL = {**PARTS, "device": device}
 
 
 def main() -> None:
@@ -220,7 +252,7 @@ def main() -> None:
         f"{x['internal_api']} {x['version']} {x['architecture']}" for x in threadpool_info() if x["user_api"] == "blas"
     ]
     for name in sys.argv[1:] or PARTS:
-        found = PARTS[name]() | {"threads": {"torch": torch.get_num_threads(), "blas": CORES}, "command": command()}
+        found = ALL[name]() | {"threads": {"torch": torch.get_num_threads(), "blas": CORES}, "command": command()}
         found["load_average"] = os.getloadavg()
         result[name] = found
         result |= {"versions": versions() | {"torch": torch.__version__}, "blas": sorted(set(blas)), "cores": CORES}

@@ -1,16 +1,19 @@
 """Composition of all mlp matrices, and one z-update, beside a torch implementation of the public code's algorithm.
 
-    python experiments/update/update.py          # extra `bench`; writes result.json beside this file
+    python experiments/update/update.py               # extra `bench`; writes result.json beside this file
+    python experiments/update/update.py --llama 4     # on an accelerator: so many layers; writes llama.json
 
 SmolLM2-135M-Instruct in float32, its 90 mlp matrices, `sigmoid_nuclear`, 32 sequences of 96 tokens of which the last 24
-are completion, rewards of +1 and -1, no baseline, no KL. The public code (SakanaAI/self-adaptive-llms) composes every
-W' = U diag(s z) V^T, runs one sequence at a time, lets autograd fill a dense gradient for each W', and contracts those
-to gradients of p; `batched` does the same with all sequences in one batch. Ours is `sva.train.train_step`, the update
-that training runs, on 32 prompts of one completion each, so nothing is shared between rows.
+are completion, rewards of +1 and -1, no baseline, no KL; or layers of Llama-3-8B's shape, random, spectra too. The
+public code (SakanaAI/self-adaptive-llms) composes every W' = U diag(s z) V^T, runs one sequence at a time, lets
+autograd fill a dense gradient for each W', and contracts those to gradients of p; `batched` does the same with all
+sequences in one batch. Ours is `sva.train.train_step`, the update that training runs, on 32 prompts of one completion
+each, so nothing is shared between rows. `products` are the limit: the bare matrix products that composition, or the
+update, cannot do without, each by itself.
 
 All sides run in turn in one process, with as many threads each, and torch's waiting passively; medians and ratios.
-Compilation and a warm-up are outside the times. Peak memory is what a process of its own that makes one update adds to
-the model and its spectra. The gradients of both sides are compared before anything is timed.
+Compilation and a warm-up are outside the times. Peak memory is what one update adds to the model and its spectra: to a
+process of its own, or to an accelerator's memory. The gradients of both sides are compared before anything is timed.
 """
 
 import argparse
@@ -35,8 +38,11 @@ import torch
 import transformers
 
 from sva import runtime
+from sva.bench import step_matrices
 from sva.files import write_json
 from sva.lm import LM, decompose, load, merge_params
+from sva.matmul import dot
+from sva.models.weights import expected
 from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
 from sva.runs import command, versions
 from sva.spectral.family import family
@@ -45,24 +51,23 @@ from sva.train import TrainConfig, init_state, train_step
 
 ROWS, PROMPT, NEW, ROUNDS = 32, 72, 24, 3
 CFG = TrainConfig(micro_batch=4, remat=False, lr=2e-3)
+ON_ACCELERATOR = TrainConfig(micro_batch=ROWS, remat=False, lr=2e-3)
 FAMILY = family("sigmoid_nuclear")
 
 
 class Public:
     """The public code's way: weights composed into the model, dense gradients, contraction."""
 
-    def __init__(
-        self, directory: Path, spectra: dict[str, Spectrum], raw: dict[str, np.ndarray], ids: Any, rewards: Any
-    ):
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        self.model.requires_grad_(False)
+    def __init__(self, model: Any, spectra: dict[str, Spectrum], raw: dict[str, np.ndarray], ids: Any, rewards: Any):
+        self.model = model.requires_grad_(False)
+        device = model.device
         self.spectra = {
-            name: tuple(torch.tensor(np.asarray(x)) for x in (spectrum.u, spectrum.s, spectrum.vt.T))
+            name: tuple(torch.tensor(np.asarray(x), device=device) for x in (spectrum.u, spectrum.s, spectrum.vt.T))
             for name, spectrum in spectra.items()
         }
-        self.raw = {name: torch.tensor(x, requires_grad=True) for name, x in raw.items()}
+        self.raw = {name: torch.tensor(x, device=device, requires_grad=True) for name, x in raw.items()}
         self.adam = torch.optim.Adam(self.raw.values(), lr=CFG.lr)
-        self.ids, self.rewards = torch.tensor(ids), torch.tensor(rewards)
+        self.ids, self.rewards = torch.tensor(ids, device=device), torch.tensor(rewards, device=device)
 
     def compose(self) -> dict[str, torch.Tensor]:
         """{name: W'}, as the public code writes it: two products and the rescaling."""
@@ -70,6 +75,7 @@ class Public:
         for name, (u, s, v) in self.spectra.items():
             z = torch.sigmoid(self.raw[name])
             composed[name] = (u @ torch.diag_embed(s * z) @ v.T) * (s.sum() / (s * z).sum())
+        wait()
         return composed
 
     def gradients(self, size: int) -> None:
@@ -95,14 +101,23 @@ class Public:
         self.gradients(size)
         torch.nn.utils.clip_grad_norm_(self.raw.values(), CFG.clip_norm)
         self.adam.step()
+        wait()
 
 
 class Ours:
     """The same update by `train_step`."""
 
-    def __init__(self, lm: LM, spectra: dict[str, Spectrum], raw: dict[str, np.ndarray], ids: Any, rewards: Any):
-        self.lm, self.flat, self.spectra = lm, spectra, lm.model.nest(spectra)
-        state = init_state(spectra, FAMILY, CFG)
+    def __init__(
+        self,
+        lm: LM,
+        spectra: dict[str, Spectrum],
+        raw: dict[str, np.ndarray],
+        ids: Any,
+        rewards: Any,
+        cfg: TrainConfig = CFG,
+    ):
+        self.lm, self.flat, self.spectra, self.cfg = lm, spectra, lm.model.nest(spectra), cfg
+        state = init_state(spectra, FAMILY, cfg)
         self.state = state.replace(raw={name: jnp.asarray(x) for name, x in raw.items()})
         ids = jnp.asarray(ids, jnp.int32)
         ones = jnp.ones((ROWS, NEW), jnp.int32)
@@ -117,7 +132,8 @@ class Ours:
     def gradients(self) -> dict[str, np.ndarray]:
         """By weight name, without micro-batches."""
         loss = ReinforceConfig(baseline="none")
-        grads = jax.grad(reinforce_loss, has_aux=True)(
+        gradient = jax.jit(jax.grad(reinforce_loss, has_aux=True), static_argnames=("model", "family", "cfg"))
+        grads = gradient(
             self.state.raw,
             self.flat,
             self.lm.params,
@@ -138,14 +154,60 @@ class Ours:
             model=self.lm.model,
             family=FAMILY,
             loss=ReinforceConfig(baseline="none"),
-            cfg=CFG,
+            cfg=self.cfg,
         )
         jax.block_until_ready(out)
+
+    def products(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Calls of the bare products of a composition, and of an update on micro-batches that are as large."""
+        spectra = list(self.flat.values())
+        others = [
+            w for w in step_matrices(self.lm) if not any(w.shape == x.u.shape[:1] + x.vt.shape[1:] for x in spectra)
+        ]
+        *attention, head = others
+        rows = {"all": self.cfg.micro_batch * (PROMPT + NEW), "completion": self.cfg.micro_batch * NEW}
+
+        @jax.jit
+        def compose(spectra: Any) -> list[jax.Array]:
+            return [jnp.matmul(x.u, x.vt, precision="highest") for x in spectra]
+
+        def there_and_back(w: jax.Array, tokens: int) -> list[jax.Array]:
+            """The product of so many rows with w, and that of their gradient: each as a row sum, behind a barrier."""
+            wide, long = (jnp.ones((1, tokens, size), w.dtype) for size in w.shape)
+            forward = jax.lax.optimization_barrier(dot(long, w))
+            backward = jax.lax.optimization_barrier(jnp.matmul(wide, w, precision="highest"))
+            return [jnp.sum(forward), jnp.sum(backward)]
+
+        @jax.jit
+        def update(spectra: Any, attention: Any, head: Any) -> list[Any]:
+            matrices = [w for x in spectra for w in (x.u, x.vt)] + attention
+            return [there_and_back(w, rows["all"]) for w in matrices] + [there_and_back(head, rows["completion"])]
+
+        def all_updates() -> None:
+            for _ in range(ROWS // self.cfg.micro_batch):
+                jax.block_until_ready(update(spectra, attention, head))
+
+        return lambda: jax.block_until_ready(compose(spectra)), all_updates
+
+
+def wait() -> None:
+    """Until the device has done what torch asked of it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peer_in(directory: Path) -> Any:
+    """transformers' model of a checkpoint."""
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def problem(lm: LM) -> tuple[dict[str, Spectrum], dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """(spectra, raw, ids [B, T], rewards [B]), from one seed."""
-    spectra = decompose(lm, "mlp", progress=False)
+    return drawn(lm, decompose(lm, "mlp", progress=False))
+
+
+def drawn(lm: LM, spectra: dict[str, Spectrum]) -> tuple[dict[str, Spectrum], dict[str, np.ndarray], Any, Any]:
+    """As `problem`, with these spectra."""
     rng = np.random.default_rng(0)
     raw = {name: rng.normal(0.1, 0.01, x.s.shape).astype(np.float32) for name, x in spectra.items()}
     ids = rng.integers(100, lm.model.cfg.vocab_size, (ROWS, PROMPT + NEW))
@@ -166,7 +228,7 @@ def memory(side: str, directory: Path) -> None:
         before = peak_gigabytes()
         ours.update()
     else:
-        public = Public(directory, *parts)
+        public = Public(peer_in(directory), *parts)
         before = peak_gigabytes()
         public.update(1 if side == "public" else ROWS)
     print(peak_gigabytes() - before)
@@ -191,15 +253,46 @@ def medians(sides: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str,
     return times, {name: statistics.median(found) for name, found in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--memory", choices=["ours", "public", "batched"], help=argparse.SUPPRESS)
-    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    runtime.start()
-    if arguments.memory:
-        memory(arguments.memory, arguments.directory)
-        return
+def pairing(ours: Ours, public: Public, size: int) -> dict[str, Any]:
+    """Gradients compared, then all times."""
+    public.gradients(ROWS)
+    theirs, mine = {name: x.grad.cpu().numpy() for name, x in public.raw.items()}, ours.gradients()
+    error = max(float(np.linalg.norm(mine[k] - theirs[k]) / np.linalg.norm(theirs[k])) for k in mine)
+    compose, update = ours.products()
+    composed, compose_medians = medians(
+        {"sva": ours.compose, "public": public.compose, "products": compose}, 4 * ROUNDS
+    )
+    updates = {
+        "sva": ours.update,
+        "public": lambda: public.update(1),
+        "public, batched": lambda: public.update(size),
+        "products": update,
+    }
+    updated, update_medians = medians(updates, ROUNDS)
+    return {
+        "rows": ROWS,
+        "tokens": PROMPT + NEW,
+        "completion": NEW,
+        "micro_batch": ours.cfg.micro_batch,
+        "largest_relative_gradient_difference": error,
+        "composition": {
+            "seconds": composed,
+            "ratio": compose_medians["public"] / compose_medians["sva"],
+            "share_of_products": compose_medians["products"] / compose_medians["sva"],
+        },
+        "update": {
+            "seconds": updated,
+            "ratio": update_medians["public"] / update_medians["sva"],
+            "ratio_batched": update_medians["public, batched"] / update_medians["sva"],
+            "share_of_products": update_medians["products"] / update_medians["sva"],
+        },
+        "versions": versions() | {"torch": torch.__version__, "transformers": transformers.__version__},
+        "command": command(),
+    }
+
+
+def smollm2() -> dict[str, Any]:
+    """On this machine's cores."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "model"
         load("smollm2-135m-instruct-q4_1").save(directory)
@@ -209,38 +302,64 @@ def main() -> None:
             added[side] = float(subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()[-1])
         lm = load(str(directory))
         parts = problem(lm)
-        public, ours = Public(directory, *parts), Ours(lm, *parts)
-        public.gradients(ROWS)
-        theirs, mine = {name: x.grad.numpy() for name, x in public.raw.items()}, ours.gradients()
-        error = max(float(np.linalg.norm(mine[k] - theirs[k]) / np.linalg.norm(theirs[k])) for k in mine)
-        composed, compose_medians = medians({"sva": ours.compose, "public": public.compose}, 4 * ROUNDS)
-        updates = {
-            "sva": ours.update,
-            "public": lambda: public.update(1),
-            "public, batched": lambda: public.update(ROWS),
-        }
-        updated, update_medians = medians(updates, ROUNDS)
-    result = {
-        "model": "smollm2-135m-instruct-q4_1",
-        "rows": ROWS,
-        "tokens": PROMPT + NEW,
-        "completion": NEW,
-        "micro_batch": CFG.micro_batch,
+        public, ours = Public(peer_in(directory), *parts), Ours(lm, *parts)
+    machine = {
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "wait_policy": os.environ["OMP_WAIT_POLICY"],
-        "largest_relative_gradient_difference": error,
-        "composition": {"seconds": composed, "ratio": compose_medians["public"] / compose_medians["sva"]},
-        "update": {
-            "seconds": updated,
-            "ratio": update_medians["public"] / update_medians["sva"],
-            "ratio_batched": update_medians["public, batched"] / update_medians["sva"],
-        },
-        "peak_gigabytes_added": added,
-        "versions": versions() | {"torch": torch.__version__, "transformers": transformers.__version__},
-        "command": command(),
     }
-    write_json(Path(__file__).with_name("result.json"), result)
+    found = {"model": "smollm2-135m-instruct-q4_1", **machine, **pairing(ours, public, ROWS)}
+    return found | {"peak_gigabytes_added": added}
+
+
+def llama(layers: int) -> dict[str, Any]:
+    """On an accelerator, where both sides' memory is counted by the libraries."""
+    sys.path.append(str(Path(__file__).parents[1] / "gpu"))
+    from llama import peer_of, shaped
+
+    lm = shaped(layers, "float32")
+    spectra = {}
+    for place, (name, leaf) in enumerate(expected(lm.model.cfg).items()):
+        if ".mlp." in name:
+            (out, into), key = leaf.shape, jax.random.key(place)
+            rank = min(out, into)
+            u, vt = (
+                jax.random.normal(jax.random.fold_in(key, i), shape) * max(shape) ** -0.5
+                for i, shape in enumerate(((out, rank), (rank, into)))
+            )
+            spectra[name] = Spectrum(u, jnp.linspace(2, 0.1, rank), vt)
+    parts = drawn(lm, spectra)
+    ours = Ours(lm, *parts, cfg=ON_ACCELERATOR)
+    added = {}
+    if held := jax.devices()[0].memory_stats():
+        ours.update()
+        added["ours"] = (jax.devices()[0].memory_stats()["peak_bytes_in_use"] - held["bytes_in_use"]) / 2**30
+    peer = peer_of(lm)
+    for name in spectra:  # which the public way writes to
+        peer.get_parameter(name).data = peer.get_parameter(name).data.clone()
+    public = Public(peer, *parts)
+    if torch.cuda.is_available():
+        for side, size in (("public", 1), ("batched", ROWS)):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            public.update(size)
+            added[side] = (torch.cuda.max_memory_allocated() - before) / 2**30
+    found = {"model": lm.name, "device": jax.devices()[0].device_kind, **pairing(ours, public, ROWS)}
+    return found | {"peak_gigabytes_added": added}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--llama", type=int, metavar="LAYERS")
+    parser.add_argument("--memory", choices=["ours", "public", "batched"], help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    runtime.start()
+    if arguments.memory:
+        memory(arguments.memory, arguments.directory)
+        return
+    result = llama(arguments.llama) if arguments.llama else smollm2()
+    write_json(Path(__file__).with_name("llama.json" if arguments.llama else "result.json"), result)
     print(json.dumps(result, indent=2))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
@@ -14,6 +15,8 @@ from sva.spectral.forms import Spectrum
 RESOLVED = 1e-4
 # Below this share of the largest, singular values are what float64 rounding left of a zero.
 ZERO = 1e-12
+# The short side from which on a GPU makes the first round of a decomposition.
+ON_DEVICE = 1024
 # Numbers in one float64 block of a weight: 32 MiB.
 BLOCK = 1 << 22
 
@@ -110,16 +113,13 @@ def _unlike_identity(rows: np.ndarray) -> float:
 
 def _wide(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(q [R, R] float64, s [R] float32, long [R, N] float32) with w = q diag(s) long, for w [R, N], R <= N."""
-    size, width = w.shape
-    # Laid out like w, so that a transposed view costs no copy at either end.
-    long = np.empty((size, width), np.float32, order="F" if w.flags.f_contiguous else "C")
-    q, s = _eigh(_gram(w))
+    size = len(w)
+    is_worth_it = jax.default_backend() == "gpu" and size >= ON_DEVICE
+    q, s, long, done = _first_on_device(w) if is_worth_it else _first(w)
     largest = s[0] if size else 0.0
-    done = int(np.count_nonzero(s >= RESOLVED * largest)) if largest else 0
-    _rows_into(long[:done], q[:, :done] / s[:done], w)
     while done < size:
         # In float64: what is left has rows of very different sizes, mixed again by each round.
-        tail = np.empty((size - done, width))
+        tail = np.empty((size - done, w.shape[1]))
         _rows_into(tail, q[:, done:], w)
         _take_out(tail, long[:done])
         p, found = _eigh(_gram(tail))
@@ -129,11 +129,54 @@ def _wide(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             s[done:] = 0
             long[done:] = _beside(long[:done], size - done)
             break
-        more = int(np.count_nonzero(found >= RESOLVED * found[0]))
+        more = _resolved(found)
         _rows_into(long[done : done + more], p[:, :more] / found[:more], tail)
         done += more
     # Where one round meets the next, the order may be wrong by rounding.
     return q, np.minimum.accumulate(s).astype(np.float32), long
+
+
+def _first(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The first round: (q [R, R] and s [R] float64, long [R, N] float32, of which the first `done` rows are made)."""
+    # Laid out like w, so that a transposed view costs no copy at either end.
+    long = np.empty(w.shape, np.float32, order="F" if w.flags.f_contiguous else "C")
+    q, s = _eigh(_gram(w))
+    done = _resolved(s)
+    _rows_into(long[:done], q[:, :done] / s[:done], w)
+    return q, s, long, done
+
+
+def _first_on_device(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """As `_first`, by the float64 of JAX's device."""
+    with jax.enable_x64(True):
+        wide, gram, trace = _gram_on_device(w)
+        _require_finite(float(trace))
+        q, s, long = map(np.array, _rows_on_device(wide, gram))
+    return q, s, long, _resolved(s)
+
+
+@jax.jit
+def _gram_on_device(w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    wide = w.astype(jnp.float64)
+    gram = jnp.matmul(wide, wide.T)
+    return wide, gram, jnp.trace(gram)
+
+
+@jax.jit
+def _rows_on_device(wide: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    values, vectors = jnp.linalg.eigh(gram, symmetrize_input=False)
+    q, s = vectors[:, ::-1], jnp.sqrt(jnp.maximum(values[::-1], 0))
+    return q, s, (jnp.matmul(q.T, wide) / jnp.where(s > 0, s, 1)[:, None]).astype(jnp.float32)
+
+
+def _resolved(s: np.ndarray) -> int:
+    """How many of the singular values [R], descending, one Gram matrix resolves."""
+    return int(np.count_nonzero(s >= RESOLVED * s[0])) if len(s) and s[0] else 0
+
+
+def _require_finite(trace: float) -> None:
+    if not np.isfinite(trace):  # the sum of all squares: one entry of w is enough
+        raise UserError("the weight holds NaN or infinite values and cannot be decomposed")
 
 
 def _blocks(w: np.ndarray) -> Iterator[slice]:
@@ -157,8 +200,7 @@ def _eigh(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       UserError: an entry is not finite.
     """
-    if not np.isfinite(np.trace(gram)):  # the sum of all squares: one entry of w is enough
-        raise UserError("the weight holds NaN or infinite values and cannot be decomposed")
+    _require_finite(np.trace(gram))
     values, vectors = scipy.linalg.eigh(gram.T, driver="evd", overwrite_a=True, check_finite=False)
     return vectors[:, ::-1], np.sqrt(np.maximum(values[::-1], 0))
 
