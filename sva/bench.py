@@ -96,7 +96,7 @@ def table(result: dict[str, Any]) -> str:
     for batch, row in result["batches"].items():
         lines.append(
             f"{batch:>5}  {row['prefill_tokens_per_second']:13.0f}  {row['decode_tokens_per_second']:12.1f}  "
-            f"{row['step_seconds'] * 1e3:7.2f}  {row['step_bytes'] / 1e6:7.0f}  {row['share_ofread_rate']:12.0%}  "
+            f"{row['step_seconds'] * 1e3:7.2f}  {row['step_bytes'] / 1e6:7.0f}  {row['share_of_read_rate']:12.0%}  "
             f"{row['step_flops'] / 1e9:10.2f}  {row['bare_flops_per_second'] / 1e9:12.0f}  {row['share_of_bare']:7.0%}"
         )
     return "\n".join(lines)
@@ -123,7 +123,7 @@ def _batch(lm: LM, batch: int, prompt: int, new_tokens: int, rounds: int, bandwi
         "decode_tokens_per_second": batch / step,
         "step_bytes": weights + cache,
         "step_flops": flops,
-        "share_ofread_rate": (weights + cache) / step / bandwidth,
+        "share_of_read_rate": (weights + cache) / step / bandwidth,
         "bare_seconds": bare,
         "bare_flops_per_second": flops / bare,
         "share_of_bare": bare / step,

@@ -254,8 +254,8 @@ def main() -> None:
     for name in sys.argv[1:] or PARTS:
         found = ALL[name]() | {"threads": {"torch": torch.get_num_threads(), "blas": CORES}, "command": command()}
         found["load_average"] = os.getloadavg()
+        found |= {"versions": versions() | {"torch": torch.__version__}, "blas": sorted(set(blas)), "cores": CORES}
         result[name] = found
-        result |= {"versions": versions() | {"torch": torch.__version__}, "blas": sorted(set(blas)), "cores": CORES}
         write_json(RESULT, result)
         print(json.dumps({name: found}, indent=2), flush=True)
 
