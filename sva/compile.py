@@ -214,8 +214,11 @@ def update(shapes: Shapes) -> Program:
     flops -= (
         0 if shapes.model.scan_layers else tokens * _first_flops(shapes) + 2 * pairs * pair_flops(cfg) // cfg.num_layers
     )
+    unread = prompts * (shapes.prompt - 1)  # tokens whose last states nothing asks for
+    flops -= 2 * unread * _unread_flops(shapes) + 3 * unread * shapes.prompt * _unread_pair_flops(shapes)
     if config.train.remat:  # all but each layer's last product, whose result is the next one's kept input
         flops += tokens * (linear_flops(cfg, shapes.targets) - _last_flops(shapes)) + pairs * pair_flops(cfg)
+        flops -= unread * (_unread_flops(shapes) + shapes.prompt * _unread_pair_flops(shapes))
     flops += 3 * rows * shapes.new * head_flops(cfg)  # recomputed always: see `sva.logprobs.score`
     if config.reinforce.has_kl:  # the base model scores as well, forwards
         flops += tokens * linear_flops(cfg) + pairs * pair_flops(cfg)
@@ -292,6 +295,8 @@ def both_passes(shapes: Shapes) -> Program:
     tokens = shapes.prompt + states
     flops = rows * tokens * linear_flops(cfg, shapes.targets)
     flops += rows * tokens * (PREFIX + tokens) * pair_flops(cfg) + rows * (states + 1) * head_flops(cfg)
+    unread = rows * (shapes.prompt - 1)
+    flops -= unread * (_unread_flops(shapes) + (PREFIX + tokens) * _unread_pair_flops(shapes))
     flops += _generation_flops(shapes, rows, rows, cfg, factored=True)
     kinds = {"weights": params, "spectra": spectra, "experts": table, "batch": (dispatcher, asked)}
     cache = _cache(shapes, rows, shapes.prompt), _cache(shapes, rows, shapes.new - 1)
@@ -520,4 +525,25 @@ def _generation_flops(shapes: Shapes, prompts: int, rows: int, cfg: ModelConfig,
     tokens = prompts * shapes.prompt + rows * (shapes.new - 1)
     pairs = (prompts * shapes.prompt + rows * (shapes.new - 1)) * slots  # a row reads the whole cache, masked
     flops = tokens * linear_flops(cfg, shapes.targets if factored else ()) + pairs * pair_flops(cfg)
+    unread = prompts * (shapes.prompt - 1)
+    flops -= unread * (_unread_flops(shapes, factored=factored) + slots * _unread_pair_flops(shapes))
     return flops + rows * shapes.new * head_flops(cfg)
+
+
+def _unread_flops(shapes: Shapes, *, factored: bool = True) -> int:
+    """Of one token through the last layer's weights beyond keys and values: what is left out where none asks for it."""
+    if shapes.model.scan_layers:
+        return 0
+    last, targets = f"model.layers.{shapes.model.cfg.num_layers - 1}.", shapes.targets if factored else ()
+    total = 0
+    for name, leaf in expected(shapes.model.cfg).items():
+        if name.startswith(last) and len(leaf.shape) == 2 and ".k_proj" not in name and ".v_proj" not in name:
+            out, into = leaf.shape
+            total += 2 * min(out, into) * (out + into) if name in targets else 2 * out * into
+    return total
+
+
+def _unread_pair_flops(shapes: Shapes) -> int:
+    """Of one such token beside one key in the last layer."""
+    cfg = shapes.model.cfg
+    return 0 if shapes.model.scan_layers else pair_flops(cfg) // cfg.num_layers

@@ -110,11 +110,18 @@ def label_scores(
         own = starts + length + jnp.arange(labels, dtype=jnp.int32)[None, :]
         places = jnp.concatenate([asked.places + asked.places // length * labels, own.reshape(-1)])
     hidden, _ = apply(
-        model, collections, all_ids, all_positions, all_valid, [first.prefix], mask=visible, places=places
+        model,
+        collections,
+        all_ids,
+        all_positions,
+        all_valid,
+        [first.prefix],
+        mask=visible,
+        places=places,
+        since=length - 1,  # the prompt's last, then one a label token
     )
-    states = hidden[:, length - 1 :]  # the prompt's last, then one a label token
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
-    logps = jax.nn.log_softmax(apply(model, collections, states, method="unembed"), axis=-1)
+    logps = jax.nn.log_softmax(apply(model, collections, hidden, method="unembed"), axis=-1)
     picked = logps[:, first.target_from + 1, first.target_ids]
     return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.bias.shape[0]).T
 

@@ -119,7 +119,9 @@ class Generated:
         model, collections, steps = served.model, variables(served.model, served.params, None), self.max_new_tokens
         ids, mask, places = rows.asked
         positions, valid = after_prefix(self.first.prefix, mask)
-        hidden, part = apply(model, collections, ids, positions, valid, [self.first.prefix], places=places)
+        hidden, part = apply(
+            model, collections, ids, positions, valid, [self.first.prefix], places=places, since=ids.shape[1] - 1
+        )
         logits = apply(model, collections, hidden[:, -1], method="unembed")
         count = ids.shape[0]
         keys = jnp.broadcast_to(jax.random.key(0), (count,))

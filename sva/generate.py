@@ -98,7 +98,7 @@ def read(
     """
     positions, valid = positions_of(mask)
     positions = positions + sum(part.positions.shape[1] for part in past)
-    hidden, part = apply(model, collections, ids, positions, valid, past)
+    hidden, part = apply(model, collections, ids, positions, valid, past, since=ids.shape[1] - 1)
     return apply(model, collections, hidden[:, -1], method="unembed"), part, positions[:, -1]
 
 

@@ -11,7 +11,8 @@ from sva.models import cache as kv_cache
 from sva.models.cache import Recent
 from sva.models.checkpoint import open_checkpoint
 from sva.models.load import load_params
-from sva.models.transformer import Transformer, logits, positions_of
+from sva.models.transformer import Transformer, apply, logits, positions_of
+from sva.testing import toy_lm
 
 ROWS, LENGTH = 3, 20
 SCANNED = ("mistral", "qwen2")
@@ -179,3 +180,22 @@ def test_rematerialisation_and_bfloat16_run(loaded):
 
 def test_fingerprint_does_not_depend_on_scanning(loaded):
     assert loaded("llama", False)[-1] == loaded("llama", True)[-1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"remat": True}, {"scan_layers": True}], ids=["unrolled", "remat", "scanned"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_states_asked_for_from_a_column_on_are_those_of_all_columns(settings, packed):
+    lm = toy_lm(**settings)
+    ids = jax.random.randint(jax.random.key(0), (3, 9), 0, lm.model.cfg.vocab_size)
+    mask = jnp.arange(9)[None, :] >= jnp.array([0, 4, 2])[:, None]
+    places = jnp.flatnonzero(mask.reshape(-1)) if packed else None
+
+    def states(params, since):
+        return apply(lm.model, {"params": params}, ids, *positions_of(mask), places=places, since=since)
+
+    (whole, part), (some, same_part) = states(lm.params, 0), states(lm.params, 6)
+    np.testing.assert_allclose(some, whole[:, 6:], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), same_part, part)
+    losses = (lambda p: jnp.sum(states(p, 0)[0][:, 6:] ** 2), lambda p: jnp.sum(states(p, 6)[0] ** 2))
+    gradients = [jax.jit(jax.grad(loss))(lm.params) for loss in losses]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *gradients)

@@ -12,7 +12,7 @@ import numpy as np
 from sva.matmul import Int8, dot
 from sva.models.cache import KV
 from sva.models.config import ModelConfig, Rope
-from sva.models.packing import pack, unpack
+from sva.models.packing import Packing, pack, unpack
 from sva.sharding import constrain, hidden_axes
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
@@ -240,6 +240,11 @@ def _attend_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Arra
     return sum(out[1:], out[0]).astype(q.dtype)
 
 
+def since_of(x: jax.Array, packing: Packing | None, since: int) -> tuple[jax.Array, Packing | None]:
+    """(x of the columns from `since` on, its packing): as it lies where that is all of them, else [B, T - since, D]."""
+    return (unpack(x, packing)[:, since:], None) if since else (x, packing)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions, over earlier tokens' keys and values and the call's own."""
 
@@ -247,18 +252,20 @@ class Attention(nn.Module):
     kept_dtype: Any  # of keys and values
 
     @nn.compact
-    def __call__(self, x, rope, mask, past, recent, index, packing):
-        """(y [B, T, D], KV); see `Block`."""
+    def __call__(self, x, rope, mask, past, recent, index, packing, since):
+        """(y of `since_of(x, ...)`, KV); see `Block`."""
         cfg = self.cfg
-        heads = {"q": cfg.num_heads, "k": cfg.num_kv_heads, "v": cfg.num_kv_heads}
-        projected = (
-            unpack(SpectralDense(n * cfg.head_dim, cfg.attention_bias, name=f"{p}_proj")(x), packing)
-            for p, n in heads.items()
-        )
-        q, k, v = (y.reshape(*y.shape[:2], n, cfg.head_dim) for y, n in zip(projected, heads.values(), strict=True))
+        asked, own_packing = since_of(x, packing, since)
+
+        def project(name: str, x: jax.Array, packing: Packing | None, heads: int) -> jax.Array:
+            y = unpack(SpectralDense(heads * cfg.head_dim, cfg.attention_bias, name=f"{name}_proj")(x), packing)
+            return y.reshape(*y.shape[:2], heads, cfg.head_dim)
+
+        q = project("q", asked, own_packing, cfg.num_heads)
+        k, v = (project(name, x, packing, cfg.num_kv_heads) for name in ("k", "v"))
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k = rotate(q, *(x[:, since:] for x in rope)), rotate(k, *rope)
         q = constrain(q, "batch", None, "heads", None)
         k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
         k, v = (x.astype(self.kept_dtype) for x in (k, v))
@@ -267,7 +274,7 @@ class Attention(nn.Module):
             zero, size = jnp.zeros((), index.dtype), recent.k.shape[-1]
             k = jax.lax.dynamic_update_slice(recent.k, own.k, (zero, zero, index // size, zero, index % size))
             own = KV(k, jax.lax.dynamic_update_slice(recent.v, own.v, (zero, zero, index, zero)))
-        y = pack(attend(q, [*past, own], mask), packing)
+        y = pack(attend(q, [*past, own], mask[:, since:]), own_packing)
         return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
 
 
@@ -299,7 +306,7 @@ class Block(nn.Module):
     kept_dtype: Any
 
     @nn.compact
-    def __call__(self, x, past, recent, window, rope, mask, distance, index, packing):
+    def __call__(self, x, past, recent, window, rope, mask, distance, index, packing, since):
         """The layer's output and its keys and values.
 
         Args:
@@ -312,15 +319,17 @@ class Block(nn.Module):
           distance: [B, T, S] int32, query position less key position; None where no layer has a window.
           index: [] int32, or None without `recent`.
           packing: of x; or None.
+          since: the first column whose output is wanted (static); of those before only keys and values are computed.
         Returns:
-          The shape of x, and the KV of the slots of `recent`, or of the T tokens.
+          The shape of x, or [B, T - since, D], and the KV of the slots of `recent`, or of the T tokens.
         """
         if window is not None:
             mask = mask & ((window == 0) | (distance < window))
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
         y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(
-            norm(x), rope, mask, past, recent, index, packing
+            norm(x), rope, mask, past, recent, index, packing, since
         )
+        x, _ = since_of(x, packing, since)
         axes = hidden_axes(x.shape[1])
         x = constrain(x + y, *axes)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")

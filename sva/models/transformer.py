@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sva.models import cache as kv_cache
 from sva.models.cache import Part, Recent
 from sva.models.config import ModelConfig
-from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary
+from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary, since_of
 from sva.models.packing import pack, packing, unpack
 from sva.models.weights import nest
 from sva.sharding import constrain, hidden_axes, is_divided
@@ -38,13 +38,14 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         self.embed_tokens = Embed(cfg.vocab_size, cfg.hidden_size, self.dtype)
-        block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
+        remat = partial(nn.remat, prevent_cse=not self.scan_layers, static_argnums=(10,))  # `since`
+        block = remat(Block) if self.remat else Block
         if self.scan_layers:
             stacked = nn.scan(
                 block,
                 variable_axes={"params": 0, "adapter": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, 0, *(nn.broadcast,) * 5),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, 0, 0, *(nn.broadcast,) * 6),  # pyright: ignore[reportArgumentType]
                 length=cfg.num_layers,
             )
             self.layers: Any = stacked(cfg, self.kept_dtype)
@@ -63,6 +64,7 @@ class Transformer(nn.Module):
         recent: Recent | None = None,
         mask: jax.Array | None = None,
         places: jax.Array | None = None,
+        since: int = 0,
     ) -> tuple[jax.Array, Part | Recent]:
         """The last layer's normalised output, and these tokens' keys and values.
 
@@ -78,9 +80,11 @@ class Transformer(nn.Module):
           places: [N] int32, row * T + column of every valid token, some twice: outside attention these alone are
             computed, whatever the padding, which then holds anything finite. None: all B * T, as always where a mesh
             divides the rows.
+          since: the first column whose output is wanted (static): where layers are unrolled, the last one computes
+            nothing but keys and values for those before.
         Returns:
-          [B, T, D] in the model's dtype (padding positions hold anything finite), and `recent` with these tokens
-          written, or the new Part of B rows and T slots.
+          [B, T - since, D] in the model's dtype (padding positions hold anything finite), and `recent` with these
+          tokens written, or the new Part of B rows and T slots.
         """
         cfg = self.cfg
         if recent is None:
@@ -105,16 +109,19 @@ class Transformer(nn.Module):
         kvs = tuple(part.kv for part in past)
         if self.scan_layers:
             windows = jnp.asarray(cfg.windows, jnp.int32) if has_windows else None
-            x, kv = self.layers(x, kvs, slots, windows, rope, sees, distance, index, packed)
+            x, kv = self.layers(x, kvs, slots, windows, rope, sees, distance, index, packed, 0)
+            x, packed = since_of(x, packed, since)
         else:
             kv = []
             for layer, block in enumerate(self.layers):
                 window = jnp.asarray(cfg.windows[layer], jnp.int32) if has_windows else None
                 before = tuple(part[layer] for part in kvs)
                 here = None if slots is None else slots[layer]
-                x, new = block(x, before, here, window, rope, sees, distance, index, packed)
+                is_last = layer == cfg.num_layers - 1
+                x, new = block(x, before, here, window, rope, sees, distance, index, packed, since if is_last else 0)
                 kv.append(new)
             kv = tuple(kv)
+            packed = None if since else packed
         part = dataclasses.replace(own, kv=kv)
         x = unpack(self.norm(x), packed)
         return x, part if index is None else Recent(part, index + positions.shape[1])
