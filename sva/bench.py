@@ -115,7 +115,7 @@ def _batch(lm: LM, batch: int, prompt: int, new_tokens: int, rounds: int, bandwi
     flops = sum(2 * batch * int(np.prod(w.shape)) for w in matrices)
     make = partial(empty, cfg, batch, prompt + new_tokens, lm.model.kept_dtype, scan=lm.model.scan_layers)
     cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(make).kv))
-    bare = _seconds(_products(matrices, batch, lm.model.dtype), rounds)
+    bare = _seconds(products(matrices, batch, lm.model.dtype), rounds)
     return {
         "prefill_seconds": prefill,
         "prefill_tokens_per_second": batch * prompt / prefill,
@@ -150,8 +150,8 @@ def step_matrices(lm: LM) -> list[Any]:
     return found
 
 
-def _products(matrices: list[Any], batch: int, dtype: Any) -> Callable[[], Any]:
-    """A call of every product of a decode step, each on rows of its own."""
+def products(matrices: list[Any], batch: int, dtype: Any) -> Callable[[], Any]:
+    """A call of the bare products of these matrices, each on so many rows of its own."""
     rows = [jnp.ones((batch, 1, w.shape[1]), dtype) for w in matrices]
     run = jax.jit(lambda rows, matrices: [dot(x, w) for x, w in zip(rows, matrices, strict=True)])
     return lambda: run(rows, matrices)

@@ -8,7 +8,8 @@ W' = U diag(s z) V^T for every target, load it into the transformers model, let 
 batch (greedy, until all have ended), grade. The next round takes the next members; every round is a line of
 rounds.jsonl, and the summary holds medians and, member by member, the verdicts that differ. Beside it, `merged`:
 sva.merge and LM.generate, one member after another. Same weights, mixtures, prompts and graders. Compilation is
-outside the times.
+outside the times. `products` is what the generation cannot do without: the bare matrix products of the layers' factors
+and weights with every token, what the shots share counted once a member, at the rate of 1,024 rows together.
 """
 
 import argparse
@@ -20,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 
 import sva
 from sva import chat, few_shot, runtime
+from sva.bench import products, step_matrices
+from sva.buckets import common_prefix
 from sva.evolution import CEM
 from sva.files import write_json
 from sva.runs import command, versions
@@ -34,6 +38,7 @@ from sva.tasks import task as make_task
 HERE = Path(__file__).parent
 EXPERTS = ("capitals", "list_last")
 SHOTS = 10
+ROWS = 1024  # of the bare products
 
 
 def timed(run: Any) -> tuple[float, Any]:
@@ -77,6 +82,17 @@ class Public:
         return composed, [self.lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
+def seconds_a_token(lm: sva.LM, pool: few_shot.Pool) -> float:
+    """Of the bare products, of 1,024 tokens together."""
+    targets = {x.shape for x in (lm.named_params()[name] for name in pool.spectra)}
+    others = [w for w in step_matrices(lm) if w.shape not in targets]
+    matrices = [w for w in others if w is not max(others, key=lambda w: w.size)]  # but for the head: few need it
+    matrices += [factor for spectrum in pool.spectra.values() for factor in (spectrum.u, spectrum.vt)]
+    run = products(matrices, ROWS, jnp.float32)
+    jax.block_until_ready(run())
+    return statistics.median(timed(lambda: jax.block_until_ready(run()))[0] for _ in range(3)) / ROWS
+
+
 def one_round(arguments: argparse.Namespace, done: int) -> dict[str, Any]:
     """What one round measured."""
     lm = sva.load("smollm2-135m-instruct-q4_1", progress=False)
@@ -112,6 +128,10 @@ def one_round(arguments: argparse.Namespace, done: int) -> dict[str, Any]:
     seconds, scores = timed(lambda: few_shot.score(lm, pool, population, shots, cfg, key))
     found += [theirs(member) for member in members[half:]]
     ours = {"seconds": seconds, "tokens": scores.tokens, "right": scores.right.tolist()}
+    prompts = chat.tokenize(lm, [chat.render(lm, shots.task.question(example)) for example in shots.examples])
+    shared = common_prefix(prompts)
+    ours["tokens_computed"] = len(population) * (sum(map(len, prompts)) - (SHOTS - 1) * shared) + scores.tokens
+    ours["products"] = ours["tokens_computed"] * seconds_a_token(lm, pool)
     return {"sva": ours, "public": found, "merged": [merged(member) for member in members[:2]]}
 
 
@@ -122,6 +142,8 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {"rounds": len(rounds), "members": size, "shots": SHOTS}
     result["sva_seconds"] = statistics.median(one["sva"]["seconds"] for one in rounds)
     result["sva_tokens"] = rounds[0]["sva"]["tokens"]
+    if limits := [one["sva"]["products"] for one in rounds if "products" in one["sva"]]:
+        result["products_seconds"] = statistics.median(limits)
     for name in ("public", "merged"):
         rows = [row for one in rounds for row in one[name]]
         seconds = size * statistics.median(row["seconds"] for row in rows)

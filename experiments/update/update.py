@@ -120,13 +120,14 @@ class Ours:
         state = init_state(spectra, FAMILY, cfg)
         self.state = state.replace(raw={name: jnp.asarray(x) for name, x in raw.items()})
         ids = jnp.asarray(ids, jnp.int32)
+        self._z = jax.jit(lambda raw, s: jax.tree.map(FAMILY.z, raw, s))
         ones = jnp.ones((ROWS, NEW), jnp.int32)
         prompt_mask = jnp.ones((ROWS, PROMPT), jnp.int32)
         self.batch = Batch(ids[:, :PROMPT], prompt_mask, ids[:, PROMPT:], ones, jnp.asarray(rewards))
 
     def compose(self) -> Any:
-        """The parameter tree with all W'."""
-        z = {name: FAMILY.z(self.state.raw[name], self.flat[name].s) for name in self.flat}
+        """The parameter tree with all W', as training makes it: z in one program, the merging in another."""
+        z = self._z(self.state.raw, {name: spectrum.s for name, spectrum in self.flat.items()})
         return jax.block_until_ready(merge_params(self.lm.model, self.lm.params, self.flat, z))
 
     def gradients(self) -> dict[str, np.ndarray]:
@@ -164,7 +165,8 @@ class Ours:
         others = [
             w for w in step_matrices(self.lm) if not any(w.shape == x.u.shape[:1] + x.vt.shape[1:] for x in spectra)
         ]
-        *attention, head = others
+        head = max(others, key=lambda w: w.size)
+        attention = [w for w in others if w is not head]
         rows = {"all": self.cfg.micro_batch * (PROMPT + NEW), "completion": self.cfg.micro_batch * NEW}
 
         @jax.jit

@@ -15,7 +15,7 @@ from sva.spectral.forms import Spectrum
 RESOLVED = 1e-4
 # Below this share of the largest, singular values are what float64 rounding left of a zero.
 ZERO = 1e-12
-# The short side from which on a GPU makes the first round of a decomposition.
+# The short side from which on a GPU makes the first round of a decomposition; smaller ones were not tried.
 ON_DEVICE = 1024
 # Numbers in one float64 block of a weight: 32 MiB.
 BLOCK = 1 << 22
@@ -42,9 +42,10 @@ def svd(w: np.ndarray) -> Spectrum:
     torch.svd). Memory beside w: about 5 R^2 float64 numbers and the result. The same input gives the same bytes on
     one machine at one number of BLAS threads.
 
-    A float32 Gram matrix, which an accelerator would take, misses the bounds: 1.2e-6 relative and 7e-6 in V^T V already
-    for SmolLM2's first down_proj, whose s go down to 0.04 s_max only. Accelerators' float64 could not be tried, so
-    decomposition stays on the host.
+    On a GPU the first round of a matrix whose short side is ON_DEVICE or more is made there, in float64: on an H100
+    4096 x 14336 takes 0.51 s, where sixteen cores take 6.2 s and torch.svd on the H100 1.3 s, with errors of 1e-3
+    (experiments/svd, `device`). TPUs have no float64 eigenvectors, and a float32 Gram matrix misses the bounds: 1.2e-6
+    relative and 7e-6 in V^T V already for SmolLM2's first down_proj, whose s go down to 0.04 s_max only.
 
     Raises:
       UserError: w holds NaN or infinite values.
