@@ -141,10 +141,9 @@ def labels(lm) -> dict:
     @jax.jit
     def prefill(params, asked):
         positions, valid = positions_of(asked.mask)
-        hidden, part = apply(
-            lm.model, variables(lm.model, params, None), asked.ids, positions, valid, places=asked.places
-        )
-        return hidden[:, -1], part
+        collections, last = variables(lm.model, params, None), asked.ids.shape[1] - 1
+        hidden, part = apply(lm.model, collections, asked.ids, positions, valid, places=asked.places, since=last)
+        return hidden[:, 0], part
 
     score = jax.jit(dispatch.label_scores, static_argnames=("model",))
     runs = {
