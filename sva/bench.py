@@ -50,6 +50,7 @@ def bench(lm: LM, batches: Sequence[int], *, prompt: int = 32, new_tokens: int =
     ]:
         if value < least:
             raise UserError(f"{name}={value} must be at least {least}")
+    check_prompts(np.array([prompt]), new_tokens, lm.model.cfg.max_position_embeddings)
     bandwidth = read_rate(rounds)
     return {
         "model": lm.name,
@@ -104,7 +105,6 @@ def table(result: dict[str, Any]) -> str:
 
 def _batch(lm: LM, batch: int, prompt: int, new_tokens: int, rounds: int, bandwidth: float) -> dict[str, float]:
     cfg = lm.model.cfg
-    check_prompts(np.full(batch, prompt), new_tokens, cfg.max_position_embeddings)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, cfg.vocab_size, (batch, prompt)), jnp.int32)
     few = new_tokens // 2  # and the same program: it ends earlier
     some, all_ = (_seconds(partial(_generate, lm, ids, new_tokens, n), rounds) for n in (few, new_tokens))

@@ -1,6 +1,7 @@
 """The benchmark command."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,13 +27,12 @@ def test_bench_counts_what_a_step_reads_and_multiplies(monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "held"), [("bfloat16", "bfloat16"), ("int8", "int8")])
-def test_a_model_of_a_shape_alone_can_be_measured(dtype, held, monkeypatch):
-    monkeypatch.setattr(benchmark, "_READ", 1 << 16)
+def test_a_model_of_a_shape_alone_has_random_weights(dtype, held):
     lm = benchmark.random_lm(toy_lm().model.cfg, dtype, kv_dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(benchmark.step_matrices(lm))} <= {held, "float32"}
     hidden = lm.logits(np.arange(12).reshape(2, 6), np.ones((2, 6), int))
     assert 0.3 < float(hidden.std()) < 3
-    assert benchmark.bench(lm, [2], prompt=4, new_tokens=4, rounds=1)["kv_dtype"] == "bfloat16"
+    assert lm.model.kept_dtype == jnp.bfloat16
 
 
 def test_prompts_that_fill_the_context_are_refused():

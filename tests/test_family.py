@@ -137,8 +137,8 @@ def test_every_member_starts_at_the_base(spelling, toy, spectra):
         np.testing.assert_array_equal(merged, toy.named_params()[UP])
 
 
-# Linear on some components, and trained by other tests: their gradients are compared by hand.
-ALIKE = ("top_k:k=5", "tail_only:k=5", "sigmoid_nuclear")
+# Linear on some components, or trained by other tests: their gradients are compared by hand.
+ALIKE = ("top_k:k=5", "tail_only:k=5", "sigmoid_nuclear", "banded:width=2")
 
 
 @pytest.mark.parametrize("spelling", [pytest.param(x, marks=pytest.mark.long if x in ALIKE else ()) for x in MEMBERS])

@@ -195,7 +195,8 @@ def test_two_processes_train_as_one_device_and_process_0_writes(tmp_path, alone)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.long  # the comparison of meshes above answers in two passes as well, and two processes train above
+@pytest.mark.parametrize("processes", [1, 2])
 def test_two_passes_on_a_mesh_and_on_two_processes_are_those_of_one_device(processes, tmp_path):
     cache = {"SVA_CACHE": str(tmp_path / "cache")}
     finish(run(TWO_PASS, tmp_path / "one.npz", "1x1x1", **cache))
