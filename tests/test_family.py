@@ -138,7 +138,7 @@ def test_every_member_starts_at_the_base(spelling, toy, spectra):
 
 
 # Linear on some components, or trained by other tests: their gradients are compared by hand.
-ALIKE = ("top_k:k=5", "tail_only:k=5", "sigmoid_nuclear", "banded:width=2")
+ALIKE = ("top_k:k=5", "tail_only:k=5", "sigmoid_nuclear", "banded:width=2", "projected:n=7,r=3")
 
 
 @pytest.mark.parametrize("spelling", [pytest.param(x, marks=pytest.mark.long if x in ALIKE else ()) for x in MEMBERS])
@@ -164,7 +164,10 @@ def test_the_gradient_of_scanned_layers_equals_autodiff_through_the_merged_weigh
         assert np.linalg.norm(wanted[name]) > 0
 
 
-@pytest.mark.parametrize("spelling", ["linear", "banded:width=2", "projected:n=7,r=3"])  # one of each kind of raw tree
+# One of each kind of raw tree.
+@pytest.mark.parametrize(
+    "spelling", ["linear", pytest.param("banded:width=2", marks=pytest.mark.long), "projected:n=7,r=3"]
+)
 def test_a_step_trains_a_member_and_its_run_resumes_bit_for_bit(spelling, toy, spectra, tmp_path):
     settings = dict(
         rollouts=RolloutConfig(prompts=2, samples=4),
