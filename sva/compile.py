@@ -29,6 +29,7 @@ from sva.config import Config
 from sva.dispatch import Asked, FirstPass
 from sva.dispatchers import Rows, Scored
 from sva.errors import UserError
+from sva.fetch import HUB_SECONDS
 from sva.flops import head_flops, linear_flops, pair_flops
 from sva.generate import generate
 from sva.lm import DTYPES
@@ -107,10 +108,13 @@ def model_config(model: str) -> ModelConfig:
     """
     path = Path(model) / "config.json"
     if not path.is_file():
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
         try:
-            path = Path(hf_hub_download(model, "config.json"))
+            cached = try_to_load_from_cache(model, "config.json")
+            if not isinstance(cached, str):
+                HfApi().model_info(model, timeout=HUB_SECONDS)  # asks once, where a download would ask six times
+            path = Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
         except Exception as error:  # the hub's own, network errors, a name that is none
             raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__})") from error
     return from_hf(json.loads(path.read_text()), str(path))
