@@ -16,7 +16,7 @@ import numpy as np
 
 from sva.errors import UserError
 from sva.generate import generate
-from sva.lm import DTYPES, LM, check_prompts, quantise
+from sva.lm import DTYPES, KV_DTYPES, LM, check_prompts, quantise
 from sva.matmul import Int8, dot
 from sva.models.cache import empty
 from sva.models.config import ModelConfig
@@ -70,7 +70,7 @@ def random_lm(cfg: ModelConfig, dtype: str, *, kv_dtype: str | None = None, scan
 
     Made on the device: nothing needs to be fetched to know how fast a model would be. Dtypes are those of `load`.
     """
-    kept = DTYPES[kv_dtype] if kv_dtype else None
+    kept = KV_DTYPES[kv_dtype] if kv_dtype else None
     model = Transformer(cfg, DTYPES.get(dtype, jnp.float32), scan_layers=scan_layers, kv_dtype=kept)
 
     @partial(jax.jit, static_argnames=("shape",))

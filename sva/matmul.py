@@ -3,13 +3,16 @@
 A weight is a float array, or `Int8`. The orders differ in rounding alone; experiments/decode measures them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 _FEW_ROWS = 256
+_ONE_CORE = 1 << 19  # weights
 _MIN_LANES = 8
 _LIMB = 128
 
@@ -61,6 +64,26 @@ def dot(x: jax.Array, w: Any) -> jax.Array:
     return _dense(x, w)
 
 
+def dots(x: jax.Array, ws: Sequence[Any]) -> list[jax.Array]:
+    """x w^T of each of these weights of one width: a product for each, but for one row of float32 on a CPU.
+
+    There small weights are one product: of a vector with fewer than about half a million weights XLA's runs on one
+    core. What joins them does not change from step to step, so that XLA does it before a loop of decoding.
+    """
+    one_row = x.size == x.shape[-1] and len(ws) > 1
+    if one_row and all(not isinstance(w, Int8) and w.dtype == jnp.float32 and w.size < _ONE_CORE for w in ws):
+        return jax.lax.platform_dependent(x, *ws, cpu=_joined, default=_apart)
+    return _apart(x, *ws)
+
+
+def _apart(x: jax.Array, *ws: Any) -> list[jax.Array]:
+    return [dot(x, w) for w in ws]
+
+
+def _joined(x: jax.Array, *ws: jax.Array) -> list[jax.Array]:
+    return jnp.split(dot(x, jnp.concatenate(ws)), np.cumsum([len(w) for w in ws])[:-1], axis=-1)
+
+
 def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
     """A matrix product.
 
@@ -88,19 +111,30 @@ def _one_row(x: jax.Array, w: jax.Array) -> jax.Array:
     lanes = _lanes(w)
     # One barrier for both: XLA would move what is done to w alone, a float copy of each slice, out of a decode loop.
     x, w = jax.lax.optimization_barrier((x, w))
+    w = jax.lax.bitcast_convert_type(w, jnp.uint16) if w.dtype == jnp.bfloat16 else w
     parts, weights = x.astype(jnp.float32).reshape(into // lanes, lanes), w.reshape(out, into // lanes, lanes)
     sums = jnp.zeros((), jnp.float32)
     for term in range(into // lanes):
-        sums = sums + weights[:, term].astype(jnp.float32) * parts[term][None]
+        sums = sums + _widened(weights[:, term]) * parts[term][None]
     sums = jax.lax.optimization_barrier(sums)
     y = jnp.matmul(sums, jnp.ones((lanes, 1), jnp.float32), precision=jax.lax.Precision.HIGHEST)
     return y.reshape(*x.shape[:-1], out).astype(x.dtype)
 
 
+def _widened(w: jax.Array) -> jax.Array:
+    """In float32; uint16 stands for bfloat16's bits, of which XLA's CPU compiler takes no slices unconverted."""
+    if w.dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(w.astype(jnp.uint32) << 16, jnp.float32)
+    return w.astype(jnp.float32)
+
+
 def _lanes(w: jax.Array) -> int:
-    """Lanes of `_one_row`, a power of two: the most that leave 16 terms, 0 if too few."""
-    into, lanes = w.shape[1], 1
-    while into % (2 * lanes) == 0 and into // (2 * lanes) >= 16:
+    """Lanes of `_one_row`, a power of two: the most that leave 16 terms, 0 if too few.
+
+    Of bfloat16, 8 terms: XLA's CPU compiler writes what stands before 16 slices or more to memory first.
+    """
+    into, lanes, terms = w.shape[1], 1, 8 if w.dtype == jnp.bfloat16 else 16
+    while into % (2 * lanes) == 0 and into // (2 * lanes) >= terms:
         lanes *= 2
     return lanes if lanes >= _MIN_LANES else 0
 

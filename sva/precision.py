@@ -8,7 +8,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     """Adds --dtype and --kv-dtype, as `sva.load` takes them."""
     dtypes = ["float32", "bfloat16", "int8"]
     parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the weights (default: %(default)s)")
-    parser.add_argument("--kv-dtype", choices=dtypes[:2], help="of keys and values (default: the activations')")
+    parser.add_argument("--kv-dtype", choices=dtypes, help="of keys and values (default: the activations')")
 
 
 def precision(arguments: argparse.Namespace) -> dict[str, Any]:

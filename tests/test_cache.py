@@ -1,3 +1,6 @@
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,13 +14,14 @@ from sva.models.layers import attend
 ROWS, HEADS, WIDTH = 4, 2, 8
 
 
-def _plain(slots: int, *, scan: bool, seed: int = 0) -> Part:
-    """Random keys and values of two layers in one block, as a call leaves them."""
+def _plain(slots: int, *, scan: bool, seed: int = 0, dtype: Any = jnp.float32) -> Part:
+    """Random keys and values of two layers in no blocks, as a call leaves them."""
     rng = np.random.default_rng(seed)
 
     def kv(*lead: int) -> KV:
-        k = rng.standard_normal((*lead, ROWS, HEADS, 1, WIDTH, slots), np.float32)
-        return KV(jnp.asarray(k), jnp.asarray(rng.standard_normal((*lead, ROWS, HEADS, slots, WIDTH), np.float32)))
+        k = rng.standard_normal((*lead, ROWS, HEADS, WIDTH, slots), np.float32)
+        v = rng.standard_normal((*lead, ROWS, HEADS, slots, WIDTH), np.float32)
+        return kv_cache.kept(jnp.asarray(k), jnp.asarray(v), dtype)
 
     places = jnp.asarray(rng.integers(0, 99, (ROWS, slots)), jnp.int32)
     return Part(kv(2) if scan else (kv(), kv()), places, places % 3 > 0)
@@ -27,9 +31,10 @@ def _slots_first(part: Part) -> list[np.ndarray]:
     """Every leaf's slots in order, [..., S, H] or [P, S], however they lie in blocks."""
     layers = [part.kv] if isinstance(part.kv, KV) else part.kv
     found = [np.asarray(part.positions), np.asarray(part.valid)]
-    for k, v in layers:
-        k = np.asarray(k).swapaxes(-1, -2)
-        found += [k.reshape(*k.shape[:-3], -1, WIDTH), np.asarray(v)]
+    for kv in layers:
+        for k, v in zip(jax.tree.leaves(kv.k), jax.tree.leaves(kv.v), strict=True):
+            k = np.asarray(k).swapaxes(-1, -2)
+            found += [k.reshape(*k.shape[:-3], -1, k.shape[-1]) if kv.in_blocks else k, np.asarray(v)]
     return found
 
 
@@ -74,6 +79,31 @@ def test_rows_are_taken_and_put_back_whole(scan):
     one = kv_cache.row(part, jnp.int32(2))
     _equal(kv_cache.rows(part, jnp.array([2])), one, 128)
     _equal(kv_cache.row(kv_cache.replace_row(part, jnp.int32(0), one), jnp.int32(0)), one, 128)
+
+
+def test_int8_keeps_each_slot_within_half_a_step_and_goes_through_blocks_unchanged():
+    whole, small = _plain(40, scan=False), _plain(40, scan=False, dtype=jnp.int8)
+    for kv, rounded in zip(whole.kv, small.kv, strict=True):
+        for x, found, axis in ((kv.k, rounded.k, -2), (kv.v, rounded.v, -1)):
+            assert found.q.dtype == jnp.int8
+            assert (np.abs(x - found.q * found.scale) <= 0.501 * found.scale).all()
+            assert (np.abs(found.q).max(axis) == 127).all()
+    more = kv_cache.resize(small, 160)
+    assert more.kv[0].k.q.shape[2] == more.kv[0].k.scale.shape[2] == 160 // BLOCK
+    _equal(more, small, 40)
+    _equal(kv_cache.resize(more, 40), small, 40)
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+@pytest.mark.parametrize("length", [1, 3])  # a step of decoding; several tokens over two parts, part by part
+def test_attention_over_int8_is_that_over_the_floats_it_stands_for(rows, length):
+    q = jnp.asarray(np.random.default_rng(2).standard_normal((rows, length, 2 * HEADS, WIDTH), np.float32))
+    parts = [kv_cache.rows(_plain(slots, scan=False, dtype=jnp.int8), jnp.arange(rows)) for slots in (128, 40)]
+    parts[0] = kv_cache.resize(parts[0], 128)
+    sees = jnp.broadcast_to(jnp.concatenate([part.valid for part in parts], 1)[:, None], (rows, length, 168))
+    small = [part.kv[0] for part in parts]
+    wide = [KV(kv.k.q * kv.k.scale, kv.v.q * kv.v.scale) for kv in small]
+    np.testing.assert_allclose(attend(q, small, sees), attend(q, wide, sees), atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, ROWS])

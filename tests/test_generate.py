@@ -45,28 +45,37 @@ def test_greedy_tokens_and_ends_equal_transformers(kind, tmp_path):
     assert (np.asarray(ours.lengths)[:2] <= [4, 6]).all()
 
 
-def _half(lm):
-    """The model whose keys and values are kept in bfloat16."""
-    return dataclasses.replace(lm, model=lm.model.clone(kv_dtype=jnp.bfloat16))
+def _kept_in(lm, dtype):
+    """The model whose keys and values are kept in this dtype."""
+    return dataclasses.replace(lm, model=lm.model.clone(kv_dtype=dtype))
 
 
-def test_keys_and_values_may_be_kept_in_half_the_memory(toy, tmp_path):
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 1 / 2), ("int8", 1 / 4 + 1 / 8)])
+def test_keys_and_values_may_be_kept_in_less_memory(toy, tmp_path, dtype, share):
     ids, mask = _prompts(32)
     toy.save(tmp_path / "toy")
-    half = sva.load(str(tmp_path / "toy"), kv_dtype="bfloat16", progress=False)
-    assert half.model == toy.model.clone(kv_dtype=jnp.bfloat16)
-    parts = [jax.eval_shape(partial(generation.read, m.model, {"params": m.params}), ids, mask)[1] for m in (toy, half)]
+    small = sva.load(str(tmp_path / "toy"), kv_dtype=dtype, progress=False)
+    assert small.model == toy.model.clone(kv_dtype=jnp.dtype(dtype).type)
+    parts = [
+        jax.eval_shape(partial(generation.read, m.model, {"params": m.params}), ids, mask)[1] for m in (toy, small)
+    ]
     whole, less = (sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part.kv)) for part in parts)
-    assert less == whole / 2
-    difference = np.abs(np.asarray(half.logits(ids, mask)) - np.asarray(toy.logits(ids, mask)))[mask > 0]
+    assert less == whole * share
+    difference = np.abs(np.asarray(small.logits(ids, mask)) - np.asarray(toy.logits(ids, mask)))[mask > 0]
     assert 1e-5 < difference.max() < 1e-1
-    with pytest.raises(sva.UserError, match="kv_dtype='int4' is not supported; use one of float32, bfloat16"):
+
+
+def test_an_unknown_dtype_of_keys_and_values_is_refused(toy, tmp_path):
+    toy.save(tmp_path / "toy")
+    with pytest.raises(sva.UserError, match="kv_dtype='int4' is not supported; use one of float32, bfloat16, int8"):
         sva.load(str(tmp_path / "toy"), kv_dtype="int4")
 
 
-@pytest.mark.parametrize(("sampling", "kept"), [(Greedy(), None), (Temperature(0.7), None), (Greedy(), "bfloat16")])
+@pytest.mark.parametrize(
+    ("sampling", "kept"), [(Greedy(), None), (Temperature(0.7), None), (Greedy(), "bfloat16"), (Greedy(), "int8")]
+)
 def test_logprobs_are_those_of_a_teacher_forced_pass(sampling, kept, toy):
-    toy = _half(toy) if kept else toy
+    toy = _kept_in(toy, jnp.dtype(kept).type) if kept else toy
     ids, mask = _prompts(32)
     end = 9
     out = toy.generate(ids, mask, 12, eos_ids=[end], sampling=sampling, key=jax.random.key(2))

@@ -6,10 +6,10 @@ one for G rows. What is generated goes into the slots of `Recent`, one call afte
 
     past:    [ instruction, 1 row ] [ prompts, P rows ]      recent:  [ generated, B rows ... free slots ]
 
-The keys of a part lie in blocks of slots. Where layers are unrolled, which is the form for fast decoding on a CPU, what
-rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many keys
-takes up to three times as long for each (experiments/engine/attention.py). Where layers are scanned, and in what a
-call has just read, all slots are one block.
+The keys of a part may lie in blocks of slots. Where layers are unrolled, which is the form for fast decoding on a CPU,
+what rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many keys
+takes up to three times as long for each (experiments/engine/attention.py). Elsewhere they lie in no blocks, nor in a
+single one: of an axis of one XLA's CPU compiler makes copies of the keys, four times a step.
 """
 
 import dataclasses
@@ -28,11 +28,25 @@ BLOCK = 32  # slots
 _FEW = 96  # slots, which are as fast in one block
 
 
-class KV(NamedTuple):
-    """One layer's keys and values, of K heads of width H, as the products read them; keys in N blocks of W slots."""
+@struct.dataclass
+class Rounded:
+    """Keys or values as int8 numbers and one float32 scale for every slot of every head: x = q * scale."""
 
-    k: Any  # [P, K, N, H, W]
-    v: Any  # [P, K, S, H], S = N * W
+    q: jax.Array  # int8, -127 to 127
+    scale: jax.Array  # the shape of q with 1 in the place of H
+
+
+class KV(NamedTuple):
+    """One layer's keys and values, of K heads of width H, as the products read them: arrays, or `Rounded`."""
+
+    k: Any  # [P, K, H, S], or in N blocks of W slots [P, K, N, H, W], S = N * W
+    v: Any  # [P, K, S, H]
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the keys are."""
+        k, v = (jax.tree.leaves(x)[0] for x in self)
+        return k.ndim > v.ndim
 
 
 @struct.dataclass
@@ -52,8 +66,24 @@ class Recent:
     index: jax.Array  # [] int32, the next slot to write
 
 
+def kept(k: jax.Array, v: jax.Array, dtype: Any) -> KV:
+    """Keys [..., H, S] and values [..., S, H] in the dtype that they are kept in.
+
+    int8 is off by half a step at most, 1/254 of the largest number of a slot and head; no gradient passes it.
+    """
+    return KV(_kept(k, dtype, axis=-2), _kept(v, dtype, axis=-1))
+
+
+def _kept(x: jax.Array, dtype: Any, axis: int) -> Any:
+    if dtype != jnp.int8:
+        return x.astype(dtype)
+    x = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / 127
+    return Rounded(jnp.round(x / jnp.where(scale == 0, 1, scale)).astype(jnp.int8), scale)
+
+
 def blocks_of(slots: int, *, scan: bool) -> tuple[int, int]:
-    """(N, W): the blocks of a part that is to hold so many slots, and their size."""
+    """(N, W): the blocks of a part that is to hold so many slots, and their size; one stands for no blocks."""
     return (1, slots) if scan or slots <= _FEW else (round_up(slots, BLOCK) // BLOCK, BLOCK)
 
 
@@ -63,8 +93,8 @@ def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bo
 
     def layer(*lead: int) -> KV:
         shape, width = (*lead, rows, cfg.num_kv_heads), cfg.head_dim
-        k = jnp.zeros((*shape, blocks, width, size), dtype)
-        return KV(k, jnp.zeros((*shape, blocks * size, width), dtype))
+        k = jnp.zeros((*shape, blocks, width, size) if blocks > 1 else (*shape, width, size))
+        return kept(k, jnp.zeros((*shape, blocks * size, width)), dtype)
 
     return Part(
         kv=layer(cfg.num_layers) if scan else tuple(layer() for _ in range(cfg.num_layers)),
@@ -88,6 +118,26 @@ def mark(recent: Recent, positions: jax.Array, valid: jax.Array) -> Part:
     )
 
 
+def write(kv: KV, own: KV, index: jax.Array) -> KV:
+    """The slots with those of `own`, which lie in no blocks, in the place of as many from slot `index` [] on.
+
+    Where `kv` is in blocks, they must fall within one of them.
+    """
+
+    def key(x: jax.Array, y: jax.Array) -> jax.Array:
+        start = [jnp.zeros((), index.dtype)] * x.ndim
+        if not kv.in_blocks:
+            start[-1] = index
+            return jax.lax.dynamic_update_slice(x, y, start)
+        start[-3], start[-1] = index // x.shape[-1], index % x.shape[-1]
+        return jax.lax.dynamic_update_slice(x, jnp.expand_dims(y, -3), start)
+
+    def value(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, y, index, x.ndim - 2)
+
+    return KV(jax.tree.map(key, kv.k, own.k), jax.tree.map(value, kv.v, own.v))
+
+
 def slots_of(parts: Sequence[Part], rows: int) -> tuple[jax.Array, jax.Array]:
     """(positions, valid), each [rows, S], of all parts' slots in turn, as a batch of so many rows sees them."""
 
@@ -109,12 +159,19 @@ def resize(part: Part, slots: int) -> Part:
         return jnp.pad(x, [(0, more if i == axis % x.ndim else 0) for i in range(x.ndim)])
 
     def both(kv: KV) -> KV:
-        v = fit(kv.v, -2, num_blocks * size)
-        if kv.k.shape[-1] == size:
-            return KV(fit(kv.k, -3, num_blocks), v)
-        k = kv.k.swapaxes(-1, -2)  # [..., N, W, H], whose slots follow one another
-        k = fit(k.reshape(*k.shape[:-3], -1, k.shape[-1]), -2, num_blocks * size)
-        return KV(k.reshape(*k.shape[:-2], num_blocks, size, k.shape[-1]).swapaxes(-1, -2), v)
+        def key(x: jax.Array) -> jax.Array:
+            if num_blocks > 1 and kv.in_blocks:
+                return fit(x, -3, num_blocks)
+            if num_blocks == 1 and not kv.in_blocks:
+                return fit(x, -1, size)
+            x = x.swapaxes(-1, -2)  # [..., W, H], whose slots follow one another
+            x = x.reshape(*x.shape[:-3], -1, x.shape[-1]) if kv.in_blocks else x
+            x = fit(x, -2, num_blocks * size)
+            x = x.reshape(*x.shape[:-2], num_blocks, size, x.shape[-1]) if num_blocks > 1 else x
+            return x.swapaxes(-1, -2)
+
+        v = jax.tree.map(lambda x: fit(x, -2, num_blocks * size), kv.v)
+        return KV(jax.tree.map(key, kv.k), v)
 
     kv = jax.tree.map(both, part.kv, is_leaf=lambda x: isinstance(x, KV))
     positions, valid = (fit(x, 1, num_blocks * size) for x in (part.positions, part.valid))
@@ -137,23 +194,11 @@ def replace_row(part: Part, index: jax.Array, one: Part) -> Part:
 
 
 def append(part: Part, used: jax.Array, new: Part) -> Part:
-    """The part with the one block of `new`, of as many rows, written in each row from slot `used` [P] on.
-
-    Where the part has several blocks, it must fall within one of them.
-    """
+    """The part with the slots of `new`, of as many rows, written in each row from slot `used` [P] on (`write`)."""
     axis = _row_axis(part)
 
-    def key(x: jax.Array, y: jax.Array, used: jax.Array) -> jax.Array:
-        start = [jnp.zeros((), used.dtype)] * x.ndim
-        start[-3], start[-1] = used // x.shape[-1], used % x.shape[-1]
-        return jax.lax.dynamic_update_slice(x, y, start)
-
-    def value(x: jax.Array, y: jax.Array, used: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, y, used, x.ndim - 2)
-
     def both(kv: KV, new: KV) -> KV:
-        k, v = (jax.vmap(write, (axis, axis, 0), axis) for write in (key, value))
-        return KV(k(kv.k, new.k, used), v(kv.v, new.v, used))
+        return jax.vmap(write, (axis, axis, 0), axis)(kv, new, used)
 
     def mark(x: jax.Array, y: jax.Array) -> jax.Array:
         return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(x, y, used)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.matmul import Int8, dot
-from sva.models.cache import KV
+from sva.matmul import Int8, dot, dots
+from sva.models.cache import KV, Rounded, kept, write
 from sva.models.config import ModelConfig, Rope
 from sva.models.packing import Packing, pack, unpack
 from sva.sharding import constrain, hidden_axes
@@ -30,18 +30,29 @@ class SpectralDense(nn.Module):
     features: int
     use_bias: bool = False
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, features] from x [B, T, D_in]."""
+        return side_by_side(x, [self])[0]
+
+    @nn.compact
+    def given(self, into: int, dtype: Any) -> tuple[Any, Any, Any]:
+        """(weight, adapter, bias) for inputs of this width; None for what there is not."""
         adapter: Any = self.get_variable("adapter", "weight")
         w: Any = None
         if adapter is None or self.has_variable("params", "weight"):
-            w = self.param("weight", _normal, (self.features, x.shape[-1]), x.dtype)
-        y = dot(x, w) if adapter is None else adapter(x, w)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
-            y = y + jnp.reshape(bias, (1,) * (y.ndim - 1) + bias.shape)
-        return y
+            w = self.param("weight", _normal, (self.features, into), dtype)
+        return w, adapter, self.param("bias", nn.initializers.zeros, (self.features,), dtype) if self.use_bias else None
+
+
+def side_by_side(x: jax.Array, layers: Sequence[SpectralDense]) -> list[jax.Array]:
+    """What each of these layers makes of the same x [B, T, D_in]: [B, T, features] each."""
+    given = [layer.given(x.shape[-1], x.dtype) for layer in layers]
+    if all(adapter is None for _, adapter, _ in given):
+        ys = dots(x, [w for w, _, _ in given])
+    else:
+        ys = [dot(x, w) if adapter is None else adapter(x, w) for w, adapter, _ in given]
+    biases = (bias for _, _, bias in given)
+    return [y if b is None else y + b.reshape((1,) * (y.ndim - 1) + b.shape) for y, b in zip(ys, biases, strict=True)]
 
 
 class Embed(nn.Module):
@@ -122,13 +133,13 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
       q: [B, T, N, H].
       parts: keys and values of S_i slots and P_i rows each, the heads a multiple of their K; row b reads row
         b // (B / P_i) of a part, and its rows' queries are one matrix product with it. In q's dtype, or in a narrower
-        one that is widened to it.
+        one (or `Rounded`) that is widened to it.
       mask: [B, T, S] bool over all parts' slots one after another, True where a query may look.
     Returns:
       [B, T, N * H].
     """
     batch, length, heads, width = q.shape
-    kv_heads = parts[0].v.shape[1]
+    kv_heads = _numbers(parts[0].v).shape[1]
     groups = heads // kv_heads
     if batch == length == 1:
         return _attend_once(q[0, 0].reshape(kv_heads, groups, width), parts, mask[0, 0]).reshape(1, 1, -1)
@@ -143,14 +154,13 @@ def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
 def _attend_at_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
     """[B, K, M, H] of queries [B, K, M = groups * T, H]: one softmax over the scores of all parts."""
     batch, kv_heads, queries, width = q.shape
-    scores = jnp.concatenate([_spread(_scores(q, k), batch) for k, _ in parts], axis=-1)
+    scores = jnp.concatenate([_spread(_scores(q, part), batch) for part in parts], axis=-1)
     scores = scores.reshape(batch, kv_heads, -1, mask.shape[1], scores.shape[-1])
     scores = jnp.where(mask[:, None, None, :, :], scores * width**-0.5, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, queries, -1)
-    ends = np.cumsum([v.shape[2] for _, v in parts])
     out = jnp.zeros((), q.dtype)
-    for piece, (_, v) in zip(jnp.split(weights, ends[:-1], axis=-1), parts, strict=True):
-        out += _spread(_product("PKMS,PKSH->PKMH", _gather(piece, v.shape[0]), v.astype(q.dtype)), batch)
+    for piece, part in zip(_by_part(weights, parts), parts, strict=True):
+        out += _spread(_weighted(_gather(piece, _numbers(part.v).shape[0]), part), batch)
     return out
 
 
@@ -161,11 +171,10 @@ def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.A
     """
     batch, kv_heads, _, width = q.shape
     length = mask.shape[1]
-    ends = np.cumsum([v.shape[2] for _, v in parts])
     tops, sums, outs = [], [], []
-    for (k, v), sees in zip(parts, jnp.split(mask, ends[:-1], axis=-1), strict=True):
-        rows, slots = v.shape[0], v.shape[2]
-        scores = _scores(q, k)
+    for part, sees in zip(parts, _by_part(mask, parts), strict=True):
+        rows, _, slots, _ = _numbers(part.v).shape
+        scores = _scores(q, part)
         shape = scores.shape
         scores = scores.reshape(rows, kv_heads, batch // rows, -1, length, slots)
         sees = sees.reshape(rows, 1, batch // rows, 1, length, slots)
@@ -173,7 +182,7 @@ def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.A
         top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))  # what comes out does not depend on it
         weights = jnp.exp(scores - top)
         whole = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _product("PKMS,PKSH->PKMH", weights.astype(q.dtype).reshape(shape), v.astype(q.dtype))
+        out = _weighted(weights.astype(q.dtype).reshape(shape), part)
         outs.append(_spread(out.astype(jnp.float32), batch))
         for found, x in ((tops, top), (sums, whole)):
             found.append(_spread(x.reshape(*shape[:-1], 1), batch))
@@ -184,15 +193,40 @@ def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.A
     return out.astype(q.dtype)
 
 
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """[P, K, B / P * M, S] products of queries [B, K, M, H] with keys [P, K, N, H, W], S = N * W, float32."""
-    rows, _, blocks, _, _ = k.shape
-    asked, k = _gather(q, rows), k.astype(q.dtype)
-    if blocks == 1:
-        return _product("PKMH,PKHS->PKMS", asked, k[:, :, 0], preferred_element_type=jnp.float32)
-    each = jnp.broadcast_to(asked[:, :, None], (*asked.shape[:2], blocks, *asked.shape[2:]))
-    scores = _product("PKNMH,PKNHW->PKNMW", each, k, preferred_element_type=jnp.float32)
-    return scores.swapaxes(2, 3).reshape(*asked.shape[:3], -1)
+def _scores(q: jax.Array, part: KV) -> jax.Array:
+    """[P, K, B / P * M, S] products of queries [B, K, M, H] with a part's keys, float32."""
+    k = _numbers(part.k).astype(q.dtype)
+    asked = _gather(q, len(k))
+    if part.in_blocks:
+        each = jnp.broadcast_to(asked[:, :, None], (*k.shape[:3], *asked.shape[2:]))
+        scores = _product("PKNMH,PKNHW->PKNMW", each, k, preferred_element_type=jnp.float32)
+        scores = scores.swapaxes(2, 3).reshape(*asked.shape[:3], -1)
+    else:
+        scores = _product("PKMH,PKHS->PKMS", asked, k, preferred_element_type=jnp.float32)
+    scale = _scale(part.k)
+    return scores if scale is None else scores * scale
+
+
+def _weighted(weights: jax.Array, part: KV) -> jax.Array:
+    """[P, K, M, H] sums of a part's values with weights [P, K, M, S]."""
+    scale = _scale(part.v)
+    weights = weights if scale is None else (weights * scale).astype(weights.dtype)
+    return _product("PKMS,PKSH->PKMH", weights, _numbers(part.v).astype(weights.dtype))
+
+
+def _numbers(x: Any) -> jax.Array:
+    """Of keys or values; without their scales where they are `Rounded`."""
+    return x.q if isinstance(x, Rounded) else x
+
+
+def _scale(x: Any) -> jax.Array | None:
+    """[P, K, 1, S] of keys or values that are `Rounded`."""
+    return x.scale.reshape(*x.scale.shape[:2], 1, -1) if isinstance(x, Rounded) else None
+
+
+def _by_part(x: jax.Array, parts: Sequence[KV]) -> list[jax.Array]:
+    """[..., S] over all parts' slots, split into the parts'."""
+    return jnp.split(x, np.cumsum([_numbers(part.v).shape[2] for part in parts])[:-1], axis=-1)
 
 
 def _product(spec: str, x: jax.Array, y: jax.Array, **settings: Any) -> jax.Array:
@@ -225,18 +259,22 @@ def _attend_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Arra
     Of matrix products over one row XLA's CPU compiler drops the row's axis, and then copies the cache, four times a
     layer, to write to it.
     """
-    wide = jnp.float32
-    scores = [
-        jnp.sum(q[:, :, None, :, None].astype(wide) * k[0][:, None].astype(wide), axis=3).reshape(*q.shape[:2], -1)
-        for k, _ in parts
-    ]
-    scores = jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5
+
+    def score(part: KV) -> jax.Array:
+        asked = q[:, :, None, :, None] if part.in_blocks else q[:, :, :, None]
+        found = jnp.sum(asked.astype(jnp.float32) * _numbers(part.k)[0][:, None].astype(jnp.float32), axis=-2)
+        found = found.reshape(*q.shape[:2], -1)
+        return found if (scale := _scale(part.k)) is None else found * scale[0]
+
+    def weighted(weights: jax.Array, part: KV) -> jax.Array:
+        weights = weights if (scale := _scale(part.v)) is None else weights * scale[0]
+        return jnp.sum(
+            weights[:, :, :, None].astype(jnp.float32) * _numbers(part.v)[0][:, None].astype(jnp.float32), axis=2
+        )
+
+    scores = jnp.concatenate([score(part) for part in parts], axis=-1) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, _MASKED), axis=-1).astype(q.dtype)
-    pieces = jnp.split(weights, np.cumsum([v.shape[2] for _, v in parts])[:-1], axis=-1)
-    out = [
-        jnp.sum(piece[:, :, :, None].astype(wide) * v[0][:, None].astype(wide), axis=2)
-        for piece, (_, v) in zip(pieces, parts, strict=True)
-    ]
+    out = [weighted(piece, part) for piece, part in zip(_by_part(weights, parts), parts, strict=True)]
     return sum(out[1:], out[0]).astype(q.dtype)
 
 
@@ -257,23 +295,27 @@ class Attention(nn.Module):
         cfg = self.cfg
         asked, own_packing = since_of(x, packing, since)
 
-        def project(name: str, x: jax.Array, packing: Packing | None, heads: int) -> jax.Array:
-            y = unpack(SpectralDense(heads * cfg.head_dim, cfg.attention_bias, name=f"{name}_proj")(x), packing)
-            return y.reshape(*y.shape[:2], heads, cfg.head_dim)
+        q, k, v = (
+            SpectralDense(heads * cfg.head_dim, cfg.attention_bias, name=f"{name}_proj")
+            for name, heads in (("q", cfg.num_heads), ("k", cfg.num_kv_heads), ("v", cfg.num_kv_heads))
+        )
+        if asked is x:
+            q, k, v = side_by_side(x, [q, k, v])
+        else:
+            q, k, v = q(asked), *side_by_side(x, [k, v])
 
-        q = project("q", asked, own_packing, cfg.num_heads)
-        k, v = (project(name, x, packing, cfg.num_kv_heads) for name in ("k", "v"))
+        def heads_of(y: jax.Array, packing: Packing | None) -> jax.Array:
+            y = unpack(y, packing)
+            return y.reshape(*y.shape[:2], -1, cfg.head_dim)
+
+        q, k, v = heads_of(q, own_packing), heads_of(k, packing), heads_of(v, packing)
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, *(x[:, since:] for x in rope)), rotate(k, *rope)
         q = constrain(q, "batch", None, "heads", None)
         k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
-        k, v = (x.astype(self.kept_dtype) for x in (k, v))
-        own = KV(k.transpose(0, 2, 3, 1)[:, :, None], v.transpose(0, 2, 1, 3))
-        if recent is not None:
-            zero, size = jnp.zeros((), index.dtype), recent.k.shape[-1]
-            k = jax.lax.dynamic_update_slice(recent.k, own.k, (zero, zero, index // size, zero, index % size))
-            own = KV(k, jax.lax.dynamic_update_slice(recent.v, own.v, (zero, zero, index, zero)))
+        own = kept(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), self.kept_dtype)
+        own = own if recent is None else write(recent, own, index)
         y = pack(attend(q, [*past, own], mask[:, since:]), own_packing)
         return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
 

@@ -58,14 +58,16 @@ def spectrum(weight: Leaf, rank: int) -> Spectrum:
 
 
 def part(model: Transformer, rows: int, slots: int) -> Part:
-    """Of keys and values as `sva.models.cache.empty` makes them."""
+    """Of keys and values as `sva.models.cache.empty` makes them of floats."""
     cfg = model.cfg
     blocks, size = blocks_of(slots, scan=model.scan_layers)
-    lead, axes = (rows, cfg.num_kv_heads), ("batch", "kv_heads", None, None, None)
-    kv = KV(
-        Leaf((*lead, blocks, cfg.head_dim, size), axes),
-        Leaf((*lead, blocks * size, cfg.head_dim), axes[:-1]),
+    lead, axes = (rows, cfg.num_kv_heads), ("batch", "kv_heads", None, None)
+    k = (
+        Leaf((*lead, blocks, cfg.head_dim, size), (*axes, None))
+        if blocks > 1
+        else Leaf((*lead, cfg.head_dim, size), axes)
     )
+    kv = KV(k, Leaf((*lead, blocks * size, cfg.head_dim), axes))
     marks = Leaf((rows, blocks * size), ("batch", None))
     layers: Any = _stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
     return Part(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
