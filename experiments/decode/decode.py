@@ -3,10 +3,11 @@
     python experiments/decode/decode.py          # extra `bench`; writes result.json beside this file
 
 Same weights, same prompts, greedy, no end token, both sides in one process and in turn. Compilation and one warm-up
-are outside the times; prefill is inside. The limits are measured in the same run: the rate at which a matrix product
-reads float32 weights for one row, and the rate of one of as many rows as the batch; each both ways round, x W^T and
-W x^T, of which `sva.spectral.forms.dot` takes the second for few rows. Its choice for many is measured too, on 32 rows
-of 32 tokens, with the result turned to [rows, tokens, out].
+are outside the times; prefill is inside. The limits are measured in the same run: a step's own matrix products with
+nothing between them, in turn with both sides (`ratio_of_bare_products`: what they alone would be); the rate at which
+memory is read; and the rate of the head's product, both ways round, x W^T and W x^T, of which `sva.matmul.dot` takes
+the second for few rows. Its choice for many is measured too, on 32 rows of 32 tokens, with the result turned to
+[rows, tokens, out].
 """
 
 import json
@@ -22,12 +23,13 @@ import torch
 import transformers
 
 from sva import chat, evaluate, runtime
+from sva.bench import products, read_rate, step_matrices
 from sva.files import write_json
 from sva.lm import load
 from sva.runs import command, versions
 from sva.tasks import task
 
-NEW, ROUNDS = 64, 5
+NEW, ROUNDS = 64, 7
 
 
 def seconds(run) -> float:
@@ -64,6 +66,7 @@ def main() -> None:
     questions = [chat.render(lm, item.question) for item in evaluate.items(task("other"), "test", 32)]
     result = {"model": lm.name, "new_tokens": NEW, "rounds": ROUNDS, "weights": weights}
     result |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    result["read_gigabytes_per_second"] = read_rate(ROUNDS) / 1e9
     for batch in (1, 32):
         ids, mask = chat.encode(lm, questions[:batch])
         torch_ids, torch_mask = torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
@@ -83,17 +86,25 @@ def main() -> None:
         pairs = [(list(a), list(b)) for a, b in zip(ours(), theirs(), strict=True)]
         cut = [next((i for i, token in enumerate(a) if token in end), NEW) for a, _ in pairs]
         same = sum(a[:n] == b[:n] for (a, b), n in zip(pairs, cut, strict=True))
-        times = {"sva": [], "transformers": []}
+        bare = products(step_matrices(lm), batch, lm.model.dtype)
+        runs = {
+            "sva": ours,
+            "transformers": theirs,
+            "bare products of a step": lambda bare=bare: jax.block_until_ready(bare()),
+        }
+        runs["bare products of a step"]()
+        times = {name: [] for name in runs}
         for _ in range(ROUNDS):
-            times["sva"].append(seconds(ours))
-            times["transformers"].append(seconds(theirs))
+            for name, run in runs.items():
+                times[name].append(seconds(run))
         medians = {name: statistics.median(found) for name, found in times.items()}
         rates = product_rates((batch, 1), 49152)
         rate = max(rates.values())
         result[f"batch_{batch}"] = {
             "seconds": times,
-            "tokens_per_second": {name: batch * NEW / median for name, median in medians.items()},
+            "tokens_per_second": {name: batch * NEW / medians[name] for name in ("sva", "transformers")},
             "ratio": medians["transformers"] / medians["sva"],
+            "ratio_of_bare_products": medians["transformers"] / (NEW * medians["bare products of a step"]),
             "rows_equal_to_transformers": f"{same} of {batch}",
             "weight_gigabytes_per_second": 4 * weights * NEW / medians["sva"] / 1e9,
             "limit_gigabytes_per_second": 4 * rate / (2 * batch) / 1e9,
