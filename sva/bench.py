@@ -1,7 +1,8 @@
 """`sva bench`: how fast a model reads prompts and decodes on this machine, beside what the machine can do.
 
 The limits are measured in the same process: the rate at which memory is read (sums of 512 MiB of integers) and the
-rate of the model's own matrix products with nothing between them. Medians, after compilation and one warm-up.
+rate of the model's own matrix products with nothing between them, called in turn with the model's generation. Medians,
+after compilation and one warm-up.
 """
 
 import statistics
@@ -107,15 +108,15 @@ def _batch(lm: LM, batch: int, prompt: int, new_tokens: int, rounds: int, bandwi
     cfg = lm.model.cfg
     ids = jnp.asarray(np.random.default_rng(0).integers(0, cfg.vocab_size, (batch, prompt)), jnp.int32)
     few = new_tokens // 2  # and the same program: it ends earlier
-    some, all_ = (_seconds(partial(_generate, lm, ids, new_tokens, n), rounds) for n in (few, new_tokens))
+    matrices = step_matrices(lm)
+    generations = (partial(_generate, lm, ids, new_tokens, n) for n in (few, new_tokens))
+    some, all_, bare = _seconds(*generations, products(matrices, batch, lm.model.dtype), rounds=rounds)
     step = (all_ - some) / (new_tokens - few)
     prefill = all_ - (new_tokens - 1) * step
-    matrices = step_matrices(lm)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(matrices))
     flops = sum(2 * batch * int(np.prod(w.shape)) for w in matrices)
     make = partial(empty, cfg, batch, prompt + new_tokens, lm.model.kept_dtype, scan=lm.model.scan_layers)
     cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(make).kv))
-    bare = _seconds(products(matrices, batch, lm.model.dtype), rounds)
     return {
         "prefill_seconds": prefill,
         "prefill_tokens_per_second": batch * prompt / prefill,
@@ -168,15 +169,16 @@ def read_rate(rounds: int) -> float:
 
         return jax.lax.fori_loop(0, _TIMES, again, jnp.zeros_like(x[:, 0]))
 
-    return _TIMES * numbers.nbytes / _seconds(lambda: total(numbers), rounds)
+    return _TIMES * numbers.nbytes / _seconds(lambda: total(numbers), rounds=rounds)[0]
 
 
-def _seconds(run: Callable[[], Any], rounds: int) -> float:
-    """Median of one call, after a first that compiles."""
-    jax.block_until_ready(run())
-    taken = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+def _seconds(*runs: Callable[[], Any], rounds: int) -> list[float]:
+    """The median of a call of each, called in turn after a first that compiles."""
+    taken: list[list[float]] = [[] for _ in runs]
+    for turn in range(rounds + 1):
+        for run, found in zip(runs, taken, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn:
+                found.append(time.perf_counter() - started)
+    return [statistics.median(found) for found in taken]

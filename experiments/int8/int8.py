@@ -1,13 +1,14 @@
-"""Weight-only int8, bfloat16 and a cache in bfloat16 beside float32, and beside llama.cpp on the same Q4_1 file.
+"""Weight-only int8, bfloat16, and a cache in either, beside float32, and beside llama.cpp on the same Q4_1 file.
 
-    python experiments/int8/int8.py [speed] [accuracy]     # extra `bench`; both by default; result.json
+    python experiments/int8/int8.py [speed] [accuracy | PRECISION ...]     # extra `bench`; both by default; result.json
 
 - `speed`: batch 1, greedy, 64 new tokens after the same prompt, three programs in turn in one process: int8, float32,
   llama.cpp on as many threads as there are cores. The prompt is read outside the times: a time is that of 64 new
   tokens less that of one, each the median of eleven. Bytes are of the matrices that a step reads.
-- `accuracy`: of each precision against float32 (which holds the file's own 4-bit values, so that int8's is the cost of
-  rounding once more): ARC-Easy and ARC-Challenge by option likelihood, paired; the share of next tokens of GSM8K's
-  solutions that stay the likeliest; nats a token; and the log-probs of tokens that it sampled, against float32's.
+- `accuracy`: of each precision, or of the one named, against float32 (which holds the file's own 4-bit values, so that
+  int8's is the cost of rounding once more): ARC-Easy and ARC-Challenge by option likelihood, paired; the share of next
+  tokens of GSM8K's solutions that stay the likeliest; nats a token; and the log-probs of tokens that it sampled,
+  against float32's.
 """
 
 import json
@@ -34,7 +35,12 @@ from sva.tasks import task
 
 MODEL, NEW, ROUNDS = "smollm2-135m-instruct-q4_1", 64, 11
 OPTIONS, TEXTS, SAMPLED = 200, 32, 16
-PRECISIONS = {"int8": {"dtype": "int8"}, "bfloat16": {"dtype": "bfloat16"}, "bfloat16 cache": {"kv_dtype": "bfloat16"}}
+PRECISIONS = {
+    "int8": {"dtype": "int8"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16 cache": {"kv_dtype": "bfloat16"},
+    "int8 cache": {"kv_dtype": "int8"},
+}
 
 
 def speed() -> dict:
@@ -98,10 +104,10 @@ def speed() -> dict:
     }
 
 
-def accuracy() -> dict:
-    """What each precision changes."""
+def accuracy(names) -> dict:
+    """What each of these precisions changes."""
     exact = load(MODEL)
-    models = {name: load(MODEL, **settings) for name, settings in PRECISIONS.items()}
+    models = {name: load(MODEL, **PRECISIONS[name]) for name in names}
     items = {name: evaluate.items(task(name), "test", OPTIONS) for name in ("arc_easy", "arc_challenge")}
     gsm = task("gsm8k")
     solved = [(item.question, gsm.answer(item.example)) for item in evaluate.items(gsm, "test", TEXTS)]
@@ -168,11 +174,16 @@ def main() -> None:
     runtime.start()
     path = Path(__file__).with_name("result.json")
     result = json.loads(path.read_text()) if path.exists() else {}
-    parts = {"speed": speed, "accuracy": accuracy}
-    for name in sys.argv[1:] or parts:
-        result[name] = parts[name]() | {"versions": versions(), "command": command(), "model": MODEL}
+    about = {"versions": versions(), "command": command(), "model": MODEL}
+    asked = sys.argv[1:] or ["speed", "accuracy"]
+    if "speed" in asked:
+        result["speed"] = speed() | about
         write_json(path, result)
-        print(json.dumps({name: result[name]}, indent=2))
+    if names := [name for name in PRECISIONS if name in asked or "accuracy" in asked]:
+        found = {name: part | about for name, part in accuracy(names).items()}
+        result["accuracy"] = result.get("accuracy", {}) | found
+        write_json(path, result)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
