@@ -43,14 +43,7 @@ def bench(lm: LM, batches: Sequence[int], *, prompt: int = 32, new_tokens: int =
     Raises:
       UserError: a batch, prompt or count below 1, new_tokens below 2, or more tokens than the context holds.
     """
-    for name, value, least in [
-        *(("batch", batch, 1) for batch in batches),
-        ("prompt", prompt, 1),
-        ("new_tokens", new_tokens, 2),
-        ("rounds", rounds, 1),
-    ]:
-        if value < least:
-            raise UserError(f"{name}={value} must be at least {least}")
+    check(batches, prompt=prompt, new_tokens=new_tokens, rounds=rounds)
     check_prompts(np.array([prompt]), new_tokens, lm.model.cfg.max_position_embeddings)
     bandwidth = read_rate(rounds)
     return {
@@ -64,6 +57,18 @@ def bench(lm: LM, batches: Sequence[int], *, prompt: int = 32, new_tokens: int =
         "read_gigabytes_per_second": bandwidth / 1e9,
         "batches": {str(batch): _batch(lm, batch, prompt, new_tokens, rounds, bandwidth) for batch in batches},
     }
+
+
+def check(batches: Sequence[int], *, prompt: int, new_tokens: int, rounds: int = 5) -> None:
+    """Raises UserError for a number of `bench` that makes no sense: before a model is loaded or made."""
+    for name, value, least in [
+        *(("batch", batch, 1) for batch in batches),
+        ("prompt", prompt, 1),
+        ("new_tokens", new_tokens, 2),
+        ("rounds", rounds, 1),
+    ]:
+        if value < least:
+            raise UserError(f"{name}={value} must be at least {least}")
 
 
 def random_lm(cfg: ModelConfig, dtype: str, *, kv_dtype: str | None = None, scan_layers: bool = False) -> LM:

@@ -179,16 +179,18 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from sva.bench import bench, random_lm, table
+    from sva.bench import bench, check, random_lm, table
     from sva.compile import model_config
     from sva.lm import load
     from sva.runs import command, versions
 
+    numbers = {"prompt": arguments.prompt, "new_tokens": arguments.max_new_tokens}
+    check(arguments.batch, **numbers)
     if arguments.random:
         lm = random_lm(model_config(arguments.model), arguments.dtype, kv_dtype=arguments.kv_dtype)
     else:
         lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
-    result = bench(lm, arguments.batch, prompt=arguments.prompt, new_tokens=arguments.max_new_tokens)
+    result = bench(lm, arguments.batch, **numbers)
     _print(result | {"versions": versions(), "command": command()}, arguments.json, table(result))
 
 

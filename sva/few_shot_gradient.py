@@ -25,7 +25,7 @@ from sva.errors import UserError, above, at_least
 from sva.few_shot import FewShotConfig, Pool, Progress, Shots, draws, shot_tokens
 from sva.likelihood import continuation_logprobs
 from sva.lm import LM, check_prompts
-from sva.models.transformer import Transformer
+from sva.models.transformer import Transformer, check_gradients
 from sva.spectral.slots import mixture
 from sva.supervised import solution_tokens
 
@@ -118,6 +118,7 @@ def ascend(
     lr: float,
 ) -> tuple[State, jax.Array]:
     """The state after one step of Adam up `objective`, and its value before."""
+    check_gradients(model)
     value, gradient = jax.value_and_grad(objective)(state.alphas, model, params, bank, rows, worth)
     updates, opt_state = optax.adam(lr).update(-gradient, state.opt_state)
     return State(jnp.asarray(optax.apply_updates(state.alphas, updates)), opt_state), value

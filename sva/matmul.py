@@ -60,7 +60,7 @@ def dot(x: jax.Array, w: Any) -> jax.Array:
         y = _int8(x.reshape(-1, x.shape[-1]).astype(jnp.float32), w.q) * w.scale[None, :]
         return y.reshape(*x.shape[:-1], w.shape[0]).astype(x.dtype)
     if x.size == x.shape[-1] and w.dtype.itemsize < 4 and _lanes(w):
-        return jax.lax.platform_dependent(x, w, cpu=_one_row, default=_dense)
+        return _narrow(x, w)
     return _dense(x, w)
 
 
@@ -98,20 +98,38 @@ def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.moveaxis(y, 0, -1).reshape(*x.shape[:-1], w.shape[0])
 
 
+@jax.custom_vjp
+def _narrow(x: jax.Array, w: jax.Array) -> jax.Array:
+    """The product of one row with a weight of fewer than four bytes a number."""
+    return jax.lax.platform_dependent(x, w, cpu=_one_row, default=_dense)
+
+
+def _narrow_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _narrow(x, w), (x, w)
+
+
+def _narrow_backward(given: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(_dense, *given)[1](g)
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
+
+
 @jax.jit
 def _one_row(x: jax.Array, w: jax.Array) -> jax.Array:
     """The product of one row, bound by how fast w is read: sums in lanes side by side, then across the lanes.
 
     A sum of slices written out is one elementwise loop, which converts w as it reads it and which all cores share.
     XLA's CPU vector product reads bfloat16 and int8 at a thirtieth of this rate, as of jaxlib 0.10; a reduction it
-    would fuse with its neighbours. For float32 this is 1.1 times as fast, and not worth half a
-    minute of compilation. Jitted by itself, so that it is traced and lowered once a shape.
+    would fuse with its neighbours. float32 it reads as fast as this does. Jitted by itself, so that it is traced and
+    lowered once a shape.
     """
     out, into = w.shape
     lanes = _lanes(w)
     # One barrier for both: XLA would move what is done to w alone, a float copy of each slice, out of a decode loop.
     x, w = jax.lax.optimization_barrier((x, w))
-    w = jax.lax.bitcast_convert_type(w, jnp.uint16) if w.dtype == jnp.bfloat16 else w
+    if w.dtype == jnp.bfloat16:  # of which XLA's CPU compiler would take slices only after converting all of it
+        w = jax.lax.bitcast_convert_type(w, jnp.uint16)
     parts, weights = x.astype(jnp.float32).reshape(into // lanes, lanes), w.reshape(out, into // lanes, lanes)
     sums = jnp.zeros((), jnp.float32)
     for term in range(into // lanes):
@@ -122,7 +140,7 @@ def _one_row(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _widened(w: jax.Array) -> jax.Array:
-    """In float32; uint16 stands for bfloat16's bits, of which XLA's CPU compiler takes no slices unconverted."""
+    """In float32; uint16 are the bits of bfloat16."""
     if w.dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(w.astype(jnp.uint32) << 16, jnp.float32)
     return w.astype(jnp.float32)
@@ -131,7 +149,7 @@ def _widened(w: jax.Array) -> jax.Array:
 def _lanes(w: jax.Array) -> int:
     """Lanes of `_one_row`, a power of two: the most that leave 16 terms, 0 if too few.
 
-    Of bfloat16, 8 terms: XLA's CPU compiler writes what stands before 16 slices or more to memory first.
+    Of bfloat16, 8 terms: its bits, read for more than 15 slices, XLA's CPU compiler would write to memory first.
     """
     into, lanes, terms = w.shape[1], 1, 8 if w.dtype == jnp.bfloat16 else 16
     while into % (2 * lanes) == 0 and into // (2 * lanes) >= terms:

@@ -27,7 +27,7 @@ from sva.lm import LM, merge
 from sva.metrics import MetricsLog
 from sva.mixed_batch import Room
 from sva.models.layout import place_rows
-from sva.models.transformer import Transformer
+from sva.models.transformer import Transformer, check_gradients
 from sva.reinforce import Batch, ReinforceConfig, check_samples, reinforce_loss, sites_of
 from sva.rollout import RewardError, RolloutConfig, Verdicts, grade, prompt_width, prompts, rewarded, sample
 from sva.sharding import constrain, place, repeat_all, replicated
@@ -165,6 +165,7 @@ def train_step(
       difference between the sampler's and the trainer's log-probs of a token, nats; 0 where nothing was sampled),
       z_spread (standard deviation of z, or of the entries of cores and bands).
     """
+    check_gradients(model)
     model = model.clone(remat=cfg.remat)
     prompts = batch.prompt_ids.shape[0]
     count = prompts // cfg.micro_batch

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,3 +80,12 @@ def test_bad_settings_are_one_line(setting, call, words):
     with pytest.raises(UserError, match=words) as caught:
         call(*setting)
     assert "\n" not in str(caught.value)
+
+
+def test_keys_in_int8_which_pass_no_gradient_are_refused(setting):
+    lm, pool = setting
+    small = dataclasses.replace(lm, model=lm.model.clone(kv_dtype=jnp.int8))
+    cfg = GradientConfig("likelihood", lr=0.2)
+    shots = Shots(TASK, tuple(RED))
+    with pytest.raises(UserError, match="keys and values in int8 pass no gradient"):
+        next(iter(adapt(small, pool, shots, cfg, CFG, KEY, state=init(jnp.zeros(3), cfg), generations=1)))

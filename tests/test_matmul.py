@@ -7,14 +7,14 @@ import pytest
 
 import sva
 from sva.errors import UserError
-from sva.matmul import Int8, dot, floats, quantise_weight
+from sva.matmul import Int8, dot, dots, floats, quantise_weight
 from sva.models.export import save_checkpoint
 from sva.testing import toy_lm
 
 
 def _x_w(rows, out=48, into=256, dtype=jnp.float32):
     rng = np.random.default_rng(0)
-    return (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((1, rows, into), (out, into)))
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((1, rows, into), (out, into)))
 
 
 def _error(found, expected):
@@ -50,11 +50,30 @@ def test_gradient_passes_through_an_int8_weight(rows):
     assert _error(found, np.asarray(expected)) < 1e-3
 
 
-def test_one_bfloat16_row_sums_in_float32():
-    x, w = _x_w(1, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("into", [256, 320, 1536])
+def test_one_bfloat16_row_sums_in_float32(into):
+    x, w = _x_w(1, into=into, dtype=jnp.bfloat16)
     y = jax.jit(dot)(x, w)
     assert y.dtype == jnp.bfloat16
     assert _error(y, np.asarray(x, np.float64) @ np.asarray(w, np.float64).T) < 2**-8
+
+
+def test_gradient_of_one_bfloat16_row_is_that_of_the_plain_product():
+    x, w = _x_w(1, dtype=jnp.bfloat16)
+    found = jax.grad(lambda x, w: jnp.sum(jnp.sin(dot(x, w) / 16)), (0, 1))(x, w)
+    expected = jax.grad(lambda x, w: jnp.sum(jnp.sin(x @ w.T / 16)), (0, 1))(x.astype(float), w.astype(float))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == jnp.bfloat16
+        assert _error(one, np.asarray(other)) < 2**-6
+
+
+def test_one_row_meets_small_weights_in_one_product():
+    x, ws = _x_w(1)[0], [_x_w(1, out=out)[1] for out in (48, 16, 16)]
+    found = jax.jit(dots)(x, ws)
+    for y, w in zip(found, ws, strict=True):
+        assert _error(y, np.asarray(x, np.float64) @ np.asarray(w, np.float64).T) < 1e-6
+    products = [jax.jit(dots).lower(_x_w(rows)[0], ws).as_text().count("dot_general") for rows in (1, 3)]
+    assert products == [1 if jax.default_backend() == "cpu" else 3, 3]
 
 
 @pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.long)])

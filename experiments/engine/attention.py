@@ -24,7 +24,7 @@ ROWS, HEADS, KV_HEADS, WIDTH, LAYERS = 32, 9, 3, 64, 30
 STEPS, ROUNDS = 10, 7
 
 
-def caches(slots: int, block: int) -> list[KV]:
+def caches(slots: int, *, blocks: bool) -> list[KV]:
     """Of every layer."""
     rng = np.random.default_rng(0)
 
@@ -32,7 +32,8 @@ def caches(slots: int, block: int) -> list[KV]:
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
     lead = (ROWS, KV_HEADS)
-    return [KV(normal(*lead, slots // block, WIDTH, block), normal(*lead, slots, WIDTH)) for _ in range(LAYERS)]
+    keys = (slots // BLOCK, WIDTH, BLOCK) if blocks else (WIDTH, slots)
+    return [KV(normal(*lead, *keys), normal(*lead, slots, WIDTH)) for _ in range(LAYERS)]
 
 
 @jax.jit
@@ -66,7 +67,7 @@ def main() -> None:
     q = jnp.asarray(np.random.default_rng(1).standard_normal((ROWS, 1, HEADS, WIDTH)), jnp.float32)
     result = {"rows": ROWS, "layers": LAYERS, "slots": {}}
     for slots in (64, 96, 128, 256, 384, 512):
-        one, many = caches(slots, slots), caches(slots, BLOCK)
+        one, many = (caches(slots, blocks=blocks) for blocks in (False, True))
         runs = {
             "one block": lambda one=one: steps(q, one),
             f"blocks of {BLOCK}": lambda many=many: steps(q, many),

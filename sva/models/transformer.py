@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sva.errors import UserError
 from sva.models import cache as kv_cache
 from sva.models.cache import Part, Recent
 from sva.models.config import ModelConfig
@@ -139,6 +140,12 @@ class Transformer(nn.Module):
         if any(name in named for name in ("embed_tokens", "layers", "layers_0", "norm")):
             return dict(named)
         return nest(named, num_layers=self.cfg.num_layers, scan=self.scan_layers)
+
+
+def check_gradients(model: Transformer) -> None:
+    """Raises UserError where no gradient would pass the model's keys and values."""
+    if model.kept_dtype == jnp.int8:
+        raise UserError("keys and values in int8 pass no gradient: load the model with kv_dtype float32 or bfloat16")
 
 
 def apply(
