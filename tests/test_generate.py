@@ -211,3 +211,15 @@ def test_prompts_that_begin_alike_are_answered_as_each_alone(toy):
         alone = toy.generate(ids[row : row + 1], mask[row : row + 1], 8)
         np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
         np.testing.assert_allclose(together.logprobs[row], alone.logprobs[0], atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA's CPU compiler makes of a step")
+def test_a_step_of_decoding_copies_no_keys_or_values(toy):
+    ids, mask = (jnp.asarray(x, jnp.int32) for x in _prompts(32))
+    keys, ends = jax.random.split(jax.random.key(0), 4), jnp.full(4, -1, jnp.int32)
+    arguments = toy.model, toy.params, ids, mask, jnp.int32(12), ends, keys
+    compiled = generation.generate.lower(*arguments, max_new_tokens=12, sampling=Greedy()).compile()
+    (step,) = [part for part in compiled.as_text().split("\n\n") if part.count("/while/body/") > 50]
+    kept = [f"f32[4,{toy.model.cfg.num_kv_heads},8,21]", f"f32[4,{toy.model.cfg.num_kv_heads},21,8]"]
+    assert all(shape in step for shape in kept)
+    assert not [line for line in step.splitlines() if " copy(" in line and any(shape in line for shape in kept)]
