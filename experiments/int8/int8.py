@@ -176,6 +176,8 @@ def main() -> None:
     result = json.loads(path.read_text()) if path.exists() else {}
     about = {"versions": versions(), "command": command(), "model": MODEL}
     asked = sys.argv[1:] or ["speed", "accuracy"]
+    if unknown := set(asked) - {"speed", "accuracy", *PRECISIONS}:
+        raise SystemExit(f"{', '.join(sorted(unknown))}: not one of speed, accuracy, {', '.join(PRECISIONS)}")
     if "speed" in asked:
         result["speed"] = speed() | about
         write_json(path, result)
