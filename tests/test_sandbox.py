@@ -1,6 +1,7 @@
 """Programs that attack: none passes, none reaches the host, the pool serves on and nothing is left."""
 
 import collections
+import dataclasses
 import functools
 import json
 import os
@@ -426,6 +427,8 @@ def test_misspelt_levels_and_senseless_limits_are_refused():
         Limits(cpu_secs=0)
     with pytest.raises(UserError, match="sandbox.wall_secs=0 must be above 0"):
         Limits(wall_secs=0)
+    with pytest.raises(UserError, match="sandbox.load_secs=0 must be above 0"):
+        Limits(load_secs=0)
 
 
 @pytest.fixture(scope="module")
@@ -447,6 +450,27 @@ def test_verdicts_come_in_the_order_of_the_jobs(sandbox):
 def test_time_limits_are_told_from_wrong_answers(sandbox):
     slow, wrong = sandbox.run([Job("def f(x):\n  while 1: 0", TESTS), Job("def f(x): 0", TESTS)], LIMITS)
     assert (slow.is_time_limit, wrong.is_time_limit) == (True, False)
+
+
+def test_what_top_level_code_may_cost_is_bounded(sandbox):
+    limits = dataclasses.replace(LIMITS, cpu_secs=30, wall_secs=60, load_secs=0.5)
+    right = "import time\ntime.sleep(0.01)\nTABLE = []\nfor n in range(9): TABLE.append(n * n)\n"
+    programs = {
+        "loop": "while True: pass\n" + RIGHT,
+        "sleep": f"{RIGHT}\nimport time\ntime.sleep(50)",
+        "table": right + "def f(x): return TABLE[abs(x)]",
+        "slow call": right + "def f(x):\n  time.sleep(0.8)\n  return x * x",
+        "memory": "TABLE = bytearray(1 << 40)\n" + RIGHT,
+        "output": "for _ in range(1 << 20): print('x' * 99)\n" + RIGHT,
+        "exit": f"{RIGHT}\nraise SystemExit",
+    }
+    started = time.monotonic()
+    verdicts = dict(zip(programs, sandbox.run([Job(p, TESTS) for p in programs.values()], limits), strict=True))
+    assert time.monotonic() - started < 30
+    assert {name for name, v in verdicts.items() if v.passed} == {"table", "slow call"}
+    assert {name for name, v in verdicts.items() if v.is_time_limit} == {"loop", "sleep"}
+    assert verdicts["loop"].reason == "time limit: 0.5 s for top-level code"
+    assert verdicts["memory"].reason.startswith("MemoryError")
 
 
 def test_tests_have_limits_too(sandbox):

@@ -47,12 +47,14 @@ class Limits:
     """What one program may use; its tests, in a process of their own, are held to the same.
 
     `cpu_secs` (whole seconds) and `memory_bytes` (address space) are a process's, `file_bytes` a file's, `disk_bytes`
-    all files' together. Output is what is written to stdout and stderr. `num_processes` counts threads and needs a user
-    or user namespace of its own; where the seccomp filter is in force there are no new processes at all.
+    all files' together. `load_secs` is the wall time that the program's top-level code may take. Output is what is
+    written to stdout and stderr. `num_processes` counts threads and needs a user or user namespace of its own; where
+    the seccomp filter is in force there are no new processes at all.
     """
 
     cpu_secs: int = 10
     wall_secs: float = 30.0
+    load_secs: float = 10.0
     memory_bytes: int = 1 << 30
     file_bytes: int = 16 << 20
     disk_bytes: int = 64 << 20
@@ -63,6 +65,7 @@ class Limits:
     def __post_init__(self) -> None:
         at_least("sandbox.cpu_secs", self.cpu_secs, 1)
         above("sandbox.wall_secs", self.wall_secs, 0)
+        above("sandbox.load_secs", self.load_secs, 0)
         at_least("sandbox.memory_bytes", self.memory_bytes, 64 << 20)
         for name in ("file_bytes", "disk_bytes", "output_bytes", "num_processes"):
             at_least(f"sandbox.{name}", getattr(self, name), 1)
@@ -153,7 +156,7 @@ class _Worker:
           _WorkerDied: the worker is gone; it must be closed.
         """
         nonce = secrets.token_hex(16)
-        tests = {"nonce": nonce, "source": job.tests, "data": plain.encode(job.data)}
+        tests = {"nonce": nonce, "source": job.tests, "data": plain.encode(job.data), "load_secs": limits.load_secs}
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             calls, answers = socket.socketpair()
             output, their_output = socket.socketpair()

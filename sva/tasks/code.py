@@ -1,14 +1,11 @@
-"""Tasks that are answered by a program: finding it in a completion, and running it against tests in the sandbox."""
+"""Tasks that are answered by a program, which runs against tests in the sandbox."""
 
-import ast
 import functools
 import inspect
 import math
 import re
-import textwrap
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +13,13 @@ from sva.errors import UserError
 from sva.sandbox import LEVELS, Job, Limits, Sandbox, Verdict
 from sva.tasks import oracles
 from sva.tasks.base import Example, Grade, Task
+from sva.tasks.programs import extract
+from sva.tasks.python_text import parse
 
 GRADERS = ("strict", "reference")
 LIMITS = Limits(cpu_secs=60, wall_secs=900.0, memory_bytes=4 << 30)
 """For a program and for its tests, which run the reference: evalplus' memory, and time for the slowest references. What
 ends a slow program sooner is the limit of each call."""
-_LONGEST = 100_000  # characters of a completion that are looked at
-_MOST_TRIES = 10  # at blocks, at beginnings of code, at lines to cut
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.DOTALL | re.MULTILINE)
-_CODE_BEGINS = re.compile(r"^(?:def |class |import |from |@|async def )", re.MULTILINE)
-_KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -39,89 +33,6 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} of {num_correct} correct among {num_samples} samples")
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
-
-
-def _parse(source: str) -> ast.Module | int:
-    """The syntax tree, or the number of the line where it is not Python. Nothing is run."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the program's own making, such as "\d"
-        try:
-            return ast.parse(source)
-        except SyntaxError as error:
-            return error.lineno or 1
-        except (ValueError, RecursionError, MemoryError):
-            return 1
-
-
-def _names(statement: ast.stmt) -> list[str]:
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return [statement.name]
-    targets = statement.targets if isinstance(statement, ast.Assign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def _definitions(source: str, name: str) -> str | None:
-    """The imports, definitions and assignments of a program that defines `name`; None where it does not.
-
-    What a module does besides (prints, asserts and inputs that show how to use it) is left out.
-    """
-    tree = _parse(source)
-    if isinstance(tree, int) or not any(name in _names(statement) for statement in tree.body):
-        return None
-    lines = source.split("\n")
-    kept: list[int] = []
-    for statement in tree.body:
-        if isinstance(statement, _KEPT):
-            decorators = getattr(statement, "decorator_list", [])
-            first = min(part.lineno for part in (statement, *decorators))
-            kept += range(first - 1, statement.end_lineno or first)
-    return "\n".join(lines[number] for number in dict.fromkeys(kept)) + "\n"
-
-
-def _code_at(text: str) -> str:
-    """The lines from the beginning of `text` up to where it stops being Python."""
-    lines = text.split("\n")
-    for _ in range(_MOST_TRIES):
-        bad = _parse("\n".join(lines))
-        if not isinstance(bad, int) or not lines:
-            break
-        lines = lines[: min(bad, len(lines)) - 1]
-    return "\n".join(lines)
-
-
-def _candidates(text: str) -> Iterator[str]:
-    """Stretches of a completion that may be the program, best first: the last block of code, code among words."""
-    blocks = [match for match in _FENCE.finditer(text) if match[1].lower() in ("", "python", "python3", "py")]
-    yield from (match[2] for match in reversed(blocks[-_MOST_TRIES:]))
-    beginnings = [match.start() for match in _CODE_BEGINS.finditer(text)]
-    yield from (_code_at(text[start:]) for start in beginnings[:_MOST_TRIES])
-
-
-def extract(completion: str, name: str, prompt: str = "") -> str | None:
-    """The program in a completion that defines the function `name`; None where there is none.
-
-    The last block of code that defines it, else code that stands among words, else, where `prompt` is the beginning of
-    a program, its continuation. What `prompt` imports and defines before `name` comes first.
-    """
-    text = completion[:_LONGEST].replace("\r\n", "\n").replace("\r", "\n")
-    preamble = prompt[: found.start()] if (found := re.search(rf"^def {name}\b", prompt, re.MULTILINE)) else ""
-    for candidate in _candidates(text):
-        program = _definitions(textwrap.dedent(candidate), name)
-        if program is not None:
-            return preamble + program
-    if prompt and (body := _continuation(text)):
-        return _definitions(_code_at(prompt + body), name)
-    return None
-
-
-def _continuation(text: str) -> str:
-    """The indented lines that a completion begins with."""
-    lines = []
-    for line in text.split("\n"):
-        if line.strip() and not line.startswith((" ", "\t")):
-            break
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def reference_program(completion: str, name: str, prompt: str) -> str:
@@ -146,7 +57,7 @@ def reference_program(completion: str, name: str, prompt: str) -> str:
             kept.append(line)
     parts = (first + "\n".join(kept)).split("\ndef ")
     own = (f"{name} ", f"{name}(")
-    parts[1:] = [p for p in parts[1:] if p.strip().startswith(own) or not isinstance(_parse("\ndef " + p), int)]
+    parts[1:] = [p for p in parts[1:] if p.strip().startswith(own) or not isinstance(parse("\ndef " + p), int)]
     return "\ndef ".join(parts).strip()
 
 

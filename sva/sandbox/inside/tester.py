@@ -24,10 +24,11 @@ class ProgramEnded(Exception):
     """The program's process is gone, or no longer answers in the agreed form."""
 
 
-def caller(channel: Any) -> Any:
+def caller(channel: Any, load_secs: float) -> Any:
     """A function that calls the program's functions over `channel`, once the program has said that it is loaded.
 
-    Its first argument is for how many seconds it waits for each part of the answer; None: as long as the limits let it.
+    The program's top-level code may take `load_secs`, so that a module that never ends costs no more. The function's
+    first argument is for how many seconds it waits for each part of the answer; None: as long as the limits let it.
     """
 
     def result(message: dict[str, Any] | None) -> Any:
@@ -37,23 +38,23 @@ def caller(channel: Any) -> Any:
             raise _exception(str(message["raised"]), str(message.get("text", "")))
         return plain.decode(message["value"])
 
-    def exchange(message: bytes | None, secs: float | None = None) -> Any:
+    def exchange(message: bytes | None, secs: float | None, what: str) -> Any:
         channel.settimeout(secs)
         try:
             if message is not None:
                 channel.sendall(message)
             answer = plain.receive(channel.recv)
         except TimeoutError:
-            raise ProgramEnded(f"time limit: {secs:g} s for one call") from None
+            raise ProgramEnded(f"time limit: {secs:g} s for {what}") from None
         except (OSError, ValueError) as error:
             raise ProgramEnded(f"{PROGRAM_ENDED}: {error}") from None
         return result(answer)
 
     def call_within(secs: float | None, name: str, *args: Any, **kwargs: Any) -> Any:
         message = {"call": name, "args": [plain.encode(arg) for arg in args], "kwargs": plain.encode(kwargs)}
-        return exchange(plain.dumps(message), secs)
+        return exchange(plain.dumps(message), secs, "one call")
 
-    exchange(None)
+    exchange(None, load_secs, "top-level code")
     return call_within
 
 
@@ -72,7 +73,7 @@ def run(tests: dict[str, Any], channel: Any) -> tuple[bool, str]:
     source = tests["source"]
     linecache.cache[_TESTS] = (len(source), None, source.splitlines(keepends=True), _TESTS)
     try:
-        call_within = caller(channel)
+        call_within = caller(channel, tests["load_secs"])
         call = functools.partial(call_within, None)
         names = {"__name__": "tests", "call": call, "call_within": call_within, "data": plain.decode(tests["data"])}
         exec(compile(source, _TESTS, "exec"), names)
