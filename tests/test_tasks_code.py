@@ -162,88 +162,9 @@ def test_no_question_is_in_two_splits():
     assert len(set(texts)) == len(texts) == 399
 
 
-# --- finding the program ---
+# --- programs ---
 
 ADD = "def add(a, b):\n    return a + b"
-PROMPT = 'from typing import List\n\ndef helper(a):\n    return a\n\n\ndef add(a, b):\n    """Add."""\n'
-COMPLETIONS = [
-    f"```python\n{ADD}\n```",
-    f"Sure! Here is the function:\n\n```python\n{ADD}\n```\n\nIt adds two numbers.",
-    f"```\n{ADD}\n```",
-    f"```py\n{ADD}\n```",
-    f"~~~python\n{ADD}\n~~~",
-    f"```Python\r\n{ADD}\r\n```\r\n".replace("\n    ", "\r\n    "),
-    ADD,
-    f"Here you go:\n\n{ADD}\n\nThis returns the sum of both.",
-    f"{ADD}\n\nprint(add(1, 2))  # 3\nassert add(1, 1) == 3",
-    f"```python\n{ADD}\n\nif __name__ == '__main__':\n    print(add(int(input()), 1))\n```",
-    f"```python\n{ADD}\n\nassert add(2, 2) == 5\n```",
-    f"```python\nimport math\n\n{ADD}\n```\n\nExample:\n```python\nprint(add(1, 2))\n```",
-    f"First try:\n```python\ndef add(a, b):\n    return a - b\n```\nThat is wrong. Corrected:\n```python\n{ADD}\n```",
-    f"```python\n{ADD}\n```\nOr, cut off:\n```python\ndef add(a, b):\n    return (a +",
-    f"```bash\npip install numpy\n```\n```python\n{ADD}\n```",
-    "1. Write it:\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n2. Done.",
-    "```python\nadd = lambda a, b: a + b\n```",
-    "```python\nfrom operator import add as plus\nadd = plus\n```",
-    "```python\nclass Adder:\n    def __call__(self, a, b):\n        return a + b\n\nadd = Adder()\n```",
-    "```python\nimport functools\n\n@functools.cache\ndef add(a, b):\n    return a + b\n```",
-    "```python\ndef add(a, b):\n\treturn a + b\n```",
-    f"\x07\x1b[1m{'word ' * 50}\n```python\n{ADD}\n```",
-    f"```python\n{ADD}",
-    "```python\ndef add(a, b):\n    words = 'one\x0ctwo\u2028three'\n    return a + b\n\nprint(add(1, 2))\n```",
-    "```python\nimport math; print(1)\ndef add(a, b): return a + b\n```",
-    f"def unrelated():\n    pass\n\nand then\n\n{ADD}\n\nthat is all: the (sum of both.",
-    "```python\nOFFSET = 0\ndef add(a, b):\n    return a + b + OFFSET\n```",
-]  # fmt: skip
-
-
-def test_programs_are_found_in_whatever_completions_they_come_in():
-    programs = [code.extract(text, "add") for text in COMPLETIONS]
-    assert None not in programs
-    verdicts = code.shared_sandbox(LEVEL).run([Job(p or "", "assert call('add', 2, 3) == 5") for p in programs])
-    assert [(text, v.reason) for text, v in zip(COMPLETIONS, verdicts, strict=True) if not v.passed] == []
-
-
-@pytest.mark.parametrize(
-    "completion",
-    [
-        "",
-        "I cannot help with that.",
-        "```python\n```",
-        "def subtract(a, b): return a - b",
-        "def add(a, b:\n  return",
-        "\0",
-        "```",
-    ],
-)
-def test_where_there_is_no_program_there_is_none(completion):
-    assert code.extract(completion, "add") is None
-
-
-@pytest.mark.parametrize(
-    "completion", ["    return a + b\n", "    c = a + b\n    return c\n\nprint(add(1, 2))", COMPLETIONS[0]]
-)
-def test_a_completion_may_go_on_where_the_prompt_ends(completion):
-    program = code.extract(completion, "add", PROMPT)
-    assert program is not None
-    assert "def helper" in program
-    assert "print" not in program
-    names: dict = {}
-    exec(program, names)
-    assert names["add"](2, 3) == 5
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["(" * 90_000, "-" * 90_000 + "1", "[" * 5_000, "lambda:" * 10_000 + "1", "not " * 20_000 + "1",
-     "x." * 40_000 + "x", "f(" * 5_000, "if 1:\n" + " " * 4_000, "1+" * 40_000 + "1", "é" * 90_000, "\ud800",
-     "```python\n" * 9_000],
-    ids=lambda text: text[:4],
-)  # fmt: skip
-def test_no_text_brings_the_parser_down(text):
-    assert code.extract(text, "add") is None
-    program = f"def add(a): return {text}\n"
-    assert code.extract(f"```python\n{program}```", "add") in (None, program)
 
 
 def test_a_completion_of_a_megabyte_is_read_in_no_time_and_gets_a_verdict():

@@ -65,11 +65,20 @@ def _definition(tree: ast.Module, name: str) -> ast.stmt | None:
     return found
 
 
+def _is_no_function(node: ast.stmt) -> bool:
+    """Whether a statement that binds a name imports it or binds plain data, as a line of output does."""
+    value = node.value if isinstance(node, ast.Assign) else None
+    data = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.UnaryOp)
+    return isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(value, data)
+
+
 def _is_stub(node: ast.stmt) -> bool:
     """Whether it is a function that does nothing: its text, `pass`, an ellipsis."""
     if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
         return False
-    idle = [isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in node.body]
+    idle = [
+        isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in node.body
+    ]
     return all(idle)
 
 
@@ -80,8 +89,7 @@ def _main(found: Sequence[Piece], name: str) -> Piece | None:
         number, piece = numbered
         node = _definition(piece.tree, name)
         assert node is not None
-        is_import = isinstance(node, (ast.Import, ast.ImportFrom))
-        return not is_import, piece.is_complete and not _is_stub(node), piece.is_block, number
+        return not _is_no_function(node), piece.is_complete and not _is_stub(node), piece.is_block, number
 
     defining = [(i, piece) for i, piece in enumerate(found) if _definition(piece.tree, name)]
     return max(defining, key=rank)[1] if defining else None
@@ -98,12 +106,14 @@ def _continued(text: str, found: Sequence[Piece], name: str, prompt: str) -> Pie
     """The program that the prompt becomes with the text, or with a block, behind it."""
     again = re.search(rf"^(?:async )?def {re.escape(name)}\b", text, re.MULTILINE)
     text = text[: again.start()] if again else text
+    bare = python_text.code_at(prompt)
+    begun = _definition(bare.tree, name) if bare else None
     bodies = [text, "    " + text.lstrip("\n")]
     bodies += [textwrap.indent(piece.source, "    ") for piece in reversed(found) if piece.is_block]
     for body in bodies:
         piece = python_text.code_at(prompt.rstrip() + "\n" + body.lstrip("\n"))
         node = _definition(piece.tree, name) if piece else None
-        if piece and node and not _is_stub(node):
+        if piece and node and not _is_stub(node) and not (begun and ast.dump(node) == ast.dump(begun)):
             return piece
     return None
 
@@ -176,13 +186,16 @@ def _without_use(module: Sequence[Statement], name: str) -> list[Statement]:
         if isinstance(statement.node, (ast.Import, ast.ImportFrom)):
             stays = is_needed or not _is_missing(statement.node)
         elif isinstance(statement.node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            stays = is_needed or not names.reads & gone
-        elif is_main_guard(statement.node) or reached & INPUTS or names.reads & gone:
+            stays = is_needed or not statement.needs & gone
+        elif is_main_guard(statement.node) or reached & INPUTS or statement.needs & gone:
             stays = False
         else:
             stays = is_needed or not (name in reached or (reached & ENDS and isinstance(statement.node, ast.Expr)))
-        gone = gone - names.binds if stays else gone | names.binds
-        kept += [statement] if stays else []
+        if stays:
+            kept.append(statement)
+            gone -= names.binds
+        else:
+            gone |= names.binds
     return kept
 
 

@@ -13,6 +13,9 @@ _LANGUAGES = ("", "python", "python2", "python3", "py", "py3", "ipython", "pycon
 _BEFORE_FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d+[.)])[ \t]+)?")
 _CODE_ON_FENCE = re.compile(r"(?:python3?|py)?[ \t]*((?:def|class|import|from|async def|@)\b.*)")
 _BLOCK_OF_ONE_LINE = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*(\S.*?)```[ \t]*$", re.MULTILINE)
+_QUOTED_FENCE = re.compile(r"^[ \t]*>[ \t]?(?:```|~~~)", re.MULTILINE)
+_QUOTED = re.compile(r"^[ \t]*>(?!>)[ \t]?", re.MULTILINE)
+_WORDS_BEFORE_CODE = re.compile(r"^(?=\S)[^\n#\"'`]{0,60}?(?::|\w>)[ \t]*(?=(?:async )?def \w+\()", re.MULTILINE)
 _DEFINITION = r"(?P<sure>def |class |import |from |@|async def )"
 _ASSIGNMENT = r"[A-Za-z_][\w.]*(?:\[[^\]\n]*\])?(?:[ \t]*:[ \t]*[\w\[\], .]+)?[ \t]*(?:[-+*/%|&^]|//|\*\*|<<|>>)?=(?!=)"
 _CODE_BEGINS = re.compile(rf"^(?P<indent>[ \t]*)(?:{_DEFINITION}|{_ASSIGNMENT})", re.MULTILINE)
@@ -42,9 +45,10 @@ def parse(source: str) -> ast.Module | int:
 def pieces(text: str) -> list[Piece]:
     """All stretches of Python in a text, in its order."""
     found: list[Piece] = []
+    text = _QUOTED.sub("", text) if _QUOTED_FENCE.search(text) else text
     for content, is_block in _blocks(_BLOCK_OF_ONE_LINE.sub(r"```python\n\1\n```", text)):
         if not is_block:
-            found += _stretches(content, False)
+            found += _stretches(_WORDS_BEFORE_CODE.sub("", content), False)
             continue
         source = _typed(dedented(content.replace("\ufeff", "")))
         tree = parse(source)
@@ -53,11 +57,18 @@ def pieces(text: str) -> list[Piece]:
 
 
 def dedented(text: str) -> str:
-    """The text without the indent of its first line that has any; what is indented less stays where it is."""
+    """The text without the indent of its first line, or of all its lines where that is less."""
+    first = _first_line(text)
+    if not first.startswith((" ", "\t")):
+        return text  # as it stands: blank lines in its strings keep their blanks
     text = textwrap.dedent(text)
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    first = _first_line(text)
     indent = first[: len(first) - len(first.lstrip())]
-    return "\n".join(line.removeprefix(indent) for line in text.split("\n")) if indent else text
+    return "\n".join(line.removeprefix(indent) for line in text.split("\n"))
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.split("\n") if line.strip()), "")
 
 
 def code_at(text: str) -> Piece | None:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-INPUTS = frozenset(["input", "raw_input", "stdin", "argv", "fileinput"])
+INPUTS = frozenset(["input", "raw_input", "stdin", "argv", "parse_args", "fileinput", "open"])
 ENDS = frozenset(["exit", "quit", "_exit"])
 """Names, or attributes, by which a program reads what nobody gives it here, and by which it ends."""
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
@@ -21,14 +21,22 @@ _Import = (ast.Import, ast.ImportFrom)
 class Names:
     """Names of the module that a statement uses.
 
-    `binds`: it gives them a value; `changes`: it may change their value in place; `given`: a function that it calls may;
-    `reads`: it looks them up when it runs; `later`: functions in it look them up when they are called, and may change
-    `later_changes`.
+    Attributes:
+      binds: it gives them a value.
+      changes: it may change their value in place.
+      given: a function that it calls may change their value.
+      updates: it reads them before it binds them.
+      inner: variables of a comprehension.
+      reads: it looks them up when it runs.
+      later: functions in it look them up when they are called.
+      later_changes: functions in it may change their value.
     """
 
     binds: set[str] = field(default_factory=set)
     changes: set[str] = field(default_factory=set)
     given: set[str] = field(default_factory=set)
+    updates: set[str] = field(default_factory=set)
+    inner: set[str] = field(default_factory=set)
     reads: set[str] = field(default_factory=set)
     later: set[str] = field(default_factory=set)
     later_changes: set[str] = field(default_factory=set)
@@ -47,6 +55,13 @@ class Statement:
         """Whether calling what it binds runs code of its own."""
         is_lambda = isinstance(getattr(self.node, "value", None), ast.Lambda)
         return is_lambda or isinstance(self.node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+
+    @property
+    def needs(self) -> set[str]:
+        """What must have a value before it runs."""
+        is_compound = hasattr(self.node, "body") or isinstance(self.node, ast.Match)
+        own = self.names.binds - self.names.updates if is_compound else set()
+        return self.names.reads - own - self.names.inner
 
 
 def statements(source: str, tree: ast.Module) -> list[Statement]:
@@ -155,11 +170,12 @@ def _note(node: ast.AST, names: Names) -> None:
             names.changes.add(root)
     elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
         names.reads.add(node.target.id)
+        names.updates.add(node.target.id)
+    elif isinstance(node, ast.comprehension):
+        names.inner |= {part.id for part in ast.walk(node.target) if isinstance(part, ast.Name)}
     elif isinstance(node, _Import):
         names.binds |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-    elif isinstance(node, ast.ExceptHandler) and node.name:
-        names.binds.add(node.name)
-    elif isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name:
+    elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
         names.binds.add(node.name)
     elif isinstance(node, ast.Call):
         if isinstance(node.func, ast.Attribute) and (root := _root(node.func)):
