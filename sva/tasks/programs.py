@@ -13,7 +13,16 @@ from collections.abc import Sequence
 
 from sva.tasks import python_text
 from sva.tasks.python_text import Piece
-from sva.tasks.statements import BUILTINS, ENDS, INPUTS, Statement, is_main_guard, is_setting, statements
+from sva.tasks.statements import (
+    BUILTINS,
+    ENDS,
+    INPUTS,
+    Statement,
+    is_main_guard,
+    is_setting,
+    is_showing_import,
+    statements,
+)
 
 _LONGEST = 100_000  # characters of a completion that are looked at, the last ones
 
@@ -125,7 +134,7 @@ def _support(found: Sequence[Piece], main: Piece, module: Sequence[Statement], n
     order = [*reversed(range(place)), *range(place + 1, len(found))]
     taken: dict[tuple[int, int], Statement] = {}
     bound = BUILTINS.union({name}, *(s.names.binds for s in module))
-    wanted = sorted(set().union(*(s.names.reads | s.names.later for s in module)) - bound)
+    wanted = sorted(set().union(*(s.needs | s.names.later for s in module)) - bound)
 
     def take(number: int, of: str) -> bool:
         about = [(i, s) for i, s in enumerate(others[number]) if of in s.names.binds | s.names.changes]
@@ -135,14 +144,14 @@ def _support(found: Sequence[Piece], main: Piece, module: Sequence[Statement], n
         for i, statement in about:
             if (number, i) not in taken:
                 taken[number, i] = statement
-                wanted.extend(sorted(statement.names.reads | statement.names.later))
+                wanted.extend(sorted(statement.needs | statement.names.later))
         return True
 
     for number in range(place):
         for i, statement in enumerate(others[number]):
             if found[number].is_block and is_setting(statement):
                 taken[number, i] = statement
-                wanted.extend(sorted(statement.names.reads))
+                wanted.extend(sorted(statement.needs))
     while wanted:
         of = wanted.pop()
         if of not in bound:
@@ -160,7 +169,7 @@ def _needed(module: Sequence[Statement], name: str) -> set[str]:
     needed, waiting = {name}, [name]
     while waiting:
         for statement in about.pop(waiting.pop(), []):
-            new = (statement.names.reads | statement.names.later) - needed
+            new = (statement.needs | statement.names.later) - needed
             needed |= new
             waiting += new
     return needed
@@ -178,19 +187,21 @@ def _without_use(module: Sequence[Statement], name: str) -> list[Statement]:
     """The module without what shows its use."""
     needed, kept = _needed(module, name), []
     functions = {of: s for s in module if s.defines_function for of in s.names.binds if of != name}
+    shown = {name}.union(needed & functions.keys())
+    tools = ENDS.union(*(s.names.binds for s in module if is_showing_import(s.node)))
     gone: set[str] = set()  # names that a statement which is left out would have bound
     for statement in module:
-        names = statement.names
+        names, node = statement.names, statement.node
         reached, changed = _reached(names.reads, functions)
         is_needed = bool((names.binds | names.changes) & needed or (names.given | changed) & needed - {name})
-        if isinstance(statement.node, (ast.Import, ast.ImportFrom)):
-            stays = is_needed or not _is_missing(statement.node)
-        elif isinstance(statement.node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            stays = is_needed or not _is_missing(node)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             stays = is_needed or not statement.needs & gone
-        elif is_main_guard(statement.node) or reached & INPUTS or statement.needs & gone:
+        elif is_main_guard(node) or reached & INPUTS or statement.needs & gone:
             stays = False
         else:
-            stays = is_needed or not (name in reached or (reached & ENDS and isinstance(statement.node, ast.Expr)))
+            stays = is_needed or not (reached & shown or (reached & tools and isinstance(node, ast.Expr)))
         if stays:
             kept.append(statement)
             gone -= names.binds

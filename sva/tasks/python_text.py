@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 _MOST_STRETCHES, _MOST_CUTS = 20, 6  # tried in one text; lines cut off one of them
 _LANGUAGES = ("", "python", "python2", "python3", "py", "py3", "ipython", "pycon")
+_UNSEEN = {0x200B: None, 0x2060: None, 0xA0: " "}  # blanks that Python refuses outside of strings
 _BEFORE_FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d+[.)])[ \t]+)?")
 _CODE_ON_FENCE = re.compile(r"(?:python3?|py)?[ \t]*((?:def|class|import|from|async def|@)\b.*)")
 _BLOCK_OF_ONE_LINE = re.compile(r"^[ \t]*```(?:python3?|py)?[ \t]*(\S.*?)```[ \t]*$", re.MULTILINE)
@@ -52,6 +53,9 @@ def pieces(text: str) -> list[Piece]:
             continue
         source = _typed(dedented(content.replace("\ufeff", "")))
         tree = parse(source)
+        if isinstance(tree, int) and source.translate(_UNSEEN) != source:
+            source = source.translate(_UNSEEN)
+            tree = parse(source)
         found += _stretches(source, True) if isinstance(tree, int) else [Piece(source, tree, True)]
     return found
 

@@ -117,6 +117,11 @@ def is_for_show(node: ast.stmt) -> bool:
     )
 
 
+def is_showing_import(node: ast.stmt) -> bool:
+    """Whether it takes names out of a module that runs tests."""
+    return isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in _SHOWING_MODULES
+
+
 def is_main_guard(node: ast.stmt) -> bool:
     """Whether it is an `if` that asks for the module to be the one that is run."""
     if not isinstance(node, ast.If):
