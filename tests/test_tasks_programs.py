@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import random
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,6 +96,23 @@ def test_every_completion_of_the_table_gets_its_verdict():
     assert len(table) >= 140
     assert sum(not row.is_right for row in table) >= 20
     assert wrong(table) == []
+
+
+def test_damaged_completions_raise_nothing_and_programs_are_python():
+    draw, num_programs = random.Random(0), 0
+    for row in rows():
+        lines = row.completion.split("\n")
+        for _ in range(draw.randint(1, 3)):
+            place = draw.randrange(len(lines))
+            cut = draw.randint(0, len(lines[place]))
+            lines[place : place + 1] = draw.choice(
+                ([], [lines[place]] * 2, [lines[place][:cut]], ["  " + lines[place]], ["```"], ['"""', lines[place]])
+            ) or [""]
+        program = programs.extract("\n".join(lines), row.name, row.prompt)
+        if program is not None:
+            num_programs += 1
+            assert isinstance(python_text.parse(program), ast.Module), lines
+    assert num_programs > 100
 
 
 CASE = {

@@ -111,6 +111,7 @@ def test_a_small_python_file_is_a_task(tmp_path):
     [
         ("x = 1\ny = nothing\n", r"mine.py, line 2: NameError"),
         ("x = = 1\n", r"mine.py, line 1: SyntaxError"),
+        ("import sys\nsys.exit(0)\n", r"mine.py, line 2: SystemExit: 0"),
         ("x = 1\n", r"mine.py defines no TASK"),
     ],
 )

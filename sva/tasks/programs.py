@@ -1,8 +1,9 @@
 """The program in a completion: the module that defines a function, with what it needs and without examples of its use.
 
-The field's rules differ here. evalplus keeps imports, definitions and assignments that the function reaches, so a table
-that a loop fills is lost (evalplus#188, evalplus#190); others run the first block, or the last, as it stands. Here the
-last block that defines the function stays whole: loops, conditions, calls, `try`. Left out is what shows its use.
+The field's rules differ here: evalplus' sanitizer keeps imports, definitions and assignments that the function reaches
+(evalplus#188, evalplus#190), by which a table that a loop fills is lost; others run the first block, or the last, as it
+stands. Here the last block that defines the function stays whole, with its loops, conditions, calls and `try`. Left out
+is what only shows its use.
 """
 
 import ast
@@ -24,6 +25,7 @@ from sva.tasks.statements import (
     statements,
 )
 
+_ANSWERS = (ast.Return, ast.Yield, ast.YieldFrom, ast.Raise)
 _LONGEST = 100_000  # characters of a completion that are looked at, the last ones
 
 
@@ -117,12 +119,12 @@ def _continued(text: str, found: Sequence[Piece], name: str, prompt: str) -> Pie
     text = text[: again.start()] if again else text
     bare = python_text.code_at(prompt)
     begun = _definition(bare.tree, name) if bare else None
-    bodies = [text, "    " + text.lstrip("\n")]
-    bodies += [textwrap.indent(piece.source, "    ") for piece in reversed(found) if piece.is_block]
-    for body in bodies:
+    blocks = [textwrap.indent(piece.source, "    ") for piece in reversed(found) if piece.is_block]
+    for body in (text, *blocks, "    " + text.lstrip("\n")):
         piece = python_text.code_at(prompt.rstrip() + "\n" + body.lstrip("\n"))
         node = _definition(piece.tree, name) if piece else None
-        if piece and node and not _is_stub(node) and not (begun and ast.dump(node) == ast.dump(begun)):
+        answers = node is not None and any(isinstance(part, _ANSWERS) for part in ast.walk(node))
+        if piece and node and answers and not (begun and ast.dump(node) == ast.dump(begun)):
             return piece
     return None
 

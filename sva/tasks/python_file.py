@@ -38,7 +38,7 @@ def from_python(path: str | Path) -> Task:
     sys.modules[name] = module  # where dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         trace, line = error.__traceback__, getattr(error, "lineno", None)
         while trace:
             line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(path) else line
