@@ -50,6 +50,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    from sva import chat
     from sva.alphas import Alphas
     from sva.dispatch import choice
     from sva.errors import at_least
@@ -70,6 +71,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     prompts, faults = _prompts(arguments)
     lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
+    chat.end_tokens(lm, arguments.stop)  # a stop string that no text can hold is said before any work
     mixed = _mixed(lm, arguments) if arguments.alphas else lm
     lines = len(prompts) + len(faults)
     with contextlib.ExitStack() as stack:
