@@ -63,11 +63,11 @@ class Text:
     def add(self, tokens: Sequence[int]) -> int | None:
         """How many of these tokens belong to the completion where a stop string ends it, otherwise None."""
         for place, token in enumerate(tokens):
-            if token in self._ids:
+            if not self._grow(self._stream.add(int(token))):
+                self._look_ahead()
+            if self.stop is None and token in self._ids:
                 self.end()
                 self.stop = self.stop or self._ids[token]
-            elif not self._grow(self._stream.add(int(token))):
-                self._look_ahead()
             if self.stop is not None:
                 self._ended = True
                 return place + 1

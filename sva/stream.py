@@ -79,7 +79,7 @@ class Stream:
     def peek(self) -> str:
         """The text that waits, as if the row ended here."""
         if self._vocabulary.is_byte_level:
-            return "\N{REPLACEMENT CHARACTER}" if self._bytes.getstate()[0] else ""
+            return self._bytes.getstate()[0].decode(errors="replace")
         if not self._waiting:
             return ""
         return self._vocabulary.decode([*self._before, *self._waiting])[self._before_size :]
