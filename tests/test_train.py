@@ -166,9 +166,9 @@ def test_a_stop_that_is_a_special_token_ends_a_rollouts_rows_by_its_id(toy, spec
         assert ended.texts[row] == toy.tokenizer.decode(own, skip_special_tokens=True)
     assert any(lengths[1] < lengths[0])
     assert ended.overlong < whole.overlong
+    refused = NameAColour(stop=("<user> x",))
     with pytest.raises(UserError, match="the stop string '<user> x' holds the special token '<user>' and more"):
-        task = NameAColour(stop=("<user> x",))
-        rollout(toy, spectra, ones, task, examples, jax.random.key(0), cfg, SMALL["loss"], width)
+        rollout(toy, spectra, ones, refused, examples, jax.random.key(0), cfg, SMALL["loss"], width)
 
 
 def test_a_rollouts_prompt_is_the_tasks_whole_chat(toy):
