@@ -45,7 +45,9 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens that make up this probability")
     parser.add_argument("--min-p", type=float, help="draw from tokens this part as probable as the likeliest")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--stop", action="append", default=[], help="a string that ends an answer; may be repeated")
+    parser.add_argument(
+        "--stop", action="append", default=[], help="a text or special token that ends an answer; may be repeated"
+    )
     parser.add_argument("--rows", type=int, default=32, help="answers at work at a time (default: %(default)s)")
 
 

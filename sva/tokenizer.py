@@ -108,7 +108,7 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast | None":
         raise
     except Exception as error:  # bare Exception is what the tokenizers library raises
         raise UserError(f"{file.path}: its vocabulary is damaged ({error}); fetch it again") from error
-    ending = end_tokens(file.metadata)  # no text of an answer, whatever their type
+    ending = end_tokens(file.metadata, str(file.path))  # no text of an answer, whatever their type
     for number, (token, kind) in enumerate(zip(tokens, file.get("tokenizer.ggml.token_type", ()), strict=False)):
         if kind in (CONTROL, USER_DEFINED):
             is_special = bool(kind == CONTROL) or number in ending

@@ -3,8 +3,10 @@
 Early converters named one end token only, often the end of a document, while the model ends its turns with another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from sva.models.config import token_ids
 
@@ -49,14 +51,17 @@ _OF_A_TEXT = frozenset(
 )
 
 
-def end_tokens(metadata: Mapping[str, Any]) -> list[int]:
+def end_tokens(metadata: Mapping[str, Any], where: str = "the GGUF file") -> list[int]:
     """The ids that end an answer, each once, the one that ends a turn last.
 
     Known by their text are control and user-defined tokens that llama.cpp ends at too, and a few families' more. As
     there, gpt-oss's <|end|> ends a message and no answer where <|return|> and <|call|> exist, and </s> is text where
     <|tool_response> exists.
+
+    Raises:
+      UserError: the metadata names something that is no id; `where` stands in the message.
     """
-    named = {name: _named(metadata, name) for name in ("eos", "eom", "eot")}
+    named = {name: _named(metadata, name, where) for name in ("eos", "eom", "eot")}
     known = _known_by_text(metadata)
     template = metadata.get("tokenizer.chat_template")
     written = [i for i, text in known.items() if text in _OF_A_TURN and isinstance(template, str) and text in template]
@@ -65,18 +70,19 @@ def end_tokens(metadata: Mapping[str, Any]) -> list[int]:
     return list(dict.fromkeys(reversed(order)))[::-1]
 
 
-def _named(metadata: Mapping[str, Any], name: str) -> tuple[int, ...]:
+def _named(metadata: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
     key = f"tokenizer.ggml.{name}_token_id"
-    return tuple(i for i in token_ids(metadata.get(key), key) if i != 0xFFFFFFFF)
+    return tuple(i for i in token_ids(metadata.get(key), f"{where}: {key}") if i != 0xFFFFFFFF)
 
 
 def _known_by_text(metadata: Mapping[str, Any]) -> dict[int, str]:
-    tokens: Sequence[str] = metadata.get("tokenizer.ggml.tokens", ())
-    types: Sequence[int] = metadata.get("tokenizer.ggml.token_type", ())
+    tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(types, list | np.ndarray):
+        return {}
     found = {
         number: text
         for number, (text, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind in (CONTROL, USER_DEFINED) and (text in _OF_A_TURN or text in _OF_A_TEXT)
+        if kind in (CONTROL, USER_DEFINED) and isinstance(text, str) and (text in _OF_A_TURN or text in _OF_A_TEXT)
     }
     texts = set(found.values())
     inside = set()

@@ -225,7 +225,7 @@ def _config(file: GGUFFile) -> ModelConfig:
         "use_sliding_window": window is not None,
         "max_window_layers": 0,
         "bos_token_id": _token(file, "bos"),
-        "eos_token_id": end_tokens(file.metadata),
+        "eos_token_id": end_tokens(file.metadata, str(where)),
         "pad_token_id": _token(file, "padding"),
     }
     # llama.cpp's rules: no type means linear, no factor means none
