@@ -216,8 +216,13 @@ class AdaptiveLM:
         max_new_tokens: int,
         stopwatch: Stopwatch,
         right: Sequence[str] | None = None,
+        stops: Sequence[Sequence[str]] | None = None,
     ) -> list[Measured]:
-        """`answer`, greedily and one pass after the other, with what each of them took."""
+        """`answer`, greedily and one pass after the other, with what each of them took.
+
+        Args:
+          stops: the stop strings that each answer is cut at; none by default.
+        """
         rows, size = self.rows(questions, right), len(questions)
         request = self._request(rows, size, max_new_tokens, Greedy(), None)
         decision, first = stopwatch(adapt.choose, self.served, self.dispatcher, rows)
@@ -225,7 +230,7 @@ class AdaptiveLM:
         read, drawn = rows.prompts.mask.sum(axis=1), generation.lengths
         work = _work(self.lm.model, self.served.bank, read, drawn, unembedded=drawn)
         costs = _costs(decision.work, first, size), _costs(work, second, size)
-        return list(map(Measured, self._answers(decision, generation, size), *costs))
+        return list(map(Measured, self._answers(decision, generation, size, stops), *costs))
 
     def _request(
         self, rows: Rows, size: int, max_new_tokens: int, sampling: Sampling, key: jax.Array | None
@@ -241,9 +246,15 @@ class AdaptiveLM:
             sampling=sampling,
         )
 
-    def _answers(self, decision: Decision, generation: Generation, size: int) -> list[Answer]:
+    def _answers(
+        self,
+        decision: Decision,
+        generation: Generation,
+        size: int,
+        stops: Sequence[Sequence[str]] | None = None,
+    ) -> list[Answer]:
         tokens, lengths = (np.asarray(x)[:size] for x in (generation.tokens, generation.lengths))
-        texts = chat.decode(self.lm, tokens, lengths)
+        texts, lengths, _ = chat.decode_until(self.lm, tokens, lengths, stops or [()] * size)
         named = self.named(self._decided(decision, size))
         return [Answer(text, *label, int(length)) for text, label, length in zip(texts, named, lengths, strict=True)]
 

@@ -1,12 +1,13 @@
 """Questions to token ids and back, through the tokenizer's chat template."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sva.errors import UserError
 from sva.lm import LM
+from sva.stops import Text, stop_tokens
 from sva.tasks.base import Example, Task
 
 
@@ -63,14 +64,50 @@ def decode(lm: LM, tokens: Any, lengths: Any) -> list[str]:
     """The text of each row's first `lengths` tokens, special tokens left out."""
     tokenizer = need_tokenizer(lm)
     rows = zip(np.asarray(tokens), np.asarray(lengths), strict=True)
-    return [tokenizer.decode(row[:length], skip_special_tokens=True) for row, length in rows]
+    return [
+        tokenizer.decode(row[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for row, length in rows
+    ]
 
 
-def end_tokens(lm: LM) -> tuple[int, ...]:
-    """The ids that end an answer: the configuration's, and the tokenizer's own."""
+class Cut(NamedTuple):
+    """Rows up to where their stop strings end them."""
+
+    texts: list[str]
+    lengths: np.ndarray  # [B] int32, with the token that completes a stop string
+    stopped: np.ndarray  # [B] bool: by a stop string
+
+    def means(self, logprobs: np.ndarray) -> np.ndarray:
+        """[B] float32: the mean of each row's log-probs, given as [B, N]."""
+        within = np.arange(logprobs.shape[1]) < self.lengths[:, None]
+        return np.where(within, logprobs, 0).sum(axis=1) / self.lengths
+
+
+def decode_until(lm: LM, tokens: Any, lengths: Any, stops: Sequence[Sequence[str]]) -> Cut:
+    """`decode` of each row up to the first of its own stop strings, as `sva.stops.Text` finds them."""
+    texts, lengths = decode(lm, tokens, lengths), np.array(lengths, np.int32)
+    stopped = np.zeros(len(lengths), bool)
+    empty = {each: Text(need_tokenizer(lm), each) for each in {tuple(each) for each in stops if each}}
+    for row, own in enumerate(stops):
+        if own:
+            text = empty[tuple(own)].another()
+            keep = text.add(np.asarray(tokens)[row, : lengths[row]].tolist())
+            text.end()
+            texts[row], stopped[row] = text.text, text.stop is not None
+            lengths[row] = lengths[row] if keep is None else keep
+    return Cut(texts, lengths, stopped)
+
+
+def end_tokens(lm: LM, stops: Sequence[str] = ()) -> tuple[int, ...]:
+    """The ids that end an answer: the configuration's, the tokenizer's own, and stop strings that are one added token.
+
+    Raises:
+      UserError: a stop string that is empty, or that no text can hold (`sva.stops.stop_tokens`).
+    """
     ids = list(lm.model.cfg.eos_token_ids)
     own = None if lm.tokenizer is None else lm.tokenizer.eos_token_id
-    return tuple(dict.fromkeys([*ids, *([] if own is None else [own])]))
+    stopping = stop_tokens(need_tokenizer(lm), stops) if stops else {}
+    return tuple(dict.fromkeys([*ids, *([] if own is None else [own]), *stopping]))
 
 
 def need_tokenizer(lm: LM) -> Any:

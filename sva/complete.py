@@ -14,7 +14,6 @@ from tqdm import tqdm
 from sva import chat
 from sva.buckets import common_prefix
 from sva.engine import EngineConfig, Finished, Request, Weights, run
-from sva.errors import UserError
 from sva.generate import read
 from sva.lm import LM, check_prompts, pad_eos, require_weights, row_keys
 from sva.models.cache import Part
@@ -51,7 +50,7 @@ def complete(
     key: jax.Array | None = None,
     samples: int = 1,
     eos_ids: Sequence[int] | None = None,
-    stops: Sequence[str] = (),
+    stops: Sequence[str] | Sequence[Sequence[str]] = (),
     mixtures: Mixtures | None = None,
     cfg: EngineConfig | None = None,
     show: Callable[[int, int, str], None] | None = None,
@@ -70,20 +69,20 @@ def complete(
         of several samples of a prompt, sample i takes fold_in of the prompt's key and i.
       samples: of each prompt, which is read once.
       eos_ids: end tokens; the model's own by default.
-      stops: stop strings (`sva.stops.Text`).
+      stops: stop strings (`sva.stops.Text`) of every completion, or some a prompt.
       mixtures: experts for each prompt, instead of the model alone.
       cfg: rows that decode together, and other shapes.
       show: called with (prompt, sample, new text) as it comes.
       title: of a progress bar on stderr.
     Raises:
-      UserError: an empty prompt or stop string, a prompt that does not leave max_new_tokens of the context, sampling
-        without a key, a model loaded `without` some weights.
+      UserError: an empty prompt, one that does not leave max_new_tokens of the context, a stop string that no text can
+        hold, sampling without a key, a model loaded `without` some weights.
     """
     if not prompts:
         return
     require_weights(lm, "the engine")
-    if "" in stops:
-        raise UserError("a stop string is empty; it would end every answer before it begins")
+    own_stops = _of_each(stops, len(prompts))
+    empty = {each: Text(chat.need_tokenizer(lm), each) for each in set(own_stops) if each or show}
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))
     lengths = np.asarray([len(prompt) for prompt in prompts])
     check_prompts(lengths, limits, lm.model.cfg.max_position_embeddings)
@@ -107,33 +106,45 @@ def complete(
         for place, (prompt, limit, own) in enumerate(zip(prompts, limits, keys, strict=True))
     ]
     texts: dict[tuple[int, int], Text] = {}
-    shown: dict[tuple[int, int], int] = {}
 
     def watch(prompt: int, sample: int, tokens: np.ndarray) -> int | None:
-        text = texts.setdefault((prompt, sample), Text(chat.need_tokenizer(lm), stops))
+        if own_stops[prompt] not in empty:
+            return None
+        if (prompt, sample) not in texts:
+            texts[prompt, sample] = empty[own_stops[prompt]].another()
+        text = texts[prompt, sample]
         keep = text.add(tokens.tolist())
         if show is not None:
-            upto = len(text.text) if keep is not None else text.safe
-            show(prompt, sample, text.text[shown.get((prompt, sample), 0) : upto])
-            shown[prompt, sample] = upto
+            show(prompt, sample, text.take())
         return keep
 
-    finished = run(weights, requests, cfg or EngineConfig(), sampling, watch if stops or show else None)
+    finished = run(weights, requests, cfg or EngineConfig(), sampling, watch if empty else None)
     with tqdm(total=len(prompts) * samples, desc=title, unit="row", file=sys.stderr, disable=title is None) as bar:
         drawn = 0
         for row in finished:
             drawn += len(row.tokens)
             bar.set_postfix_str(f"{drawn / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
             bar.update()
-            yield _completion(lm, row, texts.pop((row.request, row.sample), None))
+            text = texts.pop((row.request, row.sample), None)
+            if text is not None:
+                text.end()
+                if show is not None:
+                    show(row.request, row.sample, text.take())
+            yield _completion(lm, row, text)
 
 
 def _completion(lm: LM, row: Finished, text: Text | None) -> Completion:
     if text is not None and text.stop is not None:
         return Completion(row.request, row.sample, text.text, row.tokens, row.logprobs, "stop")
-    written = lm.tokenizer.decode(row.tokens, skip_special_tokens=True) if lm.tokenizer else ""
+    written = chat.decode(lm, [row.tokens], [len(row.tokens)])[0] if lm.tokenizer else ""
     reason = "length" if row.by_limit else "end"
     return Completion(row.request, row.sample, written, row.tokens, row.logprobs, reason)
+
+
+def _of_each(stops: Sequence[str] | Sequence[Sequence[str]], prompts: int) -> list[tuple[str, ...]]:
+    """Each prompt's own stop strings."""
+    texts = [each for each in stops if isinstance(each, str)]
+    return [tuple(texts)] * prompts if len(texts) == len(stops) else [tuple(each) for each in stops]
 
 
 @partial(jax.jit, static_argnames=("model",))

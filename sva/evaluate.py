@@ -134,11 +134,16 @@ def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = Tru
     def answer(batch: Sequence[Item]) -> list[Record]:
         prompts = _prompts(lm, batch)
         title = "answers" if progress else None
-        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, cfg=cfg, title=title)
+        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=_stops(batch), cfg=cfg, title=title)
         found = sorted(done, key=lambda completion: completion.prompt)
         return grade(batch, [each.text for each in found], [len(each.tokens) for each in found], prompts)
 
     return answer
+
+
+def _stops(batch: Sequence[Item]) -> list[tuple[str, ...]]:
+    """What ends an answer to each item."""
+    return [item.task.stop for item in batch]
 
 
 def _prompts(lm: LM, batch: Sequence[Item]) -> list[str]:
@@ -148,12 +153,13 @@ def _prompts(lm: LM, batch: Sequence[Item]) -> list[str]:
 
 def by_generation(lm: LM, max_new_tokens: int) -> Answer:
     """Greedy answers of `lm`, through the chat template, in one batch that runs until its longest answer ends."""
-    eos = chat.end_tokens(lm)
 
     def answer(batch: Sequence[Item]) -> list[Record]:
-        prompts = _prompts(lm, batch)
-        out = lm.generate(*chat.encode(lm, prompts), max_new_tokens, eos)
-        return grade(batch, chat.decode(lm, out.tokens, out.lengths), out.lengths, prompts)
+        prompts, stops = _prompts(lm, batch), _stops(batch)
+        of_all = [stop for stop in stops[0] if all(stop in each for each in stops)]
+        out = lm.generate(*chat.encode(lm, prompts), max_new_tokens, chat.end_tokens(lm, of_all))
+        found = chat.decode_until(lm, out.tokens, out.lengths, stops)
+        return grade(batch, found.texts, found.lengths, prompts)
 
     return answer
 
@@ -169,7 +175,7 @@ def by_two_passes(model: AdaptiveLM, max_new_tokens: int) -> Answer:
     def answer(batch: Sequence[Item]) -> list[Record]:
         questions = [item.question for item in batch]
         right = [item.task.label if item.task.label in names else OTHER for item in batch]
-        found = model.measured(questions, max_new_tokens, stopwatch, right)
+        found = model.measured(questions, max_new_tokens, stopwatch, right, _stops(batch))
         prompts = [chat.render(model.lm, question) for question in questions]
         answers = [each.answer for each in found]
         records = grade(batch, [a.text for a in answers], [a.tokens for a in answers], prompts)

@@ -226,11 +226,11 @@ def score(
         places, rows = np.arange(size)[first : first + block], np.flatnonzero(live)
         part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[places])
         asking = mixed_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
-        out = mixed_batch.answers(lm, asking, part, new, sampling=cfg.sampling, rows=cfg.rows)
-        texts = chat.decode(lm, out.tokens, out.lengths)
-        verdicts = agree(shots.right(texts, places.tolist() * len(rows)))  # of several processes, the first one's
+        out = mixed_batch.answers(lm, asking, part, new, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop)
+        found = chat.decode_until(lm, out.tokens, out.lengths, [shots.task.stop] * len(out.tokens))
+        verdicts = agree(shots.right(found.texts, places.tolist() * len(rows)))  # of several processes, the first one's
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
-        means[np.ix_(rows, places)] = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(rows), -1)
+        means[np.ix_(rows, places)] = found.means(out.logprobs).reshape(len(rows), -1)
         tokens += int(out.lengths.sum())
         if left := size - first - len(places):
             live &= can_be_elite(right.sum(axis=1), left, elites)

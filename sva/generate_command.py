@@ -45,11 +45,14 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens that make up this probability")
     parser.add_argument("--min-p", type=float, help="draw from tokens this part as probable as the likeliest")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--stop", action="append", default=[], help="a string that ends an answer; may be repeated")
+    parser.add_argument(
+        "--stop", action="append", default=[], help="a text or special token that ends an answer; may be repeated"
+    )
     parser.add_argument("--rows", type=int, default=32, help="answers at work at a time (default: %(default)s)")
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    from sva import chat
     from sva.alphas import Alphas
     from sva.dispatch import choice
     from sva.errors import at_least
@@ -70,6 +73,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     prompts, faults = _prompts(arguments)
     lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
+    chat.end_tokens(lm, arguments.stop)  # a stop string that no text can hold is said before any work
     mixed = _mixed(lm, arguments) if arguments.alphas else lm
     lines = len(prompts) + len(faults)
     with contextlib.ExitStack() as stack:

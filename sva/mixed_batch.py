@@ -111,7 +111,14 @@ def ask(
 
 
 def answers(
-    lm: LM, members: Members, asked: Asked, max_new_tokens: int, *, sampling: Sampling, rows: int
+    lm: LM,
+    members: Members,
+    asked: Asked,
+    max_new_tokens: int,
+    *,
+    sampling: Sampling,
+    rows: int,
+    stops: Sequence[str] = (),
 ) -> Generation:
     """P * S continuations as host arrays: row p * S + s is prompt s under member p.
 
@@ -119,21 +126,24 @@ def answers(
 
     Args:
       rows: at work at a time, but one member's are never divided.
+      stops: stop strings; one that is a special token ends a row, others are for the caller to find.
     """
     size = len(asked.ids)
+    eos_ids = jnp.asarray(pad_eos(chat.end_tokens(lm, stops)))
     together = max(1, min(rows // size, -(-len(members) // 8) * 8))
     parts = []
     for first in range(0, len(members), together):
         last = min(first + together, len(members))
-        out = _batch(lm, members.some(first, last, together), asked, max_new_tokens, sampling)
+        out = _batch(lm, members.some(first, last, together), asked, max_new_tokens, eos_ids, sampling)
         parts.append([x[: (last - first) * size] for x in out])
     return Generation(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _batch(lm: LM, members: Members, asked: Asked, max_new_tokens: int, sampling: Sampling) -> Generation:
+def _batch(
+    lm: LM, members: Members, asked: Asked, max_new_tokens: int, eos_ids: jax.Array, sampling: Sampling
+) -> Generation:
     """`answers` of one batch. Whenever at most half of the rows are at work, they go on without the others."""
     total = len(members) * len(asked.ids)
-    eos_ids = jnp.asarray(pad_eos(chat.end_tokens(lm)))
     weights = Weights(lm.model, members.adapter, lm.params, eos_ids, members.shared)
     segments = -(-(max_new_tokens - 1) // _SEGMENT)
     limit = jnp.asarray(max_new_tokens, jnp.int32)

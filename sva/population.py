@@ -60,10 +60,11 @@ def answer(
     keys = jnp.broadcast_to(jax.random.key(0), (len(examples),))
     asked = mixed_batch.ask(lm, _tokens(lm, task, examples), keys, max_new_tokens, room)
     rows = len(members) * len(examples)
-    out = mixed_batch.answers(lm, members, asked, max_new_tokens, sampling=Greedy(), rows=rows)
-    texts = chat.decode(lm, out.tokens, out.lengths)
-    means = (out.logprobs.sum(axis=1) / out.lengths).reshape(len(members), -1)
-    return Answers(texts, means, out.lengths, *faults(out.tokens, out.lengths, texts, chat.end_tokens(lm)))
+    out = mixed_batch.answers(lm, members, asked, max_new_tokens, sampling=Greedy(), rows=rows, stops=task.stop)
+    found = chat.decode_until(lm, out.tokens, out.lengths, [task.stop] * len(out.tokens))
+    means = found.means(out.logprobs).reshape(len(members), -1)
+    wrong = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
+    return Answers(found.texts, means, found.lengths, *wrong)
 
 
 def room_of(lm: LM, task: Task, source: Sequence[Example]) -> Room:

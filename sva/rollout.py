@@ -22,7 +22,7 @@ from sva.reinforce import Batch, ReinforceConfig, advantages
 from sva.sampling import Greedy, Temperature
 from sva.spectral.cores import adapters
 from sva.spectral.forms import Spectrum
-from sva.stops import Text, cut
+from sva.stops import cut
 from sva.tasks.base import Example, Task
 
 
@@ -120,7 +120,7 @@ def sample(
     ids, mask = prompts(lm, task, examples, width)
     rows = len(examples) * cfg.samples
     budget = cfg.max_new_tokens or task.max_new_tokens
-    eos = chat.end_tokens(lm)
+    eos = chat.end_tokens(lm, task.stop)
     params, adapter = lm.params, None
     if cfg.form == "factored":
         adapter = adapters(lm.model.nest(spectra), lm.model.nest(z))
@@ -140,20 +140,8 @@ def sample(
         samples=cfg.samples,
     )
     tokens, logprobs, lengths = to_host(out)
-    texts = chat.decode(lm, tokens, lengths)
-    texts = [cut(text, task.stop) for text in texts]
-    lengths, stopped = _until_stop(lm, tokens, lengths, task.stop)
+    texts, lengths, stopped = chat.decode_until(lm, tokens, lengths, [task.stop] * rows)
     return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos, stopped))
-
-
-def _until_stop(lm: LM, tokens: np.ndarray, lengths: np.ndarray, stops: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(lengths [B] int32 up to the token that completes a stop text, [B] bool where there is one)."""
-    found = [
-        Text(chat.need_tokenizer(lm), stops).add(row[:length].tolist()) if stops else None
-        for row, length in zip(tokens, lengths, strict=True)
-    ]
-    stopped = np.array([keep is not None for keep in found])
-    return np.where(stopped, [keep or 0 for keep in found], lengths).astype(np.int32), stopped
 
 
 def faults(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from sva.errors import UserError
+from sva.models.end_tokens import CONTROL, USER_DEFINED, end_tokens
 from sva.models.gguf import GGUFFile, read_gguf
 from sva.remote import copy_small_files, is_remote, to_path
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 NO_TOKENIZER = "none"
 """`tokenizer.ggml.model` of a GGUF file that holds weights only."""
 
-# Token types of a GGUF vocabulary.
-_CONTROL, _USER_DEFINED = 3, 4
 _SMALL = 100 << 20  # bytes: no file of a tokenizer is larger
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -109,10 +108,12 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast | None":
         raise
     except Exception as error:  # bare Exception is what the tokenizers library raises
         raise UserError(f"{file.path}: its vocabulary is damaged ({error}); fetch it again") from error
-    for token, kind in zip(tokens, file.get("tokenizer.ggml.token_type", ()), strict=False):
-        if kind in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(token, special=bool(kind == _CONTROL), normalized=False)
-            (tokenizer.add_special_tokens if kind == _CONTROL else tokenizer.add_tokens)([added])
+    ending = end_tokens(file.metadata, str(file.path))  # no text of an answer, whatever their type
+    for number, (token, kind) in enumerate(zip(tokens, file.get("tokenizer.ggml.token_type", ()), strict=False)):
+        if kind in (CONTROL, USER_DEFINED):
+            is_special = bool(kind == CONTROL) or number in ending
+            added = AddedToken(token, special=is_special, normalized=False)
+            (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)([added])
     special: dict[str, str] = {}
     for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
         number = file.get(f"tokenizer.ggml.{key}_token_id")

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import spoken
 
 import sva.tasks
 from sva import chat, evaluate, evaluate_command, likelihood, records, stops
@@ -147,6 +148,17 @@ def test_what_follows_a_stop_text_is_no_part_of_an_answer():
     item = Item(NameAColour(stop=("!",)), {"thing": "a", "of": "b"})
     (record,) = evaluate.grade([item], ["red ! green"], [3])
     assert (record.completion, record.correct, record.reason) == ("red ", True, "right")
+
+
+def test_each_answer_ends_at_its_own_tasks_stops_special_tokens_too():
+    tokenizer = spoken.byte_level()
+    lm = spoken.saying(tokenizer, "r", "e", "d", "<turn>", "Ċ", "Q", "!", "<end>", ends=(tokenizer.eos_token_id,))
+    wanted = {(): ("red\nQ!", 8), ("<turn>",): ("red", 4), ("Q", "!"): ("red\n", 6), ("Q", "<turn>"): ("red", 4)}
+    todo = [Item(NameAColour(stop=stop), {"thing": "a", "of": "b"}) for stop in wanted]
+    for answer in (evaluate.by_generation(lm, 24), evaluate.by_refilling(lm, 24, 2, progress=False)):
+        for batch in (todo, *([item] for item in todo)):
+            for item, record in zip(batch, answer(batch), strict=True):
+                assert (record.completion, record.tokens) == wanted[item.task.stop]
 
 
 def test_reasons_name_what_a_verdict_cannot():

@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+import spoken
 
 from sva.cli import main
 from sva.prompt_files import Results, read_prompts
@@ -145,3 +146,71 @@ def test_a_users_mistake_is_one_line(arguments, words, run):
     assert (code, out) == (2, "")
     (line,) = [line for line in err.splitlines() if line.startswith("sva: ")]
     assert words in line
+
+
+@pytest.fixture
+def spoken_model(tmp_path, monkeypatch, capsys):
+    """Saves a model of `spoken`; gives a function that runs `sva generate` on it, as (exit code, out)."""
+    monkeypatch.setenv("SVA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sva.runtime.start", lambda: None)
+
+    def save(lm):
+        folder = tmp_path / f"spoken{len(list(tmp_path.glob('spoken*')))}"
+        lm.save(folder)
+
+        def command(*arguments):
+            code = main(["generate", *map(str, arguments), "--model", str(folder), "--raw"])
+            return code, capsys.readouterr().out
+
+        return command
+
+    return save
+
+
+def test_a_stop_that_is_a_special_token_ends_the_row_by_its_id(spoken_model):
+    run = spoken_model(spoken.saying(spoken.byte_level(), "P", "a", "r", "i", "s", "<turn>", "u"))
+    record = json.loads(run("ask", "--max-new-tokens", 24, "--json", "--stop", "<turn>")[1])
+    assert {name: record[name] for name in ("text", "tokens", "reason")} == {
+        "text": "Paris",
+        "tokens": 6,
+        "reason": "stop",
+    }
+    assert run("ask", "--max-new-tokens", 24, "--stop", "<turn>") == (0, "Paris\n")
+
+
+def test_a_stop_that_no_text_can_hold_is_refused_before_the_results_are_begun(spoken_model, tmp_path):
+    run = spoken_model(spoken.saying(spoken.byte_level(), "P", "<turn>"))
+    assert run("ask", "--stop", "<turn>\n", "--out", tmp_path / "o.jsonl")[0] == 2
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_invalid_bytes_are_shown_as_they_decode_and_a_job_of_them_resumes(spoken_model, tmp_path):
+    tokenizer = spoken.byte_fallback()
+    run = spoken_model(spoken.saying(tokenizer, "<0x0A>", "<0xF0>", "c", "<end>", ends=(len(tokenizer) - 4,)))
+    assert tokenizer.eos_token_id == len(tokenizer) - 4
+    text = "\N{REPLACEMENT CHARACTER}" * 2 + "c"
+    (tmp_path / "p.txt").write_text("ab\nab\n")
+    for more in ((), ("--stop", "Q:"), ("--stop", "c!")):
+        assert run("ab", "--max-new-tokens", 8, *more) == (0, text + "\n")
+        code, out = run("ab", "--max-new-tokens", 8, "--json", *more)
+        assert (code, json.loads(out)["text"], json.loads(out)["reason"]) == (0, text, "end")
+        job = (
+            "--file",
+            tmp_path / "p.txt",
+            "--max-new-tokens",
+            8,
+            "--out",
+            tmp_path / f"o{len(more)}{more[-1:]}.jsonl",
+        )
+        for _ in range(2):
+            assert run(*job, *more)[0] == 0
+            assert [record["text"] for record in _records(job[-1])] == [text, text]
+
+
+def test_text_that_a_stop_held_back_and_unfinished_characters_are_shown_when_the_row_ends(spoken_model):
+    run = spoken_model(spoken.saying(spoken.byte_level(), "P", "Q", "âĺ", "<end>"))
+    assert run("x", "--max-new-tokens", 2, "--stop", "Q:") == (0, "PQ\n")
+    assert run("x", "--max-new-tokens", 3, "--stop", "Q:") == (0, "PQ\N{REPLACEMENT CHARACTER}\n")
+    run = spoken_model(spoken.saying(spoken.byte_fallback(), "a", "<0x0A>", "b"))
+    assert run("x", "--max-new-tokens", 2) == (0, "a\n\n")
+    assert run("x", "--max-new-tokens", 9, "--stop", "\n") == (0, "a\n")

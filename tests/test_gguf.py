@@ -210,7 +210,11 @@ def test_smollm2_opens_quickly_and_completely():
     assert (config.vocab_size, config.intermediate_size, config.head_dim) == (49152, 1536, 64)
     assert (config.rope.theta, config.rope.factors, config.rms_norm_eps) == (1e5, (), 1e-5)
     assert config.tie_word_embeddings
-    assert (config.bos_token_id, config.eos_token_ids, config.pad_token_id) == (1, (2,), 2)
+    assert (config.bos_token_id, config.eos_token_ids, config.pad_token_id) == (
+        1,
+        (0, 2),
+        2,
+    )  # <|endoftext|>, <|im_end|>
     assert np.isfinite(checkpoint.read("model.layers.29.self_attn.q_proj.weight")).all()
 
 

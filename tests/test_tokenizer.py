@@ -12,7 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from sva.errors import UserError
 from sva.models.checkpoint import open_checkpoint
+from sva.models.end_tokens import end_tokens
 from sva.models.export import save_checkpoint
+from sva.models.gguf import read_gguf
 from sva.paths import data_dir
 from sva.tokenizer import load_tokenizer
 
@@ -120,6 +122,45 @@ def test_the_file_says_which_tokens_are_special_and_what_goes_in_front(tmp_path)
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|start|>", "<|end|>")
     assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (2, 0)
     assert load_tokenizer(bpe_gguf(tmp_path / "m.gguf")).pad_token is None
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize(
+    "text", ["<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|endoftext|>", "<EOT>", "▁<EOT>", "</s>"]
+)
+def test_an_end_token_is_known_by_its_text_and_is_no_text_of_an_answer(text, kind, tmp_path):
+    path = bpe_gguf(tmp_path / "a.gguf", tokens=[text, "<note>"], types=[kind, kind])
+    number = len([*SPECIAL, *BYTES, *WORDS])
+    assert end_tokens(read_gguf(path).metadata) == [number, 0]
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.decode([*tokenizer("the").input_ids, number], skip_special_tokens=True) == "the"
+    note = tokenizer.decode([number + 1], skip_special_tokens=True)
+    assert note == ("" if kind == 3 else "<note>")
+
+
+def test_a_word_of_the_vocabulary_ends_nothing(tmp_path):
+    path = bpe_gguf(tmp_path / "a.gguf", tokens=["</s>", "<|im_end|>"], types=[1, 1])
+    assert end_tokens(read_gguf(path).metadata) == [0]
+
+
+def test_the_last_end_token_is_the_one_that_ends_a_turn():
+    def ends(tokens, template="", **named):
+        keys = {f"tokenizer.ggml.{name}_token_id": number for name, number in named.items()}
+        keys |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3] * len(tokens)}
+        return end_tokens(keys | {"tokenizer.chat_template": template})
+
+    llama3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
+    assert ends(llama3, "...<|eot_id|>...<|eom_id|>", eos=1) == [2, 1, 3]
+    assert ends(llama3, eos=1, eot=3) == [2, 1, 3]
+    assert ends(llama3, eos=1, eot=3, eom=2) == [1, 2, 3]
+    assert ends(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", eos=2) == [0, 2]
+    assert ends(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], eos=0) == [2, 0]  # a base model without a template
+    assert ends(["<unk>", "<s>", "</s>"], eos=2, eot=0xFFFFFFFF) == [2]
+    assert ends(["<|return|>", "<|call|>", "<|end|>", "<|endoftext|>"], eos=0) == [1, 3, 0]  # <|end|> ends a message
+    assert end_tokens({"tokenizer.ggml.eos_token_id": 7}) == [7]
+    assert end_tokens({}) == []
+    with pytest.raises(UserError, match=r"tokenizer\.ggml\.eos_token_id must be null, a token id"):
+        end_tokens({"tokenizer.ggml.eos_token_id": "two"})
 
 
 def test_the_chat_template_comes_along(tmp_path):

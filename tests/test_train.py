@@ -143,6 +143,34 @@ def test_what_follows_a_stop_text_is_neither_graded_nor_trained(toy, spectra):
     assert cut.tokens == lengths[1].sum() < whole.tokens
 
 
+def test_a_stop_that_is_a_special_token_ends_a_rollouts_rows_by_its_id(toy, spectra, compilations):
+    source, ones = NameAColour().source("train"), {name: jnp.ones(len(x.s)) for name, x in spectra.items()}
+    examples, cfg = [source[i] for i in range(4)], RolloutConfig(prompts=4, samples=3)
+    mark = toy.tokenizer.convert_tokens_to_ids("<user>")
+    found = []
+    for stop in ((), ("<user>",)):
+        task = NameAColour(max_new_tokens=24, stop=stop)
+        width = prompt_width(toy, task, source)
+        found.append(rollout(toy, spectra, ones, task, examples, jax.random.key(0), cfg, SMALL["loss"], width))
+        new = list(compilations)
+        compilations.clear()
+    assert "generate" not in "".join(new)  # end tokens are an argument
+    whole, ended = found
+    ids = [np.asarray(each.batch.completion_ids) for each in found]
+    lengths = [np.asarray(each.batch.completion_mask).sum(axis=1) for each in found]
+    for row in range(12):
+        drawn = ids[0][row, : lengths[0][row]]
+        assert lengths[1][row] == (np.append(drawn == mark, True).argmax() + 1 if mark in drawn else lengths[0][row])
+        own = ids[1][row, : lengths[1][row]]
+        np.testing.assert_array_equal(own, drawn[: lengths[1][row]])
+        assert ended.texts[row] == toy.tokenizer.decode(own, skip_special_tokens=True)
+    assert any(lengths[1] < lengths[0])
+    assert ended.overlong < whole.overlong
+    refused = NameAColour(stop=("<user> x",))
+    with pytest.raises(UserError, match="the stop string '<user> x' holds the special token '<user>' and more"):
+        rollout(toy, spectra, ones, refused, examples, jax.random.key(0), cfg, SMALL["loss"], width)
+
+
 def test_a_rollouts_prompt_is_the_tasks_whole_chat(toy):
     class Solved(NameAColour):
         def answer(self, example):

@@ -21,6 +21,7 @@ import numpy as np
 from sva.errors import UserError
 from sva.models.checkpoint import Checkpoint
 from sva.models.config import ModelConfig, from_hf
+from sva.models.end_tokens import end_tokens
 
 # llama.cpp's "llama" covers Mistral and SmolLM2 too.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -224,7 +225,7 @@ def _config(file: GGUFFile) -> ModelConfig:
         "use_sliding_window": window is not None,
         "max_window_layers": 0,
         "bos_token_id": _token(file, "bos"),
-        "eos_token_id": [i for i in (_token(file, k) for k in ("eos", "eot", "eom")) if i is not None],
+        "eos_token_id": end_tokens(file.metadata, str(where)),
         "pad_token_id": _token(file, "padding"),
     }
     # llama.cpp's rules: no type means linear, no factor means none

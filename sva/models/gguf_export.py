@@ -152,7 +152,8 @@ def _rope_factors(config: ModelConfig) -> np.ndarray | None:
 
 def _token_ids(config: ModelConfig) -> dict[str, Any]:
     """The metadata of a file without a tokenizer: that there is none, and the special tokens' numbers."""
-    ids = dict(zip(("eos", "eot", "eom"), config.eos_token_ids, strict=False))
+    ends = config.eos_token_ids
+    ids = dict(zip(("eos", "eom", "eot") if len(ends) > 2 else ("eos", "eot"), ends, strict=False))
     ids |= {"bos": config.bos_token_id, "padding": config.pad_token_id}
     numbers = {f"tokenizer.ggml.{key}_token_id": number for key, number in ids.items() if number is not None}
     return {"tokenizer.ggml.model": NO_TOKENIZER} | numbers
