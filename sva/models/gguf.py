@@ -21,6 +21,7 @@ import numpy as np
 from sva.errors import UserError
 from sva.models.checkpoint import Checkpoint
 from sva.models.config import ModelConfig, from_hf
+from sva.remote import local_path
 
 # llama.cpp's "llama" covers Mistral and SmolLM2 too.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -116,7 +117,7 @@ def read_gguf(path: Path | str) -> GGUFFile:
     Raises:
       UserError: not a GGUF file, a version or a packed type that is not supported, truncated or corrupt.
     """
-    path = Path(path)
+    path = local_path(path, "a GGUF file")
     try:
         size = path.stat().st_size
         with open(path, "rb") as stream:
