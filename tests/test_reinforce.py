@@ -254,7 +254,9 @@ def listed(tmp_path_factory):
         p, q = (ref, logps) if of == "base" else (logps, ref)
         return jnp.sum(chances[:, None] * jnp.sum(jnp.exp(p) * (p - q), axis=-1) * KEPT)
 
-    return SimpleNamespace(**{f.__name__: f for f in (singles, ours, score, reward, divergence, tokens)}, raw=raw)
+    return SimpleNamespace(
+        **{f.__name__: f for f in (singles, ours, score, reward, divergence, tokens)}, raw=raw, lm=lm, spectra=spectra
+    )
 
 
 def _chosen(logps):
@@ -305,22 +307,23 @@ def test_the_penaltys_mean_gradient_is_that_of_the_divergence_at_the_sampled_tem
         _assert_same(found, listed.divergence(listed.raw, temperature, chances, of=of))
 
 
-def test_one_temperature_for_all_rows_is_that_of_each_and_compiles_nothing_more(setting, compilations):
-    _, lm, spectra, batch, raw = setting
-    cfg = TrainConfig(micro_batch=1)
+def test_one_temperature_for_all_rows_is_that_of_each_and_compiles_nothing_more(listed, compilations):
+    lm, spectra, raw = listed.lm, listed.spectra, listed.raw
+    prompts = jnp.asarray([[1, 3, 2], [2, 2, 4]], jnp.int32)
+    tokens, kept = (jnp.asarray(x[1:5], jnp.int32) for x in (EVERY, KEPT))
+    batch = Batch(prompts, jnp.ones_like(prompts), tokens, kept, jnp.asarray([1.0, -1, 0.5, 2]))
+    cfg = TrainConfig(micro_batch=1, remat=False)
     state = ExpertState(raw, cfg.optimizer().init(raw), jnp.zeros((), jnp.int32))
-    settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, loss=ReinforceConfig(kl_coef=0.1), cfg=cfg)
+    settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, loss=ReinforceConfig(), cfg=cfg)
 
     def update(temperature):
         heated = dataclasses.replace(batch, temperature=temperature)
-        return train_step(state, lm.model.nest(spectra), lm.params, heated, **settings)[1]
+        metrics = train_step(state, lm.model.nest(spectra), lm.params, heated, **settings)[1]
+        return {name: float(x) for name, x in metrics.items()}
 
-    each, one = update(jnp.full(4, 0.5)), update(0.5)
-    assert {name: float(x) for name, x in each.items()} == {name: float(x) for name, x in one.items()}
-    plain, at_one = update(None), update(jnp.ones(4))
-    for name in plain:
-        assert float(plain[name]) == pytest.approx(float(at_one[name]), rel=1e-5, abs=1e-6)
-    assert float(plain["loss"]) != pytest.approx(float(one["loss"]), rel=1e-2)
+    assert update(jnp.full(4, 0.5)) == pytest.approx(update(0.5), rel=1e-6)
+    assert update(None) == pytest.approx(update(jnp.ones(4)), rel=1e-5, abs=1e-6)
+    assert update(None)["loss"] != pytest.approx(update(0.5)["loss"], rel=1e-2)
     del compilations[:]
     update(jnp.full(4, 0.9))
     assert not [name for name in compilations if "train_step" in name]
