@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError, at_least, differing
-from sva.remote import path_argument
+from sva.remote import local_argument, path_argument
 
 # Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
 # questions that the first does.
@@ -73,7 +73,9 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     )
     parser.add_argument("--rows", type=int, default=320, help="answers at work at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="the alphas file (default: in runs/adapt, named by the settings)")
+    parser.add_argument(
+        "--out", type=local_argument, help="the alphas file (default: in runs/adapt, named by the settings)"
+    )
     parser.add_argument("--json", action="store_true", help="print the file as JSON")
 
 

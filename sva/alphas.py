@@ -20,7 +20,7 @@ from sva.errors import UserError
 from sva.few_shot import mixed, pool
 from sva.files import write_json
 from sva.lm import LM
-from sva.remote import reaching
+from sva.remote import reaching, to_path
 from sva.spectral.expert import Expert
 
 FORMAT = "sva-alphas-1"
@@ -47,7 +47,7 @@ class Alphas:
             "alphas": values or np.asarray(self.values).tolist(),
             "reference": self.reference,
         }
-        write_json(path, fixed | dict(self.record))
+        write_json(to_path(path), fixed | dict(self.record))
 
     @classmethod
     def load(cls, path: Path) -> "Alphas":
@@ -56,6 +56,7 @@ class Alphas:
         Raises:
           UserError: no such file, no alphas file, or not one number for each expert.
         """
+        path = to_path(path)
         with reaching(path):
             text = path.read_text() if path.is_file() else None
         if text is None:

@@ -11,7 +11,7 @@ from typing import Any
 from sva import adapt_command, evaluate_command, expert_commands, generate_command, sweep_command
 from sva.errors import UserError
 from sva.precision import add_precision
-from sva.remote import path_argument, reading_directory, to_path
+from sva.remote import local_argument, path_argument, reading_directory, to_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         "help": "path, hub id or known name (default: %(default)s)",
     }
     sub = command("demo", _demo, "Train one expert live, load others, answer a mixed set in two passes.")
-    sub.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where results go (default: %(default)s)")
+    sub.add_argument(
+        "--dir", type=local_argument, default=Path("runs/demo"), help="where results go (default: %(default)s)"
+    )
     sub = command("fetch", _fetch, "Find or download a model and print where it is.")
     sub.add_argument("model", nargs="?", **model)
     sub = command("decompose", _decompose, "Decompose the target weights of a model, and keep them in the cache.")
@@ -82,14 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt-tokens", type=int, default=255, help="of every prompt (default: %(default)s)")
     sub.add_argument("--hbm", type=float, help="GiB of one device (default: the kind's own)")
     sub.add_argument("--unroll", action="store_true", help="unroll the layers; compiling takes many times as long")
-    sub.add_argument("--output", type=Path, help="also write the report to this JSON file")
+    sub.add_argument("--output", type=local_argument, help="also write the report to this JSON file")
     sub.add_argument("--json", action="store_true", help="print the report as JSON")
     adapt_command.add(commands, model)
     evaluate_command.add(commands, model)
     generate_command.add(commands, model)
     sub = command("report", _report, "Write one HTML page about a run of `sva train`, finished or not.")
     sub.add_argument("run_dir", metavar="RUN", type=path_argument, help="its run_dir")
-    sub.add_argument("--out", type=Path, help="the page (default: RUN/report.html)")
+    sub.add_argument("--out", type=local_argument, help="the page (default: RUN/report.html)")
     sub = command("bench", _bench, "Prefill and decode rates of a model on this machine, beside the machine's limits.")
     sub.add_argument("--model", **model)
     sub.add_argument("--random", action="store_true", help="random weights: of --model the config.json is enough")

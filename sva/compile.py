@@ -39,7 +39,8 @@ from sva.models.config import ModelConfig, from_hf
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.reinforce import Batch
-from sva.sampling import Greedy, Temperature
+from sva.remote import to_path
+from sva.sampling import Greedy
 from sva.sharding import Leaf, check_rows, make_mesh, notes, replicated, shardings
 from sva.spectral.cores import adapters
 from sva.spectral.family import family
@@ -106,7 +107,7 @@ def model_config(model: str) -> ModelConfig:
     Raises:
       UserError: there is none.
     """
-    path = Path(model) / "config.json"
+    path = to_path(model) / "config.json"
     if not path.is_file():
         from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
@@ -204,6 +205,7 @@ def update(shapes: Shapes) -> Program:
         completion_mask=_rows(shapes, rows, shapes.new),
         advantages=_rows(shapes, rows, dtype=jnp.float32),
         sampled=_rows(shapes, rows, shapes.new, dtype=jnp.float32),
+        temperature=_rows(shapes, rows, dtype=jnp.float32) if config.rollout.is_tempered else None,
     )
     state, spectra, params = _state(shapes), _spectra(shapes), _params(shapes, without_targets=True)
 
@@ -253,7 +255,7 @@ def rollout(shapes: Shapes) -> Program:
             _keys(shapes, rows),
             adapter,
             max_new_tokens=shapes.new,
-            sampling=Temperature(config.rollout.temperature),
+            sampling=config.rollout.sampling,
             samples=config.rollout.samples,
         )
 

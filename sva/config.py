@@ -7,17 +7,18 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from sva.errors import UserError, at_least
 from sva.evolution import EvolutionConfig
 from sva.guards import GuardConfig
 from sva.reinforce import ReinforceConfig
+from sva.remote import local_path
 from sva.rollout import RolloutConfig
+from sva.settings import leaves, pairs, parse, settings_of, value_of
 from sva.sharding import MeshConfig
 from sva.spectral.family import family
 from sva.train import TrainConfig, check
-from sva.trees import nearest
 from sva.validation import ValidationConfig
 
 
@@ -50,7 +51,7 @@ class Config:
     parametrisation: str = "sigmoid_nuclear"
     seed: int = 0
     run_dir: str = "runs/${task}-${seed}"
-    wandb: str | None = None  # a project of Weights & Biases, where its package is installed
+    wandb: str | None = dataclasses.field(default=None, metadata={"off": True})  # a project of Weights & Biases
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     reinforce: ReinforceConfig = dataclasses.field(default_factory=ReinforceConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -64,6 +65,9 @@ class Config:
         check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.evolution, self.guards)
 
 
+SETTINGS = settings_of(Config)
+
+
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The settings of a YAML file with `name=value` overrides on top; defaults are in the dataclasses.
 
@@ -71,36 +75,51 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
       UserError: no such file, broken YAML, an unknown setting (the nearest ones are named) or a value of the wrong
         type or out of range.
     """
-    merged = OmegaConf.structured(Config)
-    layers: list[tuple[str, Any]] = []
+    values: dict[str, Any] = {}
     if path is not None:
-        if not Path(path).is_file():
-            raise UserError(f"no configuration file at {path}; see configs/ for examples")
-        try:
-            layer = OmegaConf.load(path)
-        except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{path} is not readable as YAML: {_one_line(error)}") from error
-        if not OmegaConf.is_dict(layer):
-            raise UserError(f"{path} holds a list; write one `name: value` a line")
-        layers.append((str(path), layer))
-    for override in overrides:
-        if not override.partition("=")[0] or "=" not in override:
-            raise UserError(f"{override!r} is no override; write name=value, e.g. train.lr=2e-3")
-        try:
-            layers.append((override, OmegaConf.from_dotlist([override])))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"{override!r} is not readable: {_one_line(error)}") from error
-    for where, layer in layers:
-        merged = _explained(where, OmegaConf.merge, merged, layer)
-    return _explained("the settings", OmegaConf.to_object, merged)
+        values |= _of_file(local_path(path, "the configuration"))
+    for given in overrides:
+        values |= _of_override(given)
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, last = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[last] = value
+    merged = _explained(OmegaConf.merge, OmegaConf.structured(Config), tree)
+    config = _explained(OmegaConf.to_object, merged)
+    # The default run_dir holds the task's name, which may be a path in the home directory; no directory is called ~.
+    return dataclasses.replace(config, run_dir=config.run_dir.replace("/~/", "/"))
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, by dotted name."""
+    if not path.is_file():
+        raise UserError(f"no configuration file at {path}; see configs/ for examples")
+    try:
+        node = parse(path.read_text("utf-8-sig"), str(path))
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not readable as YAML: {error}") from error
+    entries = [] if node is None else pairs(node, str(path))
+    where = str(path)
+    return {name: value_of(value, SETTINGS[name], name, where) for name, value in leaves(entries, SETTINGS, where)}
+
+
+def _of_override(given: str) -> dict[str, Any]:
+    """The values of one `name=value`, by dotted name."""
+    name, equals, text = given.partition("=")
+    name = name.strip()
+    if not name or not equals:
+        raise UserError(f"{given!r} is no override; write name=value, e.g. train.lr=2e-3")
+    node = parse(text, repr(given))
+    if node is None:
+        node = yaml.ScalarNode("tag:yaml.org,2002:null", "null")  # so that an empty section is not passed over
+    return {
+        full: value_of(value, SETTINGS[full], full, given) for full, value in leaves([(name, node)], SETTINGS, given)
+    }
 
 
 def settings() -> list[str]:
     """Every setting's dotted name."""
-    names = []
-    for key, value in dataclasses.asdict(Config()).items():
-        names += [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [key]
-    return names
+    return list(SETTINGS)
 
 
 def to_yaml(config: Config) -> str:
@@ -108,17 +127,11 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
-def _explained(where: str, action: Callable[..., Any], *args: Any) -> Any:
-    """What `action` returns; OmegaConf's errors become one line that names the setting, or else `where`."""
+def _explained(action: Callable[..., Any], *args: Any) -> Any:
+    """What `action` returns; OmegaConf's errors, of `${...}`, become one line that names the setting."""
     try:
         return action(*args)
-    except ConfigKeyError as error:
-        key = str(error.full_key)
-        raise UserError(f"unknown setting {key!r}{nearest(key, settings())}") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{f'setting {key!r}' if key else where}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
+        said = str(error).split("\n")[0]
+        raise UserError(f"{f'setting {key!r}' if key else 'the settings'}: {said}") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from sva.errors import UserError, at_least
 from sva.precision import add_precision, precision
-from sva.remote import path_argument
+from sva.remote import local_argument, path_argument
 
 _TEXT = "Accuracy on a task's held-out rows, with an interval and a record of every example."
 
@@ -49,8 +49,12 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument("--by", choices=["generation", "likelihood"], default="generation", help="how it chooses")
     parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
     parser.add_argument("--batch-size", type=int, default=32, help="prompts at once (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="file of records (default: in runs/evaluate, named by the settings)")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two files of records, instead")
+    parser.add_argument(
+        "--out", type=local_argument, help="file of records (default: in runs/evaluate, named by the settings)"
+    )
+    parser.add_argument(
+        "--compare", type=local_argument, nargs=2, metavar=("A", "B"), help="two files of records, instead"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

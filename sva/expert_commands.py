@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
-from sva.remote import path_argument
+from sva.remote import local_argument, path_argument
 
 
 def add(commands: Any, model: Mapping[str, Any]) -> None:
@@ -28,7 +28,9 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     )
     sub.add_argument("expert", type=path_argument, help="an expert file")
     sub.add_argument("--model", help="its base model: path, hub id or known name")
-    sub.add_argument("--plot", type=Path, metavar="PNG", help="draw it: by layer and kind, and along the spectrum")
+    sub.add_argument(
+        "--plot", type=local_argument, metavar="PNG", help="draw it: by layer and kind, and along the spectrum"
+    )
     sub.add_argument("--json", action="store_true", help="print it as JSON")
 
     sub = action(
@@ -38,9 +40,11 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
         "policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too. Nothing in the file is "
         "run, and torch is not needed.",
     )
-    sub.add_argument("file", type=Path, help="a .pt file")
+    sub.add_argument("file", type=local_argument, help="a .pt file")
     sub.add_argument("--model", **{**model, "help": f"the model it was trained on: {model['help']}"})
-    sub.add_argument("-o", "--out", type=Path, help="the expert file (default: FILE with the ending .safetensors)")
+    sub.add_argument(
+        "-o", "--out", type=local_argument, help="the expert file (default: FILE with the ending .safetensors)"
+    )
     sub.add_argument("--label", help="what the first pass calls it, one word, such as math")
     sub.add_argument("--description", default="", help="what its questions are, for the first pass")
 
@@ -54,7 +58,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     sub.add_argument("expert", type=path_argument, help="an expert file")
     sub.add_argument("--model", **{**model, "help": f"its base model: {model['help']}"})
     sub.add_argument("--format", choices=["hf", "gguf", "peft"], required=True)
-    sub.add_argument("-o", "--out", type=Path, required=True, help="a new directory (gguf: a new file)")
+    sub.add_argument("-o", "--out", type=local_argument, required=True, help="a new directory (gguf: a new file)")
     sub.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="stored (default: float32)")
     limit = sub.add_mutually_exclusive_group()
     limit.add_argument("--rank", type=int, help="peft: components of each matrix at most")
@@ -69,7 +73,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     )
     sub.add_argument("expert", type=path_argument, help="an expert file")
     sub.add_argument("--model", required=True, help="the other model: path, hub id or known name")
-    sub.add_argument("-o", "--out", type=Path, required=True, help="the new expert file")
+    sub.add_argument("-o", "--out", type=local_argument, required=True, help="the new expert file")
     sub.add_argument("--base", help="the model that it was trained on (default: the one the file names)")
     sub.add_argument("--shuffle", type=int, metavar="SEED", help="the control: shuffle each vector first")
 

@@ -82,7 +82,7 @@ def save_peft(
         save_tensors(weights, tensors, {"format": "pt", "sva": json.dumps(about)})
         shutil.copymode(settings, weights)  # the library writes files that only their owner may read
 
-    write_directory(Path(directory), write)
+    write_directory(directory, write)
     return parts
 
 

@@ -96,7 +96,7 @@ def resolve(name_or_path: str) -> Path:
     """
     if is_remote(name_or_path):
         return _in_remote(to_path(name_or_path))
-    local = Path(name_or_path).expanduser()
+    local = to_path(name_or_path)
     if local.exists():
         return _in_path(local)
     known = _known(name_or_path)
@@ -145,7 +145,7 @@ def _not_found(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), KNOWN, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return (
-        f"model {name} not found: {hint}Looked for a local path ({Path(name).expanduser().absolute()}) and "
+        f"model {name} not found: {hint}Looked for a local path ({to_path(name).absolute()}) and "
         f"for a known name ({', '.join(KNOWN)}); a hub id has the form owner/name"
     )
 

@@ -18,7 +18,7 @@ import safetensors.numpy
 from filelock import FileLock, Timeout
 
 from sva.errors import UserError
-from sva.remote import is_remote, scratch, upload
+from sva.remote import is_remote, local_path, scratch, upload
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -78,13 +78,13 @@ def locked_file(path: Path) -> AbstractContextManager[None]:
     return locked(path, path.with_name(f".{path.name}.lock"), busy)
 
 
-def write_directory(directory: Path, write: Callable[[Path], object]) -> None:
+def write_directory(directory: str | Path, write: Callable[[Path], object]) -> None:
     """Calls `write` on a temporary directory beside `directory` and renames: `directory` is whole or not there.
 
     Raises:
       UserError: `directory` holds something already, the disk is full, or the place cannot be written to.
     """
-    directory = directory.absolute()
+    directory = local_path(directory, "what is written").absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} already holds something; give a new or an empty directory")
     try:

@@ -12,14 +12,16 @@ from flax import struct
 from sva.models import cache as kv_cache
 from sva.models.cache import Part, Recent
 from sva.models.transformer import Transformer, apply, positions_of, variables
-from sva.sampling import Sampling
+from sva.sampling import Sampling, reported
 
 
 class Generation(NamedTuple):
     """What was generated, N = max_new_tokens."""
 
     tokens: Any  # [B, N] int32; a row's end token is its last one, 0 after it
-    logprobs: Any  # [B, N] float32 nats, of softmax(logits) before any temperature or cut; 0 after the end
+    logprobs: (
+        Any  # [B, N] float32 nats, before temperature and cut (`OnPolicy`: after its temperature); 0 after the end
+    )
     lengths: Any  # [B] int32, tokens generated, the end token among them
 
 
@@ -162,7 +164,9 @@ def _draw(
     rows: Rows, logits: jax.Array, eos_ids: jax.Array, sampling: Sampling
 ) -> tuple[Rows, tuple[jax.Array, jax.Array]]:
     token = sampling(logits, jax.vmap(jax.random.fold_in)(rows.keys, rows.count))
-    by_token = logits.T  # as the product leaves them on CPU, so that none of the three is made to turn them round
+    by_token = reported(
+        sampling, logits
+    ).T  # as the product leaves them on CPU, so that none of the three is made to turn them round
     logprob = by_token[token, jnp.arange(len(token))] - jax.nn.logsumexp(by_token, axis=0)
     token, logprob = jnp.where(rows.done, 0, token), jnp.where(rows.done, 0.0, logprob)
     count = rows.count + jnp.where(rows.done, 0, 1)

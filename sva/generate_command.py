@@ -5,13 +5,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
 from sva.precision import add_precision, precision
 from sva.prompt_files import Prompt, Results, read_prompts
-from sva.remote import path_argument
+from sva.remote import local_argument, local_path, path_argument
 
 
 def add(commands: Any, model: Mapping[str, Any]) -> None:
@@ -21,7 +20,9 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.set_defaults(run=_generate)
     parser.add_argument("prompts", nargs="*", help="questions, each one argument")
     parser.add_argument("--file", help='prompts from a file, one a line; of .jsonl the "prompt" of each; - is stdin')
-    parser.add_argument("--out", type=Path, help="write JSONL as answers are finished; started again, it goes on")
+    parser.add_argument(
+        "--out", type=local_argument, help="write JSONL as answers are finished; started again, it goes on"
+    )
     parser.add_argument("--json", action="store_true", help="print those lines instead of text")
     parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without chat template")
     parser.add_argument("--model", **model)
@@ -110,7 +111,7 @@ def _prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[str]]:
     if arguments.file == "-":
         return read_prompts(sys.stdin.buffer, "standard input", jsonl=False)
     try:
-        with open(arguments.file, "rb") as file:
+        with open(local_path(arguments.file, "--file"), "rb") as file:
             prompts, faults = read_prompts(file, arguments.file, jsonl=arguments.file.endswith(".jsonl"))
     except OSError as error:
         raise UserError(f"--file {arguments.file} cannot be read: {error.strerror}") from None

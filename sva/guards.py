@@ -36,6 +36,9 @@ class GuardConfig:
             raise UserError(f"guards.not_finite={self.not_finite!r} is not known; use stop or skip")
         if self.on_alarm not in ("tell", "stop"):
             raise UserError(f"guards.on_alarm={self.on_alarm!r} is not known; use tell or stop")
+        for setting, _, _ in _BOUNDS:
+            if math.isnan(getattr(self, setting) or 0):
+                raise UserError(f"guards.{setting}=nan is no bound; write a number, or null to watch none")
 
 
 _BOUNDS = (  # setting, metric, unit

@@ -155,7 +155,7 @@ class LM:
           UserError: the directory is not empty, or the disk is full.
         """
         tensors = ((name, np.asarray(weight)) for name, weight in self.named_params().items())
-        save_checkpoint(Path(directory), self.model.cfg, tensors, self.tokenizer)
+        save_checkpoint(directory, self.model.cfg, tensors, self.tokenizer)
 
     def _check(self, input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask as host arrays, once they make sense."""

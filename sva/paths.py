@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sva.remote import to_path
+from sva.remote import local_path, to_path
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -14,9 +14,9 @@ def cache_dir() -> Path:
     Read from the environment at each call; may not exist yet.
     """
     if own := os.environ.get("SVA_CACHE"):
-        return Path(own).expanduser()
+        return local_path(own, "$SVA_CACHE")
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "sva"
+        return local_path(base, "$XDG_CACHE_HOME") / "sva"
     return Path.home() / ".cache" / "sva"
 
 
@@ -29,5 +29,5 @@ def spectra_dir() -> Path:
 def data_dir() -> Path | None:
     """$SVA_DATA, else ../shared/data beside the checkout: holds the benchmarks; None where there is none."""
     own = os.environ.get("SVA_DATA")
-    place = Path(own).expanduser() if own else _REPOSITORY.parent / "shared" / "data"
+    place = local_path(own, "$SVA_DATA") if own else _REPOSITORY.parent / "shared" / "data"
     return place if place.is_dir() else None

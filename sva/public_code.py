@@ -24,6 +24,7 @@ import numpy as np
 from sva.errors import UserError
 from sva.lm import LM, spectra_of
 from sva.models.weights import expected
+from sva.remote import local_path
 from sva.spectral.expert import Expert
 from sva.torch_files import SavedTensor, read_tensors
 from sva.trees import select
@@ -80,7 +81,7 @@ def read_expert(path: str | Path, lm: LM) -> Expert:
         "targets": "mlp",
         "imported_from": {
             "file": Path(path).name,
-            "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(local_path(path, "a .pt file").read_bytes()).hexdigest(),
             "layout": layout,
         },
     }

@@ -42,6 +42,9 @@ class Batch:
 
     Prompts are padded on the left, completions on the right. With several completions a prompt, the prompt is
     computed once, forwards and backwards.
+
+    The policy of a row is softmax(logits / temperature), the one that its completion was drawn from; `sampled`, the
+    loss, the KL to the base and the entropy are all of it. `sva.rollout` sets it from `rollout.temperature`.
     """
 
     prompt_ids: jax.Array  # [P, T] int32
@@ -49,7 +52,10 @@ class Batch:
     completion_ids: jax.Array  # [B, N] int32
     completion_mask: jax.Array  # [B, N] int32, 1 for the tokens that are read and scored: the first ones of a row
     advantages: jax.Array  # [B] float32, unitless; the reward itself where there is no baseline
-    sampled: jax.Array | None = None  # [B, N] float32 nats, log-probs as the sampler saw them; None: nothing was drawn
+    sampled: jax.Array | None = (
+        None  # [B, N] float32 nats, log-probs under the policy that drew; None: nothing was drawn
+    )
+    temperature: jax.Array | float | None = None  # [B] float32 above 0, or one for all rows; None: 1
 
 
 class Algorithm(NamedTuple):
@@ -155,7 +161,9 @@ def reinforce_loss(
 
     for `reinforce`, which is Transformer-Squared (arXiv 2501.06252), equation 1, as its public code has it: sums over
     the tokens of a completion, KL of the base against the adapted model over the whole vocabulary. The table in
-    `sva.reinforce` says what the other algorithms put in its place. Prompt tokens get no gradient. Deviations: the
+    `sva.reinforce` says what the other algorithms put in its place. Prompt tokens get no gradient. pi_z and the base
+    are softmax(logits / batch.temperature), so that over completions drawn at a temperature the mean gradient is that
+    of the expected reward of what was drawn from; a cut (top-k, top-p, min-p) has no place in it. Deviations: the
     advantage may have a baseline (`ReinforceConfig`); the caller decides through `completion_mask` whether the end
     token is scored (the public code never does).
 
@@ -168,8 +176,8 @@ def reinforce_loss(
       model, family, cfg: static.
     Returns:
       (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion, of what kl_coef weighs; 0 where it is not
-      computed), `entropy` (nats a completion), `clipped` (tokens a completion whose gradient the clip stopped), and
-      `logprobs` [B, N] (nats, 0 where masked).
+      computed), `entropy` (nats a completion, of the policy at its temperature), `clipped` (tokens a completion whose
+      gradient the clip stopped), and `logprobs` [B, N] (nats at that temperature, 0 where masked).
     Raises:
       UserError: raw misses an entry, holds a foreign one or one of another shape (named); a truncated spectrum; a
         clipped ratio without the log-probs that the batch was sampled with.
@@ -192,8 +200,14 @@ def reinforce_loss(
         return jnp.concatenate([last, hidden[:, :-1]], axis=1)
 
     ref_hidden = jax.lax.stop_gradient(predicting({"params": params})) if cfg.has_kl else None
+
+    def unembed(hidden: jax.Array) -> jax.Array:
+        """[B, n, V] logits at the temperature of each row."""
+        logits = apply(model, {"params": params}, hidden, method="unembed")
+        return logits if batch.temperature is None else logits / jnp.reshape(batch.temperature, (-1, 1, 1))
+
     scores = score(
-        lambda h: apply(model, {"params": params}, h, method="unembed"),
+        unembed,
         predicting(adapted),
         batch.completion_ids,
         ref_hidden,

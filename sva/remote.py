@@ -27,13 +27,40 @@ def to_path(name: "str | os.PathLike[str]") -> Path:
     """The path of a name: of this machine, or behind gs://, s3:// or az:// (an `epath.Path`, which has its methods)."""
     text = os.fspath(name)
     if not is_remote(text):
-        return Path(text)
+        return _at_home(text)
     scheme = text.partition("://")[0]
     if scheme not in _NEEDS:
         raise UserError(f"{text}: {scheme}:// is not reached; use a path or {', '.join(f'{s}://' for s in _NEEDS)}")
     from etils import epath  # a tenth of a second, which only addresses are worth
 
     return epath.Path(text)  # pyright: ignore[reportReturnType]
+
+
+def _at_home(text: str) -> Path:
+    """The path, `~` and `~user` in front being the home directory as in a shell: an unknown user's stays as it is."""
+    found = Path(os.path.expanduser(text))
+    if text.partition("/")[0] == "~" == found.parts[0]:
+        raise UserError(f"{text}: there is no home directory; set $HOME, or write the whole path")
+    return found
+
+
+def local_path(name: "str | os.PathLike[str]", what: str) -> Path:
+    """The path on this machine of a name, `~` in front being the home directory; `what` says in an error what it is.
+
+    Raises:
+      UserError: an address of another machine.
+    """
+    if is_remote(name):
+        raise UserError(f"{os.fspath(name)}: {what} must be on this machine")
+    return _at_home(os.fspath(name))
+
+
+def local_argument(text: str) -> Path:
+    """`local_path` as the type of an argument of argparse."""
+    try:
+        return local_path(text, "this file or directory")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def path_argument(text: str) -> Path:

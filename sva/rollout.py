@@ -19,7 +19,7 @@ from sva.files import write_json
 from sva.generate import generate
 from sva.lm import LM, check_prompts, merge_params, pad_eos
 from sva.reinforce import Batch, ReinforceConfig, advantages
-from sva.sampling import Greedy, Temperature
+from sva.sampling import Greedy, OnPolicy, Sampling, check_temperature
 from sva.spectral.cores import adapters
 from sva.spectral.forms import Spectrum
 from sva.stops import cut
@@ -28,7 +28,14 @@ from sva.tasks.base import Example, Task
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """Settings of one step's rollout."""
+    """Settings of one step's rollout.
+
+    At a temperature T the policy is softmax(logits / T), in the rollout and in the update alike: in the loss, the
+    clipped ratio, the KL (the base's log-probs take the same T), the entropy and the gap of log-probs; see `Batch`.
+    There is no top-k, top-p or min-p here, because a policy that gives a token no chance has no log-prob of it.
+    Deviation at T = 0: greedy answers are no draw of any policy; as in the public code of Transformer-Squared, which
+    samples so, the update takes log-probs at T = 1.
+    """
 
     prompts: int = 8  # different prompts a step
     samples: int = 8  # completions of each
@@ -45,6 +52,8 @@ class RolloutConfig:
         if self.max_new_tokens is not None:
             at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
         at_least("rollout.temperature", self.temperature, 0)
+        if self.temperature > 0:
+            check_temperature("rollout.temperature", self.temperature)
         if self.temperature == 0 and self.samples > 1:
             raise UserError(
                 f"rollout.samples={self.samples} greedy completions of one prompt are all the same; set "
@@ -53,6 +62,16 @@ class RolloutConfig:
         if self.form not in ("dense", "factored"):
             raise UserError(f"rollout.form={self.form!r} is not known; use dense or factored")
 
+    @property
+    def sampling(self) -> Sampling:
+        """The strategy that draws, and reports the log-probs that the update compares with its own."""
+        return OnPolicy(self.temperature) if self.temperature else Greedy()
+
+    @property
+    def is_tempered(self) -> bool:
+        """Whether the update divides logits at all; greedy answers are taken at a temperature of 1."""
+        return self.temperature not in (0, 1)
+
 
 class Completions(NamedTuple):
     """What a policy answered, B = P * G rows; row r is sample r % G of prompt r // G."""
@@ -60,7 +79,7 @@ class Completions(NamedTuple):
     prompt_ids: np.ndarray  # [P, T] int32, padded on the left
     prompt_mask: np.ndarray  # [P, T] int32
     tokens: np.ndarray  # [B, N] int32
-    logprobs: np.ndarray  # [B, N] float32 nats, as the sampler saw them, before any temperature
+    logprobs: np.ndarray  # [B, N] float32 nats, under the policy that drew: at its temperature, at 1 where it is greedy
     lengths: np.ndarray  # [B] int32, the end token among them
     texts: list[str]
     overlong: int  # rows that the budget cut off
@@ -136,7 +155,7 @@ def sample(
         jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
         adapter,
         max_new_tokens=budget_bucket(budget),
-        sampling=Temperature(cfg.temperature) if cfg.temperature else Greedy(),
+        sampling=cfg.sampling,
         samples=cfg.samples,
     )
     tokens, logprobs, lengths = to_host(out)
@@ -191,6 +210,7 @@ def rewarded(lm: LM, drawn: Completions, rewards: np.ndarray, cfg: RolloutConfig
         completion_mask=jnp.asarray(scored[:, :width], jnp.int32),
         advantages=advantages(jnp.asarray(rewards), loss).reshape(-1),
         sampled=jnp.asarray(drawn.logprobs[:, :width]),
+        temperature=jnp.full(len(tokens), cfg.temperature, jnp.float32) if cfg.is_tempered else None,
     )
     return Rollout(batch, rewards, drawn.texts, int(lengths.sum()), drawn.overlong, drawn.empty)
 

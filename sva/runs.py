@@ -14,6 +14,7 @@ A remote one (gs://...) is worked on in a copy, which is sent there after every 
 
 import contextlib
 import dataclasses
+import os
 import platform
 import sys
 import time
@@ -88,9 +89,9 @@ def train_expert(
       UserError: the directory holds a run of other settings (named), another process works in it, or a setting does
         not fit the model or the task.
     """
-    if not distributed.is_writer():
-        return _train(config, Path(config.run_dir), None, lm, profile, progress=False)
     run_dir = to_path(config.run_dir)
+    if not distributed.is_writer():
+        return _train(config, Path(os.fspath(run_dir)), None, lm, profile, progress=False)
     with local_directory(run_dir) as mirror:
         local = mirror.local if mirror else run_dir
         busy = f"another process trains in {run_dir}; wait for it, or choose another run_dir"

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from sva.errors import UserError
 
+_LEAST_TEMPERATURE = 1e-6  # far below it float32 logits overflow, and it already draws the likeliest token
+
 
 class Sampling(Protocol):
     """A next-token strategy."""
@@ -39,11 +41,25 @@ class Temperature:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("temperature", self.temperature)
+        check_temperature("temperature", self.temperature)
 
     def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
         """Token ids [B]."""
         return _draw(logits / self.temperature, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicy(Temperature):
+    """`Temperature`, for training: the log-probs that go with a token are those of softmax(logits / temperature).
+
+    A policy gradient, its clipped ratio and the gap between sampler and trainer are about the policy that drew; every
+    other strategy's tokens come with the model's own log-probs, before temperature and cut.
+    """
+
+
+def reported(sampling: Sampling, logits: jax.Array) -> jax.Array:
+    """The logits whose log-softmax a generation reports: the model's own, for `OnPolicy` those of what it drew from."""
+    return logits / sampling.temperature if isinstance(sampling, OnPolicy) else logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +70,7 @@ class TopP:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("temperature", self.temperature)
+        check_temperature("temperature", self.temperature)
         if not 0 < self.p <= 1:
             raise UserError(f"top_p={self.p} is outside (0, 1]; 1 keeps every token, and Greedy() the likeliest alone")
 
@@ -76,7 +92,7 @@ class TopK:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("temperature", self.temperature)
+        check_temperature("temperature", self.temperature)
         if self.k < 1:
             raise UserError(f"top_k={self.k} must be at least 1; Temperature() keeps every token")
 
@@ -95,7 +111,7 @@ class MinP:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("temperature", self.temperature)
+        check_temperature("temperature", self.temperature)
         if not 0 < self.p <= 1:
             raise UserError(f"min_p={self.p} is outside (0, 1]; Temperature() keeps every token")
 
@@ -156,9 +172,12 @@ def _draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
     return _argmax(logits + noise)
 
 
-def _positive(name: str, value: float) -> None:
+def check_temperature(name: str, value: float) -> None:
+    """Raises UserError unless logits can be divided by this temperature."""
     if not value > 0:
         raise UserError(f"{name}={value} must be above 0; for the likeliest token use Greedy()")
+    if not _LEAST_TEMPERATURE <= value < math.inf:
+        raise UserError(f"{name}={value} must be a finite number of at least {_LEAST_TEMPERATURE}; 1 changes nothing")
 
 
 def _argmax(logits: jax.Array, block: int = 128) -> jax.Array:

@@ -19,10 +19,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from sva.errors import UserError
-from sva.remote import reaching, to_path
+from sva.remote import local_argument, local_path, reaching, to_path
+from sva.settings import Setting, is_null, leaves, override, pairs, parse, value_of
+from sva.trees import nearest
 
 _TEXT = "Train the experts of a grid of settings, and print one table of what came of them."
 _KEYS = ("config", "overrides", "grid", "dir")
@@ -41,7 +45,7 @@ class Cell:
     @property
     def words(self) -> list[str]:
         """Of the `sva` command that runs it."""
-        return ["train", self.config, *self.overrides, f"run_dir={self.run_dir}"]
+        return ["train", self.config, *self.overrides, override("run_dir", str(self.run_dir))]
 
 
 def add(commands: Any) -> None:
@@ -54,7 +58,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("sweep", type=Path, help="a YAML file, see configs/sweeps/")
+    parser.add_argument("sweep", type=local_argument, help="a YAML file, see configs/sweeps/")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--table", action="store_true", help="run nothing, print what there is")
     how.add_argument("--dry-run", action="store_true", help="run nothing, print the commands")
@@ -85,36 +89,22 @@ def read(path: Path) -> list[Cell]:
     Raises:
       UserError: no such file, something else than the settings of a sweep, a setting that `sva train` would refuse.
     """
-    import yaml
-
     from sva import config
-    from sva.trees import nearest
 
-    if not path.is_file():
-        raise UserError(f"no sweep at {path}; see configs/sweeps/ for examples")
-    try:
-        asked = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(asked, dict) or "config" not in asked:
-        raise UserError(f"{path} is no sweep; it needs `config:`, a configuration of sva train or a list of them")
-    for key in asked:
-        if key not in _KEYS:
-            raise UserError(f"{path}: unknown setting {key!r}{nearest(str(key), _KEYS)}")
-    configs, grid = asked["config"], asked.get("grid") or {}
-    configs = configs if isinstance(configs, list) else [configs]
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise UserError(f"{path}: grid must give every setting a list of values, e.g. grid: {{seed: [0, 1, 2]}}")
-    directory = to_path(asked.get("dir") or Path("runs") / path.stem)
+    path = local_path(path, "a sweep")
+    asked = _asked(path)
+    configs, axes = _configs(asked, path), _axes(asked, path)
+    common = _overrides(asked, path)
+    directory = to_path(_text(asked["dir"], "dir", path) if "dir" in asked else Path("runs") / path.stem)
     cells = []
-    for file, *values in itertools.product(configs, *grid.values()):
-        axes = [f"{name}={_value(value)}" for name, value in zip(grid, values, strict=True)]
+    for file, values in itertools.product(configs, itertools.product(*axes.values())):
+        named = [f"{name}={value.name}" for name, value in zip(axes, values, strict=True)]
         stem = [Path(file).stem] if len(configs) > 1 else []
         name, seedless = (
             "_".join([*stem, *kept]).replace("/", "-") or Path(file).stem
-            for kept in (axes, [axis for axis in axes if not axis.startswith("seed=")])
+            for kept in (named, [axis for axis in named if not axis.startswith("seed=")])
         )
-        cells.append(Cell(name, file, (*(asked.get("overrides") or ()), *axes), directory / name, seedless))
+        cells.append(Cell(name, file, (*common, *(value.override for value in values)), directory / name, seedless))
     names = [cell.name for cell in cells]
     for name in names:
         if names.count(name) > 1:
@@ -124,9 +114,88 @@ def read(path: Path) -> list[Cell]:
     return cells
 
 
-def _value(value: Any) -> str:
-    """As an override has it."""
-    return value if isinstance(value, str) else json.dumps(value)
+class _Value(NamedTuple):
+    """One value of an axis: as a cell's name has it, and as an override that is read back as the same."""
+
+    name: str
+    override: str
+
+
+def _asked(path: Path) -> dict[str, Any]:
+    """The YAML nodes of a sweep's settings."""
+    if not path.is_file():
+        raise UserError(f"no sweep at {path}; see configs/sweeps/ for examples")
+    try:
+        node = parse(path.read_text("utf-8-sig"), str(path))
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not readable as YAML: {error}") from error
+    needs = f"{path} is no sweep; it needs `config:`, a configuration of sva train or a list of them"
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(needs)
+    asked = dict(pairs(node, str(path)))
+    for key in asked:
+        if key not in _KEYS:
+            raise UserError(f"{path}: unknown setting {key!r}{nearest(key, _KEYS)}")
+    if "config" not in asked:
+        raise UserError(needs)
+    return {key: node for key, node in asked.items() if key == "config" or not is_null(node)}
+
+
+def _text(node: Any, name: str, path: Path) -> str:
+    return value_of(node, Setting(str, False, False), name, str(path))
+
+
+def _configs(asked: Mapping[str, Any], path: Path) -> list[str]:
+    node = asked["config"]
+    found = [_text(one, "config", path) for one in (node.value if isinstance(node, yaml.SequenceNode) else [node])]
+    if not found:
+        raise UserError(f"{path}: config is an empty list; name a configuration of sva train")
+    return found
+
+
+def _axes(asked: Mapping[str, Any], path: Path) -> dict[str, list[_Value]]:
+    """The values of each axis of the grid, by the setting's dotted name."""
+    from sva.config import SETTINGS
+
+    where = f"{path}: grid"
+    if "grid" not in asked:
+        return {}
+    axes = {}
+    if not isinstance(asked["grid"], yaml.MappingNode):
+        raise UserError(f"{where} must give every setting a list of values, e.g. grid: {{seed: [0, 1, 2]}}")
+    for name, node in leaves(pairs(asked["grid"], where), SETTINGS, where):
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            raise UserError(f"{where} must give every setting a list of values, e.g. grid: {{{name}: [A, B]}}")
+        axes[name] = []
+        for one in node.value:
+            value = value_of(one, SETTINGS[name], name, where)
+            axes[name].append(_Value(_called(one, value), override(name, value)))
+    return axes
+
+
+def _called(node: Any, value: Any) -> str:
+    """A value in a cell's name: text and numbers as they are written, but 0.010 as 0.01."""
+    if isinstance(node, yaml.ScalarNode) and not isinstance(value, bool) and value is not None:
+        is_decimal = isinstance(value, float) and "e" not in node.value.lower()
+        return json.dumps(value) if is_decimal and "." in node.value else str(node.value)
+    return json.dumps(value)
+
+
+def _overrides(asked: Mapping[str, Any], path: Path) -> list[str]:
+    """The overrides of every cell, from a list of name=value or from settings as a configuration has them."""
+    from sva.config import SETTINGS
+
+    where, node = f"{path}: overrides", asked.get("overrides")
+    if node is None:
+        return []
+    if isinstance(node, yaml.MappingNode):
+        found = leaves(pairs(node, where), SETTINGS, where)
+        return [override(name, value_of(value, SETTINGS[name], name, where)) for name, value in found]
+    if not isinstance(node, yaml.SequenceNode) or not all(
+        isinstance(one, yaml.ScalarNode) and "=" in str(one.value) for one in node.value
+    ):
+        raise UserError(f"{where} must be a list of name=value, e.g. overrides: [evaluate.size=240]")
+    return [one.value for one in node.value]
 
 
 def _launched(cell: Cell, launcher: str | None) -> list[str]:

@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from sva.errors import UserError
+from sva.remote import local_path
 
 _DTYPES = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
@@ -71,7 +72,7 @@ def read_tensors(path: str | Path) -> dict[str, SavedTensor]:
       UserError: no such file, not torch's format, truncated or damaged, or it holds anything but named tensors of
         floating-point numbers; nothing in it was run.
     """
-    path = Path(path)
+    path = local_path(path, "a .pt file")
     try:
         with open(path, "rb") as stream:
             start = stream.read(len(_LEGACY_MAGIC))

@@ -13,14 +13,14 @@ Sink = Callable[[Mapping[str, Any]], None]
 
 @contextlib.contextmanager
 def wandb(project: str | None, run_dir: Path, settings: Mapping[str, Any]) -> Iterator[Sink]:
-    """What takes each step's row: a run of this project, named after `run_dir`; nothing where `project` is None.
+    """What takes each step's row: a run of this project, named after `run_dir`; nothing where there is no project.
 
     A resumed run goes on in the same one.
 
     Raises:
       UserError: the package is not installed, or refuses.
     """
-    if project is None:
+    if not project:
         yield lambda row: None
         return
     try:

@@ -65,6 +65,8 @@ class TrainConfig:
         if self.examples is not None:
             at_least("train.examples", self.examples, 1)
         above("train.lr", self.lr, 0)
+        if not np.isfinite(self.lr):
+            raise UserError(f"train.lr={self.lr} is not finite; write a number such as 1e-2")
         above("train.clip_norm", self.clip_norm, 0)
         at_least("train.micro_batch", self.micro_batch, 1)
         if self.param_dtype not in PARAM_DTYPES:
@@ -89,6 +91,8 @@ def check(
     """Raises UserError for settings that are each sound and do not go together."""
     if cfg.method == "evolution":
         population.check_rows(family)
+        if rollouts.is_tempered:
+            raise UserError(f"rollout.temperature={rollouts.temperature}: evolution answers greedily; leave it out")
         if cfg.param_dtype != "float32":
             raise UserError(f"train.param_dtype={cfg.param_dtype} is for gradients; evolution needs float32")
         if cfg.bound is not None and search.strategy == "es":
@@ -162,13 +166,16 @@ def train_step(
     Returns:
       (new state, metrics): loss, policy_loss, kl (nats a completion), entropy (nats a token), clipped (share of the
       tokens whose gradient a clipped ratio stopped), grad_norm, logprob_gap and logprob_gap_mean (largest and mean
-      difference between the sampler's and the trainer's log-probs of a token, nats; 0 where nothing was sampled),
+      difference between the sampler's and the trainer's log-probs of a token, nats, both at the batch's temperature;
+      0 where nothing was sampled),
       z_spread (standard deviation of z, or of the entries of cores and bands).
     """
     check_gradients(model)
     model = model.clone(remat=cfg.remat)
-    prompts = batch.prompt_ids.shape[0]
+    prompts, rows = batch.prompt_ids.shape[0], batch.completion_ids.shape[0]
     count = prompts // cfg.micro_batch
+    if batch.temperature is not None:  # one for all rows is split as if each had its own
+        batch = dataclasses.replace(batch, temperature=jnp.broadcast_to(jnp.asarray(batch.temperature), (rows,)))
 
     def split(x: jax.Array) -> jax.Array:
         x = x.reshape(count, x.shape[0] // count, *x.shape[1:])

@@ -43,6 +43,6 @@ def select(names: Iterable[str], targets: str) -> list[str]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: ' (did you mean a, b?)', or all known names where none is near."""
-    known = sorted(known)
+    known = sorted(set(known) - {name})  # which may be refused for another reason than its name
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else f" (known: {', '.join(known)})"

@@ -11,7 +11,7 @@ from margins import assert_same_tokens
 
 import sva
 from sva import generate as generation
-from sva.sampling import Greedy, Temperature
+from sva.sampling import Greedy, OnPolicy, Temperature
 from sva.testing import toy_lm
 
 
@@ -72,7 +72,14 @@ def test_an_unknown_dtype_of_keys_and_values_is_refused(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "kept"), [(Greedy(), None), (Temperature(0.7), None), (Greedy(), "bfloat16"), (Greedy(), "int8")]
+    ("sampling", "kept"),
+    [
+        (Greedy(), None),
+        (Temperature(0.7), None),
+        (OnPolicy(0.7), None),
+        (Greedy(), "bfloat16"),
+        (Greedy(), "int8"),
+    ],
 )
 def test_logprobs_are_those_of_a_teacher_forced_pass(sampling, kept, toy):
     toy = _kept_in(toy, jnp.dtype(kept).type) if kept else toy
@@ -81,7 +88,8 @@ def test_logprobs_are_those_of_a_teacher_forced_pass(sampling, kept, toy):
     out = toy.generate(ids, mask, 12, eos_ids=[end], sampling=sampling, key=jax.random.key(2))
     tokens, logprobs, lengths = map(np.asarray, out)
     full, valid = np.concatenate([ids, tokens], axis=1), np.concatenate([mask, np.ones_like(tokens)], axis=1)
-    logps = np.asarray(jax.nn.log_softmax(toy.logits(full, valid), axis=-1))[:, 8:-1]
+    heat = sampling.temperature if isinstance(sampling, OnPolicy) else 1.0  # every other strategy's: the model's own
+    logps = np.asarray(jax.nn.log_softmax(toy.logits(full, valid) / heat, axis=-1))[:, 8:-1]
     expected = np.take_along_axis(logps, tokens[:, :, None], axis=2)[:, :, 0]
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(logprobs[row, :length], expected[row, :length], atol=1e-4)

@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,12 @@ import pytest
 import tiny
 import torch
 
-from sva.lm import decompose, load
+from sva.advantages import BASELINES
+from sva.kl import PENALTIES
+from sva.lm import decompose, factored, load, logits
 from sva.reinforce import Batch, ReinforceConfig, advantages, reinforce_loss
 from sva.spectral.family import SIGMOID_NUCLEAR
+from sva.spectral.members import sites
 from sva.train import ExpertState, TrainConfig, train_step
 
 
@@ -179,3 +184,146 @@ def test_a_reward_of_nothing_teaches_nothing(setting):
     _, lm, spectra, batch, raw = setting
     (_, _), grads = _gradient(lm, spectra, dataclasses.replace(batch, advantages=jnp.zeros(4)), raw, ReinforceConfig())
     assert not any(np.asarray(x).any() for x in grads.values())
+
+
+TEMPERATURES = (0.3, 0.7, 1.0, 2.0)
+END, SYMBOLS = 0, 5  # every completion is the end token alone, or another symbol and then any: few enough to list
+EVERY = np.array([[END, END], *((a, b) for a in range(1, SYMBOLS) for b in range(SYMBOLS))])
+KEPT = np.array([[1, int(a != END)] for a, _ in EVERY])
+REWARDS = np.random.default_rng(3).normal(size=len(EVERY))
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory):
+    """A model of five symbols whose completions can all be listed, with what its policy gives each of them."""
+    directory = tmp_path_factory.mktemp("five")
+    sizes = dict(vocab_size=SYMBOLS, hidden_size=16, intermediate_size=24, num_hidden_layers=1, initializer_range=0.5)
+    tiny.make("llama", directory, **sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        lm = load(str(directory), progress=False)
+        spectra = decompose(lm, "mlp", progress=False)
+    rng = np.random.default_rng(1)
+    raw = {name: jnp.asarray(rng.normal(0.1, 0.5, len(x.s)), jnp.float32) for name, x in spectra.items()}
+    prompt = jnp.asarray([[1, 3, 2]], jnp.int32)
+    ids = jnp.concatenate([jnp.repeat(prompt, len(EVERY), axis=0), jnp.asarray(EVERY, jnp.int32)], axis=1)
+
+    @jax.jit
+    def tokens(raw, temperature):
+        """Log-probs [21, 2, V] of each next token, by the plain forward pass; of the base where raw is None."""
+        z = None if raw is None else factored(spectra, SIGMOID_NUCLEAR.middles(raw, sites(spectra)))
+        out = logits(lm.model, lm.params, ids, jnp.ones_like(ids), z)[:, 2:4]
+        return jax.nn.log_softmax(out / temperature, axis=-1)
+
+    def singles(temperature, worth=0.0):
+        """Batches of one completion each, stacked."""
+        sampled = _chosen(tokens(raw, temperature))
+        arrays = (jnp.asarray(EVERY, jnp.int32), jnp.asarray(KEPT, jnp.int32), jnp.broadcast_to(worth, 21), sampled)
+        asked = jnp.broadcast_to(prompt, (21, 1, 3))
+        heat = jnp.full((21, 1), temperature, jnp.float32)
+        return Batch(asked, jnp.ones_like(asked), *(jnp.asarray(x)[:, None] for x in arrays), temperature=heat)
+
+    @functools.cache
+    def ours(cfg):
+        """The gradient of the loss' mean over batches that come with these chances."""
+
+        def mean(raw, batches, chances):
+            settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, cfg=cfg)
+            each = jax.vmap(lambda batch: reinforce_loss(raw, spectra, lm.params, batch, **settings)[0])(batches)
+            return each @ chances
+
+        return jax.jit(jax.grad(mean))
+
+    @jax.jit
+    @jax.grad
+    def score(raw, temperature, worth):
+        return -jnp.sum(_chosen(tokens(raw, temperature)).sum(axis=1) * worth)
+
+    @jax.jit
+    @jax.grad
+    def reward(raw, temperature):
+        return -jnp.sum(jnp.exp(_chosen(tokens(raw, temperature)).sum(axis=1)) * REWARDS)
+
+    @functools.partial(jax.jit, static_argnames="of")
+    @jax.grad
+    def divergence(raw, temperature, chances, of):
+        """KL of base and policy token by token, over completions that come with these chances, or of whole ones."""
+        logps, ref = tokens(raw, temperature), tokens(None, temperature)
+        if of == "completion":
+            return jnp.sum(jnp.exp(_chosen(logps).sum(1)) * (_chosen(logps) - _chosen(ref)).sum(1))
+        p, q = (ref, logps) if of == "base" else (logps, ref)
+        return jnp.sum(chances[:, None] * jnp.sum(jnp.exp(p) * (p - q), axis=-1) * KEPT)
+
+    return SimpleNamespace(
+        **{f.__name__: f for f in (singles, ours, score, reward, divergence, tokens)}, raw=raw, lm=lm, spectra=spectra
+    )
+
+
+def _chosen(logps):
+    """Log-probs [21, 2] of the completions' tokens, 0 where masked."""
+    return jnp.take_along_axis(logps, jnp.asarray(EVERY)[..., None], axis=-1)[..., 0] * KEPT
+
+
+def _expected_advantages(chances, cfg):
+    """[21], what a completion's advantage is in the mean over the other two samples of its prompt; [21, 21, 21] all."""
+    firsts, others = np.meshgrid(np.arange(21), np.arange(441), indexing="ij")
+    group = np.stack([firsts, others // 21, others % 21], axis=-1)
+    worth = jax.vmap(lambda rewards: advantages(rewards[None], cfg)[0, 0])(jnp.asarray(REWARDS[group].reshape(-1, 3)))
+    return (np.asarray(worth).reshape(21, 441) * chances[group[..., 1]] * chances[group[..., 2]]).sum(axis=1)
+
+
+def _assert_same(ours, true):
+    """The same direction and length, to 1e-3."""
+    ours, true = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, true))
+    assert ours @ true / np.linalg.norm(ours) / np.linalg.norm(true) == pytest.approx(1, abs=1e-3)
+    assert np.linalg.norm(ours) / np.linalg.norm(true) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "baseline"),
+    [*(("reinforce", name) for name in BASELINES), ("rloo", None), ("grpo", None), ("dr_grpo", None)],
+)
+def test_the_mean_gradient_is_that_of_the_policy_sampled_at_any_temperature(listed, algorithm, baseline):
+    cfg = ReinforceConfig(algorithm=algorithm, baseline=baseline)
+    shares = KEPT.sum(axis=1) if algorithm == "grpo" else np.ones(21)
+    gradient = listed.ours(ReinforceConfig(algorithm=algorithm))
+    for temperature in TEMPERATURES:
+        chances = np.exp(np.asarray(_chosen(listed.tokens(listed.raw, temperature)), np.float64).sum(axis=1))
+        assert chances.sum() == pytest.approx(1, abs=1e-4)
+        worth = _expected_advantages(chances, cfg)
+        found = gradient(listed.raw, listed.singles(temperature, worth), jnp.asarray(chances, jnp.float32))
+        _assert_same(found, listed.score(listed.raw, temperature, jnp.asarray(chances * worth / shares, jnp.float32)))
+        if baseline in ("none", "leave_one_out") or algorithm == "rloo":
+            _assert_same(found, listed.reward(listed.raw, temperature))
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_the_penaltys_mean_gradient_is_that_of_the_divergence_at_the_sampled_temperature(listed, kind):
+    gradient = listed.ours(ReinforceConfig(baseline="none", kl_coef=1.0, kl=kind))
+    of = {"base_adapted": "base", "k3": "base", "k1": "completion"}.get(kind, "policy")
+    for temperature in TEMPERATURES:
+        chances = jnp.exp(_chosen(listed.tokens(listed.raw, temperature)).sum(axis=1))
+        found = gradient(listed.raw, listed.singles(temperature), chances)
+        _assert_same(found, listed.divergence(listed.raw, temperature, chances, of=of))
+
+
+def test_one_temperature_for_all_rows_is_that_of_each_and_compiles_nothing_more(listed, compilations):
+    lm, spectra, raw = listed.lm, listed.spectra, listed.raw
+    prompts = jnp.asarray([[1, 3, 2], [2, 2, 4]], jnp.int32)
+    tokens, kept = (jnp.asarray(x[1:5], jnp.int32) for x in (EVERY, KEPT))
+    batch = Batch(prompts, jnp.ones_like(prompts), tokens, kept, jnp.asarray([1.0, -1, 0.5, 2]))
+    cfg = TrainConfig(micro_batch=1, remat=False)
+    state = ExpertState(raw, cfg.optimizer().init(raw), jnp.zeros((), jnp.int32))
+    settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, loss=ReinforceConfig(), cfg=cfg)
+
+    def update(temperature):
+        heated = dataclasses.replace(batch, temperature=temperature)
+        metrics = train_step(state, lm.model.nest(spectra), lm.params, heated, **settings)[1]
+        return {name: float(x) for name, x in metrics.items()}
+
+    assert update(jnp.full(4, 0.5)) == pytest.approx(update(0.5), rel=1e-6)
+    assert update(None) == pytest.approx(update(jnp.ones(4)), rel=1e-5, abs=1e-6)
+    assert update(None)["loss"] != pytest.approx(update(0.5)["loss"], rel=1e-2)
+    del compilations[:]
+    update(jnp.full(4, 0.9))
+    assert not [name for name in compilations if "train_step" in name]

@@ -7,6 +7,7 @@ import pytest
 
 from sva import runs, sweep_command
 from sva.cli import main
+from sva.config import load
 from sva.errors import UserError
 from sva.testing import THINGS
 
@@ -96,6 +97,48 @@ def test_cells_are_handed_to_a_launcher(tmp_path, config, capfd):
     assert f"seed=0 train {config} seed=0 run_dir=" in out
     assert "| seed=0 | not run |" in out
     assert "| seed=1 | failed: the launcher's exit code is 1 |" in out
+
+
+def test_values_reach_the_cells_as_they_are_written(tmp_path, config):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        f"config: {config}\ndir: {tmp_path}\n"
+        "overrides: {wandb: no, train: {steps: 3}, train.lr: 1e-3}\n"
+        "grid:\n  targets: ['no', 010, \"up: #1\"]\n  rollout: {score_eos: [yes, off]}\n  wandb: [off, mine]\n"
+    )
+    cells = sweep_command.read(path)
+    found = [load(cell.config, cell.words[2:]) for cell in cells]
+    assert [one.targets for one in found] == [text for text in ("no", "010", "up: #1") for _ in range(4)]
+    assert [one.rollout.score_eos for one in found] == [True, True, False, False] * 3
+    assert [one.wandb for one in found] == [None, "mine"] * 6
+    assert [one.run_dir for one in found] == [str(cell.run_dir) for cell in cells]
+    assert {(one.train.steps, one.train.lr) for one in found} == {(3, 1e-3)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {seed: [0], seed: [1]}", "seed is set twice"),
+        ("grid: {task: [no]}", "quote it"),
+        ("grid: {seed: [2024-01-01]}", "'2024-01-01' is not a whole number"),
+        ("grid: {seed: []}", "must give every setting a list"),
+        ("grid: [seed]", "must give every setting a list"),
+        ("overrides: seed=1", "must be a list of name=value"),
+        ("overrides: [seed: 1]", "must be a list of name=value"),
+        ("overrides: [5]", "must be a list of name=value"),
+        ("dir: false", "quote it"),
+        ("dir: [a]", "dir: needs text, not a list"),
+        ("config: []", "config is an empty list"),
+        ("config: 5", "no configuration file at 5"),
+        ("config: [a, no]", "quote it"),
+    ],
+)
+def test_a_sweeps_settings_of_another_type_are_one_line(tmp_path, config, text, message):
+    path = tmp_path / "s.yaml"
+    path.write_text(text if text.startswith("config") else f"config: {config}\n{text}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        sweep_command.read(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ class Run:
 
 def test_without_a_project_nothing_is_imported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with wandb(None, tmp_path, {}) as sink:
-        sink({"step": 0})
+    for nothing in (None, "", False):
+        with wandb(nothing, tmp_path, {}) as sink:
+            sink({"step": 0})
 
 
 def test_rows_go_to_a_run_that_a_resumed_one_finds_again(tmp_path, monkeypatch):

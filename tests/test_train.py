@@ -409,6 +409,34 @@ def test_a_row_tells_what_a_steps_time_was_spent_on_and_counts_odd_completions(t
     assert rows[0]["logprob_gap"] < 1e-4
 
 
+@pytest.mark.parametrize("form", ["dense", "factored"])
+def test_sampler_and_trainer_agree_at_a_temperature_too(toy, spectra, tmp_path, form):
+    rows = []
+    rollouts = RolloutConfig(prompts=4, samples=4, temperature=0.7, form=form)
+    loss = ReinforceConfig(algorithm="grpo", kl_coef=0.1)
+    cfg = dataclasses.replace(SMALL["cfg"], steps=2)
+    _fit(toy, spectra, tmp_path, rollouts=rollouts, loss=loss, cfg=cfg, on_step=rows.append)
+    assert all(row["logprob_gap"] < 1e-4 and row["clipped"] == 0 for row in rows)
+    assert abs(rows[0]["kl"]) < 1e-4  # the first policy is the base, at 0.7 as well
+    assert rows[1]["kl"] > 1e-4
+
+
+def test_a_batch_says_at_what_temperature_it_was_drawn(toy, spectra):
+    task = NameAColour()
+    source = task.source("train")
+    ones = {name: jnp.ones(len(x.s)) for name, x in spectra.items()}
+
+    def drawn(**changes):
+        cfg = RolloutConfig(prompts=2, **changes)
+        examples = [source[i] for i in range(2)]
+        loss = ReinforceConfig(baseline="none")
+        return rollout(toy, spectra, ones, task, examples, jax.random.key(5), cfg, loss, 32).batch
+
+    np.testing.assert_array_equal(drawn(samples=2, temperature=0.7).temperature, np.full(4, 0.7, np.float32))
+    assert drawn(samples=2, temperature=1.0).temperature is None
+    assert drawn(samples=1, temperature=0).temperature is None  # greedy answers are scored at 1
+
+
 def test_greedy_rollouts_are_one_a_prompt(toy, spectra, tmp_path):
     rows = []
     greedy = RolloutConfig(prompts=4, samples=1, temperature=0)

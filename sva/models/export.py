@@ -37,7 +37,7 @@ def save_checkpoint(
     Raises:
       UserError: `directory` holds something already, the disk is full, or it cannot be written to.
     """
-    write_directory(Path(directory), lambda place: _write(place, config, tensors, tokenizer, max_shard_bytes))
+    write_directory(directory, lambda place: _write(place, config, tensors, tokenizer, max_shard_bytes))
 
 
 def _write(

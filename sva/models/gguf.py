@@ -22,6 +22,7 @@ from sva.errors import UserError
 from sva.models.checkpoint import Checkpoint
 from sva.models.config import ModelConfig, from_hf
 from sva.models.end_tokens import end_tokens
+from sva.remote import local_path
 
 # llama.cpp's "llama" covers Mistral and SmolLM2 too.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -117,7 +118,7 @@ def read_gguf(path: Path | str) -> GGUFFile:
     Raises:
       UserError: not a GGUF file, a version or a packed type that is not supported, truncated or corrupt.
     """
-    path = Path(path)
+    path = local_path(path, "a GGUF file")
     try:
         size = path.stat().st_size
         with open(path, "rb") as stream:

@@ -15,6 +15,7 @@ from sva.models.config import ModelConfig
 from sva.models.gguf import LAYER_NAMES, NAMES, ROPE_FACTORS, read_gguf
 from sva.models.layers import inverse_frequencies
 from sva.models.weights import expected, split_name
+from sva.remote import to_path
 from sva.tokenizer import NO_TOKENIZER
 
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -31,7 +32,7 @@ _FILE_TYPES = {
 
 def tokenizer_metadata(path: Path | str) -> dict[str, Any]:
     """What a GGUF file says of its tokenizer and chat template, to be carried over; empty for a directory."""
-    if not Path(path).is_file():
+    if not to_path(path).is_file():
         return {}
     return {key: value for key, value in read_gguf(path).metadata.items() if key.startswith("tokenizer.")}
 
@@ -95,7 +96,7 @@ def save_gguf(
         finally:
             writer.close()
 
-    write_atomically(Path(path), write)
+    write_atomically(to_path(path), write)
 
 
 def _gguf_name(name: str) -> str:

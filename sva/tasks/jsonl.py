@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
+from sva.remote import local_path
 from sva.tasks import amounts, answers, math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
 from sva.tasks.splits import normalised
@@ -137,7 +138,7 @@ def from_jsonl(
     Raises:
       UserError: no such file; a line that is not JSON or lacks a field; an answer its grader cannot read.
     """
-    path = Path(path).expanduser()
+    path = local_path(path, "a task's file")
     task = Jsonl(
         name=path.stem,
         label=label,

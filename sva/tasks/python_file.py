@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from sva.errors import UserError
+from sva.remote import local_path
 from sva.tasks.base import Task
 
 
@@ -27,7 +28,7 @@ def from_python(path: str | Path) -> Task:
     Raises:
       UserError: no such file, it stops with an error (named, with its line), or it defines no `TASK`.
     """
-    path = Path(path).expanduser()
+    path = local_path(path, "a task's file")
     if not path.is_file():
         raise UserError(f"task file {path} does not exist")
     name = f"sva_user_task_{path.stem}"
