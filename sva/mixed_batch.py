@@ -19,6 +19,7 @@ from flax import struct
 from sva import chat
 from sva.buckets import common_prefix, pad_rows
 from sva.distributed import to_host
+from sva.finite import check_finite
 from sva.generate import Generation, Rows, begin, decode, read
 from sva.lm import LM, check_prompts, pad_eos
 from sva.models import cache as kv_cache
@@ -119,6 +120,8 @@ def answers(
 
     Args:
       rows: at work at a time, but one member's are never divided.
+    Raises:
+      UserError: no answer has log-probabilities that are finite.
     """
     size = len(asked.ids)
     together = max(1, min(rows // size, -(-len(members) // 8) * 8))
@@ -127,7 +130,10 @@ def answers(
         last = min(first + together, len(members))
         out = _batch(lm, members.some(first, last, together), asked, max_new_tokens, sampling)
         parts.append([x[: (last - first) * size] for x in out])
-    return Generation(*map(np.concatenate, zip(*parts, strict=True)))
+    out = Generation(*map(np.concatenate, zip(*parts, strict=True)))
+    if not np.isfinite(out.logprobs).all(axis=1).any():  # one member that overflows is a bad member, all are a fault
+        check_finite(lm, out.logprobs, "answer")
+    return out
 
 
 def _batch(lm: LM, members: Members, asked: Asked, max_new_tokens: int, sampling: Sampling) -> Generation:
