@@ -76,7 +76,9 @@ def mixed(tasks: Sequence[Task], split: str, size: int) -> list[Item]:
     return [item for turn in itertools.zip_longest(*rows) for item in turn if item is not None]
 
 
-def batches(todo: Sequence[Item], batch_size: int, title: str, *, progress: bool = True) -> Generator[Sequence[Item], None, None]:
+def batches(
+    todo: Sequence[Item], batch_size: int, title: str, *, progress: bool = True
+) -> Generator[Sequence[Item], None, None]:
     """The items in order, batch by batch, with a progress bar on stderr."""
     with tqdm(total=len(todo), desc=title, unit="prompt", file=sys.stderr, disable=not progress) as bar:
         for start in range(0, len(todo), batch_size):

@@ -28,6 +28,7 @@ from sva.models.transformer import Transformer, variables
 from sva.sampling import Sampling
 from sva.spectral.cores import adapters
 from sva.spectral.slots import mixture
+from sva.vocabulary import check_ids
 
 _SEGMENT = 4  # tokens between two looks at which rows are at work
 _FEWEST = 16  # rows that are not worth halving
@@ -99,10 +100,12 @@ def ask(
     """The prompts, each with its key of `keys` [S], in the room of more prompts of which these are some.
 
     Raises:
-      UserError: an empty prompt, or one that does not leave max_new_tokens of the context.
+      UserError: an empty prompt, one that does not leave max_new_tokens of the context, or a token id out of range.
     """
     lengths = np.asarray([len(prompt) for prompt in prompts])
     check_prompts(lengths, max_new_tokens, lm.model.cfg.max_position_embeddings)
+    for number, prompt in enumerate(prompts):
+        check_ids(prompt, lm.model.cfg.vocab_size, lm.tokenizer, f"prompt {number}")
     shared, width = sizes or room(prompts)
     ids, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
