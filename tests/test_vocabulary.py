@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -60,7 +61,7 @@ SPARE_LABELS = (Label("<spare>", "none"), Label("other", "anything else"))
 
 def adaptive(lm):
     """As much of two passes as reads questions."""
-    return AdaptiveLM(lm, LABELS, None, dispatch.template(lm, LABELS), None, {}, LABELS)
+    return AdaptiveLM(lm, LABELS, SimpleNamespace(slots=(1, 0)), dispatch.template(lm, LABELS), None, {}, LABELS)
 
 
 PATHS = {
