@@ -172,8 +172,8 @@ def positions_of(attention_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 def logits(
     model: Transformer,
     params: Mapping[str, Any],
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
+    input_ids: jax.Array | np.ndarray,
+    attention_mask: jax.Array | np.ndarray,
     adapter: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """Next-token logits at every position.
