@@ -16,6 +16,7 @@ from sva.buckets import batch_bucket, budget_bucket, left_pad, length_bucket, pa
 from sva.dispatch import Choice, Hard, Soft, Template
 from sva.dispatchers import Dispatcher, Scored, Work
 from sva.errors import UserError
+from sva.finite import check_finite
 from sva.generate import Generation
 from sva.lm import LM, check_prompts, pad_eos, require_weights, row_keys, shared_form, spectra_of
 from sva.sampling import Greedy, Sampling
@@ -133,6 +134,7 @@ class AdaptiveLM:
             batch = [question for question, _ in kept[start : start + ROWS]]
             rows = self.rows(batch)
             states.append(_embed(self.lm.model, self.lm.params, *rows.prompts)[: len(batch)])
+            check_finite(self.lm, np.asarray(states[-1]), "embedding of example", start)
         return dispatchers.fit(jnp.concatenate(states), [place for _, place in kept], len(self.served.slots))
 
     def rows(self, questions: Sequence[str], right: Sequence[str] | None = None) -> Rows:
@@ -155,8 +157,7 @@ class AdaptiveLM:
 
     def shortest_first(self, questions: Sequence[str]) -> list[int]:
         """The places of the questions in order of their tokens, so that batches of neighbours have little padding."""
-        tokenizer = chat.need_tokenizer(self.lm)
-        lengths = [len(tokenizer(question, add_special_tokens=False)["input_ids"]) for question in questions]
+        lengths = [len(row) for row in chat.tokenize(self.lm, questions, follows=True)]
         return np.argsort(lengths, kind="stable").tolist()
 
     def choose(self, questions: Sequence[str], right: Sequence[str] | None = None) -> Decision:
@@ -174,6 +175,7 @@ class AdaptiveLM:
     def _decided(self, decision: Decision, rows: int) -> Decision:
         """The decision on the host, of the first rows and without the places that no label has."""
         found = jax.tree.map(lambda x: np.asarray(x)[:rows], decision)
+        check_finite(self.lm, found.probs, "first pass of question")
         return found._replace(probs=found.probs[:, : len(self.labels)])
 
     def named(self, decision: Decision) -> list[tuple[str, float]]:
@@ -253,7 +255,8 @@ class AdaptiveLM:
         size: int,
         stops: Sequence[Sequence[str]] | None = None,
     ) -> list[Answer]:
-        tokens, lengths = (np.asarray(x)[:size] for x in (generation.tokens, generation.lengths))
+        tokens, logprobs, lengths = (np.asarray(x)[:size] for x in generation)
+        check_finite(self.lm, logprobs, "question")
         texts, lengths, _ = chat.decode_until(self.lm, tokens, lengths, stops or [()] * size)
         named = self.named(self._decided(decision, size))
         return [Answer(text, *label, int(length)) for text, label, length in zip(texts, named, lengths, strict=True)]

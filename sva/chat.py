@@ -1,6 +1,18 @@
-"""Questions to token ids and back, through the tokenizer's chat template."""
+"""Questions to token ids and back, through the tokenizer's chat template.
 
-from collections.abc import Mapping, Sequence
+Every text of sva becomes ids in `tokenize`, which alone decides about special tokens:
+
+| text                                             | BOS in front                    | EOS behind |
+|--------------------------------------------------|---------------------------------|------------|
+| a chat that the template rendered                | none beside the template's own  | never      |
+| the same of a task with `prompt=reference`       | where the tokenizer adds it     | never      |
+| raw: a plain string, or there is no template     | where the tokenizer adds it     | never      |
+| what follows other tokens: labels, answers       | none                            | never      |
+"""
+
+import functools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,29 +21,60 @@ from sva.errors import UserError
 from sva.lm import LM
 from sva.stops import Text, stop_tokens
 from sva.tasks.base import Example, Task
+from sva.vocabulary import check_ids
 
 
-def render(lm: LM, question: str) -> str:
+class Rendered(str):
+    """A prompt's text that knows whether BOS goes in front of it: the template of a chat has written its own.
+
+    Text added at its end changes nothing about that; a plain string is raw text.
+    """
+
+    bos: bool
+
+    def __new__(cls, text: str, bos: bool = True) -> "Rendered":
+        """The text; `bos`: whether the tokenizer's BOS goes in front."""
+        made = super().__new__(cls, text)
+        made.bos = bos
+        return made
+
+    def __add__(self, more: str) -> "Rendered":
+        return Rendered(str(self) + more, self.bos)
+
+
+class TokenError(UserError):
+    """A text holds a token that the model has no embedding for; `by_template`: every chat does."""
+
+    def __init__(self, message: str, by_template: bool) -> None:
+        super().__init__(message)
+        self.by_template = by_template
+
+
+def render(lm: LM, question: str) -> Rendered:
     """The text of one user turn, up to where the answer starts; the question itself without a chat template."""
     if not question.strip():
         raise UserError("the prompt is empty; give it some text")
     return render_turns(lm, [{"role": "user", "content": question}])
 
 
-def render_turns(lm: LM, turns: Sequence[Mapping[str, str]], opening: str = "") -> str:
+def render_turns(lm: LM, turns: Sequence[Mapping[str, str]], opening: str = "") -> Rendered:
     """The text of a chat that ends in a user turn, up to where the answer starts, and its `opening`.
 
     Without a chat template, the contents of the turns with an empty line between them.
     """
     tokenizer = need_tokenizer(lm)
     if not tokenizer.chat_template:
-        return "\n\n".join([*(turn["content"] for turn in turns), *([opening] if opening else [])])
+        return Rendered("\n\n".join([*(turn["content"] for turn in turns), *([opening] if opening else [])]))
     chat = [dict(turn) for turn in turns]
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + opening
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return Rendered(text + opening, bos=False)
 
 
-def render_example(lm: LM, task: Task, example: Example) -> str:
+def render_example(lm: LM, task: Task, example: Example) -> Rendered:
     """The text of an example of a task: its turns, up to where the answer starts, and how that is made to begin.
+
+    Under `prompt=reference` the tokenizer's BOS goes in front of the template's own, as in Transformer-Squared's public
+    code, which renders to text and leaves the rest to vLLM; said once.
 
     Raises:
       UserError: the question is empty.
@@ -39,13 +82,69 @@ def render_example(lm: LM, task: Task, example: Example) -> str:
     turns = task.turns(example)
     if not turns[-1]["content"].strip():
         raise UserError(f"task {task.name}: a question is empty; give it some text")
-    return render_turns(lm, turns, task.opening(lm.model.cfg.architecture))
+    text = render_turns(lm, turns, task.opening(lm.model.cfg.architecture))
+    if task.prompt != "reference" or text.bos:
+        return text
+    if front := _front(lm.tokenizer):
+        added = lm.tokenizer.convert_ids_to_tokens(front[-1])
+        twice = ", which is then there twice" if text.startswith(added) else ""
+        _say(f"prompt=reference: {added} goes in front of the rendered chat, as in the public code{twice}")
+    return Rendered(text, bos=True)
 
 
-def tokenize(lm: LM, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of rendered texts; a rendered chat already holds its special tokens."""
+def tokenize(lm: LM, texts: Sequence[str], *, follows: bool = False, kind: str = "prompt") -> list[list[int]]:
+    """The token ids of texts, with the special tokens that the table above gives them.
+
+    Args:
+      texts: rendered chats (`Rendered`) and raw texts (plain strings).
+      follows: they follow other tokens, so that nothing goes in front.
+      kind: what they are, for the message.
+    Raises:
+      TokenError: a text holds a token that the model has no embedding for.
+      UserError: there is no tokenizer.
+    """
     tokenizer = need_tokenizer(lm)
-    return [tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"] for text in texts]
+    front = [] if follows else _front(tokenizer)
+    rows = []
+    for text in texts:
+        row = tokenizer(text, add_special_tokens=False)["input_ids"]
+        rows.append([*front, *row] if getattr(text, "bos", True) else row)
+        if rows[-1] and max(rows[-1]) >= lm.model.cfg.vocab_size:
+            _refuse(lm, text, rows[-1], kind)
+    return rows
+
+
+def _front(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts in front of any text: BOS, mostly, or nothing."""
+    for text in _probes(tokenizer):
+        found = tokenizer(text, return_special_tokens_mask=True)
+        if 0 in found["special_tokens_mask"]:
+            return found["input_ids"][: found["special_tokens_mask"].index(0)]
+    return []
+
+
+def _probes(tokenizer: Any) -> Iterator[str]:
+    """Texts of which one has a token of its own, the likeliest first."""
+    yield "a"
+    yield from tokenizer.get_vocab()
+
+
+def _refuse(lm: LM, text: str, ids: Sequence[int], kind: str) -> None:
+    """Raises TokenError that names the token without an embedding, and whether the template or the text wrote it."""
+    size, tokenizer = lm.model.cfg.vocab_size, lm.tokenizer
+    token = tokenizer.convert_ids_to_tokens(next(i for i in ids if i >= size))
+    shown = str(text if len(text) <= 60 else f"{text[:57]}...")
+    by_template = isinstance(text, Rendered) and not text.bos and token in str(tokenizer.chat_template)
+    try:
+        check_ids(ids, size, tokenizer, "the chat template" if by_template else f"the {kind} {shown!r}")
+    except UserError as error:
+        raise TokenError(str(error), by_template) from None
+
+
+@functools.cache
+def _say(note: str) -> None:
+    """Writes the note to stderr, once."""
+    print(f"sva: {note}", file=sys.stderr)
 
 
 def encode(lm: LM, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +207,17 @@ def end_tokens(lm: LM, stops: Sequence[str] = ()) -> tuple[int, ...]:
     own = None if lm.tokenizer is None else lm.tokenizer.eos_token_id
     stopping = stop_tokens(need_tokenizer(lm), stops) if stops else {}
     return tuple(dict.fromkeys([*ids, *([] if own is None else [own]), *stopping]))
+
+
+def answer_end(lm: LM) -> tuple[int, ...]:
+    """The end token that is written behind a given answer, the last of `end_tokens`; none where the model has none.
+
+    Raises:
+      UserError: the model has no embedding for it.
+    """
+    last = end_tokens(lm)[-1:]
+    check_ids(last, lm.model.cfg.vocab_size, lm.tokenizer, f"the end token of {lm.name}")
+    return last
 
 
 def need_tokenizer(lm: LM) -> Any:

@@ -14,12 +14,14 @@ from tqdm import tqdm
 from sva import chat
 from sva.buckets import common_prefix
 from sva.engine import EngineConfig, Finished, Request, Weights, run
+from sva.finite import check_finite
 from sva.generate import read
 from sva.lm import LM, check_prompts, pad_eos, require_weights, row_keys
 from sva.models.cache import Part
 from sva.models.transformer import Transformer, variables
 from sva.sampling import Greedy, Sampling
 from sva.stops import Text
+from sva.vocabulary import check_ids
 
 
 class Completion(NamedTuple):
@@ -75,8 +77,9 @@ def complete(
       show: called with (prompt, sample, new text) as it comes.
       title: of a progress bar on stderr.
     Raises:
-      UserError: an empty prompt, one that does not leave max_new_tokens of the context, a stop string that no text can
-        hold, sampling without a key, a model loaded `without` some weights.
+      UserError: an empty prompt, one that does not leave max_new_tokens of the context or holds an id outside the
+        vocabulary, a stop string that no text can hold, sampling without a key, a model loaded `without` some weights,
+        or a log-probability that is not finite.
     """
     if not prompts:
         return
@@ -86,6 +89,8 @@ def complete(
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))
     lengths = np.asarray([len(prompt) for prompt in prompts])
     check_prompts(lengths, limits, lm.model.cfg.max_position_embeddings)
+    for number, prompt in enumerate(prompts):
+        check_ids(prompt, lm.model.cfg.vocab_size, lm.tokenizer, f"prompt {number}")
     sampling = sampling or Greedy()
     keys = _keys(key, len(prompts), sampling)
     shared = common_prefix(prompts) if mixtures is None and len(prompts) > 1 else 0
@@ -122,6 +127,7 @@ def complete(
     with tqdm(total=len(prompts) * samples, desc=title, unit="row", file=sys.stderr, disable=title is None) as bar:
         drawn = 0
         for row in finished:
+            check_finite(lm, row.logprobs[None], "prompt", row.request)
             drawn += len(row.tokens)
             bar.set_postfix_str(f"{drawn / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
             bar.update()

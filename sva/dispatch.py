@@ -213,22 +213,22 @@ class Template:
     cut elsewhere the model would read other tokens than it does when the question is asked in one piece.
     """
 
-    before: str
+    before: chat.Rendered
     space: str
     after: str
 
 
 def template(lm: LM, labels: Sequence[Label]) -> Template:
     """The rendered classification question for these labels."""
-    before, after = chat.render(lm, instruction(labels, _MARK)).split(_MARK)
+    asked = chat.render(lm, instruction(labels, _MARK))
+    before, after = asked.split(_MARK)
     prefix = before.rstrip(" ")
-    return Template(prefix, before[len(prefix) :], after)
+    return Template(chat.Rendered(prefix, asked.bos), before[len(prefix) :], after)
 
 
 def encode(lm: LM, form: Template, questions: Sequence[str]) -> Asked:
     """What follows the shared prefix, in buckets of rows and tokens; spare rows repeat the first and are not packed."""
-    tokenizer = chat.need_tokenizer(lm)
-    rows = [tokenizer(form.space + q + form.after, add_special_tokens=False)["input_ids"] for q in questions]
+    rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
     width = max(len(row) for row in rows)
     ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
@@ -262,17 +262,15 @@ def prepare(
         raise UserError(f"two experts carry the label {twice!r}; give one of them another label")
     if OTHER not in names or len(names) < 2:
         raise UserError(f"dispatch needs {OTHER!r} and at least one expert's label; got {', '.join(names) or 'none'}")
-    tokenizer = chat.need_tokenizer(lm)
+    spelt = chat.tokenize(lm, names, follows=True, kind="label")
     form = template(lm, labels)
-    # As in chat.encode: a rendered chat already holds its special tokens.
-    prefix = tokenizer(form.before, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    ends = chat.end_tokens(lm)
-    if not ends:
+    prefix = chat.tokenize(lm, [form.before])[0]
+    end = chat.answer_end(lm)
+    if not end:
         raise UserError(f"{lm.name} names no end token, which ends a label; set eos_token_id in its config.json")
     ids, depth, owner, target_from, target_ids, target_label = [], [], [], [], [], []
-    for number, name in enumerate(names):
-        tokens = tokenizer(name, add_special_tokens=False)["input_ids"]
-        for place, token in enumerate([*tokens, ends[-1]]):
+    for number, tokens in enumerate(spelt):
+        for place, token in enumerate([*tokens, *end]):
             target_from.append(len(ids) - 1 if place else -1)
             target_ids.append(token)
             target_label.append(number)

@@ -285,12 +285,14 @@ def generated(lm: LM, labels: Sequence[Label], first: FirstPass) -> Generated:
     """The dispatcher that reads a free answer; `first` as `dispatch.prepare` makes it for the base model."""
     tokenizer = chat.need_tokenizer(lm)
     spelt = [
-        (tuple(tokenizer(space + word, add_special_tokens=False)["input_ids"]), place)
+        (space + word, place)
         for place, label in enumerate(labels)
         for space in ("", " ")
         for word in (label.name, label.name.capitalize(), label.name.upper())
     ]
-    found = [pair for pair in dict.fromkeys(spelt) if pair[0] and tokenizer.unk_token_id not in pair[0]]
+    rows = chat.tokenize(lm, [text for text, _ in spelt], follows=True, kind="label")
+    pairs = [(tuple(row), place) for row, (_, place) in zip(rows, spelt, strict=True)]
+    found = [pair for pair in dict.fromkeys(pairs) if pair[0] and tokenizer.unk_token_id not in pair[0]]
     width = round_up(max((len(tokens) for tokens, _ in found), default=1), STEP)
     size = round_up(len(found), 6 * STEP)
     spellings = np.full((size, width), -1, np.int32)

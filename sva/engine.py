@@ -30,6 +30,7 @@ from sva.models.cache import Part
 from sva.models.transformer import Transformer, variables
 from sva.sampling import Sampling
 from sva.spectral.slots import mixture
+from sva.vocabulary import check_ids
 
 _TIER = 128  # slots
 
@@ -225,9 +226,13 @@ def run(
       cfg: shapes. A row's result depends on them by rounding alone.
       sampling: the strategy.
       watch: for stop strings, or to show tokens as they come.
+    Raises:
+      UserError: a request holds a token id outside the vocabulary.
     """
     if not requests:
         return
+    for number, request in enumerate(requests):
+        check_ids(request.prompt_ids, weights.model.cfg.vocab_size, what=f"request {number}")
     ends = set(np.asarray(weights.eos_ids).tolist())
     width = max(prompt_bucket(len(request.prompt_ids)) for request in requests)
     state = _idle(weights, requests[0], cfg, _tier(width + cfg.segment))

@@ -1,9 +1,10 @@
 """Greedy answers to held-out prompts, graded, one record each."""
 
+import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,9 @@ def mixed(tasks: Sequence[Task], split: str, size: int) -> list[Item]:
     return [item for turn in itertools.zip_longest(*rows) for item in turn if item is not None]
 
 
-def batches(todo: Sequence[Item], batch_size: int, title: str, *, progress: bool = True) -> Iterator[Sequence[Item]]:
+def batches(
+    todo: Sequence[Item], batch_size: int, title: str, *, progress: bool = True
+) -> Generator[Sequence[Item], None, None]:
     """The items in order, batch by batch, with a progress bar on stderr."""
     with tqdm(total=len(todo), desc=title, unit="prompt", file=sys.stderr, disable=not progress) as bar:
         for start in range(0, len(todo), batch_size):
@@ -276,7 +279,10 @@ def evaluate(
     """
     budget = max_new_tokens or max(item.task.max_new_tokens for item in todo)
     answer, size = greedy(lm, budget, batch_size, progress=progress)
-    return [record for batch in batches(todo, size, title, progress=progress) for record in answer(batch)]
+    with contextlib.closing(
+        batches(todo, size, title, progress=progress)
+    ) as parts:  # an error ends the bar, then is said
+        return [record for batch in parts for record in answer(batch)]
 
 
 def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) -> list[Record]:

@@ -23,6 +23,7 @@ from sva.advantages import group
 from sva.buckets import length_bucket
 from sva.errors import UserError, above, at_least
 from sva.few_shot import FewShotConfig, Pool, Progress, Shots, draws, shot_tokens
+from sva.finite import check_finite
 from sva.likelihood import continuation_logprobs
 from sva.lm import LM, check_prompts
 from sva.models.transformer import Transformer, check_gradients
@@ -148,6 +149,7 @@ def adapt(
         worth = jnp.asarray([1 / (len(solutions) * len(tokens)) for tokens in solutions], jnp.float32)
         for number in range(done + 1, generations + 1):
             state, value = ascend(state, lm.model, lm.params, pool.bank, rows, worth, lr=gradient.lr)
+            check_finite(lm, np.asarray(value)[None], "ascent")
             yield Progress(number, np.asarray(state.alphas), state, {"nats": float(value)})
         return
     size = len(prompts)

@@ -131,7 +131,6 @@ def _answers(
     """A record an answer, as they are finished; on the screen they are shown in order, a single one as it comes."""
     import jax
 
-    from sva import chat
     from sva.buckets import batch_bucket
     from sva.complete import complete
     from sva.engine import EngineConfig
@@ -139,18 +138,9 @@ def _answers(
     done = {(record["line"], record["sample"]) for record in known}
     wanted = range(arguments.samples)
     todo = [prompt for prompt in prompts if not all((prompt.line, sample) in done for sample in wanted)]
-    texts = [prompt.text if arguments.raw else chat.render(lm, prompt.text) for prompt in todo]
-    context = lm.model.cfg.max_position_embeddings
-    rows = []
-    for prompt, ids in zip(list(todo), chat.tokenize(lm, texts), strict=True):
-        if arguments.file and not 0 < len(ids) <= context - arguments.max_new_tokens:
-            faults.append(
-                f"{arguments.file} line {prompt.line} has {len(ids)} tokens, which with --max-new-tokens "
-                f"{arguments.max_new_tokens} does not fit the model's context of {context}"
-            )
-            todo.remove(prompt)
-        else:
-            rows.append(ids)
+    rows = [_tokens(lm, prompt, arguments, faults) for prompt in todo]
+    todo = [prompt for prompt, row in zip(todo, rows, strict=True) if row is not None]
+    rows = [row for row in rows if row is not None]
     if not todo:
         return
     key = jax.random.key(arguments.seed)
@@ -196,6 +186,28 @@ def _answers(
                 print(" ".join(filter(None, [_heading(ready), ready["text"]])), flush=True)
                 following = next(order, (0, 0))
         yield record
+
+
+def _tokens(lm: Any, prompt: Prompt, arguments: argparse.Namespace, faults: list[str]) -> list[int] | None:
+    """The prompt's token ids; None for a line of a file that the model cannot read, and a sentence more in `faults`."""
+    from sva import chat
+
+    context = lm.model.cfg.max_position_embeddings
+    line = f"{arguments.file} line {prompt.line}"
+    try:
+        (ids,) = chat.tokenize(lm, [prompt.text if arguments.raw else chat.render(lm, prompt.text)])
+    except chat.TokenError as error:
+        if not arguments.file or error.by_template:
+            raise
+        faults.append(f"{line}: {error}")
+        return None
+    if arguments.file and not 0 < len(ids) <= context - arguments.max_new_tokens:
+        faults.append(
+            f"{line} has {len(ids)} tokens, which with --max-new-tokens {arguments.max_new_tokens} does not fit the "
+            f"model's context of {context}"
+        )
+        return None
+    return ids
 
 
 def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Any]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from sva import chat
 from sva.buckets import batch_bucket, length_bucket, pad_rows
+from sva.errors import UserError
+from sva.finite import check_finite
 from sva.lm import LM, check_prompts
 from sva.logprobs import score
 from sva.models.transformer import Transformer, apply, positions_of, variables
@@ -41,19 +43,17 @@ def continuation_logprobs(
 def option_logprobs(lm: LM, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
     """The log-probability (nats) of every option as what follows its prompt, end token not included.
 
-    Plain text without a chat template, as public leaderboards score it. An option's tokens are those that prompt and
-    option have together beyond the prompt's own.
+    Plain text without a chat template, as public leaderboards score it; the tokens are those of `followed`.
 
     Raises:
-      UserError: a prompt with an option is longer than the model's context.
+      UserError: a prompt with an option is longer than the model's context, an option has no token of its own, a text
+        holds a token without embedding, or a log-probability is not finite.
     """
-    tokenizer = chat.need_tokenizer(lm)
     rows, starts = [], []
     for prompt, texts in zip(prompts, options, strict=True):
-        first = len(tokenizer(prompt)["input_ids"])
-        for text in texts:
-            rows.append(tokenizer(prompt + text)["input_ids"])
-            starts.append(first)
+        heads, tails = followed(lm, prompt, texts)
+        rows += [[*heads, *tail] for tail in tails]
+        starts += [len(heads)] * len(tails)
     lengths = np.asarray([len(row) for row in rows])
     check_prompts(lengths, 1, lm.model.cfg.max_position_embeddings)
     places = np.arange(length_bucket(int(lengths.max())))[None, :]
@@ -64,5 +64,33 @@ def option_logprobs(lm: LM, prompts: Sequence[str], options: Sequence[Sequence[s
     scored = mask * (places >= np.asarray(starts)[:, None])
     size = batch_bucket(len(rows))
     padded = (pad_rows(x, size) for x in (ids, mask, scored.astype(np.int32)))
-    sums = iter(np.asarray(continuation_logprobs(lm.model, lm.params, *padded)).tolist())
-    return [tuple(next(sums) for _ in texts) for texts in options]
+    sums = np.asarray(continuation_logprobs(lm.model, lm.params, *padded))[: len(rows)]
+    check_finite(lm, sums, "option")
+    each = iter(sums.tolist())
+    return [tuple(next(each) for _ in texts) for texts in options]
+
+
+def followed(lm: LM, prompt: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """(the prompt's token ids, those of each text behind it): the prompt's stay the same whatever follows.
+
+    They are those of prompt and text in one piece, as public leaderboards take them. Where the border would be joined
+    into one token, the text's own follow instead, so that all options are scored after the same tokens and whole.
+
+    Raises:
+      UserError: a text has no token, or nothing stands before its first one.
+    """
+    (head,) = chat.tokenize(lm, [prompt])
+    tails = []
+    for text, whole in zip(texts, chat.tokenize(lm, [prompt + text for text in texts]), strict=True):
+        tail = whole[len(head) :] if whole[: len(head)] == head else _alone(lm, text)
+        if not tail or not head:
+            lacking = f"the option {text!r}" if head else f"the prompt before the option {text!r}"
+            raise UserError(f"{lacking} has no token, so it cannot be scored; give it some text")
+        tails.append(tail)
+    return head, tails
+
+
+def _alone(lm: LM, text: str) -> list[int]:
+    """The token ids of a text inside a line: SentencePiece marks a first word as if a space stood before it."""
+    line, whole = chat.tokenize(lm, ["\n", f"\n{text}"], follows=True)
+    return whole[len(line) :] if whole[: len(line)] == line else chat.tokenize(lm, [text], follows=True)[0]

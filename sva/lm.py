@@ -19,6 +19,7 @@ from sva.buckets import batch_bucket, budget_bucket, common_prefix, drop_prefix,
 from sva.distributed import to_host
 from sva.errors import UserError
 from sva.fetch import resolve
+from sva.finite import check_finite
 from sva.generate import Generation
 from sva.matmul import Int8, floats, quantise_weight
 from sva.models import layout
@@ -38,6 +39,7 @@ from sva.spectral.store import Record
 from sva.spectral.svd import require_whole
 from sva.tokenizer import load_tokenizer
 from sva.trees import select
+from sva.vocabulary import check_ids, excess
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 KV_DTYPES = {**DTYPES, "int8": jnp.int8}
@@ -113,7 +115,8 @@ class LM:
         Returns:
           Generation: tokens [B, max_new_tokens], logprobs [B, max_new_tokens], lengths [B], host arrays.
         Raises:
-          UserError: an empty prompt, prompts that do not leave max_new_tokens of the context, a missing key.
+          UserError: an empty prompt, prompts that do not leave max_new_tokens of the context, a token id outside the
+            vocabulary, a missing key, or a log-probability that is not finite.
         """
         sampling = sampling or Greedy()
         ids, mask = self._check(input_ids, attention_mask)
@@ -146,6 +149,7 @@ class LM:
             sampling=sampling,
         )
         tokens, logprobs, lengths = (x[: np.shape(input_ids)[0]] for x in to_host(out))  # sliced on the host:
+        check_finite(self, logprobs, "prompt")
         return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], lengths)  # nothing to compile
 
     def save(self, directory: str | Path) -> None:
@@ -165,8 +169,7 @@ class LM:
             raise UserError(f"input_ids and attention_mask must both be [B, T]; got {ids.shape} and {mask.shape}")
         if ids.dtype.kind not in "iu":
             raise UserError(f"input_ids must be whole numbers, not {ids.dtype}")
-        if ids.size and not (ids.min() >= 0 and ids.max() < cfg.vocab_size):
-            raise UserError(f"input_ids hold {ids.min()} to {ids.max()}; the vocabulary has {cfg.vocab_size} tokens")
+        check_ids(ids, cfg.vocab_size, self.tokenizer)
         return ids.astype(np.int32), mask.astype(np.int32)
 
 
@@ -218,6 +221,8 @@ def load(
     )
     ones = {name: np.ones(min(checkpoint.shapes[name]), np.float32) for name in absent} if absent else None
     tokenizer = load_tokenizer(path)
+    if tokenizer is not None and (note := excess(tokenizer, model.cfg.vocab_size)):
+        print(f"sva: {name_or_path}: {note}", file=sys.stderr)
     quantisation = _noted(checkpoint.quantisation) if dtype == "int8" else checkpoint.quantisation
     return LM(model, params, tokenizer, str(name_or_path), quantisation, known, mesh, z=ones)
 

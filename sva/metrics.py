@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ class MetricsLog:
         self._board.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))  # hides later steps
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends one row, which has a `step`.
+        """Appends one row, which has a `step`; a number that is NaN or infinite is null, which JSON can say.
 
         Raises:
           UserError: the disk is full.
@@ -53,7 +54,8 @@ class MetricsLog:
             if name != "step" and isinstance(value, (int, float))
         ]
         try:
-            self._file.write(json.dumps(dict(row)) + "\n")
+            known = {name: None if _is_no_number(value) else value for name, value in row.items()}
+            self._file.write(json.dumps(known) + "\n")
             self._file.flush()
             self._board.write_event(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
             self._board.flush()
@@ -65,6 +67,10 @@ class MetricsLog:
         for file in (self._file, self._board):
             with contextlib.suppress(OSError):
                 file.close()
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

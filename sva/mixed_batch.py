@@ -19,6 +19,7 @@ from flax import struct
 from sva import chat
 from sva.buckets import common_prefix, pad_rows
 from sva.distributed import to_host
+from sva.finite import check_finite
 from sva.generate import Generation, Rows, begin, decode, read
 from sva.lm import LM, check_prompts, pad_eos
 from sva.models import cache as kv_cache
@@ -27,6 +28,7 @@ from sva.models.transformer import Transformer, variables
 from sva.sampling import Sampling
 from sva.spectral.cores import adapters
 from sva.spectral.slots import mixture
+from sva.vocabulary import check_ids
 
 _SEGMENT = 4  # tokens between two looks at which rows are at work
 _FEWEST = 16  # rows that are not worth halving
@@ -98,10 +100,12 @@ def ask(
     """The prompts, each with its key of `keys` [S], in the room of more prompts of which these are some.
 
     Raises:
-      UserError: an empty prompt, or one that does not leave max_new_tokens of the context.
+      UserError: an empty prompt, one that does not leave max_new_tokens of the context, or a token id out of range.
     """
     lengths = np.asarray([len(prompt) for prompt in prompts])
     check_prompts(lengths, max_new_tokens, lm.model.cfg.max_position_embeddings)
+    for number, prompt in enumerate(prompts):
+        check_ids(prompt, lm.model.cfg.vocab_size, lm.tokenizer, f"prompt {number}")
     shared, width = sizes or room(prompts)
     ids, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
@@ -127,6 +131,8 @@ def answers(
     Args:
       rows: at work at a time, but one member's are never divided.
       stops: stop strings; one that is a special token ends a row, others are for the caller to find.
+    Raises:
+      UserError: no answer has log-probabilities that are finite.
     """
     size = len(asked.ids)
     eos_ids = jnp.asarray(pad_eos(chat.end_tokens(lm, stops)))
@@ -136,7 +142,10 @@ def answers(
         last = min(first + together, len(members))
         out = _batch(lm, members.some(first, last, together), asked, max_new_tokens, eos_ids, sampling)
         parts.append([x[: (last - first) * size] for x in out])
-    return Generation(*map(np.concatenate, zip(*parts, strict=True)))
+    out = Generation(*map(np.concatenate, zip(*parts, strict=True)))
+    if not np.isfinite(out.logprobs).all(axis=1).any():  # one member that overflows is a bad member, all are a fault
+        check_finite(lm, out.logprobs, "answer")
+    return out
 
 
 def _batch(

@@ -82,14 +82,16 @@ def page(run_dir: Path) -> str:
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> str:
     """An inline SVG picture: one panel for each group of metrics that the rows have."""
-    panels = [(title, [name for name in names if any(name in row for row in rows)]) for title, names in _PANELS]
+    panels = [
+        (title, [name for name in names if any(row.get(name) is not None for row in rows)]) for title, names in _PANELS
+    ]
     panels = [(title, names) for title, names in panels if names]
     lines = -(-len(panels) // 2)
     figure = Figure(figsize=(10, 2.4 * lines), layout="constrained")
     grid = figure.subplots(lines, 2, squeeze=False).ravel()
     for axes, (title, names) in zip(grid, panels, strict=False):
         for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else "", label=name, linewidth=1.2)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)

@@ -33,9 +33,9 @@ def solution(task: Task, example: Example) -> str:
 
 def solution_tokens(lm: LM, task: Task, examples: Sequence[Example]) -> list[list[int]]:
     """The token ids of each example's solution, and the end token."""
-    tokenizer, ends = chat.need_tokenizer(lm), chat.end_tokens(lm)
+    end = chat.answer_end(lm)
     texts = [solution(task, example) for example in examples]
-    return [[*tokenizer(text, add_special_tokens=False)["input_ids"], *ends[-1:]] for text in texts]
+    return [[*tokens, *end] for tokens in chat.tokenize(lm, texts, follows=True, kind="answer")]
 
 
 def solution_width(lm: LM, task: Task, source: Sequence[Example]) -> int:

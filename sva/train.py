@@ -22,6 +22,7 @@ from sva.checkpoint import Checkpoints
 from sva.distributed import is_writer, to_host
 from sva.errors import UserError, above, at_least
 from sva.evolution import EvolutionConfig
+from sva.finite import cause
 from sva.guards import GuardConfig
 from sva.lm import LM, merge
 from sva.metrics import MetricsLog
@@ -515,6 +516,7 @@ def _guarded(
     if guards.is_finite(stepped.row):
         return stepped
     reason = ", ".join(f"{name} {stepped.row[name]}" for name in ("loss", "grad_norm", "reward") if name in stepped.row)
+    reason += f": {cause(course.lm)}"
     where = _keep(run_dir, step, examples, stepped.batch, stepped.texts, reason)
     if watch.not_finite == "stop":
         raise FloatingPointError(f"step {step}: {reason}; the batch is kept in {where}")

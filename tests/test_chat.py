@@ -1,12 +1,18 @@
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
+from test_tokenizer import bpe_gguf
 from tokenizers.processors import TemplateProcessing
 
-from sva import chat
+from sva import chat, dispatch, likelihood
 from sva.errors import UserError
-from sva.testing import tokenizer
+from sva.supervised import solution_tokens
+from sva.tasks.labels import Label
+from sva.testing import NameAColour, tokenizer, toy_lm
+from sva.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -21,8 +27,8 @@ def test_a_question_becomes_one_turn_of_the_template_with_no_token_twice(adding)
     text = chat.render(adding, "what colour ?")
     assert text == "<user> what colour ? <assistant>"
     ids, mask = chat.encode(adding, [text, "red"])
-    np.testing.assert_array_equal(ids, [[3, 27, 22, 31, 4], [0, 0, 0, 0, 5]])
-    np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
+    np.testing.assert_array_equal(ids, [[3, 27, 22, 31, 4], [0, 0, 0, 3, 5]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]])
 
 
 def test_without_a_template_the_question_stands_alone_behind_its_first_token(adding):
@@ -48,3 +54,83 @@ def test_an_empty_question_and_a_model_without_tokenizer_are_refused(toy):
         chat.render(toy, " \n")
     with pytest.raises(UserError, match=r"toy-0 has no tokenizer; put tokenizer\.json"):
         chat.encode(dataclasses.replace(toy, tokenizer=None), ["x"])
+
+
+FRONTS = {"none": "$A", "bos": "<pad> $A", "eos": "$A <end>", "both": "<pad> $A <end>", "two": "<pad> <unk> $A <end>"}
+RED, PAD, END = 5, 0, 1
+
+
+def putting(front, template=True):
+    """The toy model whose tokenizer puts special tokens around every text."""
+    own, special = tokenizer(), [("<pad>", PAD), ("<end>", END), ("<unk>", 2)]
+    own.backend_tokenizer.post_processor = TemplateProcessing(single=FRONTS[front], special_tokens=special)
+    if not template:
+        own.chat_template = None
+    return dataclasses.replace(toy_lm(), tokenizer=own)
+
+
+class Red(NameAColour):
+    """A task with an answer to train on."""
+
+    def question(self, example):
+        return "red"
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize(
+    ("front", "before"), [("none", []), ("bos", [PAD]), ("eos", []), ("both", [PAD]), ("two", [PAD, 2])]
+)
+def test_bos_goes_in_front_of_raw_text_alone_and_no_end_token_behind_any(front, before, template):
+    lm = putting(front, template)
+    raw, chatted = [*before, RED], [3, RED, 4] if template else [*before, RED]
+    assert chat.tokenize(lm, ["red"]) == [raw]
+    assert chat.tokenize(lm, [chat.render(lm, "red")]) == [chatted]
+    assert chat.tokenize(lm, [chat.render(lm, "red") + " red"]) == [[*chatted, RED]]
+    assert chat.tokenize(lm, [chat.render_example(lm, Red(), {})]) == [chatted]
+    assert chat.tokenize(lm, ["red"], follows=True) == [[RED]]
+    assert chat.tokenize(lm, [""]) == [before]
+    assert likelihood.followed(lm, "red", [" red", " red red"]) == (raw, [[RED], [RED, RED]])
+    assert solution_tokens(lm, Red(), [{"answer": "red"}]) == [[RED, END]]
+    form = dispatch.template(lm, (Label("red", "a"), Label("other", "b")))
+    start = [3, 2] if template else [*before, 2]
+    assert chat.tokenize(lm, [form.before])[0][: len(start)] == start
+
+
+def test_the_public_codes_prompt_takes_bos_beside_the_templates_and_says_so_once(capsys):
+    chat._say.cache_clear()
+    lm, task = putting("both"), dataclasses.replace(Red(), prompt="reference")
+    assert chat.tokenize(lm, [chat.render_example(lm, task, {})]) == [[PAD, 3, RED, 4]]
+    lm.tokenizer.chat_template = f"<pad>{lm.tokenizer.chat_template}"
+    assert chat.tokenize(lm, [chat.render_example(lm, task, {}) for _ in range(2)]) == [[PAD, PAD, 3, RED, 4]] * 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.endswith("there twice") for line in said] == [False, True]
+    assert all("prompt=reference: <pad> goes in front" in line for line in said)
+    assert chat.tokenize(lm, [chat.render_example(lm, Red(), {})]) == [[PAD, 3, RED, 4]]
+    for silent in (putting("none"), putting("both", template=False)):
+        ids = chat.tokenize(silent, [chat.render_example(silent, task, {})])
+        assert ids == chat.tokenize(silent, [chat.render_example(silent, Red(), {})])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_rendered_text_stays_one_when_it_is_copied(toy):
+    text = chat.render(toy, "red")
+    for again in (copy.deepcopy(text), pickle.loads(pickle.dumps(text))):
+        assert (again, again.bos) == (text, False)
+
+
+def test_settings_of_a_tokenizer_file_that_pad_and_cut_change_nothing(toy):
+    own = tokenizer()
+    own.backend_tokenizer.enable_truncation(2)
+    own.backend_tokenizer.enable_padding(length=8)
+    lm = dataclasses.replace(toy, tokenizer=own)
+    assert chat.tokenize(lm, ["red green blue", "red"]) == [[5, 6, 7], [5]]
+
+
+@pytest.mark.parametrize(("add", "front"), [({}, [1]), ({"add_bos_token": False}, []), ({"add_eos_token": True}, [1])])
+def test_a_gguf_file_that_names_a_bos_says_whether_it_is_added(add, front, toy, tmp_path):
+    own = load_tokenizer(bpe_gguf(tmp_path / "m.gguf", "llama-bpe", **add))
+    model = toy.model.clone(cfg=dataclasses.replace(toy.model.cfg, vocab_size=len(own)))
+    lm = dataclasses.replace(toy, model=model, tokenizer=own)
+    assert own.bos_token_id == 1
+    the = own("the", add_special_tokens=False)["input_ids"]
+    assert chat.tokenize(lm, ["the", chat.render(lm, "the")]) == [[*front, *the], [2, *the]]

@@ -63,7 +63,8 @@ def test_a_question_after_the_prefix_has_the_ids_it_has_in_one_piece(toy):
     model = Tokenizer(models.BPE(vocabulary, [("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "w")]))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     own = PreTrainedTokenizerFast(tokenizer_object=model, chat_template=toy.tokenizer.chat_template)
-    lm = dataclasses.replace(toy, tokenizer=own)
+    model = toy.model.clone(cfg=dataclasses.replace(toy.model.cfg, vocab_size=len(own)))
+    lm = dataclasses.replace(toy, model=model, tokenizer=own)
     form = dispatch.template(lm, LABELS)
     for question in ("what colour ?", " what", "\nwhat"):
         whole = own(chat.render(lm, instruction(LABELS, question)))["input_ids"]

@@ -1,9 +1,14 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import spoken
+from test_tokenizer import sentencepiece_gguf
+from tokenizers import Tokenizer, models
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 import sva.tasks
 from sva import chat, evaluate, evaluate_command, likelihood, records, stops
@@ -11,7 +16,8 @@ from sva.cli import main
 from sva.errors import UserError
 from sva.evaluate import Item
 from sva.tasks.base import Grade, reason
-from sva.testing import THINGS, NameAColour, toy_lm
+from sva.testing import THINGS, NameAColour, tokenizer, toy_lm
+from sva.tokenizer import load_tokenizer
 
 
 def test_records_are_the_greedy_answers_in_order_graded_by_their_own_task(toy):
@@ -185,6 +191,44 @@ def test_option_scores_are_sums_of_token_log_probabilities(toy):
             logps = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
             by_hand = sum(logps[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
             np.testing.assert_allclose(value, by_hand, atol=1e-4)
+
+
+def test_a_tokenizer_that_adds_an_end_token_moves_no_option_score(toy):
+    own = tokenizer()
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<pad> $A <end>", special_tokens=[("<pad>", 0), ("<end>", 1)]
+    )
+    lm = dataclasses.replace(toy, tokenizer=own)
+    red, green = 5, 6
+    logits = np.asarray(toy.logits([[0, red, green]], [[1, 1, 1]]), np.float64)[0]
+    logps = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    scored = likelihood.option_logprobs(lm, ["red"], [[" green", " red"]])
+    np.testing.assert_allclose(scored, [(logps[1, green], logps[1, red])], atol=1e-4)
+
+
+def test_an_option_that_would_join_the_prompts_last_token_is_scored_whole_behind_it(toy):
+    vocabulary = {token: i for i, token in enumerate(["z", "q", "zq", "x", "\n"])}
+    own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, [("z", "q")])))
+    lm = dataclasses.replace(toy, tokenizer=own)
+    assert own("xzq")["input_ids"] == [3, 2]
+    assert likelihood.followed(lm, "xz", ["q", "x", "zq"]) == ([3, 0], [[1], [3], [2]])
+
+
+def test_a_word_behind_a_joined_border_gets_no_space_of_its_own(toy, tmp_path):
+    own = load_tokenizer(sentencepiece_gguf(tmp_path / "m.gguf", ["▁a", "ab", "▁", "a", "b", "<nl>"]))
+    lm = dataclasses.replace(toy, tokenizer=own)
+    lm = dataclasses.replace(lm, model=toy.model.clone(cfg=dataclasses.replace(toy.model.cfg, vocab_size=len(own))))
+    head, (tail, other) = likelihood.followed(lm, "b ", ["a", "b"])
+    assert own.convert_ids_to_tokens(head) == ["<s>", "▁", "b", "▁"]
+    assert (own.convert_ids_to_tokens(tail), own.convert_ids_to_tokens(other)) == (["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "option", "words"), [("red", "", "the option ''"), ("", "red", "the prompt before")]
+)
+def test_an_option_without_a_token_or_with_nothing_before_it_is_refused(prompt, option, words, toy):
+    with pytest.raises(UserError, match=f"{words}.* has no token"):
+        likelihood.option_logprobs(toy, [prompt], [[option]])
 
 
 def test_the_likeliest_option_is_the_highest_sum_or_the_highest_per_character():

@@ -7,7 +7,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from sva.errors import UserError
 from sva.models import cache as kv_cache
@@ -17,6 +19,7 @@ from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_freq
 from sva.models.packing import pack, packing, unpack
 from sva.models.weights import nest
 from sva.sharding import constrain, hidden_axes, is_divided
+from sva.vocabulary import check_ids
 
 
 class Transformer(nn.Module):
@@ -166,12 +169,11 @@ def positions_of(attention_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0), valid
 
 
-@partial(jax.jit, static_argnames=("model",))
 def logits(
     model: Transformer,
     params: Mapping[str, Any],
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
+    input_ids: jax.Array | np.ndarray,
+    attention_mask: jax.Array | np.ndarray,
     adapter: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """Next-token logits at every position.
@@ -183,7 +185,23 @@ def logits(
       adapter: None, or one adapter a weight (`sva.factored(spectra, z)`), keyed by weight name.
     Returns:
       [B, T, V] float32; where the mask is 0 the values mean nothing.
+    Raises:
+      UserError: a token id outside the vocabulary, where the ids are known (they are not under jit).
     """
+    if not isinstance(input_ids, jax.core.Tracer) and getattr(input_ids, "is_fully_addressable", True):
+        check_ids(np.asarray(input_ids), model.cfg.vocab_size)
+    return _logits(model, params, input_ids, attention_mask, adapter)
+
+
+@partial(jax.jit, static_argnames=("model",))
+def _logits(
+    model: Transformer,
+    params: Mapping[str, Any],
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    adapter: Mapping[str, Any] | None,
+) -> jax.Array:
+    """See `logits`."""
     collections = variables(model, params, adapter)
     hidden, _ = apply(model, collections, input_ids, *positions_of(attention_mask))
     return apply(model, collections, hidden, method="unembed")
