@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from sva import seeds
 from sva.errors import UserError, at_least
 from sva.evolution import EvolutionConfig
 from sva.guards import GuardConfig
@@ -61,6 +62,7 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
 
     def __post_init__(self) -> None:
+        seeds.check("seed", self.seed)
         check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.evolution, self.guards)
 
 
