@@ -92,7 +92,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     from sva import alphas, few_shot, few_shot_gradient, seeds
     from sva.adaptive import load_experts
     from sva.evolution import CEM
-    from sva.files import locked_file
+    from sva.files import locked_file, read_json
     from sva.lm import load
     from sva.runs import command, versions
     from sva.tasks import task as make_task
@@ -149,7 +149,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
             saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
             record = {"settings": settings, "history": history, "state": saved, **made_with}
             alphas.Alphas(named, *identity, record).save(out)
-    return out, json.loads(out.read_text())
+    return out, read_json(out)
 
 
 def _digest(value: Any, length: int) -> str:

@@ -1,6 +1,7 @@
 """One training run's settings: a YAML file and `a.b=c` overrides, typed by the modules' own dataclasses."""
 
 import dataclasses
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from sva import seeds
 from sva.errors import UserError, at_least
 from sva.evolution import EvolutionConfig
+from sva.files import read_text
 from sva.guards import GuardConfig
 from sva.reinforce import ReinforceConfig
 from sva.rollout import RolloutConfig
@@ -78,8 +80,9 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"no configuration file at {path}; see configs/ for examples")
+        text = read_text(path)
         try:
-            layer = OmegaConf.load(path)
+            layer = OmegaConf.load(io.StringIO(text))
         except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path} is not readable as YAML: {_one_line(error)}") from error
         if not OmegaConf.is_dict(layer):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError, differing
-from sva.files import disk_error, locked_file
+from sva.files import disk_error, locked_file, read_lines
 
 
 class RecordFile:
@@ -89,7 +89,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """
     if not path.is_file():
         raise UserError(f"no records at {path}; sva evaluate TASK --out {path} makes them")
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = read_lines(path)[:-1]
     parsed = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
+from sva.files import read_json, read_text
 from sva.remote import reaching, to_path
 
 _TEXT = "Train the experts of a grid of settings, and print one table of what came of them."
@@ -93,8 +94,8 @@ def read(path: Path) -> list[Cell]:
     if not path.is_file():
         raise UserError(f"no sweep at {path}; see configs/sweeps/ for examples")
     try:
-        asked = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        asked = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is not readable as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(asked, dict) or "config" not in asked:
         raise UserError(f"{path} is no sweep; it needs `config:`, a configuration of sva train or a list of them")
@@ -167,7 +168,7 @@ def _train(todo: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, str]:
 def _result(cell: Cell) -> dict[str, Any] | None:
     path = cell.run_dir / "result.json"
     with reaching(path):
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
 
 def table(cells: Sequence[Cell], failed: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sva.errors import UserError
+from sva.files import read_json
 from sva.models.config import ModelConfig, from_hf, token_ids
 from sva.remote import is_remote, reaching, to_path
 
@@ -122,23 +123,6 @@ def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
         raise UserError(f"{lead}unexpected: the model has no weight for {_some(unexpected)}; is config.json its own?")
     if wrong:
         raise UserError(f"{lead}wrong shape: {_some(wrong)}; is config.json the checkpoint's own?")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a JSON file.
-
-    Raises:
-      UserError: it cannot be read, or is not a JSON dictionary.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON dictionary, not a {type(value).__name__}; fetch it again")
-    return value
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
+from sva.files import read_lines
 from sva.tasks import amounts, answers, math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
 from sva.tasks.splits import normalised
@@ -75,7 +76,7 @@ def read(path: Path, grader: str) -> list[Example]:
     if not path.is_file():
         raise UserError(f"task file {path} does not exist")
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             rows.append(_row(line, grader, f"{path}, line {number}"))
     if not rows:
@@ -83,7 +84,7 @@ def read(path: Path, grader: str) -> list[Example]:
     return rows
 
 
-def _row(line: bytes, grader: str, where: str) -> Example:
+def _row(line: str, grader: str, where: str) -> Example:
     try:
         row: Any = json.loads(line)
     except ValueError as error:
