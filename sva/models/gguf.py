@@ -227,6 +227,8 @@ def _config(file: GGUFFile) -> ModelConfig:
         "eos_token_id": [i for i in (_token(file, k) for k in ("eos", "eot", "eom")) if i is not None],
         "pad_token_id": _token(file, "padding"),
     }
+    if key("rope.scaling.attn_factor", 1.0) != 1.0:
+        raise UserError(f"{where}: {kind}.rope.scaling.attn_factor other than 1 is not supported")
     # llama.cpp's rules: no type means linear, no factor means none
     scaling = key("rope.scaling.type", "linear")
     factor = key("rope.scaling.factor", key("rope.scale_linear", 0.0))
