@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from sva.errors import UserError
 from sva.files import disk_error, read_json, write_atomically
+from sva.models.gguf_file import one_a_model
 from sva.paths import cache_dir
 from sva.remote import is_remote, reaching, to_path
 
@@ -154,7 +155,7 @@ def _in_path(path: Path) -> Path:
         if path.suffix != ".gguf":
             raise UserError(f"{path} is a file but no .gguf: give that, or a directory with config.json")
         return path
-    files = sorted(path.glob("*.gguf"))
+    files = one_a_model(sorted(path.glob("*.gguf")))
     has_config = (path / "config.json").is_file()
     if has_config and (not files or any(path.glob("*.safetensors"))):
         return path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from sva.errors import UserError
-from sva.models.gguf import GGUFFile, read_gguf
+from sva.models.gguf_file import GGUFFile, read_gguf
 from sva.remote import copy_small_files, is_remote, to_path
 
 if TYPE_CHECKING:
