@@ -1,6 +1,8 @@
 """Questions to token ids and back, through the tokenizer's chat template."""
 
+import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,8 @@ import numpy as np
 from sva.errors import UserError
 from sva.lm import LM
 from sva.tasks.base import Example, Task
+
+_PROBE = "7301946285"
 
 
 def render(lm: LM, question: str) -> str:
@@ -20,13 +24,33 @@ def render(lm: LM, question: str) -> str:
 def render_turns(lm: LM, turns: Sequence[Mapping[str, str]], opening: str = "") -> str:
     """The text of a chat that ends in a user turn, up to where the answer starts, and its `opening`.
 
-    Without a chat template, the contents of the turns with an empty line between them.
+    Without a chat template, the contents of the turns with an empty line between them. Where the template has no
+    system role, a system text stands in front of the next user's; that is said once, on stderr.
+
+    Raises:
+      UserError: the template cannot be applied to these turns, leaves out what a user says, or is one of several of
+        which none is the default.
     """
     tokenizer = need_tokenizer(lm)
     if not tokenizer.chat_template:
         return "\n\n".join([*(turn["content"] for turn in turns), *([opening] if opening else [])])
-    chat = [dict(turn) for turn in turns]
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + opening
+    template, chat = _template(lm), [dict(turn) for turn in turns]
+    if any(turn["role"] == "system" for turn in chat) and not _has_system_role(tokenizer, template, lm.name):
+        chat = _without_system_role(chat)
+    try:
+        text = _applied(tokenizer, template, chat)
+    except Exception as error:  # whatever a program in the template raises: Jinja's errors, TypeError, ...
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(
+            f"{lm.name}: its chat template cannot be applied ({reason}); mend chat_template in tokenizer_config.json, "
+            "or chat_template.jinja"
+        ) from error
+    if not _shows(tokenizer, template, tuple(turn["role"] for turn in chat), len(chat) - 1):
+        raise UserError(
+            f"{lm.name}: its chat template leaves out what the user says; mend chat_template in tokenizer_config.json, "
+            "or chat_template.jinja"
+        )
+    return text + opening
 
 
 def render_example(lm: LM, task: Task, example: Example) -> str:
@@ -78,3 +102,56 @@ def need_tokenizer(lm: LM) -> Any:
     if lm.tokenizer is None:
         raise UserError(f"{lm.name} has no tokenizer; put tokenizer.json beside its weights, or pass token ids")
     return lm.tokenizer
+
+
+def _template(lm: LM) -> str:
+    """The text of the chat template, of several named ones the default."""
+    template = lm.tokenizer.chat_template
+    if not isinstance(template, dict):
+        return template
+    if "default" not in template:
+        raise UserError(
+            f"{lm.name} has chat templates called {', '.join(template)} and none called default; call one of them "
+            "default in its tokenizer_config.json"
+        )
+    return template["default"]
+
+
+def _applied(tokenizer: Any, template: str, turns: list[dict[str, str]]) -> str:
+    return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
+
+
+@lru_cache(maxsize=32)
+def _shows(tokenizer: Any, template: str, roles: tuple[str, ...], place: int) -> bool:
+    """Whether the template writes what one of these roles says, tried with a number, which no template changes."""
+    turns = [{"role": role, "content": _PROBE if number == place else "."} for number, role in enumerate(roles)]
+    try:
+        return _PROBE in _applied(tokenizer, template, turns)
+    except Exception:  # what it raises is told when it is applied to the turns that are meant
+        return False
+
+
+@lru_cache(maxsize=32)
+def _has_system_role(tokenizer: Any, template: str, name: str) -> bool:
+    """Whether the template writes what the system says; where it does so of a user only, that is said, this once."""
+    if _shows(tokenizer, template, ("system", "user"), 0) or not _shows(tokenizer, template, ("user",), 0):
+        return True
+    print(
+        f"sva: {name}: its chat template has no system role; a system text goes in front of the user's", file=sys.stderr
+    )
+    return False
+
+
+def _without_system_role(turns: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The turns, every system text in front of the next user's, an empty line between them."""
+    chat: list[dict[str, str]] = []
+    waiting: list[str] = []
+    for turn in turns:
+        if turn["role"] == "system":
+            waiting += [turn["content"]] if turn["content"].strip() else []
+        elif turn["role"] == "user":
+            chat.append({**turn, "content": "\n\n".join([*waiting, turn["content"]])})
+            waiting = []
+        else:
+            chat.append(dict(turn))
+    return [*chat, {"role": "user", "content": "\n\n".join(waiting)}] if waiting else chat

@@ -220,9 +220,11 @@ class Template:
 
 def template(lm: LM, labels: Sequence[Label]) -> Template:
     """The rendered classification question for these labels."""
-    before, after = chat.render(lm, instruction(labels, _MARK)).split(_MARK)
+    before, *after = chat.render(lm, instruction(labels, _MARK)).split(_MARK)
+    if len(after) != 1:
+        raise UserError(f"{lm.name}: its chat template writes a question {len(after)} times; two passes need it once")
     prefix = before.rstrip(" ")
-    return Template(prefix, before[len(prefix) :], after)
+    return Template(prefix, before[len(prefix) :], after[0])
 
 
 def encode(lm: LM, form: Template, questions: Sequence[str]) -> Asked:
