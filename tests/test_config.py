@@ -8,6 +8,7 @@ import pytest
 import tiny
 import transformers
 
+from sva import config as settings
 from sva.errors import UserError
 from sva.models import config
 from sva.models.config import Rope, from_hf, to_hf
@@ -287,3 +288,15 @@ def test_reading_a_config_imports_no_torch():
     code = f"import sys; from sva.models.config import from_hf; from_hf({BASE!r}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_yaml_file_may_begin_with_a_byte_order_mark(tmp_path):
+    text = "seed: 3\ntask: ä\ntrain:\n  steps: 7\n"
+    plain, marked, other = (tmp_path / f"{name}.yaml" for name in ("plain", "marked", "other"))
+    plain.write_text(text)
+    marked.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert settings.load(marked) == settings.load(plain)
+    assert settings.load(marked).train.steps == 7
+    other.write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match=r"other\.yaml is not UTF-8 \(byte 1\); save the file as UTF-8"):
+        settings.load(other)
