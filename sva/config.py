@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from sva import seeds
 from sva.errors import UserError, at_least
 from sva.evolution import EvolutionConfig
-from sva.files import read_text
+from sva.files import decoded
 from sva.guards import GuardConfig
 from sva.reinforce import ReinforceConfig
 from sva.rollout import RolloutConfig
@@ -80,9 +80,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"no configuration file at {path}; see configs/ for examples")
-        text = read_text(path)
         try:
-            layer = OmegaConf.load(io.StringIO(text))
+            layer = OmegaConf.load(io.StringIO(decoded(Path(path).read_bytes(), "it")))
         except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path} is not readable as YAML: {_one_line(error)}") from error
         if not OmegaConf.is_dict(layer):

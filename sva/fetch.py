@@ -194,7 +194,7 @@ def _is_whole(snapshot: Path) -> bool:
     index = snapshot / "model.safetensors.index.json"
     if not index.is_file():
         return any(snapshot.glob("*.safetensors"))
-    return all((snapshot / name).is_file() for name in read_json(index)["weight_map"].values())
+    return all((snapshot / name).is_file() for name in (read_json(index).get("weight_map") or {}).values())
 
 
 def _from_hub(hub_id: str) -> Path:

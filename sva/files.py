@@ -171,9 +171,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read, or is not a JSON dictionary.
     """
+    content = _content(path)
     try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        value = json.loads(decoded(content, "it"))
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON dictionary, not a {type(value).__name__}; fetch it again")

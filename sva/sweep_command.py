@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
-from sva.files import read_json, read_text
+from sva.files import decoded, read_json
 from sva.remote import reaching, to_path
 
 _TEXT = "Train the experts of a grid of settings, and print one table of what came of them."
@@ -94,8 +94,8 @@ def read(path: Path) -> list[Cell]:
     if not path.is_file():
         raise UserError(f"no sweep at {path}; see configs/sweeps/ for examples")
     try:
-        asked = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+        asked = yaml.safe_load(decoded(path.read_bytes(), "it"))
+    except (yaml.YAMLError, UserError) as error:
         raise UserError(f"{path} is not readable as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(asked, dict) or "config" not in asked:
         raise UserError(f"{path} is no sweep; it needs `config:`, a configuration of sva train or a list of them")

@@ -295,4 +295,4 @@ def test_a_byte_order_mark_and_windows_line_ends_are_skipped_in_every_json(tmp_p
     assert open_checkpoint(tmp_path).shapes == expected_shapes
     assert open_checkpoint(tmp_path).config == config
     (tmp_path / "config.json").write_text("{}", encoding="utf-16")
-    assert "config.json is not UTF-8 (byte 1); save the file as UTF-8" in message(open_checkpoint, tmp_path)
+    assert "config.json is not valid JSON (it is not UTF-8 (byte 1); save" in message(open_checkpoint, tmp_path)

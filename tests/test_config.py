@@ -298,5 +298,5 @@ def test_a_yaml_file_may_begin_with_a_byte_order_mark(tmp_path):
     assert settings.load(marked) == settings.load(plain)
     assert settings.load(marked).train.steps == 7
     other.write_text(text, encoding="utf-16")
-    with pytest.raises(UserError, match=r"other\.yaml is not UTF-8 \(byte 1\); save the file as UTF-8"):
+    with pytest.raises(UserError, match=r"other\.yaml is not readable as YAML: it is not UTF-8 \(byte 1\); save"):
         settings.load(other)

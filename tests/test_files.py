@@ -92,10 +92,9 @@ def test_text_is_read_without_mark_and_with_one_kind_of_line_end(content, text, 
 def test_other_encodings_are_one_line_that_names_file_and_place(encoding, tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"a": "one"}\n{"ö": 1}', encoding=encoding)
-    for read in (read_text, read_lines, read_json):
-        with pytest.raises(
-            UserError, match=r"a\.json(, line \d)? is not UTF-8 \(byte \d+\); save the file as UTF-8"
-        ) as caught:
+    words = r"is not UTF-8 \(byte \d+\); save the file as UTF-8"
+    for read, lead in ((read_text, ""), (read_lines, r", line \d"), (read_json, r" is not valid JSON \(it")):
+        with pytest.raises(UserError, match=rf"a\.json{lead} {words}") as caught:
             read(path)
         assert "\n" not in str(caught.value)
 

@@ -133,7 +133,7 @@ def test_a_sweeps_file_may_begin_with_a_byte_order_mark(tmp_path, config):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b", ", b",\r\n "))
     assert sweep_command.read(path) == plain
     path.write_text("config: x", encoding="utf-16")
-    with pytest.raises(UserError, match=r"sweep\.yaml is not UTF-8 \(byte 1\)"):
+    with pytest.raises(UserError, match=r"sweep\.yaml is not readable as YAML: it is not UTF-8 \(byte 1\)"):
         sweep_command.read(path)
     with pytest.raises(UserError, match="seed=-1 is not a seed"):
         sweep_command.read(sweep(tmp_path, config, grid={"seed": [0, -1]}))

@@ -141,5 +141,5 @@ def test_a_byte_order_mark_and_windows_line_ends_are_skipped(squares):
     for split in sva.tasks.SPLITS:
         assert list(from_jsonl(marked, grader="number").source(split)) == list(plain.source(split))
     marked.write_text(squares.read_text(), encoding="utf-16")
-    with pytest.raises(UserError, match=r"marked\.jsonl, line 1 is not UTF-8 \(byte 1\)"):
+    with pytest.raises(UserError, match=r"line 1 is not JSON \(it is not UTF-8 \(byte 1\); save the file as UTF-8\)"):
         from_jsonl(marked)

@@ -1,5 +1,6 @@
 """A user's own task: a file with one {"prompt": ..., "answer": ...} a line."""
 
+import codecs
 import difflib
 import hashlib
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
-from sva.files import read_lines
+from sva.files import decoded
 from sva.tasks import amounts, answers, math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
 from sva.tasks.splits import normalised
@@ -76,17 +77,17 @@ def read(path: Path, grader: str) -> list[Example]:
     if not path.is_file():
         raise UserError(f"task file {path} does not exist")
     rows = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if line.strip():
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.removeprefix(codecs.BOM_UTF8).strip():
             rows.append(_row(line, grader, f"{path}, line {number}"))
     if not rows:
         raise UserError(f'{path} is empty; write one {{"prompt": ..., "answer": ...}} a line')
     return rows
 
 
-def _row(line: str, grader: str, where: str) -> Example:
+def _row(line: bytes, grader: str, where: str) -> Example:
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(decoded(line, "it"))
     except ValueError as error:
         raise UserError(f"{where} is not JSON ({error})") from error
     if not isinstance(row, dict):
