@@ -91,10 +91,10 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     import numpy as np
     from tqdm import tqdm
 
-    from sva import alphas, few_shot, few_shot_gradient
+    from sva import alphas, few_shot, few_shot_gradient, seeds
     from sva.adaptive import load_experts
     from sva.evolution import CEM
-    from sva.files import locked_file
+    from sva.files import locked_file, read_json
     from sva.lm import load
     from sva.runs import command, versions
     from sva.tasks import task as make_task
@@ -111,6 +111,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     search = CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
     ascent = few_shot_gradient.GradientConfig(arguments.objective)
     cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows, block=arguments.race)
+    seeds.check("--seed", arguments.seed)
     task = make_task(arguments.task)
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
     lm = load(arguments.model)
@@ -126,7 +127,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     }
     out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{_digest(settings, 8)}.json"
     members = few_shot.pool(lm, experts, reference=arguments.reference)
-    begin, key = members.start(per_matrix=arguments.per_matrix), jax.random.key(arguments.seed)
+    begin, key = members.start(per_matrix=arguments.per_matrix), seeds.key(arguments.seed)
     is_ascent = arguments.method == "gradient"
     start = few_shot_gradient.init(begin, ascent) if is_ascent else search.init(begin)
     with locked_file(out):
@@ -150,7 +151,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
             saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
             record = {"settings": settings, "history": history, "state": saved, **made_with}
             alphas.Alphas(named, *identity, record).save(out)
-    return out, json.loads(out.read_text())
+    return out, read_json(out)
 
 
 def _digest(value: Any, length: int) -> str:

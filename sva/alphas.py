@@ -18,7 +18,7 @@ import numpy as np
 
 from sva.errors import UserError
 from sva.few_shot import mixed, pool
-from sva.files import write_json
+from sva.files import read_text, write_json
 from sva.lm import LM
 from sva.remote import reaching, to_path
 from sva.spectral.expert import Expert
@@ -58,7 +58,7 @@ class Alphas:
         """
         path = to_path(path)
         with reaching(path):
-            text = path.read_text() if path.is_file() else None
+            text = read_text(path) if path.is_file() else None
         if text is None:
             raise UserError(f"no alphas file at {path}; sva adapt writes one")
         try:

@@ -8,7 +8,6 @@ there, by kind, how many operations each program makes and which messages it sen
 
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import re
@@ -30,6 +29,7 @@ from sva.dispatch import Asked, FirstPass
 from sva.dispatchers import Rows, Scored
 from sva.errors import UserError
 from sva.fetch import HUB_SECONDS
+from sva.files import read_json
 from sva.flops import head_flops, linear_flops, pair_flops
 from sva.generate import generate
 from sva.lm import DTYPES
@@ -118,7 +118,7 @@ def model_config(model: str) -> ModelConfig:
             path = Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
         except Exception as error:  # the hub's own, network errors, a name that is none
             raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__})") from error
-    return from_hf(json.loads(path.read_text()), str(path))
+    return from_hf(read_json(path), str(path))
 
 
 def report(

@@ -9,8 +9,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sva import seeds
 from sva.errors import UserError, at_least
 from sva.evolution import EvolutionConfig
+from sva.files import decoded
 from sva.guards import GuardConfig
 from sva.reinforce import ReinforceConfig
 from sva.remote import local_path
@@ -62,6 +64,7 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
 
     def __post_init__(self) -> None:
+        seeds.check("seed", self.seed)
         check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.evolution, self.guards)
 
 
@@ -95,9 +98,10 @@ def _of_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no configuration file at {path}; see configs/ for examples")
     try:
-        node = parse(path.read_text("utf-8-sig"), str(path))
-    except (UnicodeDecodeError, OSError) as error:
+        text = path.read_bytes()
+    except OSError as error:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
+    node = parse(decoded(text, f"{path} is not readable as YAML: it"), str(path))
     entries = [] if node is None else pairs(node, str(path))
     where = str(path)
     return {name: value_of(value, SETTINGS[name], name, where) for name, value in leaves(entries, SETTINGS, where)}

@@ -221,9 +221,11 @@ class Template:
 def template(lm: LM, labels: Sequence[Label]) -> Template:
     """The rendered classification question for these labels."""
     asked = chat.render(lm, instruction(labels, _MARK))
-    before, after = asked.split(_MARK)
+    before, *after = asked.split(_MARK)
+    if len(after) != 1:
+        raise UserError(f"{lm.name}: its chat template writes a question {len(after)} times; two passes need it once")
     prefix = before.rstrip(" ")
-    return Template(chat.Rendered(prefix, asked.bos), before[len(prefix) :], after)
+    return Template(chat.Rendered(prefix, asked.bos), before[len(prefix) :], after[0])
 
 
 def encode(lm: LM, form: Template, questions: Sequence[str]) -> Asked:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from sva import chat
+from sva import chat, seeds
 from sva.buckets import round_up
 from sva.dispatch import STEP, Asked, Choice, FirstPass, Hard, Prompts, after_prefix, label_scores
 from sva.errors import UserError
@@ -331,7 +331,7 @@ def uniform(labels: Sequence[Label], places: int) -> Fixed:
 def lots(labels: Sequence[Label], places: int, seed: int = 0) -> Random:
     """Every label, "other" among them, with the same chance."""
     chances = np.full(len(labels), 1 / len(labels), np.float32)
-    return Random(jax.random.key(seed), jnp.asarray(np.pad(chances, (0, places - len(labels)))))
+    return Random(seeds.key(seed), jnp.asarray(np.pad(chances, (0, places - len(labels)))))
 
 
 def fit(states: jax.Array, owners: Sequence[int], places: int) -> Router:

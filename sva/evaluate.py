@@ -16,7 +16,7 @@ from sva.adaptive import AdaptiveLM
 from sva.complete import complete
 from sva.engine import EngineConfig
 from sva.errors import UserError
-from sva.files import write_atomically
+from sva.files import read_lines, write_atomically
 from sva.likelihood import option_logprobs
 from sva.lm import LM
 from sva.records import RecordFile
@@ -291,7 +291,7 @@ def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) 
     Whose answers they are is for the caller to put into the path.
     """
     if path.exists():
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in read_lines(path) if line.strip()]
         records = [Record(**row | {"scores": tuple(row.get("scores", ()))}) for row in rows]
         if [(record.task, record.question) for record in records] == [(item.task.name, item.question) for item in todo]:
             return records

@@ -135,9 +135,11 @@ def _check(arguments: argparse.Namespace) -> bool:
     Raises:
       UserError: settings that no model is needed to find fault with.
     """
+    from sva import seeds
     from sva.adaptive import check_dispatcher
     from sva.dispatch import choice
 
+    seeds.check("--seed", arguments.seed)
     at_least("--size", arguments.size, 1)
     at_least("--batch-size", arguments.batch_size, 1)
     if arguments.max_new_tokens is not None:

@@ -190,6 +190,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _transfer(arguments: argparse.Namespace) -> None:
+    from sva import seeds
     from sva.lm import load, spectra_of
     from sva.models.weights import expected
     from sva.spectral.expert import Expert
@@ -197,8 +198,8 @@ def _transfer(arguments: argparse.Namespace) -> None:
     from sva.trees import select
 
     _fresh(arguments.out)
-    if arguments.shuffle is not None and arguments.shuffle < 0:
-        raise UserError(f"--shuffle {arguments.shuffle} must be a seed of 0 or more")
+    if arguments.shuffle is not None:
+        seeds.check("--shuffle", arguments.shuffle)
     expert = Expert.load(arguments.expert)
     name = arguments.base or expert.metadata.get("base")
     if not name:

@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -29,7 +28,8 @@ from huggingface_hub import errors as hub_errors
 from tqdm import tqdm
 
 from sva.errors import UserError
-from sva.files import disk_error, write_atomically
+from sva.files import disk_error, read_json, write_atomically
+from sva.models.gguf_file import one_a_model
 from sva.paths import cache_dir
 from sva.remote import is_remote, reaching, to_path
 
@@ -155,7 +155,7 @@ def _in_path(path: Path) -> Path:
         if path.suffix != ".gguf":
             raise UserError(f"{path} is a file but no .gguf: give that, or a directory with config.json")
         return path
-    files = sorted(path.glob("*.gguf"))
+    files = one_a_model(sorted(path.glob("*.gguf")))
     has_config = (path / "config.json").is_file()
     if has_config and (not files or any(path.glob("*.safetensors"))):
         return path
@@ -194,7 +194,7 @@ def _is_whole(snapshot: Path) -> bool:
     index = snapshot / "model.safetensors.index.json"
     if not index.is_file():
         return any(snapshot.glob("*.safetensors"))
-    return all((snapshot / name).is_file() for name in json.loads(index.read_text())["weight_map"].values())
+    return all((snapshot / name).is_file() for name in (read_json(index).get("weight_map") or {}).values())
 
 
 def _from_hub(hub_id: str) -> Path:

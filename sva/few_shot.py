@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva import chat, mixed_batch
+from sva import chat, mixed_batch, seeds
 from sva.complete import Completion, complete
 from sva.distributed import agree
 from sva.errors import UserError, at_least
@@ -156,6 +156,7 @@ def draw(task: Task, split: str, size: int, seed: int) -> Shots:
     Raises:
       UserError: the split has fewer.
     """
+    seeds.check("seed", seed)
     source = task.source(split)
     if len(source) < size:
         raise UserError(f"task {task.name}: shots={size}, but {split} has {len(source)} rows")

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and so that a full disk is one clear line."""
+"""Reading text whoever saved it; writing files so that a reader never sees half of one, a full disk being one line."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ import safetensors.numpy
 from filelock import FileLock, Timeout
 
 from sva.errors import UserError
-from sva.remote import is_remote, local_path, scratch, upload
+from sva.remote import is_remote, local_path, reaching, scratch, to_path, upload
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -128,6 +128,65 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
         if cause is None:
             raise
         raise cause from error
+
+
+def decoded(content: bytes, where: Any) -> str:
+    """The text of UTF-8 bytes, without a byte-order mark in front; line ends are "\n".
+
+    Raises:
+      UserError: they are not UTF-8; `where` names them in the message.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start + 1}"
+        raise UserError(f"{where} is not UTF-8 ({place}); save the file as UTF-8") from error
+    return text.replace("\r\n", "\n")
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a file, as `decoded` gives it.
+
+    Raises:
+      UserError: it cannot be read, or is not UTF-8.
+    """
+    return decoded(_content(to_path(path)), path)
+
+
+def read_lines(path: Path | str) -> list[str]:
+    """The lines of a file; the last is what follows the last line end, "" where nothing does.
+
+    A byte-order mark is left out at the start of every line, for files that were joined have one inside.
+
+    Raises:
+      UserError: it cannot be read, or a line (by its number) is not UTF-8.
+    """
+    lines = _content(to_path(path)).split(b"\n")
+    return [decoded(line, f"{path}, line {place}").removesuffix("\r") for place, line in enumerate(lines, start=1)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary in a JSON file.
+
+    Raises:
+      UserError: it cannot be read, or is not a JSON dictionary.
+    """
+    content = _content(path)
+    try:
+        value = json.loads(decoded(content, "it"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON dictionary, not a {type(value).__name__}; fetch it again")
+    return value
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with reaching(path):
+            return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def write_json(path: Path, value: Any) -> None:

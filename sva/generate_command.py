@@ -53,7 +53,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from sva import chat
+    from sva import chat, seeds
     from sva.alphas import Alphas
     from sva.dispatch import choice
     from sva.errors import at_least
@@ -69,6 +69,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     choice(arguments.choice)
     for name in ("samples", "max_new_tokens", "rows"):
         at_least(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
+    seeds.check("--seed", arguments.seed)
     if "" in arguments.stop:
         raise UserError("--stop is empty; it would end every answer before it begins")
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
@@ -131,6 +132,7 @@ def _answers(
     """A record an answer, as they are finished; on the screen they are shown in order, a single one as it comes."""
     import jax
 
+    from sva import seeds
     from sva.buckets import batch_bucket
     from sva.complete import complete
     from sva.engine import EngineConfig
@@ -143,7 +145,7 @@ def _answers(
     rows = [row for row in rows if row is not None]
     if not todo:
         return
-    key = jax.random.key(arguments.seed)
+    key = seeds.key(arguments.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray([prompt.line for prompt in todo]))
     two_passes = arguments.expert and not arguments.alphas
     chosen, mixtures = _first_pass(lm, todo, arguments) if two_passes else ([{}] * len(todo), None)

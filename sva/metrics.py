@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-from sva.files import disk_error, write_atomically
+from sva.files import disk_error, read_lines, write_atomically
 
 
 class MetricsLog:
@@ -76,7 +76,7 @@ def _is_no_number(value: Any) -> bool:
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; a last line that was cut off is left out; empty where there is no file."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in read_lines(path) if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from sva.errors import UserError
-from sva.files import disk_error
+from sva.files import decoded, disk_error
 
 
 class Prompt(NamedTuple):
@@ -28,12 +28,12 @@ def read_prompts(source: BinaryIO, name: str, *, jsonl: bool) -> tuple[list[Prom
     prompts, faults = [], []
     for number, raw in enumerate(source, 1):
         try:
-            line = raw.decode("utf-8").strip("\r\n")
+            line = decoded(raw, f"{name} line {number}").strip("\r\n")
             if not line.strip():
                 continue
             prompt = _prompt(line) if jsonl else line
-        except UnicodeDecodeError as error:
-            faults.append(f"{name} line {number} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8")
+        except UserError as error:
+            faults.append(str(error))
         except ValueError as error:
             faults.append(f"{name} line {number} {error}")
         else:

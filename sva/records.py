@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError, differing
-from sva.files import disk_error, locked_file
+from sva.files import decoded, disk_error, locked_file
 
 
 class RecordFile:
@@ -93,7 +93,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     parsed = []
     for number, line in enumerate(lines, start=1):
         try:
-            parsed.append(json.loads(line))
+            parsed.append(json.loads(decoded(line, "it")))
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON ({error}); delete the file and run again") from error
     header, *rows = parsed or [None]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from sva import metrics
 from sva.errors import UserError
-from sva.files import write_atomically
+from sva.files import read_json, read_lines, read_text, write_atomically
 
 SAMPLES = 20  # answers shown of each kind
 _PANELS = (  # title, metrics in it
@@ -71,7 +71,7 @@ def page(run_dir: Path) -> str:
         _section("Answers that changed", _changes(_lines(run_dir / "before.jsonl"), _lines(run_dir / "after.jsonl"))),
         _spectrum(run_dir / "spectrum.png"),
         _alarms(rows, run_dir / "failed"),
-        _section("Configuration", f"<pre>{html.escape(settings.read_text())}</pre>"),
+        _section("Configuration", f"<pre>{html.escape(read_text(settings))}</pre>"),
         _section("Environment", _environment(result)),
     ]
     return (
@@ -170,8 +170,8 @@ def _environment(result: Mapping[str, Any]) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in read_lines(path) if line.strip()] if path.is_file() else []

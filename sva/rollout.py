@@ -15,7 +15,7 @@ from sva import chat
 from sva.buckets import budget_bucket, left_pad, length_bucket
 from sva.distributed import agree, is_writer, to_host
 from sva.errors import UserError, at_least
-from sva.files import write_json
+from sva.files import read_json, write_json
 from sva.generate import generate
 from sva.lm import LM, check_prompts, merge_params, pad_eos
 from sva.reinforce import Batch, ReinforceConfig, advantages
@@ -240,7 +240,7 @@ class Verdicts:
         Raises:
           UserError: what `grade` raises; the disk is full.
         """
-        known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        known = read_json(self._path) if self._path.exists() else {}
         about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
         if about.items() <= known.items():
             return np.asarray(known["rewards"], np.float32)

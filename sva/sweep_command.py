@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sva.errors import UserError
+from sva.files import decoded, read_json
 from sva.remote import local_argument, local_path, reaching, to_path
 from sva.settings import Setting, is_null, leaves, override, pairs, parse, value_of
 from sva.trees import nearest
@@ -126,9 +127,10 @@ def _asked(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no sweep at {path}; see configs/sweeps/ for examples")
     try:
-        node = parse(path.read_text("utf-8-sig"), str(path))
-    except (UnicodeDecodeError, OSError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
+    node = parse(decoded(content, f"{path} is not readable as YAML: it"), str(path))
     needs = f"{path} is no sweep; it needs `config:`, a configuration of sva train or a list of them"
     if not isinstance(node, yaml.MappingNode):
         raise UserError(needs)
@@ -236,7 +238,7 @@ def _train(todo: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, str]:
 def _result(cell: Cell) -> dict[str, Any] | None:
     path = cell.run_dir / "result.json"
     with reaching(path):
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
 
 def table(cells: Sequence[Cell], failed: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -1,15 +1,21 @@
 """The tokenizer of a checkpoint: a Hugging Face directory's own, or built from a GGUF file's vocabulary."""
 
+import codecs
+import contextlib
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from sva import tokenizer_notes
 from sva.errors import UserError
+from sva.files import read_json, read_text
 from sva.models.end_tokens import CONTROL, USER_DEFINED, end_tokens
-from sva.models.gguf import GGUFFile, read_gguf
+from sva.models.gguf_file import GGUFFile, read_gguf
 from sva.remote import copy_small_files, is_remote, to_path
 
 if TYPE_CHECKING:
@@ -62,8 +68,38 @@ def load_tokenizer(path: Path | str) -> "PreTrainedTokenizerFast | None":
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="sva-") as folder:
             copy_small_files(path, Path(folder), _SMALL)
-            return _from_directory(Path(folder))
-    return _from_gguf(read_gguf(path)) if path.is_file() else _from_directory(path)
+            with _without_marks(Path(folder)) as texts:
+                return _from_directory(texts, path)
+    if path.is_file():
+        return _from_gguf(read_gguf(path))
+    with _without_marks(path) as folder:
+        return _from_directory(folder, path)
+
+
+@contextlib.contextmanager
+def _without_marks(directory: Path) -> Iterator[Path]:
+    """The directory, or where one of its texts begins with a byte-order mark a copy of them without.
+
+    The libraries that read a tokenizer's files do not skip it.
+    """
+    texts = [path for end in ("*.json", "*.jinja", "*/*.jinja") for path in directory.glob(end)]
+    if not any(_begins_with_mark(path) for path in texts):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="sva-") as folder:
+        for path in texts:
+            target = Path(folder) / path.relative_to(directory)
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(read_text(path), encoding="utf-8")
+        yield Path(folder)
+
+
+def _begins_with_mark(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _fast_tokenizer() -> "type[PreTrainedTokenizerFast]":
@@ -81,15 +117,37 @@ def _fast_tokenizer() -> "type[PreTrainedTokenizerFast]":
     return PreTrainedTokenizerFast
 
 
-def _from_directory(directory: Path) -> "PreTrainedTokenizerFast | None":
+def _from_directory(directory: Path, where: Path) -> "PreTrainedTokenizerFast | None":
+    """The tokenizer of a directory's files, which messages call `where`; what it passes over is said on stderr."""
     if not (directory / "tokenizer.json").is_file():
         return None
-    fast = _fast_tokenizer()
+    fast, config, jinja = _fast_tokenizer(), directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    settings = read_json(config) if config.is_file() else {}
+    _check_template(settings.get("chat_template"), where)
     try:
-        return fast.from_pretrained(directory)
+        tokenizer = fast.from_pretrained(directory, clean_up_tokenization_spaces=False)
     except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{directory}: its tokenizer cannot be read ({reason}); fetch it again") from error
+        raise UserError(f"{where}: its tokenizer cannot be read ({reason}); fetch it again") from error
+    own = read_text(jinja) if jinja.is_file() else None
+    for note in tokenizer_notes.of_directory(settings, tokenizer.backend_tokenizer, own):
+        print(f"sva: {where}: {note}", file=sys.stderr)
+    return tokenizer
+
+
+def _check_template(template: Any, where: Path) -> None:
+    """Raises UserError unless a chat template is a text, or several with names."""
+    entries = template if isinstance(template, list) else []
+    named = [
+        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("name", "template")) for one in entries
+    ]
+    if isinstance(template, dict):
+        named = [isinstance(one, str) for one in template.values()]
+    if not isinstance(template, str | list | dict | None) or not all(named):
+        raise UserError(
+            f"{where}: chat_template in tokenizer_config.json must be a text, or a list of objects with the texts "
+            '"name" and "template"; fetch it again'
+        )
 
 
 def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast | None":
@@ -119,6 +177,8 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast | None":
         number = file.get(f"tokenizer.ggml.{key}_token_id")
         if number is not None and number < len(tokens):
             special[f"{name}_token"] = tokens[number]
+    for note in tokenizer_notes.of_gguf(file):
+        print(f"sva: {file.path}: {note}", file=sys.stderr)
     ends = {
         "bos": bool(file.get("tokenizer.ggml.add_bos_token", add_bos)),
         "eos": bool(file.get("tokenizer.ggml.add_eos_token", False)),
@@ -140,11 +200,20 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast | None":
         )
     return _fast_tokenizer()(
         tokenizer_object=tokenizer,
-        chat_template=file.get("tokenizer.chat_template"),
+        chat_template=_gguf_templates(file),
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
         **special,
     )
+
+
+def _gguf_templates(file: GGUFFile) -> str | dict[str, str] | None:
+    """The chat template, or where there are several {name: template}, the plain one being "default"."""
+    key = "tokenizer.chat_template"
+    texts = {name: file.get(f"{key}.{name}") for name in file.get("tokenizer.chat_templates", ())}
+    named = {name: text for name, text in texts.items() if text}
+    plain = file.get(key)
+    return ({"default": plain} if plain else {}) | named if named else plain
 
 
 def _byte_level_bpe(file: GGUFFile, tokens: list[str]) -> tuple[bool, Tokenizer]:

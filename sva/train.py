@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from sva import evaluate, guards, population, supervised, validation
+from sva import evaluate, guards, population, seeds, supervised, validation
 from sva.adam import bfloat16_adam
 from sva.checkpoint import Checkpoints
 from sva.distributed import is_writer, to_host
@@ -401,6 +401,7 @@ def fit(
         kept, and the batch under run_dir/failed.
     """
     check(family, rollouts, loss, cfg, search, watch)
+    seeds.check("seed", seed)
     source = task.source("train")
     parts = (rollouts, loss, dataclasses.replace(cfg, steps=TrainConfig().steps), search, validate)
     settings = _digest(str(family), task.name, lm.fingerprint, seed, *map(_unusual, parts))
@@ -449,7 +450,7 @@ def fit(
                 if validation.is_over(state.best, step, validate):
                     break
                 examples = [source[i] for i in batch_indices(len(source), rollouts.prompts, step, seed)]
-                key = jax.random.fold_in(jax.random.key(seed), step)
+                key = jax.random.fold_in(seeds.key(seed), step)
                 with _traced(run_dir / "profile", profile and step == start + 1):
                     stepped = _guarded(course, state, step, examples, key, clock, run_dir, watch)
                 state, found = validated(stepped.state, step + 1)

@@ -54,3 +54,10 @@ def test_other_experts_bases_and_sizes_are_refused_in_one_line(toy, made, tmp_pa
         with pytest.raises(UserError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_in_front_of_alphas_is_skipped(toy, made, tmp_path):
+    path = _file(tmp_path / "alphas.json", toy, made[:2], [0.5, 0.25])
+    plain = Alphas.load(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Alphas.load(path) == plain

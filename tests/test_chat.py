@@ -134,3 +134,82 @@ def test_a_gguf_file_that_names_a_bos_says_whether_it_is_added(add, front, toy, 
     assert own.bos_token_id == 1
     the = own("the", add_special_tokens=False)["input_ids"]
     assert chat.tokenize(lm, ["the", chat.render(lm, "the")]) == [[*front, *the], [2, *the]]
+
+
+TURNS = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "what colour ?"}]
+ALTERNATE = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('users and assistants take turns') }}{% endif %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+)
+SILENT = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}] {{ m.content }} {% endif %}{% endfor %}"
+NEEDS = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} {% endfor %}"
+)
+
+
+def with_template(toy, template):
+    own = tokenizer()
+    own.chat_template = template
+    return dataclasses.replace(toy, tokenizer=own)
+
+
+@pytest.mark.parametrize("template", [ALTERNATE, SILENT])
+def test_without_a_system_role_its_text_goes_in_front_of_the_users_and_that_is_said_once(template, toy, capsys):
+    lm = with_template(toy, template)
+    assert chat.render_turns(lm, TURNS) == "[user] Be short.\n\nwhat colour ? "
+    several = [*TURNS, {"role": "assistant", "content": "red"}, {"role": "user", "content": "and now ?"}]
+    text = "[user] Be short.\n\nwhat colour ? [assistant] red [user] and now ? "
+    assert chat.render_turns(lm, several, "It") == text + "It"
+    assert chat.render_turns(lm, TURNS[1:]) == "[user] what colour ? "
+    assert chat.render_turns(lm, [{"role": "system", "content": " "}, TURNS[1]]) == "[user] what colour ? "
+    said = capsys.readouterr().err
+    assert said.splitlines() == [
+        "sva: toy-0: its chat template has no system role; a system text goes in front of the user's"
+    ]
+
+
+@pytest.mark.parametrize("template", [NEEDS, "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"])
+def test_a_system_role_that_the_template_has_is_used(template, toy, capsys):
+    assert chat.render_turns(with_template(toy, template), TURNS) == "[system] Be short. [user] what colour ? "
+    assert capsys.readouterr().err == ""
+
+
+def test_of_several_named_templates_the_default_is_taken(toy):
+    named = {"rag": "{{ messages }}", "default": SILENT, "tool_use": "{% broken"}
+    assert chat.render(with_template(toy, named), "what colour ?") == "[user] what colour ? "
+    with pytest.raises(UserError, match="has chat templates called rag, tool_use and none called default"):
+        chat.render(with_template(toy, {name: text for name, text in named.items() if name != "default"}), "x")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}{{ m.content }}", "TemplateSyntaxError"),
+        ("{{ messages[0].content", "TemplateSyntaxError"),
+        ("{{ raise_exception('no\\nturns') }}", "TemplateError: no"),
+        ("{{ messages[0].content.body.text }}", "UndefinedError"),
+        ("{{ nothing.of.this }}", "UndefinedError: 'nothing' is undefined"),
+        ("{{ messages[0].content + 1 }}", "TypeError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ messages | nofilter }}", "nofilter"),
+        ("{{ messages.__class__.__mro__ }}", "SecurityError"),
+        (NEEDS, "system first"),
+        ("{{ message.content }}", "UndefinedError"),
+        ("<user> {{ question }} <assistant>", "leaves out what the user says"),
+        ("{% for m in messages %}{{ m.text }}{% endfor %}", "leaves out what the user says"),
+    ],
+)
+def test_a_broken_template_is_one_line(template, words, toy, capsys):
+    with pytest.raises(UserError) as caught:
+        chat.render(with_template(toy, template), "what colour ?")
+    assert str(caught.value).startswith("toy-0: its chat template ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_template_that_writes_a_question_twice_cannot_classify(toy):
+    lm = with_template(toy, "{{ messages[0].content }} {{ messages[0].content }}")
+    with pytest.raises(UserError, match="writes a question 2 times; two passes need it once"):
+        dispatch.template(lm, [Label("colour", "colours"), Label("other", "anything else")])

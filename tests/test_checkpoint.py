@@ -219,3 +219,80 @@ def test_unmapped_unexpected_and_wrong_shape_are_different_errors():
     assert text.startswith("unexpected: the model has no weight for x [1], y [2, 2]")
     text = message(match, model, model | {"w3": (3, 2)})
     assert text.startswith("wrong shape: w3 (expected [2, 3], found [3, 2])")
+
+
+BUFFERS = [
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.layers.1.self_attn.rotary_emb.cos_cached",
+    "model.layers.1.self_attn.rotary_emb.sin_cached",
+    "model.rotary_emb.inv_freq",
+    "model.rotary_emb.original_inv_freq",
+    "model.layers.0.self_attn.inv_freq",
+    "model.layers.0.self_attn.bias",
+    "model.layers.0.self_attn.masked_bias",
+    "model.layers.0.attn.bias",
+    "model.layers.0.attn.masked_bias",
+    "model.layers.0.attention.masked_bias",
+    "model.layers.0.self_attn.causal_mask",
+    "model.causal_mask",
+    "model.position_ids",
+    "rope.freqs",
+    "freqs_cis",
+]
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_a_buffer_that_no_architecture_has_a_weight_for_is_passed_over(name, tmp_path):
+    model = tiny.make("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for stored in (np.ones(4, np.float32), np.ones((1, 4), bool), np.arange(4)):
+        save_file(weights | {name: stored}, tmp_path / "model.safetensors")
+        assert dict(open_checkpoint(tmp_path).shapes) == {n: tuple(p.shape) for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_buffers_named_in_the_index_are_harmless_there_or_not(kept, tmp_path):
+    model = tiny.make("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names, buffers = list(weights), {name: np.ones(4, np.float32) for name in BUFFERS}
+    parts = {"one.safetensors": names[:9], "two.safetensors": names[9:]}
+    index = {name: file for file, part in parts.items() for name in part} | dict.fromkeys(BUFFERS, "two.safetensors")
+    for file, part in parts.items():
+        beside = buffers if kept and file == "two.safetensors" else {}
+        save_file({name: weights[name] for name in part} | beside, tmp_path / file, metadata={"format": "pt"})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert dict(open_checkpoint(tmp_path).shapes) == {n: tuple(p.shape) for n, p in model.named_parameters()}
+    transformers.LlamaForCausalLM.from_pretrained(tmp_path)  # which loads it too
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index | {names[0]: "two.safetensors"}})
+    )
+    assert f"promises {names[0]}" in message(open_checkpoint, tmp_path)
+
+
+def test_names_that_only_look_like_buffers_stay_unexpected(tmp_path):
+    for name in ("model.layers.0.self_attn.q_proj.masked", "model.layers.0.mlp.bias", "model.inv_freq_scale"):
+        write(tmp_path, small("model.norm.weight", name))
+        found = open_checkpoint(tmp_path).shapes
+        assert "unexpected" in message(match, {"model.norm.weight": (2, 3)}, found)
+
+
+def test_an_index_may_name_the_head_that_a_tied_model_saved_once(tmp_path):
+    write(tmp_path, small(EMBEDDING), CONFIG | {"tie_word_embeddings": True}, name="one.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {EMBEDDING: "one.safetensors", HEAD: "one.safetensors"}}))
+    assert set(open_checkpoint(tmp_path).shapes) == {EMBEDDING}
+    write(tmp_path, config=CONFIG)
+    assert f"promises {HEAD}" in message(open_checkpoint, tmp_path)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_skipped_in_every_json(tmp_path):
+    tiny.make("llama", tmp_path, shards=True)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    expected_shapes, config = open_checkpoint(tmp_path).shapes, open_checkpoint(tmp_path).config
+    for path in tmp_path.glob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert open_checkpoint(tmp_path).shapes == expected_shapes
+    assert open_checkpoint(tmp_path).config == config
+    (tmp_path / "config.json").write_text("{}", encoding="utf-16")
+    assert "config.json is not valid JSON (it is not UTF-8 (byte 1); save" in message(open_checkpoint, tmp_path)

@@ -3,13 +3,16 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny
 import transformers
 
+from sva import config as settings
 from sva.errors import UserError
 from sva.models import config
 from sva.models.config import Rope, from_hf, to_hf
+from sva.models.layers import inverse_frequencies
 
 BASE = {
     "model_type": "llama",
@@ -94,6 +97,49 @@ def test_conflicting_rope_settings_resolve_as_in_transformers(changes):
         assert ours.original_max_position_embeddings == theirs["original_max_position_embeddings"]
 
 
+_BARE = {key: value for key, value in LLAMA3.items() if not key.startswith("original")}
+ROPES = [
+    {"original_max_position_embeddings": 512},
+    {"original_max_position_embeddings": 512, "rope_theta": 5e5},
+    {"rope_scaling": _BARE, "original_max_position_embeddings": 512},
+    {"rope_scaling": LLAMA3, "original_max_position_embeddings": 512},
+    {"rope_scaling": LLAMA3, "max_position_embeddings": 131072},
+    {"rope_scaling": _BARE, "max_position_embeddings": 4096},
+    {"rope_scaling": _BARE | {"type": "llama3", "rope_theta": 300.0}, "original_max_position_embeddings": 16},
+    {"rope_parameters": _BARE, "rope_theta": 5e5, "original_max_position_embeddings": 512},
+    {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}, "original_max_position_embeddings": 64},
+    {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}, "rope_theta": 3e3},
+    {"rope_parameters": _BARE, "rope_scaling": LLAMA3, "original_max_position_embeddings": 1024},
+    {"rope_parameters": {"rope_theta": 700.0}, "original_max_position_embeddings": 64},
+    {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "original_max_position_embeddings": 64},
+    {"rope_scaling": {"type": "linear", "factor": 4.0, "original_max_position_embeddings": 64}, "rope_theta": 1e6},
+    {"rope_scaling": {"type": "llama3", "rope_type": "default", "factor": 8.0}},
+]
+
+
+@pytest.mark.parametrize("kind", config.ARCHITECTURES)
+@pytest.mark.parametrize("changes", ROPES)
+def test_frequencies_are_those_of_transformers(kind, changes):
+    raw = hf(model_type=kind, head_dim=32, **changes)
+    theirs = transformers.AutoModel.from_config(effective(raw)).rotary_emb
+    rope = from_hf(raw).rope
+    np.testing.assert_allclose(inverse_frequencies(rope, 32), theirs.inv_freq.numpy(), rtol=1e-6)
+    assert theirs.attention_scaling == 1.0
+    again = from_hf(to_hf(from_hf(raw))).rope
+    np.testing.assert_array_equal(inverse_frequencies(again, 32), inverse_frequencies(rope, 32))
+
+
+def test_an_original_length_beside_the_rope_settings_is_taken_before_the_one_inside():
+    for inside in (_BARE, LLAMA3):
+        for key in ("rope_scaling", "rope_parameters"):
+            read = from_hf(hf(**{key: inside}, original_max_position_embeddings=16))
+            assert read.rope.original_max_position_embeddings == 16
+    assert (
+        from_hf(hf(rope_scaling=LLAMA3, original_max_position_embeddings=None)).rope
+        == from_hf(hf(rope_scaling=LLAMA3)).rope
+    )
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 @pytest.mark.parametrize(
     "changes",
@@ -160,7 +206,18 @@ def test_biases_come_from_the_settings_of_their_architecture():
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, ["longrope"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_scaling", "factor"]),
         ({"rope_scaling": "linear"}, ["rope_scaling"]),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["layer types"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 64}, ["'yarn'"]),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}, "original_max_position_embeddings": 64}, ["'dynamic'"]),
+        ({"rope_parameters": {"rope_type": "proportional", "factor": 4.0}}, ["'proportional'"]),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}, ["'mrope'"]),
+        (
+            {"rope_scaling": LLAMA3, "original_max_position_embeddings": "x"},
+            ["original_max_position_embeddings", "'x'"],
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e6}}},
+            ["layer types (full_attention, sliding_attention)"],
+        ),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
         ({"rope_theta": "big"}, ["rope_theta", "'big'"]),
         ({"hidden_act": "relu"}, ["hidden_act", "relu", "silu"]),
@@ -231,3 +288,15 @@ def test_reading_a_config_imports_no_torch():
     code = f"import sys; from sva.models.config import from_hf; from_hf({BASE!r}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_yaml_file_may_begin_with_a_byte_order_mark(tmp_path):
+    text = "seed: 3\ntask: ä\ntrain:\n  steps: 7\n"
+    plain, marked, other = (tmp_path / f"{name}.yaml" for name in ("plain", "marked", "other"))
+    plain.write_text(text)
+    marked.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert settings.load(marked) == settings.load(plain)
+    assert settings.load(marked).train.steps == 7
+    other.write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match=r"other\.yaml is not readable as YAML: it is not UTF-8 \(byte 1\); save"):
+        settings.load(other)

@@ -9,10 +9,11 @@ import tiny
 import torch
 import transformers
 
+from sva import fetch
 from sva.errors import UserError
 from sva.models.checkpoint import match, open_checkpoint
 from sva.models.config import from_hf, to_hf
-from sva.models.gguf import read_gguf
+from sva.models.gguf_file import read_gguf
 from sva.models.weights import expected
 
 
@@ -92,8 +93,60 @@ def test_packed_matrices_are_unpacked_as_the_gguf_package_does(packed, tmp_path)
 
 def test_a_big_tensor_is_unpacked_in_blocks(llama, monkeypatch):
     whole = read_gguf(llama[1]).read("token_embd.weight")
-    monkeypatch.setattr("sva.models.gguf._BLOCK", 1000)
+    monkeypatch.setattr("sva.models.gguf_file._BLOCK", 1000)
     np.testing.assert_array_equal(read_gguf(llama[1]).read("token_embd.weight"), whole)
+
+
+@pytest.fixture(scope="module")
+def split(llama, tmp_path_factory):
+    """The same Llama in files of ten tensors."""
+    folder = tmp_path_factory.mktemp("split")
+    tiny.write_gguf(llama[0], folder / "model.gguf", each=10)
+    return sorted(folder.iterdir())
+
+
+def test_a_split_model_is_loaded_as_one_whichever_part_is_named(llama, split):
+    whole = open_checkpoint(llama[1])
+    assert [path.name for path in split] == [f"model-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    for path in split:
+        parts = open_checkpoint(path)
+        assert (parts.config, parts.path) == (whole.config, split[0])
+        assert dict(parts.shapes) == dict(whole.shapes)
+    for name in whole.shapes:
+        np.testing.assert_array_equal(parts.read(name), whole.read(name), err_msg=name)
+    assert fetch.resolve(str(split[0].parent)) == split[0]
+
+
+def test_missing_parts_are_named(split, tmp_path):
+    for path in split[:2]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in split[:2]:
+        assert "not beside it: model-00003-of-00003.gguf; fetch" in message(tmp_path / path.name)
+    (tmp_path / split[0].name).unlink()
+    text = message(tmp_path / split[1].name)
+    assert "3 files of a split model; not beside it: model-00001-of-00003.gguf, model-00003-of-00003.gguf;" in text
+
+
+def test_parts_that_do_not_belong_together_are_refused(split, tmp_path):
+    content = [path.read_bytes() for path in split]
+    first, second, third = (tmp_path / path.name for path in split)
+
+    def write(*parts):
+        for path, part in zip((first, second, third), parts, strict=True):
+            path.write_bytes(part)
+
+    write(content[0], content[1], content[1])
+    with pytest.raises(UserError, match=r"model-00003-of-00003\.gguf is part 1 \(from 0\) of 3, not 2 of 3"):
+        open_checkpoint(first)
+    at = content[1].index(b"split.no") + len(b"split.no") + 4  # behind the key and its type
+    copy = content[1][:at] + (2).to_bytes(2, "little") + content[1][at + 2 :]
+    write(content[0], content[1], copy)
+    with pytest.raises(UserError, match="is set twice, in .*00002-of-00003.gguf and in .*00003-of-00003.gguf"):
+        open_checkpoint(first)
+    write(*content)
+    first.rename(tmp_path / "renamed.gguf")
+    assert "one of the 3 files of a split model" in message(tmp_path / "renamed.gguf")
+    assert "NAME-0000N-of-00003.gguf" in message(tmp_path / "renamed.gguf")
 
 
 def test_settings_come_from_the_metadata(tmp_path):
@@ -115,6 +168,7 @@ def test_settings_come_from_the_metadata(tmp_path):
     [
         ({"block_count": None}, "llama.block_count is missing"),
         ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "unsupported rope type 'yarn'"),
+        ({"rope.scaling.attn_factor": 1.5}, "rope.scaling.attn_factor other than 1"),
         ({"attention.head_count_kv": [2, 1, 2]}, "differs between layers"),
         ({"attention.value_length": 8}, "attention.value_length 8"),
         ({"rope.dimension_count": 8}, "rope.dimension_count 8"),

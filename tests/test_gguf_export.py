@@ -9,8 +9,8 @@ import tiny
 import sva
 from sva.errors import UserError
 from sva.models.checkpoint import open_checkpoint
-from sva.models.gguf import read_gguf
 from sva.models.gguf_export import save_gguf, tokenizer_metadata
+from sva.models.gguf_file import read_gguf
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCAB, (2, 20))
 MASK = np.ones_like(IDS)

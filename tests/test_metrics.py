@@ -53,3 +53,9 @@ def test_a_full_disk_is_one_line_and_closing_adds_none(tmp_path, monkeypatch):
     log.close()
     monkeypatch.undo()
     log._board.close()
+
+
+def test_a_byte_order_mark_hides_no_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"step": 0}\r\n{"step": 1}\r\n')
+    assert read(path) == [{"step": 0}, {"step": 1}]

@@ -168,3 +168,15 @@ def test_a_file_that_is_no_sweep_is_one_line(tmp_path):
 def test_shipped_sweeps_are_readable():
     for path in sorted(Path("configs/sweeps").glob("*.yaml")):
         assert len(sweep_command.read(path)) > 1
+
+
+def test_a_sweeps_file_may_begin_with_a_byte_order_mark(tmp_path, config):
+    path = sweep(tmp_path, config, grid={"seed": [0, 2**40]})
+    plain = sweep_command.read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b", ", b",\r\n "))
+    assert sweep_command.read(path) == plain
+    path.write_text("config: x", encoding="utf-16")
+    with pytest.raises(UserError, match=r"sweep\.yaml is not readable as YAML: it is not UTF-8 \(byte 1\)"):
+        sweep_command.read(path)
+    with pytest.raises(UserError, match="seed=-1 is not a seed"):
+        sweep_command.read(sweep(tmp_path, config, grid={"seed": [0, -1]}))

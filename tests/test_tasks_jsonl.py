@@ -130,3 +130,16 @@ def test_files_that_are_no_task_are_one_line(tmp_path):
         from_jsonl(written(tmp_path / "own.jsonl", [{"prompt": "p", "answer": "a"}]), grader="fair")
     with pytest.raises(UserError, match=r"none of its 1 lines falls in .*add lines"):
         [from_jsonl(tmp_path / "own.jsonl").source(split) for split in sva.tasks.SPLITS]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_skipped(squares):
+    plain = from_jsonl(squares, grader="number")
+    content = squares.read_bytes().replace(b"\n", b"\r\n")
+    half = content.index(b"\r\n", len(content) // 2) + 2
+    marked = squares.with_name("marked.jsonl")
+    marked.write_bytes(b"\xef\xbb\xbf" + content[:half] + b"\xef\xbb\xbf" + content[half:])  # two files, joined
+    for split in sva.tasks.SPLITS:
+        assert list(from_jsonl(marked, grader="number").source(split)) == list(plain.source(split))
+    marked.write_text(squares.read_text(), encoding="utf-16")
+    with pytest.raises(UserError, match=r"line 1 is not JSON \(it is not UTF-8 \(byte 1\); save the file as UTF-8\)"):
+        from_jsonl(marked)

@@ -238,6 +238,124 @@ def test_a_directorys_own_files_are_used(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def directory(tmp_path):
+    """Writes a SentencePiece-like tokenizer (BOS and a space in front) with settings, and returns its directory."""
+
+    def write(**settings):
+        load_tokenizer(sentencepiece_gguf(tmp_path / "m.gguf", ["ab", "▁a", "▁", "a", "b"])).save_pretrained(
+            tmp_path / "d"
+        )
+        path = tmp_path / "d" / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        return tmp_path / "d"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, None),
+        ({"add_bos_token": True, "add_eos_token": False, "add_prefix_space": True, "legacy": True}, None),
+        ({"add_bos_token": None, "legacy": None, "do_lower_case": False, "sp_model_kwargs": {}}, None),
+        ({"add_bos_token": False}, "add_bos_token is false, but tokenizer.json puts <s> in front of a text"),
+        ({"add_eos_token": True}, "add_eos_token is true, but tokenizer.json puts no token behind a text"),
+        ({"add_prefix_space": False}, "add_prefix_space is false, but tokenizer.json puts a space in front of a text"),
+        ({"legacy": False}, "legacy is false, but tokenizer.json puts a space behind special tokens"),
+        ({"do_lower_case": True}, "do_lower_case is true, but tokenizer.json keeps capitals"),
+        ({"clean_up_tokenization_spaces": True}, "clean_up_tokenization_spaces is passed over"),
+        ({"sp_model_kwargs": {"enable_sampling": True}}, "sp_model_kwargs is passed over"),
+    ],
+)
+def test_a_setting_that_tokenizer_json_does_not_follow_is_said(settings, words, directory, capsys):
+    where = directory(**settings)
+    capsys.readouterr()
+    tokenizer = load_tokenizer(where)
+    assert pieces_of(tokenizer, "ab a") == ["▁", "ab", "▁a"]
+    assert tokenizer("ab")["input_ids"][0] == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (words is not None)
+    if words:
+        assert lines[0].startswith(f"sva: {where}: tokenizer_config.json: {words}")
+
+
+def test_a_byte_level_tokenizer_has_no_false_notes(tmp_path, capsys):
+    load_tokenizer(bpe_gguf(tmp_path / "m.gguf", "llama-bpe")).save_pretrained(tmp_path / "d")
+    path = tmp_path / "d" / "tokenizer_config.json"
+    consistent = {"add_bos_token": True, "add_eos_token": False, "add_prefix_space": False, "legacy": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | consistent))
+    load_tokenizer(tmp_path / "d")
+    assert capsys.readouterr().err == ""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "old"}))
+    (tmp_path / "d" / "chat_template.jinja").write_text(TEMPLATE)
+    assert load_tokenizer(tmp_path / "d").chat_template == TEMPLATE
+    assert "chat_template is passed over; chat_template.jinja beside it is followed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"add_space_prefix": False, "remove_extra_whitespaces": False, "add_sep_token": False}, None),
+        ({"add_bos_token": True, "padding_token_id": 0xFFFFFFFF}, None),
+        ({"add_space_prefix": True}, "add_space_prefix is passed over: a vocabulary of the kind gpt2 puts no space"),
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces is passed over: spaces are kept"),
+        ({"add_sep_token": True}, "add_sep_token is passed over: no separator"),
+        ({"padding_token_id": 5000}, "padding_token_id is passed over: there are 266 tokens, 5000 is none of them"),
+    ],
+)
+def test_what_a_gguf_file_says_in_vain_is_said(settings, words, tmp_path, capsys):
+    path = bpe_gguf(tmp_path / "m.gguf", **settings)
+    assert pieces_of(load_tokenizer(path), "the  the") == ["the", "Ġ", "Ġthe"]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (words is not None)
+    if words:
+        assert lines[0].startswith(f"sva: {path}: tokenizer.ggml.{words}")
+
+
+def test_named_chat_templates_are_read_wherever_they_stand(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([*SPECIAL, *BYTES, *WORDS])
+    writer.add_token_types([3] * 3 + [1] * (len(BYTES) + len(WORDS)))
+    writer.add_token_merges(MERGES)
+    writer.add_chat_template([{"name": "default", "template": TEMPLATE}, {"name": "rag", "template": "R"}])
+    finished(writer, tmp_path / "m.gguf")
+    named = {"default": TEMPLATE, "rag": "R"}
+    assert load_tokenizer(tmp_path / "m.gguf").chat_template == named
+    load_tokenizer(tmp_path / "m.gguf").save_pretrained(tmp_path / "files")
+    assert load_tokenizer(tmp_path / "files").chat_template == named
+    path = tmp_path / "files" / "tokenizer_config.json"
+    for stray in (tmp_path / "files").rglob("*.jinja"):
+        stray.unlink()
+    settings = json.loads(path.read_text())
+    for written in (named, [{"name": name, "template": text} for name, text in named.items()]):
+        path.write_text(json.dumps(settings | {"chat_template": written}))
+        assert load_tokenizer(tmp_path / "files").chat_template == named
+    for broken in ([{"template": "x"}], ["x"], 5, {"default": 5}, [{"name": "default", "template": None}]):
+        path.write_text(json.dumps(settings | {"chat_template": broken}))
+        with pytest.raises(UserError, match=r"chat_template in tokenizer_config\.json must be a text, or a list"):
+            load_tokenizer(tmp_path / "files")
+
+
+def test_a_byte_order_mark_is_skipped_in_every_file_of_a_tokenizer(directory, capsys):
+    where = directory(chat_template=None)
+    (where / "chat_template.jinja").write_text("{% for m in messages %}<s>{{ m.content }}\n{% endfor %}")
+    plain = load_tokenizer(where)
+    (where / "config.json").write_text("{}")
+    for path in where.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    marked = load_tokenizer(where)
+    turns = [{"role": "user", "content": "ab a"}]
+    assert marked.chat_template == plain.chat_template
+    assert marked.apply_chat_template(turns)["input_ids"] == plain.apply_chat_template(turns)["input_ids"]
+    (where / "tokenizer_config.json").write_text("{}", encoding="utf-16")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is not valid JSON \(it is not UTF-8 \(byte 1\)"):
+        load_tokenizer(where)
+    assert capsys.readouterr().err == ""
+
+
 def test_tokenizers_need_no_torch_and_print_nothing(tmp_path):
     path = bpe_gguf(tmp_path / "m.gguf")
     tokenizer = load_tokenizer(path)

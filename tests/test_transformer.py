@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from functools import cache, partial
 
 import jax
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import transformers
 
 from sva.models import cache as kv_cache
 from sva.models.cache import Recent
@@ -204,3 +206,20 @@ def test_states_asked_for_from_a_column_on_are_those_of_all_columns(settings, pa
     np.testing.assert_allclose(some, whole[:, 6:], atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), same_part, part)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), same_gradient, gradient)
+
+
+@pytest.mark.parametrize("inside", [{}, {"original_max_position_embeddings": 64}])
+def test_logits_equal_transformers_where_the_original_length_is_beside_the_rope_settings(inside, tmp_path):
+    tiny.make("llama", tmp_path)
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    raw |= {"rope_scaling": rope | inside, "rope_theta": 500.0, "original_max_position_embeddings": 16}
+    path.write_text(json.dumps({key: value for key, value in raw.items() if key != "rope_parameters"}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    found = open_checkpoint(tmp_path)
+    model = Transformer(found.config)
+    params, _ = load_params(found, model, progress=False)
+    ids, mask = _prompts("left")
+    ours, truth = np.asarray(logits(model, params, ids, mask)), tiny.logits(theirs, ids, mask)
+    assert np.abs(ours - truth)[mask > 0].max() < 3e-4

@@ -116,12 +116,18 @@ _GGUF_NAMES = {
 
 
 def write_gguf(
-    model: torch.nn.Module, path: Path | str, *, packed: str = "F32", metadata: dict[str, Any] | None = None
+    model: torch.nn.Module,
+    path: Path | str,
+    *,
+    packed: str = "F32",
+    metadata: dict[str, Any] | None = None,
+    each: int = 0,
 ) -> None:
     """Writes a torch model as llama.cpp's converter would: its names, Llama's q and k rows in rotary pairs.
 
     Matrices are stored as `packed`; `metadata` adds settings or, with the value None, leaves one out (keys
-    without the architecture in front).
+    without the architecture in front). With `each`, it is split into files of so many tensors, named as
+    llama.cpp names them.
     """
     cfg = from_hf(model.config.to_dict())
     kind = {"mistral": "llama"}.get(cfg.architecture, cfg.architecture)
@@ -138,7 +144,7 @@ def write_gguf(
         "rope.dimension_count": cfg.head_dim,
         "rope.freq_base": cfg.rope.theta,
     }
-    writer = gguf.GGUFWriter(path, kind)
+    writer = gguf.GGUFWriter(path, kind, split_max_tensors=each)
     for key, value in (settings | (metadata or {})).items():
         if isinstance(value, float):
             writer.add_float32(f"{kind}.{key}", value)

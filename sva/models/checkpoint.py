@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sva.errors import UserError
+from sva.files import read_json
 from sva.models.config import ModelConfig, from_hf, token_ids
 from sva.remote import is_remote, reaching, to_path
 
@@ -29,8 +30,12 @@ _DTYPES = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-# Tensors that some converters left in and that hold nothing the config does not say.
-_HARMLESS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# Buffers that older versions of transformers, and some converters, saved among the weights: rotary tables, masks,
+# positions. No architecture has a weight of such a name, and they hold nothing that the config does not say.
+_HARMLESS = re.compile(
+    r"(.*\.)?(rotary_emb\.\w+|rope\.freqs|(self_attn|attn|attention)\.(bias|masked_bias)"
+    r"|inv_freq|(cos|sin)_cached|freqs_cis|position_ids|(causal|attention|attn)_mask)"
+)
 # Not this model's weights although they may lie beside them: PEFT adapters, Mistral's own format.
 _FOREIGN = re.compile(r"(adapter_|consolidated).*")
 
@@ -83,7 +88,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     if not path.is_dir():
         raise UserError(f"{path}: no such file or directory; give a model directory, a .gguf file or a model name")
     config = _read_config(path)
-    tensors = _completed(_tensors(path))
+    tensors = _completed(_tensors(path, tied=config.tie_word_embeddings))
 
     def read(name: str) -> np.ndarray:
         return tensors[name].read()
@@ -122,23 +127,6 @@ def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
         raise UserError(f"{lead}unexpected: the model has no weight for {_some(unexpected)}; is config.json its own?")
     if wrong:
         raise UserError(f"{lead}wrong shape: {_some(wrong)}; is config.json the checkpoint's own?")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a JSON file.
-
-    Raises:
-      UserError: it cannot be read, or is not a JSON dictionary.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON dictionary, not a {type(value).__name__}; fetch it again")
-    return value
 
 
 @dataclass(frozen=True)
@@ -195,8 +183,12 @@ def _read_config(directory: Path) -> ModelConfig:
     )
 
 
-def _tensors(directory: Path) -> dict[str, _Tensor]:
-    """Every tensor of a directory's safetensors files, by its name there."""
+def _tensors(directory: Path, *, tied: bool) -> dict[str, _Tensor]:
+    """Every tensor of a directory's safetensors files, by its name there.
+
+    What the index names and no model has a weight for may be missing, and so may the head of a model that ties it to
+    the embedding (`tied`).
+    """
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     promised: dict[str, str] = {}
     if single.is_file():
@@ -205,6 +197,7 @@ def _tensors(directory: Path) -> dict[str, _Tensor]:
         promised = read_json(index).get("weight_map") or {}
         if not isinstance(promised, dict) or not all(isinstance(f, str) for f in promised.values()) or not promised:
             raise UserError(f"{index} has no weight_map; fetch it again")
+        promised = {name: file for name, file in promised.items() if not _HARMLESS.fullmatch(name)}
         files = [directory / name for name in sorted(set(promised.values()))]
         absent = [file.name for file in files if not file.is_file()]
         if absent:
@@ -219,6 +212,8 @@ def _tensors(directory: Path) -> dict[str, _Tensor]:
             if name in tensors:
                 raise UserError(f"{name} is set twice, in {tensors[name].file.name} and in {file}; delete one of them")
             tensors[name] = tensor
+    if tied and HEAD not in tensors:
+        promised = {name: shard for name, shard in promised.items() if name != HEAD}
     lost = [name for name, shard in promised.items() if name not in tensors or tensors[name].file.name != shard]
     if lost:
         raise UserError(f"{index} promises {_some(lost)}, not in the file it names; fetch the model again")

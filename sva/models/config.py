@@ -325,15 +325,20 @@ def _windows(kind: str, num_layers: int, read: _Reader) -> tuple[int, ...]:
 def _rope(config: Mapping[str, Any], head_dim: int, max_positions: int, where: str) -> Rope:
     """Rope settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
 
-    Where both are there, `rope_scaling` wins and a theta inside the dictionary wins, as in transformers 5.
+    Where both are there, `rope_scaling` wins, a theta inside the dictionary wins, and the original length beside it
+    wins, as in transformers 5.
     """
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     given = config.get(key) or {}
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: {key} must be a dictionary or null, not {given!r}")
-    if any(isinstance(v, Mapping) for v in given.values()):
-        raise UserError(f"{where}: {key} that differs between layer types is not supported")
-    partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if layers := [name for name, value in given.items() if isinstance(value, Mapping)]:
+        raise UserError(f"{where}: {key} that differs between layer types ({', '.join(layers)}) is not supported")
+
+    def inner_or_outer(name: str) -> Any:
+        return config.get(name) if given.get(name) is None else given[name]
+
+    partial = inner_or_outer("partial_rotary_factor")
     if partial not in (None, 1, 1.0):
         raise UserError(f"{where}: partial_rotary_factor {partial} is not supported, only 1")
 
@@ -342,7 +347,7 @@ def _rope(config: Mapping[str, Any], head_dim: int, max_positions: int, where: s
             raise UserError(f"{where}: {key} needs {name!r}")
         return _number(given[name], where, f"{key}.{name}")
 
-    theta = given.get("rope_theta", config.get("rope_theta"))
+    theta = inner_or_outer("rope_theta")
     theta = DEFAULT_ROPE_THETA if theta is None else _number(theta, where, "rope_theta")
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind == "default":
@@ -350,12 +355,13 @@ def _rope(config: Mapping[str, Any], head_dim: int, max_positions: int, where: s
     if kind == "linear":
         return Rope(theta, "linear", factor=number("factor"))
     if kind == "llama3":
-        original = given.get("original_max_position_embeddings", max_positions)
-        original = int(_number(original, where, f"{key}.original_max_position_embeddings"))
+        name = "original_max_position_embeddings"
+        lengths = (config.get(name), given.get(name), max_positions)
+        original = _number(next(n for n in lengths if n is not None), where, name)
         low, high = number("low_freq_factor"), number("high_freq_factor")
         if low >= high:
             raise UserError(f"{where}: {key}.low_freq_factor {low} must be smaller than {key}.high_freq_factor {high}")
-        return Rope(theta, "llama3", number("factor"), low, high, original)
+        return Rope(theta, "llama3", number("factor"), low, high, int(original))
     factors = given.get("short_factor")
     if kind == "longrope" and factors and factors == given.get("long_factor") and given.get("attention_factor") == 1:
         if len(factors) != head_dim // 2:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sva.files import save_tensors, write_directory
-from sva.models.checkpoint import read_json
+from sva.files import read_json, save_tensors, write_directory
 from sva.models.config import ModelConfig, to_hf
 
 _METADATA = {"format": "pt"}  # what transformers looks for; it says nothing about the tensors

@@ -12,7 +12,8 @@ import numpy as np
 from sva.errors import UserError
 from sva.files import write_atomically
 from sva.models.config import ModelConfig
-from sva.models.gguf import LAYER_NAMES, NAMES, ROPE_FACTORS, read_gguf
+from sva.models.gguf import LAYER_NAMES, NAMES, ROPE_FACTORS
+from sva.models.gguf_file import read_gguf
 from sva.models.layers import inverse_frequencies
 from sva.models.weights import expected, split_name
 from sva.remote import to_path

@@ -1,5 +1,6 @@
 """A user's own task: a file with one {"prompt": ..., "answer": ...} a line."""
 
+import codecs
 import difflib
 import hashlib
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sva.errors import UserError
+from sva.files import decoded
 from sva.remote import local_path
 from sva.tasks import amounts, answers, math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
@@ -77,7 +79,7 @@ def read(path: Path, grader: str) -> list[Example]:
         raise UserError(f"task file {path} does not exist")
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if line.strip():
+        if line.removeprefix(codecs.BOM_UTF8).strip():
             rows.append(_row(line, grader, f"{path}, line {number}"))
     if not rows:
         raise UserError(f'{path} is empty; write one {{"prompt": ..., "answer": ...}} a line')
@@ -86,7 +88,7 @@ def read(path: Path, grader: str) -> list[Example]:
 
 def _row(line: bytes, grader: str, where: str) -> Example:
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(decoded(line, "it"))
     except ValueError as error:
         raise UserError(f"{where} is not JSON ({error})") from error
     if not isinstance(row, dict):
