@@ -160,6 +160,8 @@ class Expressions:
         if self.take("{"):
             bars, self.bars = self.bars, 0
             value = self.sum()
+            if self.take("\\choose"):
+                value = binomial(expression(value), expression(self.sum()))
             self.bars = bars
             self.need("}")
             return value

@@ -103,6 +103,8 @@ def _approximate(exact: Relation, rounded: Any) -> Any:
     """ "sqrt 2, about 1.41" may be meant as either, if the two are within a hundredth."""
     value = _relation(exact) if exact.signs else canonical(exact.sides[0])
     number = value.value if isinstance(value, Named) else value
+    if not exact.signs and (name := _name(value)):  # x is about 1.41
+        return Named(name, rounded)
     if not all(isinstance(side, sympy.Expr) and not side.free_symbols for side in (number, rounded)):
         raise Unreadable("an approximation of what is no number")
     if not abs((number - rounded).evalf(15)) <= abs(number.evalf(15)) / 100:
@@ -150,6 +152,8 @@ def _inequality(sides: list[Any], signs: list[str]) -> Any:
         sides, signs = sides[::-1], [{">": "<", ">=": "<="}.get(sign, sign) for sign in signs[::-1]]
     if any(sign in (">", ">=") for sign in signs) or ("!=" in signs and len(signs) > 1):
         raise Unreadable("inequalities of two directions")
+    if len(sides) == 2 and isinstance(sides[0], sympy.Abs) and sides[0].args[0].is_Symbol and not sides[1].free_symbols:
+        sides, signs = [-sides[1], sides[0].args[0], sides[1]], signs * 2  # |x| < 2
     places = [i for i, side in enumerate(sides) if side.free_symbols]
     if len(places) != 1 or not sides[places[0]].is_Symbol or len(sides) > 3:
         if len(sides) != 2:

@@ -81,6 +81,7 @@ class Reader(Expressions):
         return Measured(expression(value), " ".join(words))
 
     def chain(self) -> Any:
+        self.take("\\approx") if self.place == 0 else None
         sides, signs = [self.ratio()], []
         while self.next in _RELATIONS and self.kind != "words":
             signs.append(_RELATIONS[self.next])

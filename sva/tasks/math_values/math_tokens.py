@@ -35,8 +35,12 @@ _DRESSING = (
 )
 _RAISED = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207f", "0123456789-n")
 _LOWERED = {ord("\u2080") + digit: str(digit) for digit in range(10)}
+_NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
 _GROUPED = r"\d{1,3}(?: \d{3})+(?![\d.])"
-_PLAIN = r"(?:\d+\.\d*|\d+|\.\d+)(?:[eE][+-]?\d+(?![\d.]))?"
+_PLAIN = r"(?:\d+\.\d*|\d+|\.\d+|\.(?=\\overline|\\bar|\\dot))(?:[eE][+-]?\d+(?![\d.]))?"
 _THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?"
 
 
@@ -100,8 +104,10 @@ def _worded(source: str, spaced: bool) -> list[Token]:
         return [Token(words.lower(), words, True)]
     if words in FUNCTIONS:
         return [Token("command", f"\\{words}", spaced)]
-    if re.fullmatch(_PLAIN, words):
-        return [Token("number", words, spaced)]
+    if re.fullmatch(rf"[-+]?(?:{_PLAIN})(?:[,/]\d+)?", words):
+        return tokens(words, thousands=True)
+    if words.lower() in _NUMBERS:
+        return [Token("number", str(_NUMBERS.index(words.lower())), spaced)]
     if re.fullmatch(r"[A-Za-z]", words) and not source.startswith(("\\text", "\\mbox", "\\hbox")):
         return [Token("letter", words, spaced)]
     return [Token("words", words, True)] if words else []
@@ -113,6 +119,8 @@ def _run(run: str, spaced: bool, before: list[Token]) -> list[Token]:
         return [Token(run.lower(), run, spaced)]
     if run in FUNCTIONS:
         return [Token("command", f"\\{run}", spaced)]
+    if not before and run.lower() in _NUMBERS:
+        return [Token("number", str(_NUMBERS.index(run.lower())), spaced)]
     if run in _PLAIN_COMMANDS:
         return [Token("command", f"\\{_PLAIN_COMMANDS[run]}", spaced)]
     after = before[-1] if before else None
