@@ -103,6 +103,7 @@ def tidy(text: str) -> str | None:
         text.replace("\u2212", "-").replace("\u03c0", "\\pi ").replace("\u221e", "\\infty ").replace("\u221a", "\\sqrt")
     )
     text = text.replace("\u00b0", "^\\circ ").replace("\u00d7", "\\times ").replace("\u00b7", "\\cdot ")
+    text = re.sub(r"^\s*\\\$\s*(\d[\d.,]*)\s*$", r"\1\\text{ dollars}", text)
     text = re.sub(r"(?<=\d)(?:\\[,!]|,\\!|\{,\}\\?!?)(?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"(?<!\\)\\[!,;: ]|\\q?quad\b|\\displaystyle\b|\\left(?![a-z])|\\right(?![a-z])|~", " ", text)
     text = re.sub(r"\\?\$|(?<!\\)\\[()\[\]]", "", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
@@ -142,7 +143,7 @@ _DRESSED = r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)"
 
 def _bare(text: str) -> str:
     text = re.sub(rf"{_DRESSED}\s*\{{([^{{}}]*)\}}", r"\1", text)
-    return re.sub(r"[\s(){}\"'.,$*\\]", "", text).casefold()
+    return " ".join(re.sub(r"[(){}\"'.$*\\]", "", text).replace(",", " ").casefold().split())
 
 
 def _letters(text: str) -> list[str]:

@@ -9,8 +9,8 @@ import sympy
 from math_forms import Assigned, Named, Statement, canonical, pieces, real_set
 from math_latex import read
 from math_numbers import equal, is_below, multiple
-from math_parts import DEGREE, Based, Group, Measured, Table, Unreadable, Words
-from math_units import unit
+from math_parts import DEGREE, Based, Group, Measured, Table, Unreadable, Words, expression
+from math_units import Unit, unit
 
 _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -118,10 +118,15 @@ def _same_measured(a: Any, b: Any) -> bool:
     if first and second:
         if (first.dimension, first.power) != (second.dimension, second.power):
             return False
-        return _same(bare[0] * _rational(first.scale), bare[1] * _rational(second.scale))
+        if first.scale == second.scale:
+            return _same(*bare)
+        return _same(
+            *(expression(value) * _rational(found.scale) for value, found in zip(bare, (first, second), strict=True))
+        )
     percent = [found is not None and found.dimension == "percent" for found in units]
     if not any(percent):
-        return _same(*bare)
+        lettered = [_as_symbol(value, found) for value, found in zip((a, b), units, strict=True)]
+        return _same(*bare) or _same(*lettered)
     if _same(*(value / 100 if sign else value for value, sign in zip(bare, percent, strict=True))):
         return True
     # 25% may be asked for and given as 25; 0.25 and 0.25% are not the same
@@ -131,6 +136,13 @@ def _same_measured(a: Any, b: Any) -> bool:
         and bare[0].is_real is True
         and is_below(sympy.Integer(1), bare[0])
     )
+
+
+def _as_symbol(value: Any, found: Unit | None) -> Any:
+    """5 m, if the letter were one: some write so what they mean as metres."""
+    if not isinstance(value, Measured) or found is None or not isinstance(value.value, sympy.Expr):
+        return value.value if isinstance(value, Measured) else value
+    return value.value * sympy.Symbol(value.unit.strip(" .0123456789")) ** found.power
 
 
 def _rational(value: Any) -> Any:
@@ -151,6 +163,8 @@ def _same_groups(a: Any, b: Any) -> bool:
         return any(_same(x, y) for x, y in product(*sides))
     kinds = [value.kind if isinstance(value, Group) else "" for value in (a, b)]
     items = [_items(value) for value in (a, b)]
+    if ":" in kinds:
+        items = [[expression(item) for item in value] for value in items]
     if kinds[0] == kinds[1] == ":":
         return _same_ratios(*items)
     if ":" in kinds:

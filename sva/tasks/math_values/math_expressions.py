@@ -118,7 +118,9 @@ class Expressions:
             return self.next in ("(", "{") or (self.next == "|" and self.bars == 0)
         name = self.next[1:]
         known = name in FUNCTIONS or name in GREEK or name in ("lfloor", "lceil", "pi", "imath")
-        return self.kind == "command" and (known or name in ("frac", "sqrt", "binom", "overline", "bar", "cfrac"))
+        return self.kind == "command" and (
+            known or name in ("frac", "sqrt", "binom", "overline", "bar", "vec", "hat", "cfrac")
+        )
 
     def signed_factor(self) -> Any:
         return -expression(self.factor()) if self.take("-") else self.factor()
@@ -135,6 +137,8 @@ class Expressions:
             elif self.take("\\degree", "\\degrees"):
                 value = expression(value) * DEGREE
             elif self.take("!"):
+                if self.next == "!":
+                    raise Unreadable("a double factorial")
                 value = factorial(expression(value))
             else:
                 return value
@@ -262,8 +266,8 @@ class Expressions:
             return (sympy.floor if name == "lfloor" else sympy.ceiling)(value)
         if name == "mathbb":
             return Words(f"\\mathbb{{{self.raw()}}}")
-        if name in ("overline", "bar"):
-            return sympy.Symbol(f"\\overline{{{self.raw()}}}")
+        if name in ("overline", "bar", "vec", "hat"):
+            return sympy.Symbol(f"\\{name}{{{self.raw()}}}")
         if name == "begin":
             return self.table()
         if name in FUNCTIONS:
@@ -291,9 +295,10 @@ class Expressions:
         if name in _OF_MANY:
             given = self.base()
             items = given.items if isinstance(given, Group) else [given]
-            if name in ("gcd", "lcm") and not all(item.is_Integer for item in items):
-                raise Unreadable(f"{name} of what is no whole number")
-            return sympy.sympify(_OF_MANY[name](*map(expression, items)))
+            items = [expression(item) for item in items]
+            if not all(item.is_Integer if name in ("gcd", "lcm") else item.is_extended_real for item in items):
+                raise Unreadable(f"{name} of what are no such numbers")
+            return sympy.sympify(_OF_MANY[name](*items)) if len(items) > 1 else items[0]
         argument = self.argument().subs(DEGREE, sympy.pi / 180)
         call = _CALLED.get(name)
         if call is None:

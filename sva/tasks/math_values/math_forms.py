@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import sympy
 from math_numbers import equal, is_below
-from math_parts import DEGREE, Combined, Group, Measured, Relation, Unreadable, Words
+from math_parts import DEGREE, Combined, Group, Measured, Relation, Unreadable, Words, expression
 
 
 class Statement(NamedTuple):
@@ -41,8 +41,9 @@ def canonical(value: Any) -> Any:
         return Group(value.kind, [canonical(item) for item in value.items])
     if isinstance(value, Measured):
         word = value.unit.strip(" .").lower()
-        degrees = {"degree": value.value * DEGREE, "degrees": value.value * DEGREE}
-        return degrees.get(word) or (value.value if word in ("radian", "radians", "rad") else value)
+        if word in ("degree", "degrees"):
+            return expression(value.value) * DEGREE
+        return value.value if word in ("radian", "radians", "rad") else value
     if isinstance(value, Words) and value.text == "\\mathbb{R}":
         return _REALS
     if isinstance(value, Relation):

@@ -78,7 +78,8 @@ class Reader(Expressions):
             return value
         if isinstance(value, Relation):
             return Relation([*value.sides[:-1], Measured(expression(value.sides[-1]), " ".join(words))], value.signs)
-        return Measured(expression(value), " ".join(words))
+        clock = isinstance(value, Group) and value.kind == ":"
+        return Measured(value if clock else expression(value), " ".join(words))
 
     def chain(self) -> Any:
         self.take("\\approx") if self.place == 0 else None
@@ -106,7 +107,7 @@ class Reader(Expressions):
         bars, self.bars = self.bars, 0
         items: list[Any] = []
         while self.next not in _CLOSING:
-            items.append(self.chain() if opening in ("\\{", "\\lbrace") else self.union())
+            items.append(self.chain())
             if not self.take(",", ";"):
                 break
         self.bars = bars

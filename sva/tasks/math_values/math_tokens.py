@@ -79,6 +79,8 @@ def tokens(text: str, thousands: bool) -> list[Token]:
             found.append(Token("command", match["command"], spaced))
         else:
             found.append(Token("sign", {"**": "^"}.get(match["sign"], match["sign"]), spaced))
+    if len(found) > 1 and found[-1].text in ("\\sec", "\\min"):  # 5 sec
+        found[-1] = Token("words", found[-1].text[1:], True)
     return found
 
 
@@ -102,7 +104,7 @@ def _worded(source: str, spaced: bool) -> list[Token]:
     words = content.strip().strip(",").strip()
     if words.lower() in ("and", "or"):
         return [Token(words.lower(), words, True)]
-    if words in FUNCTIONS:
+    if words in FUNCTIONS and (words not in UNITS or not source.startswith(("\\text", "\\mbox", "\\hbox"))):
         return [Token("command", f"\\{words}", spaced)]
     if re.fullmatch(rf"[-+]?(?:{_PLAIN})(?:[,/]\d+)?", words):
         return tokens(words, thousands=True)

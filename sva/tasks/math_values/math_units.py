@@ -40,6 +40,7 @@ _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 def unit(words: str) -> Unit | None:
     """The unit that words name ("square inches", "cm^2"); None for words that say no more than "units" does."""
+    words = words.replace(".", "")  # a.m., sq. ft.
     power, rest = 1, []
     for word in re.findall(r"[^\W\d_]+|\u00a2|\d+", words.lower()):
         if word in _POWERS:
