@@ -30,14 +30,14 @@ def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> st
       labels: as shown to the model, such as A to E or 1 to 4.
       options: their texts, in the same order.
     """
-    text = plain(conclusion(completion))
+    text, options = plain(conclusion(completion)), [plain(option) for option in options]
     if found := _given(text, labels, options):
         return found
     text = _undenied(text, labels, options)
     if found := _chosen(text, labels, options):
         return found if found != "?" else None
     others = [str(i + 1) for i in range(len(labels))] if labels[0].isalpha() else list(_LETTERS[: len(labels)])
-    if any(re.search(rf"(?<!\w){label}(?!\w)", plain(option)) for label in others for option in options):
+    if any(re.search(rf"(?<!\w){label}(?!\w)", option) for label in others for option in options):
         return None
     text = _undenied(text, others, options)
     rules = _rules(others, only_at_end=True)
@@ -105,7 +105,7 @@ def _called_answer(text: str, rules: Sequence[re.Pattern[str]]) -> str | None:
 def _bare(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The label that a text consists of, with or without its option."""
     for label, option in zip(labels, options, strict=True):
-        text_of = re.escape(plain(option))
+        text_of = re.escape(option)
         spelled = rf"(?:it is |it's )?\(?{re.escape(label)}[).:]*(?:(?:(?<=[).:])|\s)\s*{text_of}[.!]?)?"
         if re.fullmatch(spelled, text, re.IGNORECASE):
             return label
@@ -120,19 +120,20 @@ def _undenied(text: str, labels: Sequence[str], options: Sequence[str]) -> str:
     if not _OWN_NEGATION.search(text):
         return text
     denials = _denials(labels, options)
+    mention = re.compile(rf"(?<![\w'])(?:{_mention(labels, options)})(?!\w)")
     kept = []
     for sentence in re.split(r"(?<=[.!?;])(?=\s)|(?=\n)", text):
         left = sentence
         for denial in denials:
             left = denial.sub("", left)
-        if left == sentence or re.search(rf"(?<![\w'])(?:{_mention(labels, options)})(?!\w)", left):
+        if left == sentence or mention.search(left):
             kept.append(left)
     return "".join(kept).strip(" ,;")
 
 
 def _denials(labels: Sequence[str], options: Sequence[str]) -> list[re.Pattern[str]]:
     one = rf"(?:the )?(?:(?i:option|choice|answer) )?\(?(?:{_mention(labels, options)})\)?"
-    listed = rf"{one}(?:,? (?:or|nor|and) {one}|, ?{one})*"
+    listed = rf"{one}(?:,? (?:or|nor|and) {one}|, ?{one}){{0,5}}"
     after = r"(?=\s*(?:$|[\n.,;:)!?]|(?:but|or|nor|and|because|since|as|so|it|the|rather)\b))"
     before = (
         r"(?i:,? ?(?:\b(?:and|but) )?(?:\bnot|n't|\bcannot|\bneither|\brather than|\binstead of|\bunlike"
@@ -151,7 +152,7 @@ def _denials(labels: Sequence[str], options: Sequence[str]) -> list[re.Pattern[s
 def _mention(labels: Sequence[str], options: Sequence[str]) -> str:
     """The pattern of any label in upper case, or of any option; of labels only where an option denies something."""
     found = [re.escape(label.upper()) for label in labels]
-    texts = sorted((FORMS["text"](plain(option)) or "" for option in options), key=len, reverse=True)
+    texts = sorted((FORMS["text"](option) or "" for option in options), key=len, reverse=True)
     if not any(_OWN_NEGATION.search(option) for option in options):
         found = [rf"(?i:{re.escape(text)})" for text in texts if len(text) > 1] + found
     return "|".join(found)
@@ -163,7 +164,7 @@ def _mention(labels: Sequence[str], options: Sequence[str]) -> str:
 def _repeats(text: str, labels: Sequence[str], options: Sequence[str]) -> bool:
     """Whether a text begins with the first two options, label and all: the list again, and no choice."""
     lines = [line for line in text.splitlines() if line.strip()][:2]
-    shown = [rf"\W*{re.escape(a)}\W+{re.escape(plain(b)[:12])}" for a, b in zip(labels[:2], options[:2], strict=True)]
+    shown = [rf"\W*{re.escape(a)}\W+{re.escape(b[:12])}" for a, b in zip(labels[:2], options[:2], strict=True)]
     return len(lines) == 2 and all(
         re.match(form, line, re.IGNORECASE) is not None for form, line in zip(shown, lines, strict=True)
     )
@@ -177,7 +178,7 @@ def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
             same = [
                 label
                 for label, option in zip(labels, options, strict=True)
-                if spell(plain(option)) == spell(part) and option.upper() not in labels
+                if spell(option) == spell(part) and option.upper() not in labels
             ]
             if len(same) == 1:
                 return same[0]
@@ -187,7 +188,7 @@ def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
 def _mentioned(sentence: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
     """The label of the only option that a sentence has in it, word for word."""
     spelled = {
-        (FORMS["text"](plain(option)) or option).removeprefix("it ").removeprefix("they "): label
+        (FORMS["text"](option) or option).removeprefix("it ").removeprefix("they "): label
         for label, option in zip(labels, options, strict=True)
     }
     whole = FORMS["text"](sentence) or ""

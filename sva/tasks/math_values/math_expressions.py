@@ -134,6 +134,8 @@ class Expressions:
                     value = expression(value) * DEGREE
                 else:
                     value = power(expression(value), expression(self.exponent()))
+                    if self.next == "^":
+                        raise Unreadable("a power of a power without brackets")
             elif self.take("\\degree", "\\degrees"):
                 value = expression(value) * DEGREE
             elif self.take("!"):

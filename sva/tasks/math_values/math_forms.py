@@ -66,7 +66,7 @@ def real_set(value: Any) -> sympy.Set:
     return sympy.FiniteSet(value) if isinstance(value, sympy.Expr) and value.is_real else sympy.EmptySet
 
 
-def pieces(numbers: sympy.Set) -> list[tuple[Any, Any, bool, bool]]:
+def pieces(numbers: Any) -> list[tuple[Any, Any, bool, bool]]:
     """The intervals that a set consists of, from left to right: ends, and whether each is left out."""
     if isinstance(numbers, sympy.Interval):
         return [(numbers.start, numbers.end, bool(numbers.left_open), bool(numbers.right_open))]
@@ -129,8 +129,9 @@ def _equation(sides: list[Any]) -> Any:
         if None in parts or len(parts) != len(last.items):
             raise Unreadable("points of different length")
         return Assigned(dict(zip(map(str, parts), last.items, strict=True)))
-    of_expressions = isinstance(first, sympy.Expr) and isinstance(last, sympy.Expr)
-    statement = Statement("=", first - last) if of_expressions else None
+    statement = None
+    if isinstance(first, sympy.Expr) and isinstance(last, sympy.Expr):
+        statement = Statement("=", first - last)
     if names[0] is not None:
         return Named(names[0], last, statement if len(sides) == 2 else None)
     if statement is None or len(sides) > 2:
