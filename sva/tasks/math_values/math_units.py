@@ -40,7 +40,7 @@ _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 def unit(words: str) -> Unit | None:
     """The unit that words name ("square inches", "cm^2"); None for words that say no more than "units" does."""
-    words = words.replace(".", "")  # a.m., sq. ft.
+    words = words.replace(".", "").replace("mph", "mi per h")  # a.m., sq. ft.
     power, rest = 1, []
     for word in re.findall(r"[^\W\d_]+|\u00a2|\d+", words.lower()):
         if word in _POWERS:
@@ -55,4 +55,5 @@ def unit(words: str) -> Unit | None:
     if len(rest) == 1 and names[0]:
         known = _KNOWN[names[0]]
         return Unit(known.dimension, power, known.scale**power)
-    return Unit(" ".join(sorted(word.rstrip("s") for word in rest)), power, Fraction(1))
+    named = sorted(name or word.rstrip("s") for name, word in zip(names, rest, strict=True) if word != "per")
+    return Unit(" ".join(named), power, Fraction(1))
