@@ -2,7 +2,7 @@
 
 import pytest
 
-from sva.tasks import amounts, answers
+from sva.tasks import amounts, answers, choices
 
 # form, completion, the answer that a fair reader finds in it (None: no single one)
 READINGS = [
@@ -311,13 +311,13 @@ CHOICES = [
 
 @pytest.mark.parametrize(("completion", "label"), CHOICES)
 def test_the_chosen_option_is_found(completion, label):
-    assert answers.choice(completion, ABCD, PARTS) == label
+    assert choices.choice(completion, ABCD, PARTS) == label
 
 
 def test_options_may_be_numbered():
-    assert answers.choice("The answer is (2).", ("1", "2", "3"), ("red", "green", "blue")) == "2"
-    assert answers.choice("3", ("1", "2", "3"), ("red", "green", "blue")) == "3"
-    assert answers.choice("2.5", ("1", "2", "3"), ("red", "green", "blue")) is None
+    assert choices.choice("The answer is (2).", ("1", "2", "3"), ("red", "green", "blue")) == "2"
+    assert choices.choice("3", ("1", "2", "3"), ("red", "green", "blue")) == "3"
+    assert choices.choice("2.5", ("1", "2", "3"), ("red", "green", "blue")) is None
 
 
 @pytest.mark.parametrize(
@@ -325,4 +325,4 @@ def test_options_may_be_numbered():
 )
 def test_no_solution_makes_a_reader_raise_or_linger(text):
     amounts.final_number(text)
-    answers.choice(text, ABCD, PARTS)
+    choices.choice(text, ABCD, PARTS)

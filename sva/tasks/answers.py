@@ -22,10 +22,10 @@ _SPELLED = (
 )
 _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_SPELLED.split())}
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|,? (?=(?:because|since)\b)|, (?=which\b)")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|,? (?=(?:because|since)\b)|, (?=which\b)")
 _PLEASANTRY = re.compile(r"\A(?:sure|certainly|of course|okay|ok)[!,.:]\s*(?=\S)", re.IGNORECASE)
 _ASIDE = re.compile(r"(?<=\S)\s*\([^()]*\s[^()]*\)")
-_LINK = re.compile(
+LINK = re.compile(
     r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes|called|known as)\b|[:=→]", re.IGNORECASE
 )
 _VERB = re.compile(r"\s(?:is|are|comes|has|have)\s(?!not\b)", re.IGNORECASE)
@@ -107,7 +107,7 @@ def _word(text: str) -> str | None:
 
 
 def _words(text: str) -> str | None:
-    if _LINK.search(text):
+    if LINK.search(text):
         return None
     parts = re.split(r" *(?:,? and |[,;]| ) *", _trim(text, "words"))
     read = [_word(part) for part in parts if part]
@@ -145,7 +145,7 @@ def _stated(sentence: str, read: Callable[[str], str | None]) -> str | None:
         return None
     if (bare := read(sentence)) is not None:
         return bare
-    links = list(_LINK.finditer(sentence))
+    links = list(LINK.finditer(sentence))
     for link in links[:-9:-1]:  # from the last; a sentence with more is no answer
         if (tail := read(sentence[link.end() :])) is not None:
             return tail
@@ -161,7 +161,7 @@ def find(completion: str, form: str) -> str | None:
     text = _PLEASANTRY.sub("", plain(completion))
     if (bare := read(text)) is not None:
         return bare
-    sentences = [_ASIDE.sub("", s).strip() for s in _SENTENCE_END.split(text)]
+    sentences = [_ASIDE.sub("", s).strip() for s in SENTENCE_END.split(text)]
     stated = [(s, answer) for s in sentences if s and (answer := _stated(s, read)) is not None]
     named = {answer for s, answer in stated if re.search(r"\banswer\b", s, re.IGNORECASE)}
     asides = {answer for s, answer in stated if s.startswith("which ")}  # "is Paris, which is a city"
@@ -179,103 +179,3 @@ def grade(completion: str, form: str, accepted: Sequence[str]) -> Grade:
     right = {read(plain(text)) for text in accepted} - {None}
     answer = find(completion, form)
     return Grade(answer in right, answer)
-
-
-# --- multiple choice ---
-
-
-def choice(completion: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
-    """The label that a completion chooses, else None.
-
-    In this order: the full text of an option and no more; the last "answer is B"; a label that the completion
-    begins with ("B", "(B) ...", "B. ..."); a sentence that gives an option in full; and where there is one sentence
-    only, the only option, else the only label, in it. A label is a word of its own; the article "a" is none.
-
-    Args:
-      labels: as shown to the model, such as A to E or 1 to 4.
-      options: their texts, in the same order.
-    """
-    text = plain(conclusion(completion))
-    if found := _given(text, labels, options):
-        return found
-    upper = "|".join(re.escape(label.upper()) for label in labels)
-    lower = "|".join(re.escape(label.lower()) for label in labels)
-    end = r"(?=\s*(?:$|[\n).,:;!\u3002]))(?!\.\d)"
-    # Upper case where a word follows; "A" before a word is an article unless that word says otherwise.
-    before_word = rf"(?!A\b)(?:{upper})(?![\w'/-]|\.\d)|A(?= (?:because|since|as|or|and)\b)"
-    label = rf"\(?(?P<label>(?i:{lower}){end}|{before_word})\)?"
-    other = rf"(?P<other> ?(?:or|and|/|,|&) ?(?:option )?\(?(?:{upper})(?![\w']))?"
-    said = re.compile(
-        r"(?i:(?:\b(?:answer|choice|option|letter)\b|\u7b54\u6848\u662f)(?:[^\n.]{0,60}?\b(?:is|was|be|choice|option|letter|number))?)"
-        rf"\s*[:=]?\s*{label}{other}"
-    )
-    is_right = re.compile(
-        rf"(?<![\w'])\(?(?P<label>{upper})\)?{other} (?:is|would be) (?:the )?(?:correct|right|best|answer)\b"
-    )
-    settled = re.compile(
-        r"(?i:\b(?:(?:must|has to|should|would|can only) be|choose|pick|select|go(?:ing)? with)(?: option| choice)?) "
-        rf"{label}{other}"
-    )
-    chosen = [match for rule in (said, is_right, settled) for match in rule.finditer(text)]
-    if chosen:
-        last = max(chosen, key=lambda match: match.start())
-        return None if last["other"] else last["label"].upper()
-    if _repeats(text, labels, options):
-        return None
-    if first := re.match(
-        rf"\(?(?P<label>(?i:{lower}))(?:\)|[.:](?!\d)|\s*$|\s*\n|\s[-\u2013]\s|,?\s(?:because|since|as)\b)", text
-    ):
-        return first["label"].upper()
-    sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence]
-    for sentence in sentences:
-        if found := _given(sentence, labels, options):
-            return found
-    if ordinal := _ORDINAL.fullmatch(text):
-        place = _ORDINALS.index(ordinal["place"].lower())
-        return labels[place].upper() if place < len(labels) else None
-    text = re.sub(rf",? (?:and |but )?not (?:{upper})(?![\w'])", "", text)  # "B, not C"
-    if len(re.split(r"(?<=[.!?])\s+|\n+", text)) != 1 or _NEGATION.search(text):
-        return None
-    alone = {match["label"].upper() for match in re.finditer(rf"(?<![\w']){label}", text)}
-    return _mentioned(text, labels, options) or (alone.pop() if len(alone) == 1 else None)
-
-
-def _repeats(text: str, labels: Sequence[str], options: Sequence[str]) -> bool:
-    """Whether a text begins with the first two options, label and all: the list again, and no choice."""
-    lines = [line for line in text.splitlines() if line.strip()][:2]
-    shown = [rf"\W*{re.escape(a)}\W+{re.escape(plain(b)[:12])}" for a, b in zip(labels[:2], options[:2], strict=True)]
-    return len(lines) == 2 and all(
-        re.match(form, line, re.IGNORECASE) is not None for form, line in zip(shown, lines, strict=True)
-    )
-
-
-_ORDINALS = ("first", "second", "third", "fourth", "fifth")
-_ORDINAL = re.compile(rf"(?:the )?(?P<place>{'|'.join(_ORDINALS)}) (?:option|choice|answer|one)[.!]?", re.IGNORECASE)
-_NEGATION = re.compile(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)
-
-
-def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
-    """The label of the option whose full text this is, or is what comes after "is" or a colon."""
-    link = _LINK.search(text)
-    for part in (text, text[link.end() :] if link else "", text.rpartition(":")[2]):
-        for spell in (lambda words: words.strip(" \n.!"), _text):  # as it is written, else whatever its case
-            same = [
-                label
-                for label, option in zip(labels, options, strict=True)
-                if spell(plain(option)) == spell(part) and option.upper() not in labels
-            ]
-            if len(same) == 1:
-                return same[0]
-    return None
-
-
-def _mentioned(sentence: str, labels: Sequence[str], options: Sequence[str]) -> str | None:
-    """The label of the only option that a sentence has in it, word for word."""
-    spelled = {
-        (_text(plain(option)) or option).removeprefix("it ").removeprefix("they "): label
-        for label, option in zip(labels, options, strict=True)
-    }
-    whole = _text(sentence) or ""
-    named = [option for option in spelled if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", whole)]
-    longest = [option for option in named if not any(option != other and option in other for other in named)]
-    return spelled[longest[0]] if len(longest) == 1 else None

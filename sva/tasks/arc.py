@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from sva.tasks import answers, public_rules, splits, upstream
+from sva.tasks import choices, public_rules, splits, upstream
 from sva.tasks.base import SPLITS, Example, Grade, Options, Task
 
 FIELDS = ("id", "question", "choices", "answerKey")
@@ -129,5 +129,5 @@ class Arc(Task):
                 right = public_rules.lucky(len(example["choices"]["text"])) == example["answerKey"]
                 return Grade(right, None, "right by luck" if right else "")
             return Grade(found == example["answerKey"], found)
-        answer = answers.choice(completion, example["choices"]["label"], example["choices"]["text"])
+        answer = choices.choice(completion, example["choices"]["label"], example["choices"]["text"])
         return Grade(answer == example["answerKey"], answer)
