@@ -16,12 +16,13 @@ from sva.errors import UserError
 from sva.sandbox import LEVELS, Job, Limits, Sandbox, Verdict
 from sva.tasks import oracles
 from sva.tasks.base import Example, Grade, Task
+from sva.tasks.wrappings import unwrapped
 
 GRADERS = ("strict", "reference")
 LIMITS = Limits(cpu_secs=60, wall_secs=900.0, memory_bytes=4 << 30)
 """For a program and for its tests, which run the reference: evalplus' memory, and time for the slowest references. What
 ends a slow program sooner is the limit of each call."""
-_LONGEST = 100_000  # characters of a completion that are looked at
+_LONGEST = 100_000  # characters at the end of a completion that are looked at
 _MOST_TRIES = 10  # at blocks, at beginnings of code, at lines to cut
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)|\Z)", re.DOTALL | re.MULTILINE)
 _CODE_BEGINS = re.compile(r"^(?:def |class |import |from |@|async def )", re.MULTILINE)
@@ -103,7 +104,7 @@ def extract(completion: str, name: str, prompt: str = "") -> str | None:
     The last block of code that defines it, else code that stands among words, else, where `prompt` is the beginning of
     a program, its continuation. What `prompt` imports and defines before `name` comes first.
     """
-    text = completion[:_LONGEST].replace("\r\n", "\n").replace("\r", "\n")
+    text = unwrapped(completion)[-_LONGEST:].replace("\r\n", "\n").replace("\r", "\n")
     preamble = prompt[: found.start()] if (found := re.search(rf"^def {name}\b", prompt, re.MULTILINE)) else ""
     for candidate in _candidates(text):
         program = _definitions(textwrap.dedent(candidate), name)
