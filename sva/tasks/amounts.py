@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 
 from sva.tasks.answers import conclusion
 from sva.tasks.numerals import Amount, amounts, fold
@@ -116,7 +117,7 @@ def _without_denied(text: str) -> str:
     return "".join(parts) + text[start:]
 
 
-def _is_open(text: str, found: list[Amount], place: int, between: re.Pattern[str]) -> bool:
+def _is_open(text: str, found: Sequence[Amount], place: int, between: re.Pattern[str]) -> bool:
     """Whether one of the numbers beside `found[place]` leaves open which of the two is meant."""
     pairs = [(found[i], found[i + 1]) for i in (place - 1, place) if i >= 0 and i + 1 < len(found)]
     return any(between.fullmatch(text, first.end, second.start) for first, second in pairs)
@@ -141,17 +142,17 @@ def _named(clause: str) -> Amount | None:
     return _strong(part, found)
 
 
-def _is_list(text: str, found: list[Amount]) -> bool:
+def _is_list(text: str, found: Sequence[Amount]) -> bool:
     """Whether a text is several numbers and no more: "3, 5 and 7"."""
     gaps = [text[first.end : second.start] for first, second in itertools.pairwise(found)]
     return (
         bool(gaps)
-        and all(re.fullmatch(r", (?:and )?", gap) for gap in gaps)
+        and all(re.fullmatch(r",? and |, ", gap) for gap in gaps)
         and not text[found[-1].end :].strip(" .)}\n")
     )
 
 
-def _strong(text: str, found: list[Amount]) -> Amount:
+def _strong(text: str, found: Sequence[Amount]) -> Amount:
     """The last of the numbers that is no aside, else the first; without a value where it is a part of a formula."""
     digits = [amount for amount in found if not amount.in_words] or found
     back = max((match.end() for match in _THEREFORE.finditer(text)), default=0)
@@ -183,7 +184,7 @@ def _last(text: str) -> Amount | None:
     return None
 
 
-def _concluding(numbered: list[tuple[str, list[Amount]]]) -> int:
+def _concluding(numbered: Sequence[tuple[str, Sequence[Amount]]]) -> int:
     """The place of the sentence with the answer: the last, save those that only repeat numbers behind a conclusion."""
     values = [{amount.value for amount in found} for _, found in numbered]
     last = len(numbered) - 1

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 _MOST_DIGITS = 40
@@ -28,7 +29,7 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return text
-    text = re.sub(rf"(\d?)([{_RAISED}]+)[\u2044/]([{_LOWERED}]+)(?!\d)", _stacked, text)
+    text = re.sub(rf"(?<![{_RAISED}])(\d?)([{_RAISED}]+)[\u2044/]([{_LOWERED}]+)(?![\d{_LOWERED}])", _stacked, text)
     text = re.sub(rf"(\d?)([{_VULGAR}])(?![\d{_VULGAR}{_RAISED}{_LOWERED}])", _stacked, text)
     text = re.sub(rf"(?<=[\d)\]}}])([\u207a\u207b]?[{_RAISED}]+)(?![\d{_VULGAR}{_LOWERED}])", _power, text)
     parts = []
@@ -178,7 +179,7 @@ _SIGNS = (
     r"\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209c\u2150-\u2189\u2460-\u24ff\u2776-\u2793"  # they stand for figures
 )
 _ENDS = (  # where a number is over; what goes on in any other way is garbled
-    rf"(?![\d_^{_LETTERS}{_SIGNS}]|[.,:/'\u2019]\d| ?\*\*(?=[\w({{])| ?\^|\s?(?:\\(?:pi|sqrt)\b|[\u03c0\u221a]))"
+    rf"(?![\d_^{_LETTERS}{_SIGNS}]|[.,:/'\u2019]\d|/[nxyz](?![a-z])| ?\*\*(?=[\w({{])| ?\^|\s?(?:\\(?:pi|sqrt)\b|[\u03c0\u221a]))"
     r"(?!-(?:st|nd|rd|th)\b)"
 )
 _MONEY = r"(?:(?:US|A|C)?[$\u20ac\u00a3\u20b9\u00a5] ?)"
@@ -215,7 +216,7 @@ def _figures(match: re.Match[str]) -> Fraction | None:
         value = int(match["beside"]) + Fraction(int(match["over"]), int(match["under"]))
         return value * _scale(match["scale"] or match["money_scale"])
     figures = re.sub(r"[,'\u2019_ ]", "", match["value"])
-    if len(figures) > _MOST_DIGITS or ("." in figures and match.string.startswith("...", match.end())):
+    if len(figures) > _MOST_DIGITS or ("." in figures and match.string.startswith("..", match.end())):
         return None
     base, factor, exponent = Fraction(figures), Fraction(1), 1
     if exponents := match["power"] or match["to_power"] or match["nth"]:
@@ -257,14 +258,20 @@ class Amount(NamedTuple):
     in_words: bool = False
 
 
-def amounts(text: str) -> list[Amount]:
+@lru_cache(maxsize=16)  # a reader asks again and again
+def amounts(text: str) -> tuple[Amount, ...]:
     """The numbers in a text, in their order; `text` is folded (`fold`). Ordinals are left out."""
-    found = []
+    found: list[Amount] = []
     for match in _FIGURES.finditer(text):
         if match["ordinal"]:
             continue
         if match["garbled"] and not match["not_alone"] and re.fullmatch(r"[1-9]\d*(?:,[1-9]\d*)+", match["garbled"]):
             found += _listed(match)
+            continue
+        if (
+            match["value"] == match[0] and match[0].isdecimal() and len(match[0]) <= _MOST_DIGITS
+        ):  # most are; saves time
+            found.append(Amount(str(int(match[0])), match.start(), match.end()))
             continue
         value = _figures(match)
         is_negative = match["negative"] or match["minus"] or match["inner"]
@@ -280,7 +287,7 @@ def amounts(text: str) -> list[Amount]:
     for amount in found:  # the "hundred" of "5 hundred" is no number of its own
         if not apart or amount.start >= apart[-1].end:
             apart.append(amount)
-    return apart
+    return tuple(apart)
 
 
 _DOZENS = re.compile(r"\b(?<!-)dozens?\b", re.IGNORECASE)

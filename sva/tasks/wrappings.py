@@ -35,7 +35,7 @@ def unwrapped(completion: str) -> str:
     text = completion
     if thoughts:
         after, outside = _after(completion, thoughts), _outside(completion, thoughts)
-        text = next((part for part in (after, outside) if _held(part) is not None), after.strip() or outside)
+        text = next((part for part in (after, outside) if _held(part) is not None), after if after.strip() else outside)
         if not text.strip():
             return _said_at_the_end(completion)
     held = _held(text)
