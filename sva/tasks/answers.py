@@ -22,7 +22,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|,? (?=(?:because|since)\b)|, (?=w
 _PLEASANTRY = re.compile(r"\A(?:sure|certainly|of course|okay|ok)[!,.:]\s*(?=\S)", re.IGNORECASE)
 _ASIDE = re.compile(r"(?<=\S)\s*\([^()]*\s[^()]*\)")
 _LINK = re.compile(
-    r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes|called|known as)\b|[=→]|(?<!\d):|:(?!\d)",
+    r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes|called|known as)\b"
+    r"|[=→]|(?<!\d):|:(?!\d)",  # "3:30" links nothing
     re.IGNORECASE,
 )
 _VERB = re.compile(r"\s(?:is|are|comes|has|have)\s(?!not\b)", re.IGNORECASE)

@@ -83,7 +83,7 @@ _SPELLED = re.compile(
     rf"(?P<words>(?:{_NUMBER_WORD})"
     rf"(?:(?:[ -]|{_AFTER_BIG},? and |{_AFTER_BIG}, (?=[a-z]+ hundred))(?:{_NUMBER_WORD}))*)\b"
     rf"(?: point(?P<decimals>(?: (?:{_any(_UNITS[:10])}))+)\b|{_AND_PART}|[ -](?P<part>{_any(_PARTS)})\b)?"
-    rf"(?: (?P<scale>{_any(_BIG)})\b)?(?P<other>[ -]dozen\b|-(?:first|second)\b| and (?:an? )?half\b)?",
+    rf"(?: (?P<scale>{_any(_BIG)})\b)?(?P<other>-(?:first|second)\b| and (?:an? )?half\b)?(?:[ -]dozen\b)?",
     re.IGNORECASE,
 )
 
@@ -95,7 +95,7 @@ def _is_ordinal(match: re.Match[str]) -> bool:
 
 
 def _spelled(match: re.Match[str]) -> Fraction | None:
-    """The value of a number in words; None where it has none, such as "nineteen eighty" and "two dozen"."""
+    """The value of a number in words; None where it has none, such as "nineteen eighty"."""
     value = _whole(match["words"].lower())
     if value is None or match["other"]:
         return None
@@ -106,7 +106,7 @@ def _spelled(match: re.Match[str]) -> Fraction | None:
         if match["words"].lower().endswith(tuple(_BIG)):  # "a million and a half" is no 1,000,000.5
             return None
         return (value + _part(match)) * _scale(match["scale"])
-    if match["part"]:
+    if match["part"] and not (match["part"].lower() == "quarters" and value != 3):  # twelve quarters are coins
         return value / _PARTS[match["part"].lower()] * _scale(match["scale"])
     return value * _scale(match["scale"])
 
@@ -179,7 +179,8 @@ _SIGNS = (
     r"\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209c\u2150-\u2189\u2460-\u24ff\u2776-\u2793"  # they stand for figures
 )
 _ENDS = (  # where a number is over; what goes on in any other way is garbled
-    rf"(?![\d_^{_LETTERS}{_SIGNS}]|[.,:/'\u2019]\d|/[nxyz](?![a-z])| ?\*\*(?=[\w({{])| ?\^|\s?(?:\\(?:pi|sqrt)\b|[\u03c0\u221a]))"
+    rf"(?![\d_^{_LETTERS}{_SIGNS}]|[.,/'\u2019]\d|:\d\d?(?!\d)|/[nxyz](?![a-z])| ?\*\*(?=[\w({{])"
+    r"| ?\^|\s?(?:\\(?:pi|sqrt)\b|[\u03c0\u221a]))"
     r"(?!-(?:st|nd|rd|th)\b)"
 )
 _MONEY = r"(?:(?:US|A|C)?[$\u20ac\u00a3\u20b9\u00a5] ?)"
@@ -196,10 +197,11 @@ _FIGURES = re.compile(
     r"(?:(?P<beside>\d{1,4})(?: | and | & )(?P<over>\d{1,3})/(?P<under>\d{1,3})"  # 2 1/2
     rf"|(?P<value>(?:{_WHOLE})(?:\.\d+)?|\.\d+)"
     rf"(?:{_POWERS}|:00(?![:\d])|/(?P<divisor>\d+)|{_AND_PART}"
-    rf"|[ -](?P<part>{_any(name for name in _PARTS if name.endswith('s'))})\b)?)"
+    rf"|[ -](?P<part>{_any(name for name in _PARTS if name.endswith('s') and name != 'quarters')})\b)?)"
     # What comes after.
     rf"(?:[\s-]?(?P<scale>{_any(_SCALES)})\b|(?(money)\s?(?P<money_scale>{_any(_MONEY_SCALES)})\b|(?!))"
-    rf"|(?:{_any(_UNIT_NAMES.split())})(?:(?![\w'])\^?\{{?[23]\}}?|[23]|)(?![\w']))?(?P<dozen>[ -]dozen\b)?{_ENDS}"
+    rf"|(?:{_any(_UNIT_NAMES.split())})(?:(?![\w'])\^?\{{?[23]\}}?|[23]|)(?![\w'])|(?-i:[AVW])\b)?"
+    rf"(?:[ -]dozen\b)?{_ENDS}"
     rf"|(?P<garbled>\d(?:[\w{_SIGNS}]|[.,:/'\u2019*](?=\d)| ?\^ ?(?:\{{[^{{}}\n]{{0,40}}\}}|-(?=\w))?"
     r"| ?\*\*(?=[\w({]))*))",
     re.IGNORECASE,
@@ -208,7 +210,7 @@ _FIGURES = re.compile(
 
 def _figures(match: re.Match[str]) -> Fraction | None:
     """The value of a number in figures; None where it is garbled or too long, or more than a number."""
-    if match["garbled"] or match["not_alone"] or match["dozen"] or len(match[0]) > _MOST_DIGITS + 20:
+    if match["garbled"] or match["not_alone"] or len(match[0]) > _MOST_DIGITS + 20:
         return None
     if match["beside"]:
         if int(match["over"]) >= int(match["under"]):
