@@ -267,7 +267,7 @@ def amounts(text: str) -> tuple[Amount, ...]:
     for match in _FIGURES.finditer(text):
         if match["ordinal"]:
             continue
-        if match["garbled"] and not match["not_alone"] and re.fullmatch(r"[1-9]\d*(?:,[1-9]\d*)+", match["garbled"]):
+        if _is_listing(match):
             found += _listed(match)
             continue
         if (
@@ -293,6 +293,16 @@ def amounts(text: str) -> tuple[Amount, ...]:
 
 
 _DOZENS = re.compile(r"\b(?<!-)dozens?\b", re.IGNORECASE)
+
+
+_AMOUNT_FOLLOWS = re.compile(rf"\s?(?:[$\u20ac\u00a3\u20b9%]|(?:{_any(_UNIT_NAMES.split())})\b)", re.IGNORECASE)
+
+
+def _is_listing(match: re.Match[str]) -> bool:
+    """Whether a garbled number is a list without blanks, "12,34" or "2,4,6", and no amount with a decimal comma."""
+    if not match["garbled"] or match["not_alone"] or match["money"] or _AMOUNT_FOLLOWS.match(match.string, match.end()):
+        return False
+    return re.fullmatch(r"[1-9]\d+,[1-9]\d+|[1-9]\d*(?:,[1-9]\d*){2,}", match["garbled"]) is not None
 
 
 def _listed(match: re.Match[str]) -> list[Amount]:
