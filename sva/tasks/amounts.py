@@ -1,105 +1,21 @@
-"""The numbers that a text names, and which of them a worked solution ends in. Nothing here evaluates text."""
+"""Which number a worked solution ends in. Nothing here evaluates text."""
 
+import itertools
 import re
-import unicodedata
-from decimal import Decimal
-from fractions import Fraction
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from sva.tasks.answers import conclusion
+from sva.tasks.numerals import Amount, amounts, fold
 
-_MOST_DIGITS = 40
 _STATEMENTS = 20  # of what the answer is are read at most, from the last
 
-_UNITS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_WORDS = {word: i for i, word in enumerate(_UNITS)} | {word: 10 * i for i, word in enumerate(_TENS, start=2)}
-_SCALES = {"thousand": 10**3, "k": 10**3, "million": 10**6, "billion": 10**9}
-_SPELLED_WORD = "|".join((*_WORDS, "hundred", "thousand", "million"))
-
-_AMOUNT = re.compile(
-    r"(?<![\w.^])(?<!\^\{)(?P<negative>(?:negative|minus) )?(?:(?<![)\]])(?P<minus>-))?(?:US)?[$€£]? ?(?P<inner>-)?"
-    r"(?P<value>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?::00\b)?(?:/(?P<divisor>\d+))?"
-    r"(?!\d|(?:st|nd|rd|th)\b)(?:\s?(?P<scale>(?:thousand|million|billion|k)\b))?"
-    rf"|\b(?P<spelled_negative>(?:negative|minus) )?(?P<spelled>(?:{_SPELLED_WORD})"
-    rf"(?:(?:-| and | )(?:{_SPELLED_WORD}))*)\b",
-    re.IGNORECASE,
-)
-
-
-class Amount(NamedTuple):
-    """A number in a text: its canonical spelling ("-1080", "3.5", "1/3"), where it stands, and whether in words."""
-
-    value: str
-    start: int
-    end: int
-    in_words: bool = False
-
-
-def amounts(text: str) -> list[Amount]:
-    """The numbers in a text, in their order. Signs, thousands, fractions, currencies and "million" are understood."""
-    found = []
-    for match in _AMOUNT.finditer(text):
-        if len(match[0]) > _MOST_DIGITS and not match["spelled"]:
-            continue
-        if match["spelled"]:
-            value = Fraction(_spelled(match["spelled"].lower()))
-        else:
-            value = Fraction(match["value"].replace(",", "")) * _SCALES.get((match["scale"] or "").lower(), 1)
-            value /= int(match["divisor"] or 1) or 1
-        minus = match["negative"] or match["minus"] or match["inner"] or match["spelled_negative"]
-        found.append(Amount(canonical(-value if minus else value), match.start(), match.end(), bool(match["spelled"])))
-    return found
-
-
-def canonical(value: Fraction) -> str:
-    """A decimal where it is exact and short, else a fraction in lowest terms."""
-    decimal = Decimal(value.numerator) / Decimal(value.denominator)
-    return f"{decimal.normalize():f}" if Fraction(decimal) == value else str(value)
-
-
-def _spelled(words: str) -> int:
-    """ "one hundred and twenty-four" is 124."""
-    total = part = 0
-    for word in re.findall(r"[a-z]+", words):
-        if word == "hundred":
-            part = (part or 1) * 100
-        elif word in _SCALES:
-            total, part = total + (part or 1) * _SCALES[word], 0
-        elif word != "and":
-            part += _WORDS[word]
-    return total + part
-
-
-# --- which of them a solution ends in ---
-
 _ANSWER_IS = re.compile(
-    r"\banswer\b[^\n.]{0,100}?(?:\b(?:is|are|was|be)\b|[:=])(?! not\b)\s*|\banswer\s+[-\u2013]\s+"
+    r"\banswer\b[^\n.]{0,100}?(?:\b(?:is|are|was|be)\b|[:=])"
+    r"(?! (?:not|correct|right|wrong|incorrect|clear|based)\b)\s*|\banswer\s+[-\u2013]\s+"
     r"|\b(?:ans\b[.:]?|result:)\s*",
     re.IGNORECASE,
 )
-_CLAUSE_END = re.compile(r"\.(?:\s|$)|\n|;|\b(?:because|since)\b", re.IGNORECASE)
+_CLAUSE_END = re.compile(r"[.?](?:\s|$)|\n|;|\b(?:because|since)\b", re.IGNORECASE)
 # A number after one of these says how many, how long or for whom, rather than what came out.
 _DETERMINED = r"(?:all |only |just |about )?(?:the |these |those |his |her |their |your |a |an )?(?:remaining |other )?"
 _RESULT = r"(?!(?:a|an|the|about|only|just|exactly|pay|spend|earn|save|get|have|be|give|sell|need|work) )"
@@ -115,7 +31,26 @@ _ASIDE = re.compile(
 _SUBORDINATE = re.compile(r",? (?:which includ|if\b|including\b)", re.IGNORECASE)
 _THEREFORE = re.compile(r"\b(?:so|then|thus|therefore)\b", re.IGNORECASE)  # leads back to the main clause
 _NUMBERING = re.compile(r"\s*(?:(?:step|part|case|day|example)\b|\d+[.)]\s+[A-Za-z])", re.IGNORECASE)
-_SPACES = str.maketrans(dict.fromkeys("\u00a0\u2009\u202f", "\u2009"))
+# Between two numbers, of which neither then is the answer alone: a choice, a range, a sum, a ratio.
+_OPEN = re.compile(
+    r",? or | to | and |,|\s*[-\u2013\u2014+*\u00d7\u00b7\u00f7/:~&]\s*|\(|\s+(?:x|plus|minus|times)\s+|\s+",
+    re.IGNORECASE,
+)
+_CHOICE = re.compile(r",? or (?:maybe |perhaps |possibly )?", re.IGNORECASE)
+_FORMULA = re.compile(r"\s*[+*\u00d7\u00b7\u00f7]\s*|\s+[-\u2013x]\s+|\s*[-\u2013]\s*", re.IGNORECASE)
+_HALF = re.compile(
+    r"(?:an? |one |exactly |about )?half\b"
+    r"(?:(?P<dozen> (?:an? )?dozen)| (?:an? )?(?P<scale>thousand|million|billion)\b)?",
+    re.IGNORECASE,
+)
+# Sentences that repeat numbers behind the answer: "This is because she sells 9", "You can check it: ...".
+_AFTERWORD = re.compile(
+    r"\W*(?:(?:this|that|it) (?:is|was) because|(?:you|we|i) (?:can|could) (?:also )?(?:check|verify))\b", re.IGNORECASE
+)
+_CONCLUDES = re.compile(
+    r"\W*(?:so|therefore|thus|hence|in total|altogether|in conclusion|overall|finally)\b", re.IGNORECASE
+)
+_BULLET = re.compile(r"\s*\n\s*[-\u2022]\s+")
 
 
 def final_number(completion: str) -> str | None:
@@ -123,73 +58,110 @@ def final_number(completion: str) -> str | None:
 
     In this order: after the last "####"; in the last \\boxed{}; in the last sentence that says what the answer is;
     the last number of the last sentence that has one, what comes after its "=" before the rest, and asides such as
-    "for 3 days" after both. What follows a new question is not read, and of "18 or 20" neither.
+    "for 3 days" after both. What follows a new question is not read, nor are closing pleasantries. There is none where
+    that number is understood in part only ("1,08", "10^x", half past three), and none in "18 or 20" and "10-15".
     """
     text = _plain(conclusion(completion))
     marked = text.rpartition("####")
     if marked[1]:
-        line = marked[2].lstrip().partition("\n")[0].replace("*", "")
+        line = _unstressed(marked[2], "").lstrip().partition("\n")[0]
         if not _NUMBERING.match(line) and (number := _named(line)):
-            return number
+            return number.value
     boxes = re.findall(r"\\boxed\s?\{((?:[^{}]|\{[^{}]*\})*)\}", text)
     if boxes and (number := _named(boxes[-1])):
-        return number
+        return number.value
     bold = _bold(text)
-    text = text.replace("*", " ") if "**" in text else text
-    end = max((amount.end for amount in amounts(text)), default=-1)  # behind the last number none is stated
-    for match in reversed([match for match in _ANSWER_IS.finditer(text) if match.end() < end][-_STATEMENTS:]):
-        clause = _CLAUSE_END.split(text[match.end() :].lstrip(), maxsplit=1)[0]
-        if _two(clause):
-            return None
-        if number := _named(clause):
-            return number
-    return bold or _last(text)
+    text = _unstressed(text)
+    last = max((amount.end for amount in amounts(text)), default=-1)  # behind the last number none is stated
+    said = [match for match in _ANSWER_IS.finditer(text) if match.end() < last or _HALF.match(text, match.end())]
+    weak: Amount | None = None
+    for match in reversed(said[-_STATEMENTS:]):
+        rest = _BULLET.sub("", text[match.end() :], count=1).lstrip()
+        end = _CLAUSE_END.search(rest)
+        clause = rest[: end.start() if end else None]
+        if (end and end[0].startswith("?")) or not (number := _named(clause)):
+            continue
+        if not _is_aside(clause.rpartition("=")[2], number):
+            return number.value
+        weak = weak or number
+    number = weak or bold or _last(text)
+    return number and number.value
 
 
 def _plain(text: str) -> str:
-    text = text.translate(_SPACES)
-    text = unicodedata.normalize("NFKC", re.sub(r"(?<=\d)\u2009(?=\d{3}\b)", ",", text)).replace("\u2212", "-")
-    text = re.sub(r"(?<=\d)(?:\\,|\{,\})(?=\d{3})", ",", text)
-    text = re.sub(r"(?<=[$€£])\d{1,3}(?: \d{3})+(?![\d,])", lambda match: match[0].replace(" ", ""), text)
-    text = re.sub(r"\bnot \\?\$?\d[\d,]*(?:\.\d+)?\b", "", text, flags=re.IGNORECASE)
+    """`text` with LaTeX's ways to write a number spelled as in print, and without the numbers that it denies."""
+    text = fold(text.replace("\u00ba", "\u00b0")).replace("\u2212", "-")
+    text = re.sub(
+        r"(?<![\w)\]\s])[\u2013\u2014](?=[$\u20ac\u00a3]?\d)|(?<=\s)[\u2013\u2014](?=[$\u20ac\u00a3]?\d)", "-", text
+    )
+    text = re.sub(r"(?<=\d)(?:\\,|\{,\})(?=\d)", ",", text)
     text = re.sub(r"(?<=\d) ?(?=\\[dt]?frac)", " ", text)
-    text = re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text)
-    text = re.sub(r"(?<![\w.,/])(\d{1,4}) (\d{1,3})/(\d{1,3})(?![\d/])", _mixed, text)
-    return re.sub(r"\\[,!; ]|\\(?=[$%])|\\text\{\s*\\?\$\s*\}|`", "", text)
+    text = re.sub(r"\\[dt]?frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\}|(\d))", r"\1\2/\3\4", text)
+    text = re.sub(r"\\times\b ?", "\u00d7", re.sub(r"\\cdot\b ?", "\u00b7", text))
+    text = re.sub(r"\\[,!; ]|\\(?=[$%])|\\text\{\s*\\?\$\s*\}|`|\bRs\.(?=\d)", "", text)
+    return _without_denied(text) if re.search(r"\bnot\b", text, re.IGNORECASE) else text
 
 
-def _mixed(match: re.Match[str]) -> str:
-    """ "2 1/2" as "5/2"."""
-    whole, numerator, divisor = map(int, match.groups())
-    return f"{whole * divisor + numerator}/{divisor}"
+def _unstressed(text: str, instead: str = " ") -> str:
+    """`text` without the asterisks of bold type; those of "10**3" are kept."""
+    return re.sub(r"(?<![\w)*])\*{2,3}|\*{2,3}(?![\d({*-]|[a-z]\b)", instead, text)
 
 
-def _two(clause: str) -> bool:
-    """Whether a clause leaves open which of two numbers it means."""
-    found = amounts(clause)
-    return len(found) > 1 and re.fullmatch(r",? or ", clause[found[0].end : found[1].start]) is not None
+def _without_denied(text: str) -> str:
+    parts = []
+    start = 0
+    for amount in amounts(text):
+        if not amount.in_words and (denial := re.search(r"\bnot \\?$", text[start : amount.start][-6:], re.IGNORECASE)):
+            parts.append(text[start : amount.start - len(denial[0])])
+            start = amount.end
+    return "".join(parts) + text[start:]
 
 
-def _named(clause: str) -> str | None:
-    """The number that a clause names: what it begins with after its last "=", else as `_last`."""
+def _is_open(text: str, found: Sequence[Amount], place: int, between: re.Pattern[str]) -> bool:
+    """Whether one of the numbers beside `found[place]` leaves open which of the two is meant."""
+    pairs = [(found[i], found[i + 1]) for i in (place - 1, place) if i >= 0 and i + 1 < len(found)]
+    return any(between.fullmatch(text, first.end, second.start) for first, second in pairs)
+
+
+def _named(clause: str) -> Amount | None:
+    """The number that a clause names: what it begins with after its last "=", else as `_last`; None without numbers."""
     part = clause.rpartition("=")[2]
-    found = amounts(part) or amounts(clause)
+    part = part if amounts(part) else clause
+    found = amounts(part)
+    if half := _HALF.match(part.lstrip()):
+        scaled = {"thousand": "500", "million": "500000", "billion": "500000000"}
+        is_alone = not [amount for amount in found if not amount.in_words]
+        value = scaled.get((half["scale"] or "").lower(), "0.5") if is_alone and not half["dozen"] else None
+        return Amount(value, 0, half.end(), True)
     if not found:
         return None
     before = part[: found[0].start]
     if re.fullmatch(r"[\s$€£(\[{\\A-Za-z]{0,12}", before) and not _ASIDE.search(before):
-        return found[0].value
-    return _strong(part, found).value
+        is_one = not _is_open(part, found, 0, _OPEN) and not _is_list(part, found)
+        return found[0] if is_one else found[0]._replace(value=None)
+    return _strong(part, found)
 
 
-def _strong(text: str, found: list[Amount]) -> Amount:
-    """The last of the numbers that is no aside, else the first."""
+def _is_list(text: str, found: Sequence[Amount]) -> bool:
+    """Whether a text is several numbers and no more: "3, 5 and 7"."""
+    gaps = [text[first.end : second.start] for first, second in itertools.pairwise(found)]
+    return (
+        bool(gaps)
+        and all(re.fullmatch(r",? and |, ", gap) for gap in gaps)
+        and not text[found[-1].end :].strip(" .)}\n")
+    )
+
+
+def _strong(text: str, found: Sequence[Amount]) -> Amount:
+    """The last of the numbers that is no aside, else the first; without a value where it is a part of a formula."""
     digits = [amount for amount in found if not amount.in_words] or found
     back = max((match.end() for match in _THEREFORE.finditer(text)), default=0)
     if aside := _SUBORDINATE.search(text, max(digits[0].end, back)):
         digits = [amount for amount in digits if amount.end <= aside.start()]
     strong = [amount for amount in digits if not _is_aside(text, amount)]
-    return strong[-1] if strong else digits[0]
+    chosen = strong[-1] if strong else digits[0]
+    between = _CHOICE if re.search(r"\bbetween\b", text, re.IGNORECASE) else _FORMULA
+    return chosen._replace(value=None) if _is_open(text, found, found.index(chosen), between) else chosen
 
 
 def _is_aside(text: str, amount: Amount) -> bool:
@@ -197,23 +169,40 @@ def _is_aside(text: str, amount: Amount) -> bool:
     return share or _ASIDE.search(text[max(0, amount.start - 40) : amount.start]) is not None
 
 
-def _last(text: str) -> str | None:
-    """The number that the last sentence with one ends in; None where it names two or asks for one."""
-    spoken = re.sub(r"\([^()\n]*\s[^()\n]*\)", " ", text)
+def _last(text: str) -> Amount | None:
+    """The number that the last sentence with one ends in; without a value where it names two or asks for one."""
+    spoken = re.sub(r"\([^()\n]*\)", lambda match: " " if re.search(r"\s", match[0]) else match[0], text)
     for part in (spoken, text):
-        for sentence in reversed(re.split(r"(?<=[.!?])\s+|\n+", part)):
+        sentences = [(s, amounts(s)) for s in re.split(r"(?<=[.!?])\s+|\n+", part)]
+        numbered = [(sentence, found) for sentence, found in sentences if found]
+        if numbered:
+            sentence, found = numbered[_concluding(numbered)]
+            if _is_open(sentence, found, 0, _CHOICE):
+                return found[0]._replace(value=None)
             tail = sentence.rpartition("=")[2]
-            found = amounts(tail) or amounts(sentence)
-            if found:
-                return None if _two(sentence) else _strong(tail if amounts(tail) else sentence, found).value
+            return _strong(tail, amounts(tail)) if amounts(tail) else _strong(sentence, found)
     return None
 
 
-def _bold(text: str) -> str | None:
+def _concluding(numbered: Sequence[tuple[str, Sequence[Amount]]]) -> int:
+    """The place of the sentence with the answer: the last, save those that only repeat numbers behind a conclusion."""
+    values = [{amount.value for amount in found} for _, found in numbered]
+    last = len(numbered) - 1
+    while last > 0 and _AFTERWORD.match(numbered[last][0]):
+        last -= 1
+    for place in range(last, max(-1, last - 4), -1):
+        if _CONCLUDES.match(numbered[place][0]):
+            known = set().union(*values[:place])
+            is_repeated = all(values[i] <= known and "=" not in numbered[i][0] for i in range(place + 1, last + 1))
+            return place if is_repeated else last
+    return last
+
+
+def _bold(text: str) -> Amount | None:
     """The only number in bold type of the last line that has numbers, if there is exactly one."""
     for line in reversed(text.splitlines()):
-        if amounts(line.replace("*", " ")):
+        if amounts(_unstressed(line)):
             parts = [part for part in re.findall(r"\*\*([^*\n]+)\*\*", line) if amounts(part)]
             found = amounts(parts[0]) if len(parts) == 1 and not _NUMBERING.match(parts[0]) else []
-            return found[0].value if len(found) == 1 else None
+            return found[0] if len(found) == 1 else None
     return None

@@ -12,21 +12,19 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from sva.tasks.base import Grade
+from sva.tasks.numerals import amounts, fold
+from sva.tasks.wrappings import unwrapped
 
 _TAIL = 20_000  # characters at the end of a completion in which the answer to a solution is looked for
-_LONGEST = 2_000  # characters of a completion in which a short answer is looked for
-
-_SPELLED = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-)
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_SPELLED.split())}
+_LONGEST = 2_000  # characters at the end of a completion in which a short answer is looked for
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|,? (?=(?:because|since)\b)|, (?=which\b)")
 _PLEASANTRY = re.compile(r"\A(?:sure|certainly|of course|okay|ok)[!,.:]\s*(?=\S)", re.IGNORECASE)
 _ASIDE = re.compile(r"(?<=\S)\s*\([^()]*\s[^()]*\)")
 LINK = re.compile(
-    r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes|called|known as)\b|[:=→]", re.IGNORECASE
+    r"\b(?:is|are|was|be|becomes|equals|equal to|has|have|contains|gives|makes|called|known as)\b"
+    r"|[=→]|(?<!\d):|:(?!\d)",  # "3:30" links nothing
+    re.IGNORECASE,
 )
 _VERB = re.compile(r"\s(?:is|are|comes|has|have)\s(?!not\b)", re.IGNORECASE)
 _PRONOUNS = {"it", "this", "that", "there", "here", "he", "she", "they", "which", "what", "answer", "the"}
@@ -36,23 +34,51 @@ _NEXT_QUESTION = re.compile(r"(?<=\n)[ \t]*(?:question|problem|instruction|q|hum
 _LAST_NOTE = re.compile(r"\n[ \t]*[*_(]{0,3}(?:note|p\.?s\.?|n\.?b\.?)[*_]{0,2}:[^\n]*\Z", re.IGNORECASE)
 
 
+_CLOSING = re.compile(
+    r"\W{0,4}(?:please )?(?:let me know|feel free|do(?:n't| not) hesitate"
+    r"|(?:i )?(?:do |really |sincerely )?hope (?:this|that|these|those|it|you|the|my)\b"
+    r"|if you (?:have|need|want|would like)[^.!?\n]{0,40}\b(?:questions?|help|assistance|clarification|explanations?)\b"
+    r"|is there anything|thank(?:s| you)\b|good luck|best of luck|have an? (?:great|nice|good|wonderful|lovely) "
+    r"|you(?:'re| are) (?:most )?welcome|(?:i(?:'m| am) )?(?:happy|glad|here) to (?:help|assist|explain)"
+    r"|keep (?:up|practi[cs])|great (?:job|question|work)|any (?:other|more|further) questions|need (?:any |more )?help"
+    r"|(?:do|would|did|can|could|shall|should|want|may) (?:you|i|we|me)\b[^.!\n]*\?\s*\Z)",
+    re.IGNORECASE,
+)
+_MOST_CLOSING = 6  # sentences
+
+
+def _unclosed(text: str) -> str:
+    """`text` without the pleasantries that it closes with, unless they name an answer."""
+    start = max(0, len(text) - 1_000)
+    breaks = [start + match.end() for match in re.finditer(r"[.!?)*]\s+|\n+", text[start:])]
+    for place in breaks[: -_MOST_CLOSING - 1 : -1]:
+        sentence = text[place:].replace("\u2019", "'")
+        if not sentence.strip() or (
+            _CLOSING.match(sentence) and not re.search(r"\banswer\b[^.!?]*\d|####|boxed", sentence)
+        ):
+            text = text[:place].rstrip()
+        else:
+            break
+    return text
+
+
 def conclusion(completion: str) -> str:
     """The end of a completion where its answer is.
 
-    After its thinking, before a question that it asks itself next, and without a note in its last line, unless that
-    names an answer.
+    Without its thinking and tags, before a question that it asks itself next, and without closing pleasantries and a
+    note in its last line, unless they name an answer.
     """
-    text = completion[-_TAIL:]
-    text = (text.rpartition("</think>")[2].strip() or text).rstrip()
+    text = unwrapped(completion)[-_TAIL:].rstrip()
     following = _NEXT_QUESTION.search(text)
     text = text[: following.start()].strip() or text if following else text
+    text = _unclosed(text)
     note = _LAST_NOTE.search(text)
     return text[: note.start()].strip() or text if note and "answer" not in note[0].lower() else text
 
 
 def plain(text: str) -> str:
     """`text` without what only dresses it: quotes, markdown emphasis, LaTeX wrapping, control characters."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    text = fold(text).replace("\u2212", "-")
     text = "".join(c if c == "\n" or not unicodedata.category(c).startswith("C") else " " for c in text)
     for _ in range(2):  # \\boxed{\\text{B}}
         text = re.sub(r"\\(?:boxed|text|mathrm|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
@@ -85,14 +111,11 @@ def _letters(text: str) -> str | None:
 
 
 def _number(text: str) -> str | None:
-    text = _trim(text, "numbers?|words?|items?|total").lower()
-    text = _NUMBER_WORDS.get(text, text).lstrip("$€£")
-    if not re.fullmatch(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.0+)?", text):
+    text = _trim(text, "numbers?|words?|items?|total").removeprefix("+")
+    found = amounts(text) if len(text) <= _LONGEST else []
+    if len(found) != 1 or (found[0].start, found[0].end) != (0, len(text)) or found[0].value is None:
         return None
-    digits = text.partition(".")[0].replace(",", "").lstrip("+")
-    sign, digits = ("-", digits[1:]) if digits.startswith("-") else ("", digits)
-    digits = digits.lstrip("0") or "0"
-    return digits if digits == "0" else sign + digits
+    return found[0].value if re.fullmatch(r"-?\d+", found[0].value) else None
 
 
 def _numbers(text: str) -> str | None:
@@ -153,12 +176,19 @@ def _stated(sentence: str, read: Callable[[str], str | None]) -> str | None:
     return read(sentence[: verb.start()]) if verb and len(links) <= 1 else None
 
 
+def _end(text: str) -> str:
+    """The sentences at the end of a long text."""
+    if len(text) <= _LONGEST:
+        return text
+    text = text[-_LONGEST:]
+    first = SENTENCE_END.search(text)
+    return text[first.end() :] if first else ""
+
+
 def find(completion: str, form: str) -> str | None:
     """The one answer of that form (a key of `FORMS`) stated by a completion, canonically spelled, or None."""
     read = FORMS[form]
-    if len(completion) > _LONGEST:
-        return None
-    text = _PLEASANTRY.sub("", plain(completion))
+    text = _PLEASANTRY.sub("", plain(_end(unwrapped(completion))))
     if (bare := read(text)) is not None:
         return bare
     sentences = [_ASIDE.sub("", s).strip() for s in SENTENCE_END.split(text)]
@@ -174,8 +204,12 @@ def find(completion: str, form: str) -> str | None:
 def grade(completion: str, form: str, accepted: Sequence[str]) -> Grade:
     """Right if the completion states exactly one answer of that form that is accepted, or is an accepted text."""
     read = FORMS[form]
-    if _text(plain(completion[: _LONGEST + 1])) in {_text(plain(text)) for text in accepted}:
-        return Grade(True, read(plain(accepted[0])))
-    right = {read(plain(text)) for text in accepted} - {None}
-    answer = find(completion, form)
+    texts = [unwrapped(text) for text in accepted]
+    said = unwrapped(completion)
+    if len(said) <= _LONGEST + 2 * max(map(len, texts)) and _text(plain(said)) in {
+        _text(plain(text)) for text in texts
+    }:
+        return Grade(True, read(plain(texts[0])))
+    right = {read(plain(text)) for text in texts} - {None}
+    answer = find(said, form)
     return Grade(answer in right, answer)

@@ -24,6 +24,7 @@ from sva.tasks.statements import (
     is_showing_import,
     statements,
 )
+from sva.tasks.wrappings import unwrapped
 
 _ANSWERS = (ast.Return, ast.Yield, ast.YieldFrom, ast.Raise)
 _LONGEST = 100_000  # characters of a completion that are looked at, the last ones
@@ -39,7 +40,7 @@ def extract(completion: str, name: str, prompt: str = "") -> str | None:
     Left out: prints, assertions, the main guard, runs of tests and calls of exit; what reads input or depends on it;
     examples, which use the function and change nothing that it reads; unused imports from outside the standard library.
     """
-    text = completion.rstrip()[-_LONGEST:].replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    text = unwrapped(completion).rstrip()[-_LONGEST:].replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
     found = python_text.pieces(text)
     begins = re.search(rf"^(?:async )?def {re.escape(name)}\b", prompt, re.MULTILINE)
     before = python_text.code_at(prompt[: begins.start()]) if begins else None

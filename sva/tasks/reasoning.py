@@ -18,6 +18,7 @@ from sva.tasks.base import Example, Grade, Task
 from sva.tasks.jsonl import split_of
 from sva.tasks.reasoning_worker import environment, is_plain
 from sva.tasks.worker import shared
+from sva.tasks.wrappings import unwrapped
 
 PREFIX = "reasoning_gym:"
 SIZE = 2_000  # questions drawn, of which about 80 % train
@@ -78,12 +79,10 @@ def _given(verdict: Any, answer: str) -> tuple[bool, str, str]:
 
 
 def final_answer(completion: str) -> str | None:
-    """What stands in the last <answer> tags, else after the last "Answer:", else a completion of one line."""
-    text = completion[-20_000:]
-    if tags := re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", text, re.DOTALL):
-        return tags[-1].strip() or None
+    """What stands after the last "Answer:", else what tags hold or thinking leaves, else a completion of one line."""
+    text = unwrapped(completion)[-20_000:].strip()
     _, said, rest = re.sub(r"\*\*", "", text).rpartition("Answer:")
-    answer = rest.strip() if said or "\n" not in text.strip() else ""
+    answer = rest.strip() if said or "\n" not in text or text != completion.strip() else ""
     return answer.removesuffix(".") or None
 
 

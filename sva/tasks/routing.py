@@ -7,6 +7,7 @@ from typing import Any
 
 from sva.tasks.base import Example, Grade, Task
 from sva.tasks.labels import OTHER, Label, instruction
+from sva.tasks.wrappings import unwrapped
 
 
 class _Turns(Sequence[Example]):
@@ -50,7 +51,7 @@ class Routing(Task):
 
     def grade(self, completion: str, example: Example) -> Grade:
         """Right if the first word of the completion is the label."""
-        word = re.search(r"[^\W_]+", completion[:200])
+        word = re.search(r"[^\W_]+", unwrapped(completion)[:200])
         answer = word[0].lower() if word else None
         return Grade(answer == example["label"], answer)
 
