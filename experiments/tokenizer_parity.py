@@ -15,9 +15,9 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
-from sva.fetch import resolve
-from sva.paths import data_dir
-from sva.tokenizer import load_tokenizer
+from sva.models.hub import resolve
+from sva.models.tokenizer import load_tokenizer
+from sva.utils.paths import data_dir
 
 
 def questions() -> list[str]:

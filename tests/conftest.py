@@ -34,8 +34,8 @@ def compilations() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """`sva.testing.toy_lm()`, and a cache directory of the module's own."""
-    from sva.testing import toy_lm
+    """`sva.generation.testing.toy_lm()`, and a cache directory of the module's own."""
+    from sva.generation.testing import toy_lm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SVA_CACHE", str(tmp_path_factory.mktemp("cache")))

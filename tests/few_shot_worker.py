@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import sva
-from sva import few_shot, sharding
-from sva.distributed import is_writer, start
-from sva.evolution import CEM
-from sva.few_shot import FewShotConfig, Shots
-from sva.testing import NameAColour
+from sva.adaptation import few_shot
+from sva.adaptation.few_shot import FewShotConfig, Shots
+from sva.generation.testing import NameAColour
+from sva.parallel import sharding
+from sva.parallel.processes import is_writer, start
+from sva.training.search import CEM
 
 
 def experts(shapes):

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 
 import sva
-from sva import sharding
-from sva.distributed import is_loss, is_writer, lost, start, to_host
+from sva.generation.testing import NameAColour, toy_lm
 from sva.models import layout
-from sva.reinforce import ReinforceConfig
-from sva.rollout import RolloutConfig
+from sva.parallel import sharding
+from sva.parallel.processes import is_loss, is_writer, lost, start, to_host
 from sva.spectral.family import LINEAR
-from sva.testing import NameAColour, toy_lm
-from sva.train import TrainConfig, fit
+from sva.training.loop import TrainConfig, fit
+from sva.training.reinforce import ReinforceConfig
+from sva.training.rollout import RolloutConfig
 
 
 def on_mesh(mesh):

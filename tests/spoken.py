@@ -7,10 +7,10 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sva.lm import LM
+from sva.generation.lm import LM
+from sva.generation.testing import toy_config
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
-from sva.testing import toy_config
 
 
 def byte_level():

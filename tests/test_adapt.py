@@ -7,13 +7,16 @@ import pytest
 from margins import assert_same_tokens
 
 import sva
-from sva import adapt, chat, dispatch, dispatchers
-from sva.adaptive import OTHER_LABEL, SLOTS, AdaptiveLM, arrange, build
-from sva.errors import UserError
-from sva.sampling import Greedy, Temperature
+from sva.adaptation import dispatchers
+from sva.adaptation import label_scoring as dispatch
+from sva.adaptation import two_pass as adapt
+from sva.adaptation.adaptive_lm import OTHER_LABEL, SLOTS, AdaptiveLM, arrange, build
+from sva.generation import chat
+from sva.generation.sampling import Greedy, Temperature
+from sva.generation.testing import toy_lm
 from sva.spectral.expert import Expert
 from sva.spectral.slots import DeltaSlots, FactoredSlots, mixture
-from sva.testing import toy_lm
+from sva.utils.errors import UserError
 
 QUESTIONS = ["what colour the apple ?", "name the thing of the green house", "blue ?", "what", "the of the of"]
 NEW = 6

@@ -6,9 +6,9 @@ import pytest
 from test_few_shot import experts
 
 import sva
-from sva import chat
 from sva.cli import main
-from sva.testing import COLOURS, THINGS, toy_lm
+from sva.generation import chat
+from sva.generation.testing import COLOURS, THINGS, toy_lm
 
 QUESTIONS = [f"what colour the {thing} of the {other} ?" for thing in THINGS for other in COLOURS]
 
@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SVA_CACHE", str(folder / "cache"))
-        patch.setattr("sva.runtime.start", lambda: None)  # would move JAX's cache under this module's
+        patch.setattr("sva.parallel.compile_cache.start", lambda: None)  # would move JAX's cache under this module's
         lm = toy_lm()
         lm.save(folder / "toy")
         lm = sva.load(str(folder / "toy"), progress=False)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sva import kl
-from sva.advantages import BASELINES
-from sva.errors import UserError
-from sva.logprobs import Scores
-from sva.reinforce import ALGORITHMS, Batch, ReinforceConfig, advantages, check_samples, policy_loss
+from sva.generation.logprobs import Scores
+from sva.training import kl
+from sva.training.advantages import BASELINES
+from sva.training.reinforce import ALGORITHMS, Batch, ReinforceConfig, advantages, check_samples, policy_loss
+from sva.utils.errors import UserError
 
 THETA = np.array([0.3, -0.5, 0.9, 0.1])
 BASE = np.array([-0.2, 0.4, 0.1, 0.6])

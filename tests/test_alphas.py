@@ -5,9 +5,9 @@ import pytest
 from test_few_shot import experts
 
 import sva
-from sva import few_shot
-from sva.alphas import Alphas, adapted, known
-from sva.errors import UserError
+from sva.adaptation import few_shot
+from sva.adaptation.mixture_file import Alphas, adapted, known
+from sva.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_file_brings_back_its_mixture_whatever_the_order_of_the_experts(toy, m
 
 def test_other_experts_bases_and_sizes_are_refused_in_one_line(toy, made, tmp_path):
     path = _file(tmp_path / "alphas.json", toy, made[:2], [0.5, 0.25])
-    foreign = sva.testing.toy_lm(1)
+    foreign = sva.generation.testing.toy_lm(1)
     short, broken, other = (tmp_path / f"{name}.json" for name in ("short", "broken", "other"))
     short.write_text(path.read_text().replace("0.25", "0.25, 1"))
     broken.write_text("{")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import sva
-from sva import bench as benchmark
-from sva.errors import UserError
-from sva.testing import toy_lm
+from sva.cli import bench as benchmark
+from sva.generation.testing import toy_lm
+from sva.utils.errors import UserError
 
 
 def test_bench_counts_what_a_step_reads_and_multiplies(monkeypatch):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sva.buckets import (
+from sva.utils.padding import (
     batch_bucket,
     budget_bucket,
     common_prefix,

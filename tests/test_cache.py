@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sva.engine import EngineConfig
-from sva.errors import UserError
+from sva.generation.engine import EngineConfig
 from sva.models import cache as kv_cache
 from sva.models.cache import BLOCK, KV, Part
 from sva.models.layers import attend
+from sva.utils.errors import UserError
 
 ROWS, HEADS, WIDTH = 4, 2, 8
 

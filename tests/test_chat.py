@@ -7,12 +7,14 @@ import pytest
 from test_tokenizer import bpe_gguf
 from tokenizers.processors import TemplateProcessing
 
-from sva import chat, dispatch, likelihood
-from sva.errors import UserError
-from sva.supervised import solution_tokens
+from sva.adaptation import label_scoring as dispatch
+from sva.evaluation import likelihood
+from sva.generation import chat
+from sva.generation.testing import NameAColour, tokenizer, toy_lm
+from sva.models.tokenizer import load_tokenizer
 from sva.tasks.labels import Label
-from sva.testing import NameAColour, tokenizer, toy_lm
-from sva.tokenizer import load_tokenizer
+from sva.training.sft import solution_tokens
+from sva.utils.errors import UserError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import tiny
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from sva.errors import UserError
 from sva.models.checkpoint import EMBEDDING, HEAD, match, open_checkpoint
 from sva.models.weights import expected
+from sva.utils.errors import UserError
 
 CONFIG = tiny.config("llama").to_dict()
 

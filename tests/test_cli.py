@@ -8,7 +8,7 @@ COMMANDS = ("demo", "fetch", "decompose", "train", "evaluate", "generate", "expe
 @pytest.fixture(autouse=True)
 def tests_own_cache(monkeypatch):
     """A command moves JAX's compilation cache to the user's, where other processes write; not within the tests."""
-    monkeypatch.setattr("sva.runtime.start", lambda: None)
+    monkeypatch.setattr("sva.parallel.compile_cache.start", lambda: None)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -5,15 +5,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sva import compile as ahead
-from sva import hlo
-from sva.config import Config
-from sva.errors import UserError
+from sva.cli import aot as ahead
+from sva.cli import hlo
+from sva.generation.testing import toy_config
 from sva.models.config import to_hf
-from sva.rollout import RolloutConfig
-from sva.sharding import MeshConfig
-from sva.testing import toy_config
-from sva.train import TrainConfig
+from sva.parallel.sharding import MeshConfig
+from sva.training.config import Config
+from sva.training.loop import TrainConfig
+from sva.training.rollout import RolloutConfig
+from sva.utils.errors import UserError
 
 # Wide enough that products outweigh the rest, and no width equals a number of tokens. Deep enough that one layer is
 # little: unrolled, the compiler makes one of the last layer's forward pass and its recomputation right after it.

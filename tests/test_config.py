@@ -8,11 +8,11 @@ import pytest
 import tiny
 import transformers
 
-from sva import config as settings
-from sva.errors import UserError
 from sva.models import config
 from sva.models.config import Rope, from_hf, to_hf
 from sva.models.layers import inverse_frequencies
+from sva.training import config as settings
+from sva.utils.errors import UserError
 
 BASE = {
     "model_type": "llama",

@@ -9,12 +9,12 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 import sva
-from sva import lm as lm_module
 from sva.cli import main
-from sva.errors import UserError
-from sva.lm import decompose_checkpoint, factored
+from sva.generation import lm as lm_module
+from sva.generation.lm import decompose_checkpoint, factored
 from sva.spectral import forms, store
-from sva.trees import select
+from sva.utils.errors import UserError
+from sva.utils.trees import select
 
 GATE = "model.layers.0.mlp.gate_proj.weight"
 

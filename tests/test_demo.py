@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from sva import demo, evaluate
-from sva.evaluate import Record
+from sva.cli import demo
+from sva.evaluation import evaluate
+from sva.evaluation.evaluate import Record
 from sva.spectral.expert import Expert
 from sva.tasks.labels import OTHER
 
@@ -60,7 +61,7 @@ def test_the_table_compares_the_same_prompts_and_names_the_best_single_expert():
 
 def test_answers_are_kept_until_the_expert_is_another(toy, tmp_path):
     import sva
-    from sva.testing import NameAColour
+    from sva.generation.testing import NameAColour
 
     todo = evaluate.items(NameAColour(), "test", 2)
     spectra = sva.decompose(toy, "mlp", progress=False)

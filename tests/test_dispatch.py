@@ -6,10 +6,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sva import chat, dispatch
-from sva.errors import UserError
-from sva.lm import decompose, factored
+from sva.adaptation import label_scoring as dispatch
+from sva.generation import chat
+from sva.generation.lm import decompose, factored
 from sva.tasks.labels import Label, instruction
+from sva.utils.errors import UserError
 
 LABELS = (Label("colour", "the name of a colour"), Label("green thing", "what is green"), Label("other", "else"))
 SLOTS = (2, 1, 0)

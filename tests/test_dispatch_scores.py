@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sva import dispatch_scores
+from sva.adaptation import dispatch_report as dispatch_scores
 
 
 def test_confusion_counts_right_labels_by_chosen_ones():

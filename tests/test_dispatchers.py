@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 import sva
-from sva import adapt, chat, dispatchers
-from sva.adaptive import DISPATCHERS, SLOTS, build
-from sva.errors import UserError
+from sva.adaptation import dispatchers
+from sva.adaptation import two_pass as adapt
+from sva.adaptation.adaptive_lm import DISPATCHERS, SLOTS, build
+from sva.generation import chat
+from sva.generation.testing import COLOURS, THINGS
 from sva.spectral.expert import Expert
-from sva.stopwatch import Stopwatch
 from sva.tasks.labels import OTHER, Label
-from sva.testing import COLOURS, THINGS
+from sva.utils.errors import UserError
+from sva.utils.timing import Stopwatch
 
 QUESTIONS = ["what colour the apple ?", "name the thing of the green house", "blue ?", "what", "the of the of"]
 EXAMPLES = [(f"what colour the {thing} ?", "colour") for thing in THINGS]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from sva import decompose
-from sva.engine import EngineConfig, Request, Weights, run
-from sva.lm import pad_eos
-from sva.sampling import Greedy, Temperature
+from sva.generation.engine import EngineConfig, Request, Weights, run
+from sva.generation.lm import pad_eos
+from sva.generation.sampling import Greedy, Temperature
+from sva.generation.testing import toy_lm
 from sva.spectral import truncate
 from sva.spectral.slots import slots
-from sva.testing import toy_lm
 
 END = 9
 FOUR = EngineConfig(rows=4, segment=8)
@@ -128,7 +128,7 @@ def test_a_job_of_the_same_buckets_compiles_nothing(toy, compilations):
 
 
 def test_a_job_of_another_number_of_prompts_compiles_nothing(toy, compilations):
-    from sva.complete import complete
+    from sva.generation.complete import complete
 
     settings = dict(cfg=EngineConfig(rows=3, segment=8), sampling=Temperature(), eos_ids=[END])
     prompts = [[5, 6, 7, *request.prompt_ids] for request in _requests(75, seed=3)]
@@ -143,7 +143,7 @@ def test_a_job_of_another_number_of_prompts_compiles_nothing(toy, compilations):
 
 
 def test_prompts_after_a_shared_prefix_are_answered_as_if_they_held_it(toy):
-    from sva.complete import complete
+    from sva.generation.complete import complete
 
     shared = list(range(5, 29))
     prompts = [[*shared, *request.prompt_ids[:20]] for request in _requests(5)]

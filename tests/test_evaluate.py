@@ -11,13 +11,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import sva.tasks
-from sva import chat, evaluate, evaluate_command, likelihood, records, stops
+from sva.cli import evaluate as evaluate_command
 from sva.cli import main
-from sva.errors import UserError
-from sva.evaluate import Item
+from sva.evaluation import evaluate, likelihood, records
+from sva.evaluation.evaluate import Item
+from sva.generation import chat
+from sva.generation import stop_strings as stops
+from sva.generation.testing import THINGS, NameAColour, tokenizer, toy_lm
+from sva.models.tokenizer import load_tokenizer
 from sva.tasks.base import Grade, reason
-from sva.testing import THINGS, NameAColour, tokenizer, toy_lm
-from sva.tokenizer import load_tokenizer
+from sva.utils.errors import UserError
 
 
 def test_records_are_the_greedy_answers_in_order_graded_by_their_own_task(toy):
@@ -244,7 +247,7 @@ def run(arguments, capsys):
 @pytest.fixture
 def checkpoint(toy, tmp_path, monkeypatch):
     """The toy model on disk, and a task file about it."""
-    monkeypatch.setattr("sva.runtime.start", lambda: None)
+    monkeypatch.setattr("sva.parallel.compile_cache.start", lambda: None)
     monkeypatch.chdir(tmp_path)
     toy.save(tmp_path / "model")
     rows = [{"prompt": f"what colour the {a} of the {b} ?", "answer": "red"} for a in THINGS for b in THINGS]
@@ -257,7 +260,7 @@ def test_the_command_writes_records_and_a_second_run_only_reads_them(checkpoint,
     rows = records.read(Path(first["records"]))[1]
     assert len(rows) == first["n"] == len(sva.tasks.task("red.jsonl").source("test"))
     assert first["accuracy"]["mean"] == sum(row["correct"] for row in rows.values()) / len(rows)
-    monkeypatch.setattr("sva.evaluate.grade", None)
+    monkeypatch.setattr("sva.evaluation.evaluate.grade", None)
     assert run(checkpoint, capsys) == first
 
 
@@ -287,7 +290,7 @@ def experts(checkpoint, toy):
         sva.Expert(raw, "linear", {"fingerprint": "0" * 64, "base": "elsewhere", **own}).save(
             f"foreign-{name}.safetensors"
         )
-        text = f"from sva.testing import NameAColour\nTASK = NameAColour(name={name!r}, label={name!r})\n"
+        text = f"from sva.generation.testing import NameAColour\nTASK = NameAColour(name={name!r}, label={name!r})\n"
         Path(f"{name}.py").write_text(text)
     model = checkpoint[1:]
     files = ["--expert", "colour.safetensors", "--expert", "thing.safetensors"]

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sva.errors import UserError
-from sva.evolution import CEM, OpenAIES, ranks
+from sva.training.search import CEM, OpenAIES, ranks
+from sva.utils.errors import UserError
 
 TREE = {"a": jnp.zeros(3), "b": jnp.ones((2, 2))}
 PULL = np.array([0.5, -1.0, 2.0, 0.3], np.float32)

@@ -22,7 +22,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SVA_CACHE", str(folder / "cache"))
-        patch.setattr("sva.runtime.start", lambda: None)  # would move JAX's cache under this module's
+        patch.setattr("sva.parallel.compile_cache.start", lambda: None)  # would move JAX's cache under this module's
         tiny.make("llama", folder / "base")
         tiny.make("llama", folder / "large", seed=1, num_hidden_layers=4, intermediate_size=80, hidden_size=72)
         tiny.make("llama", folder / "small", seed=2, num_hidden_layers=2)

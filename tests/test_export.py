@@ -11,10 +11,10 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from sva.errors import UserError
 from sva.models import export
 from sva.models.checkpoint import open_checkpoint
 from sva.models.export import save_checkpoint
+from sva.utils.errors import UserError
 
 TINY = np.ones((2, 2), np.float32)
 

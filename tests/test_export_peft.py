@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 
 import sva
-from sva import export_peft
-from sva.errors import UserError
+from sva.interop import peft as export_peft
+from sva.utils.errors import UserError
 
 peft = pytest.importorskip("peft", reason="the comparison needs peft: requirements-torch.txt")
 

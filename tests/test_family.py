@@ -7,14 +7,11 @@ import pytest
 import tiny
 
 import sva
-from sva.adaptive import build
-from sva.errors import UserError
-from sva.lm import decompose, merge, merge_params
-from sva.matmul import dot
+from sva.adaptation.adaptive_lm import build
+from sva.generation.lm import decompose, merge, merge_params
+from sva.generation.testing import NameAColour, toy_lm
 from sva.models.config import from_hf
 from sva.models.weights import expected
-from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
-from sva.rollout import RolloutConfig
 from sva.spectral import cores
 from sva.spectral.cores import Bands, Core, adapters
 from sva.spectral.expert import Expert, bank, mix
@@ -22,9 +19,12 @@ from sva.spectral.family import EXAMPLES, LINEAR, count, family
 from sva.spectral.forms import Spectrum
 from sva.spectral.members import SHARED, Diagonal, PerMatrix, Site, projections, seed_of, sites
 from sva.spectral.svd import svd
-from sva.testing import NameAColour, toy_lm
-from sva.train import TrainConfig, fit, init_state, train_step
-from sva.trees import select
+from sva.training.loop import TrainConfig, fit, init_state, train_step
+from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
+from sva.training.rollout import RolloutConfig
+from sva.utils.errors import UserError
+from sva.utils.matmul import dot
+from sva.utils.trees import select
 
 MEMBERS = ("linear", "sigmoid_nuclear", "top_k:k=5", "tail_only:k=5", "banded:width=2", "core:r=4", "projected:n=7,r=3")
 DENSE = [spelling for spelling in MEMBERS if not isinstance(family(spelling), Diagonal)]

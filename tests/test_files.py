@@ -6,10 +6,10 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from sva.errors import UserError
-from sva.files import decoded, read_json, read_lines, read_text, save_tensors, write_atomically, write_json
 from sva.spectral import store
 from sva.spectral.expert import Expert
+from sva.utils.errors import UserError
+from sva.utils.files import decoded, read_json, read_lines, read_text, save_tensors, write_atomically, write_json
 
 
 def _full_disk(*_, **__):

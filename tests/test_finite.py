@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sva import likelihood
-from sva.complete import complete
-from sva.errors import UserError
-from sva.finite import cause, check_finite
-from sva.mixed_batch import Members, answers
-from sva.sampling import Greedy
+from sva.evaluation import likelihood
+from sva.generation.complete import complete
+from sva.generation.finite import cause, check_finite
+from sva.generation.population_batch import Members, answers
+from sva.generation.sampling import Greedy
+from sva.utils.errors import UserError
 
 CAUSE = r"model\.norm\.weight of toy-0 holds NaN or infinite values; fetch the checkpoint again"
 
@@ -48,7 +48,7 @@ def test_one_member_that_overflows_is_a_bad_member_and_all_are_an_error(toy, mon
         logprobs = np.asarray(members.values, np.float32).repeat(2)[:, None]
         return np.ones((len(logprobs), 1), np.int32), logprobs, np.ones(len(logprobs), np.int32)
 
-    monkeypatch.setattr("sva.mixed_batch._batch", batch)
+    monkeypatch.setattr("sva.generation.population_batch._batch", batch)
     asked = type("Asked", (), {"ids": np.ones((2, 1))})
     some, none = (Members(None, None, np.array(values)) for values in ([np.nan, -1.0], [np.nan, np.inf]))
     assert np.isfinite(answers(toy, some, asked, 1, sampling=Greedy(), rows=8).logprobs).all(axis=1).tolist() == [

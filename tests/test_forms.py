@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sva
-from sva import chat
-from sva.errors import UserError
-from sva.lm import adapted, factored, merge_params
-from sva.matmul import dot
+from sva.generation import chat
+from sva.generation.lm import adapted, factored, merge_params
+from sva.generation.testing import toy_lm
 from sva.models.transformer import logits
 from sva.models.weights import expected
 from sva.spectral.cost import cheapest, multiply_adds
 from sva.spectral.forms import Delta, Factored, Spectrum, delta, merge
 from sva.spectral.svd import svd
-from sva.testing import toy_lm
-from sva.trees import select
+from sva.utils.errors import UserError
+from sva.utils.matmul import dot
+from sva.utils.trees import select
 
 BOUND = 1e-4
 SHAPES = {"tall": (13, 7), "wide": (7, 13), "square": (9, 9)}

@@ -10,9 +10,9 @@ import torch
 from margins import assert_same_tokens
 
 import sva
-from sva import generate as generation
-from sva.sampling import Greedy, OnPolicy, Temperature
-from sva.testing import toy_lm
+from sva.generation import decode as generation
+from sva.generation.sampling import Greedy, OnPolicy, Temperature
+from sva.generation.testing import toy_lm
 
 
 def _prompts(vocab, rows=4, width=9):

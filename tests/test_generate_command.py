@@ -7,8 +7,8 @@ import pytest
 import spoken
 
 from sva.cli import main
-from sva.prompt_files import Results, read_prompts
-from sva.testing import toy_lm
+from sva.generation.testing import toy_lm
+from sva.utils.jsonl import Results, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SVA_CACHE", str(folder / "cache"))
-        patch.setattr("sva.runtime.start", lambda: None)  # would move JAX's cache under this module's
+        patch.setattr("sva.parallel.compile_cache.start", lambda: None)  # would move JAX's cache under this module's
         toy_lm().save(folder / "toy")
         yield str(folder / "toy")
 
@@ -152,7 +152,7 @@ def test_a_users_mistake_is_one_line(arguments, words, run):
 def spoken_model(tmp_path, monkeypatch, capsys):
     """Saves a model of `spoken`; gives a function that runs `sva generate` on it, as (exit code, out)."""
     monkeypatch.setenv("SVA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sva.runtime.start", lambda: None)
+    monkeypatch.setattr("sva.parallel.compile_cache.start", lambda: None)
 
     def save(lm):
         folder = tmp_path / f"spoken{len(list(tmp_path.glob('spoken*')))}"

@@ -9,12 +9,12 @@ import tiny
 import torch
 import transformers
 
-from sva import fetch
-from sva.errors import UserError
+from sva.models import hub as fetch
 from sva.models.checkpoint import match, open_checkpoint
 from sva.models.config import from_hf, to_hf
 from sva.models.gguf_file import read_gguf
 from sva.models.weights import expected
+from sva.utils.errors import UserError
 
 
 def message(path):

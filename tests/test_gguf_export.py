@@ -7,10 +7,10 @@ import pytest
 import tiny
 
 import sva
-from sva.errors import UserError
+from sva.interop.gguf_export import save_gguf, tokenizer_metadata
 from sva.models.checkpoint import open_checkpoint
-from sva.models.gguf_export import save_gguf, tokenizer_metadata
 from sva.models.gguf_file import read_gguf
+from sva.utils.errors import UserError
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCAB, (2, 20))
 MASK = np.ones_like(IDS)

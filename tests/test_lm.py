@@ -10,10 +10,10 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import sva
-from sva.errors import UserError
-from sva.lm import pad_eos, row_keys
-from sva.sampling import Greedy, Temperature
-from sva.testing import toy_lm
+from sva.generation.lm import pad_eos, row_keys
+from sva.generation.sampling import Greedy, Temperature
+from sva.generation.testing import toy_lm
+from sva.utils.errors import UserError
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from sva.logprobs import score
+from sva.generation.logprobs import score
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 7, 5, 11
 

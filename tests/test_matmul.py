@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import sva
-from sva.errors import UserError
-from sva.matmul import Int8, dot, dots, floats, quantise_weight
+from sva.generation.testing import toy_lm
 from sva.models.export import save_checkpoint
-from sva.testing import toy_lm
+from sva.utils.errors import UserError
+from sva.utils.matmul import Int8, dot, dots, floats, quantise_weight
 
 
 def _x_w(rows, out=48, into=256, dtype=jnp.float32):

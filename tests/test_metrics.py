@@ -4,8 +4,8 @@ import json
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from sva.errors import UserError
-from sva.metrics import MetricsLog, read
+from sva.training.metrics import MetricsLog, read
+from sva.utils.errors import UserError
 
 
 def test_a_resumed_log_drops_what_comes_after_its_step_and_goes_on(tmp_path):

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 import sva
-from sva import chat, population
+from sva.generation import chat
+from sva.generation.testing import NameAColour, toy_lm
 from sva.spectral.family import SIGMOID_NUCLEAR
 from sva.spectral.members import sites
-from sva.testing import NameAColour, toy_lm
+from sva.training import population
 
 TASK = NameAColour()
 MEMBERS, NEW = 3, 6

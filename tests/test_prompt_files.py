@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from sva.prompt_files import Prompt, Results, read_prompts
+from sva.utils.jsonl import Prompt, Results, read_prompts
 
 MARK = b"\xef\xbb\xbf"
 

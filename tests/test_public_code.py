@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import sva
-from sva.errors import UserError
+from sva.interop.sakana import read_expert
+from sva.interop.torch_files import read_tensors
 from sva.models.config import from_hf
 from sva.models.weights import expected
-from sva.public_code import read_expert
-from sva.torch_files import read_tensors
-from sva.trees import select
+from sva.utils.errors import UserError
+from sva.utils.trees import select
 
 
 class Policy(nn.Module):

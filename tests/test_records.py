@@ -1,4 +1,4 @@
-from sva import records
+from sva.evaluation import records
 
 ROWS = [{"correct": True, "prompt": "ä"}, {"correct": False, "prompt": "b"}]
 

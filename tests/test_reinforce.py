@@ -9,13 +9,13 @@ import pytest
 import tiny
 import torch
 
-from sva.advantages import BASELINES
-from sva.kl import PENALTIES
-from sva.lm import decompose, factored, load, logits
-from sva.reinforce import Batch, ReinforceConfig, advantages, reinforce_loss
+from sva.generation.lm import decompose, factored, load, logits
 from sva.spectral.family import SIGMOID_NUCLEAR
 from sva.spectral.members import sites
-from sva.train import ExpertState, TrainConfig, train_step
+from sva.training.advantages import BASELINES
+from sva.training.kl import PENALTIES
+from sva.training.loop import ExpertState, TrainConfig, train_step
+from sva.training.reinforce import Batch, ReinforceConfig, advantages, reinforce_loss
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from sva.cli import main
-from sva.errors import UserError
-from sva.files import write_atomically
-from sva.lm import decompose, load
-from sva.remote import Mirror, is_remote, local_directory, local_file, reading_directory, to_path
+from sva.generation.lm import decompose, load
 from sva.spectral import store
 from sva.spectral.expert import Expert
+from sva.utils.errors import UserError
+from sva.utils.files import write_atomically
+from sva.utils.remote import Mirror, is_remote, local_directory, local_file, reading_directory, to_path
 
 
 def test_addresses_and_paths_are_told_apart():

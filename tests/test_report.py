@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from sva import cli, report
-from sva.errors import UserError
+from sva.cli import main as cli
+from sva.training import report
+from sva.utils.errors import UserError
 
 VOID = {"meta", "img", "br"}
 RECORDS = (("2 + 2 ?", "5", "4"), ("<b>3</b> & 3 ?", "6", "<script>alert(1)</script>"), ("same", "x", "x"))
@@ -92,7 +93,7 @@ def test_a_run_that_goes_on_has_a_page_too(run_dir):
 
 
 def test_the_command_writes_the_page_beside_the_run_or_where_asked(run_dir, monkeypatch, capsys):
-    monkeypatch.setattr("sva.runtime.start", lambda: None)
+    monkeypatch.setattr("sva.parallel.compile_cache.start", lambda: None)
     assert cli.main(["report", str(run_dir)]) == 0
     assert cli.main(["report", str(run_dir), "--out", str(run_dir / "other.html")]) == 0
     assert capsys.readouterr().out.split() == [str(run_dir / "report.html"), str(run_dir / "other.html")]

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from sva import config, metrics, runs
 from sva.cli import main
-from sva.errors import UserError
-from sva.remote import Mirror
+from sva.generation.testing import THINGS
 from sva.spectral.expert import Expert
-from sva.testing import THINGS
+from sva.training import config, metrics
+from sva.training import run as runs
+from sva.utils.errors import UserError
+from sva.utils.remote import Mirror
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +112,8 @@ def test_the_experts_file_is_for_this_base_and_says_what_it_is(run, toy):
 
 def test_a_finished_run_is_read_and_not_repeated(run, settings, toy, monkeypatch):
     run_dir, expert, result = run
-    monkeypatch.setattr("sva.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
-    monkeypatch.setattr("sva.train.sample", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("sva.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+    monkeypatch.setattr("sva.training.loop.sample", lambda *_, **__: pytest.fail("trained again"))
     again, same = runs.train_expert(settings(run_dir), lm=toy, progress=False)
     for name, raw in expert.raw.items():
         np.testing.assert_array_equal(again.raw[name], raw)
@@ -139,7 +140,7 @@ def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default(ru
 
 def test_a_run_that_validates_yields_its_best_step(settings, toy, tmp_path, monkeypatch):
     found = iter([0.0, 0.5, 0.25, 0.25])
-    monkeypatch.setattr("sva.train._accuracy", lambda *_: next(found))
+    monkeypatch.setattr("sva.training.loop._accuracy", lambda *_: next(found))
     expert, result = runs.train_expert(settings(tmp_path / "run", "validation.every=1"), lm=toy, progress=False)
     assert result["best_step"] == 1
     one, _ = runs.train_expert(settings(tmp_path / "one", "train.steps=1"), lm=toy, progress=False)
@@ -150,7 +151,7 @@ def test_a_run_that_validates_yields_its_best_step(settings, toy, tmp_path, monk
 def test_a_directory_in_use_is_refused_and_freed_after_a_failure(settings, toy, tmp_path, monkeypatch):
     with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another process trains in"):
         runs.train_expert(settings(tmp_path), lm=toy, progress=False)
-    monkeypatch.setattr("sva.runs.fit", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("sva.training.run.fit", lambda *_, **__: 1 / 0)
     failures = []  # kept, and with them whatever their frames hold
     for _ in range(2):
         with pytest.raises(ZeroDivisionError) as caught:

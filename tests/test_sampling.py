@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sva import sampling
-from sva.errors import UserError
-from sva.sampling import Greedy, MinP, Temperature, TopK, TopP
+from sva.generation import sampling
+from sva.generation.sampling import Greedy, MinP, Temperature, TopK, TopP
+from sva.utils.errors import UserError
 
 
 def _chi_squared(drawn, probs):

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import pytest
 
-from sva.errors import UserError
 from sva.sandbox import FACTS, MEANS, Job, Limits, Sandbox, Verdict
 from sva.sandbox.inside import confine, kernel, plain, seccomp
+from sva.utils.errors import UserError
 
 LIMITS = Limits(
     cpu_secs=1,

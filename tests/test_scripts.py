@@ -53,7 +53,7 @@ def test_the_test_environment_is_the_runtime_and_more() -> None:
 
 
 def test_importing_sva_imports_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; sys.modules['tensorflow'] = None; import sva.cli"
+    code = "import sys; sys.modules['torch'] = None; sys.modules['tensorflow'] = None; import sva.cli.main"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 

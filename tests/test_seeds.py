@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sva import cli, config, seeds
-from sva.errors import UserError
+from sva.cli import main as cli
 from sva.tasks.batches import batch_indices
+from sva.training import config
+from sva.utils import seeds
+from sva.utils.errors import UserError
 
 FAR = [2**32, 2**32 + 7, 2**33, 2**40 + 1, 2**63 - 1, 2**63, 2**64 - 1]
 BAD = [-1, -(2**40), 2**64, 10**30]

@@ -1,7 +1,7 @@
 import pytest
 
-from sva import config
-from sva.errors import UserError
+from sva.training import config
+from sva.utils.errors import UserError
 
 
 def test_overrides_win_over_the_file_and_defaults_fill_the_rest(tmp_path):

@@ -1,4 +1,4 @@
-"""What people write in settings, and what each setting makes of it: `sva.settings` through `sva.config.load`."""
+"""What people write in settings, and what each setting makes of it: `sva.utils.settings` through `sva.training.config.load`."""
 
 import dataclasses
 import json
@@ -9,13 +9,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sva import config
 from sva.cli import main
-from sva.config import SETTINGS, Config, load
-from sva.errors import UserError
-from sva.remote import local_path, to_path
-from sva.settings import override
-from sva.trees import nearest
+from sva.training import config
+from sva.training.config import SETTINGS, Config, load
+from sva.utils.errors import UserError
+from sva.utils.remote import local_path, to_path
+from sva.utils.settings import override
+from sva.utils.trees import nearest
 
 
 def read(text, tmp_path):
@@ -212,7 +212,7 @@ def test_a_tilde_is_the_home_directory_in_every_path(home, monkeypatch):
     assert to_path("~/a") == local_path("~/a", "x") == home / "a"
     assert to_path("a/~/b") == Path("a/~/b")
     assert to_path("~no_such_user/a") == Path("~no_such_user/a")  # as a shell has it
-    from sva import paths
+    from sva.utils import paths
 
     for name, where in (
         ("SVA_CACHE", paths.cache_dir),
@@ -232,7 +232,7 @@ def test_settings_files_run_directories_and_sweeps_are_found_at_home(home):
     assert to_path(load("~/c.yaml").run_dir) == home / "runs/x"
     assert load(overrides=["task=~/data/q.jsonl"]).run_dir == "runs/data/q.jsonl-0"
     (home / "s.yaml").write_text("config: ~/c.yaml\ndir: ~/cells\ngrid: {seed: [0, 1]}\n")
-    from sva import sweep_command
+    from sva.cli import sweep as sweep_command
 
     cells = sweep_command.read(Path("~/s.yaml"))
     assert [cell.run_dir for cell in cells] == [home / "cells/seed=0", home / "cells/seed=1"]

@@ -12,16 +12,16 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 import sva
-from sva import distributed
-from sva.errors import UserError
+from sva.generation.testing import toy_lm
 from sva.models import layout
 from sva.models.checkpoint import open_checkpoint
 from sva.models.config import from_hf
 from sva.models.load import load_params
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
-from sva.sharding import AXES, Leaf, MeshConfig, check_rows, make_mesh, notes, partition
-from sva.testing import toy_lm
+from sva.parallel import processes as distributed
+from sva.parallel.sharding import AXES, Leaf, MeshConfig, check_rows, make_mesh, notes, partition
+from sva.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 WORKER = ROOT / "tests" / "mesh_worker.py"

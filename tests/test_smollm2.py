@@ -5,9 +5,10 @@ import pytest
 from margins import assert_same_tokens
 
 import sva
-from sva import chat, evaluate
-from sva.errors import UserError
+from sva.evaluation import evaluate
+from sva.generation import chat
 from sva.tasks import task
+from sva.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch", reason="the comparison needs torch: extra `bench`")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sva.errors import UserError
 from sva.spectral.expert import Expert, bank, mix, mix_rows
 from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import svd
-from sva.trees import nearest, select
+from sva.utils.errors import UserError
+from sva.utils.trees import nearest, select
 
 
 def _weight(out, into, rank=None, seed=0):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sva.stats import accuracy, paired_difference
+from sva.evaluation.stats import accuracy, paired_difference
 
 
 def test_wilsons_interval_has_its_known_values():

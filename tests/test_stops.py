@@ -6,8 +6,8 @@ from test_stream import rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sva.errors import UserError
-from sva.stops import Text, cut, stop_tokens
+from sva.generation.stop_strings import Text, cut, stop_tokens
+from sva.utils.errors import UserError
 
 VOCABULARIES = {kind: getattr(spoken, kind)() for kind in ("byte_level", "byte_fallback", "metaspace", "words")}
 

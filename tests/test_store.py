@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from sva.errors import UserError
 from sva.spectral import store
 from sva.spectral.store import Source
 from sva.spectral.svd import reconstruction_error
+from sva.utils.errors import UserError
 
 
 def weight(out, into, seed=0):
@@ -156,7 +156,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from sva import files
+from sva.utils import files
 from sva.spectral import store
 
 directory, point, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

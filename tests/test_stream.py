@@ -3,7 +3,7 @@ import spoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sva.stream import Stream, Vocabulary
+from sva.generation.stream import Stream, Vocabulary
 
 VOCABULARIES = {
     "byte level": spoken.byte_level(),

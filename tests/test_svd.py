@@ -4,10 +4,10 @@ import scipy.linalg
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sva.errors import UserError
 from sva.spectral import svd as module
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import orthogonality_errors, reconstruction_error, require_whole, svd, truncate
+from sva.utils.errors import UserError
 
 KINDS = ("random", "condition", "deep", "rank", "exact_rank", "repeated", "zeros", "zero_rows", "identity")
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from sva import runs, sweep_command
 from sva.cli import main
-from sva.config import load
-from sva.errors import UserError
-from sva.testing import THINGS
+from sva.cli import sweep as sweep_command
+from sva.generation.testing import THINGS
+from sva.training import run as runs
+from sva.training.config import load
+from sva.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

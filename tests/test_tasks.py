@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import sva.tasks
-from sva import paths
-from sva.errors import UserError
 from sva.tasks import amounts, arc, gsm8k, procedural
+from sva.utils import paths
+from sva.utils.errors import UserError
 
 BENCHMARKS = ("gsm8k", *arc.NAMES)
 GARBAGE = (

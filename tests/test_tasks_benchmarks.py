@@ -8,9 +8,9 @@ import urllib.request
 import pytest
 
 import sva.tasks
-from sva import paths
-from sva.errors import UserError
 from sva.tasks import amounts, arc, gsm8k, splits, upstream
+from sva.utils import paths
+from sva.utils.errors import UserError
 
 with_data = pytest.mark.skipif(
     paths.data_dir() is None, reason="no folder of benchmark data (../shared/data or $SVA_DATA)"

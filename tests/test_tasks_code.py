@@ -9,10 +9,10 @@ import random
 import pytest
 
 import sva.tasks
-from sva import paths
-from sva.errors import UserError
 from sva.sandbox import Job, Sandbox
 from sva.tasks import code, humaneval, mbpp, oracles
+from sva.utils import paths
+from sva.utils.errors import UserError
 
 with_data = pytest.mark.skipif(
     paths.data_dir() is None, reason="no folder of benchmark data (../shared/data or $SVA_DATA)"

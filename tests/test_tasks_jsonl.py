@@ -5,9 +5,9 @@ import json
 import pytest
 
 import sva.tasks
-from sva.errors import UserError
 from sva.tasks import from_jsonl
 from sva.tasks.jsonl import GRADERS, split_of
+from sva.utils.errors import UserError
 
 
 def written(path, rows):

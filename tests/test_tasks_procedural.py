@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from sva import paths
-from sva.errors import UserError
 from sva.tasks import answers, builders, procedural
+from sva.utils import paths
+from sva.utils.errors import UserError
 
 SPLITS = tuple(procedural.ROWS)
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pytest
 
 import sva.tasks
-from sva import paths
 from sva.sandbox import Job
 from sva.tasks import code, programs, python_text
+from sva.utils import paths
 
 LEVEL = "best-effort"  # what CI's machine can do is for test_sandbox.py to say
 TABLE = Path(__file__).parent / "completions" / "programs.txt"

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import sva.tasks
-from sva.errors import UserError
+from sva.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import json
 import pytest
 
 import sva.tasks
-from sva.errors import UserError
 from sva.tasks import reasoning_worker
 from sva.tasks.reasoning import final_answer
+from sva.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,13 @@ import tiny
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from sva.errors import UserError
 from sva.models.checkpoint import open_checkpoint
 from sva.models.end_tokens import end_tokens
 from sva.models.export import save_checkpoint
 from sva.models.gguf import read_gguf
-from sva.paths import data_dir
-from sva.tokenizer import load_tokenizer
+from sva.models.tokenizer import load_tokenizer
+from sva.utils.errors import UserError
+from sva.utils.paths import data_dir
 
 # sha256 of llama.cpp's ids of GSM8K's test questions, made by experiments/tokenizer_parity.py
 # with llama-cpp-python 0.3.36 and SmolLM2-135M-Instruct.Q4_1.gguf
@@ -363,7 +363,7 @@ def test_tokenizers_need_no_torch_and_print_nothing(tmp_path):
     expected = tokenizer("the 12")["input_ids"]
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from sva.tokenizer import load_tokenizer\n"
+        "from sva.models.tokenizer import load_tokenizer\n"
         f"for p in ({str(path)!r}, {str(tmp_path / 'directory')!r}): print(load_tokenizer(p)('the 12')['input_ids'])"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

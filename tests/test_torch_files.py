@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from sva.errors import UserError
-from sva.torch_files import read_tensors
+from sva.interop.torch_files import read_tensors
+from sva.utils.errors import UserError
 
 
 def refusal(path):

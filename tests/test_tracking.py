@@ -3,8 +3,8 @@ import types
 
 import pytest
 
-from sva.errors import UserError
-from sva.tracking import wandb
+from sva.training.tracking import wandb
+from sva.utils.errors import UserError
 
 
 class Run:

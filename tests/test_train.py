@@ -15,20 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sva import chat
-from sva.checkpoint import Checkpoints
-from sva.errors import UserError
-from sva.evolution import EvolutionConfig
-from sva.guards import GuardConfig, load_batch
-from sva.lm import decompose
-from sva.metrics import read
-from sva.reinforce import ReinforceConfig
-from sva.rollout import RolloutConfig, prompt_width, prompts, rollout
+from sva.generation import chat
+from sva.generation.lm import decompose
+from sva.generation.testing import NameAColour, toy_lm
 from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
-from sva.supervised import solved
-from sva.testing import NameAColour, toy_lm
-from sva.train import TrainConfig, fit, init_state, train_step
-from sva.validation import ValidationConfig
+from sva.training.checkpoint import Checkpoints
+from sva.training.guards import GuardConfig, load_batch
+from sva.training.loop import TrainConfig, fit, init_state, train_step
+from sva.training.metrics import read
+from sva.training.reinforce import ReinforceConfig
+from sva.training.rollout import RolloutConfig, prompt_width, prompts, rollout
+from sva.training.search import EvolutionConfig
+from sva.training.sft import solved
+from sva.training.validation import ValidationConfig
+from sva.utils.errors import UserError
 
 SMALL = dict(
     rollouts=RolloutConfig(prompts=4, samples=4),
@@ -533,7 +533,7 @@ def test_an_alarm_for_a_kl_that_nobody_computes_is_refused(toy, spectra, tmp_pat
 
 def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, spectra, tmp_path, monkeypatch):
     found = iter([0.25, 0.5, 0.75, 0.75, 0.5, pytest.fail])
-    monkeypatch.setattr("sva.train._accuracy", lambda *_: next(found))
+    monkeypatch.setattr("sva.training.loop._accuracy", lambda *_: next(found))
     states = []
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: (states.append(state), save(self, step, state)))
@@ -554,7 +554,7 @@ def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, s
 
 def test_a_base_that_no_step_improves_on_is_what_is_kept(toy, spectra, tmp_path, monkeypatch):
     found = iter([0.5, 0.5, 0.25])
-    monkeypatch.setattr("sva.train._accuracy", lambda *_: next(found))
+    monkeypatch.setattr("sva.training.loop._accuracy", lambda *_: next(found))
     cfg = dataclasses.replace(SMALL["cfg"], steps=2)
     state = _fit(toy, spectra, tmp_path, cfg=cfg, validate=ValidationConfig(every=1))
     assert int(state.best.step) == 0
@@ -616,7 +616,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from test_train import SMALL, SIGMOID_NUCLEAR, NameAColour, decompose, fit
-from sva.testing import toy_lm
+from sva.generation.testing import toy_lm
 
 run_dir = Path(sys.argv[1])
 toy = toy_lm()

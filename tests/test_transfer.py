@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from sva.errors import UserError
 from sva.spectral.transfer import transfer
+from sva.utils.errors import UserError
 
 Z = {"a": np.array([0.5, 1.5, 2.0]), "b": np.array([3.0, 4.0])}
 

@@ -10,8 +10,10 @@ import tiny
 import torch
 
 import sva
-from sva import chat, evaluate, export_peft
-from sva.models.gguf_export import save_gguf, tokenizer_metadata
+from sva.evaluation import evaluate
+from sva.generation import chat
+from sva.interop import peft as export_peft
+from sva.interop.gguf_export import save_gguf, tokenizer_metadata
 from sva.tasks import task
 
 pytestmark = pytest.mark.long

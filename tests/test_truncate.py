@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sva.errors import UserError
 from sva.spectral.expert import bank, mix
 from sva.spectral.forms import Delta, Spectrum, delta, merge
 from sva.spectral.slots import DeltaSlots, FactoredSlots, mixture, slots
 from sva.spectral.svd import svd
 from sva.spectral.truncate import bucket, plan, summary
+from sva.utils.errors import UserError
 
 
 def _spectrum(out, into, seed=0):

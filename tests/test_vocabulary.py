@@ -7,29 +7,23 @@ import numpy as np
 import pytest
 
 import sva
-from sva import (
-    chat,
-    dispatch,
-    dispatchers,
-    evaluate,
-    few_shot,
-    few_shot_gradient,
-    likelihood,
-    mixed_batch,
-    population,
-    rollout,
-    supervised,
-)
-from sva.adaptive import AdaptiveLM
+from sva.adaptation import dispatchers, few_shot, few_shot_gradient
+from sva.adaptation import label_scoring as dispatch
+from sva.adaptation.adaptive_lm import AdaptiveLM
 from sva.cli import main
-from sva.complete import complete
-from sva.engine import EngineConfig, Request, Weights, run
-from sva.errors import UserError
+from sva.evaluation import evaluate, likelihood
+from sva.generation import chat
+from sva.generation import population_batch as mixed_batch
+from sva.generation.complete import complete
+from sva.generation.engine import EngineConfig, Request, Weights, run
+from sva.generation.sampling import Greedy
+from sva.generation.testing import NameAColour, tokenizer, toy_lm
 from sva.models.transformer import logits
-from sva.sampling import Greedy
+from sva.models.vocabulary import check_ids, excess
 from sva.tasks.labels import Label
-from sva.testing import NameAColour, tokenizer, toy_lm
-from sva.vocabulary import check_ids, excess
+from sva.training import population, rollout
+from sva.training import sft as supervised
+from sva.utils.errors import UserError
 
 SPARE = 32  # the id of <spare>, the first one without an embedding
 NAMED = r"the token '<spare>' \(id 32\) has no embedding, for the vocabulary has 32 tokens"
@@ -184,7 +178,7 @@ def test_of_many_tokens_beyond_the_embeddings_the_first_are_named():
 
 
 def test_generate_skips_such_a_line_and_ends_at_such_a_template(larger, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sva.runtime.start", lambda: None)
+    monkeypatch.setattr("sva.parallel.compile_cache.start", lambda: None)
     larger.save(tmp_path / "larger")
     lines = tmp_path / "lines.txt"
     lines.write_text("what <spare> ?\nwhat red ?\n")

@@ -7,12 +7,12 @@ import pytest
 import tiny
 import transformers
 
-from sva.errors import UserError
+from sva.generation.testing import toy_config
 from sva.models.config import from_hf
 from sva.models.transformer import Transformer, logits
 from sva.models.weights import expected, nest, unnest
-from sva.testing import toy_config
-from sva.trees import select
+from sva.utils.errors import UserError
+from sva.utils.trees import select
 
 LLAMA_3_8B = {
     "model_type": "llama",

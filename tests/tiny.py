@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
-from sva.fetch import KNOWN
 from sva.models.config import from_hf
-from sva.paths import cache_dir
+from sva.models.hub import KNOWN
+from sva.utils.paths import cache_dir
 
 VOCAB = 128
 _SIZES: dict[str, Any] = {

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from mesh_worker import on_mesh
 
-from sva import adapt, sharding
-from sva.adaptive import build
-from sva.dispatchers import Blend
-from sva.distributed import is_writer, start, to_host
-from sva.sampling import Greedy
+from sva.adaptation import two_pass as adapt
+from sva.adaptation.adaptive_lm import build
+from sva.adaptation.dispatchers import Blend
+from sva.generation.sampling import Greedy
+from sva.generation.testing import THINGS
+from sva.parallel import sharding
+from sva.parallel.processes import is_writer, start, to_host
 from sva.spectral.expert import Expert
-from sva.testing import THINGS
 
 QUESTIONS = [f"what colour the {thing} of the {other} ?" for thing, other in zip(THINGS[:8], THINGS[4:], strict=True)]
 NEW = 8

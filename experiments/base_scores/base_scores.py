@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sva import evaluate, records, runtime
-from sva.evaluate_command import scores
-from sva.files import write_json
-from sva.lm import load
-from sva.runs import command, versions
-from sva.stats import accuracy
+from sva.cli.evaluate import scores
+from sva.evaluation import evaluate, records
+from sva.evaluation.stats import accuracy
+from sva.generation.lm import load
+from sva.parallel import compile_cache as runtime
 from sva.tasks import task
 from sva.tasks.base import Grade, reason
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 MODEL = "smollm2-135m-instruct-q4_1"
 RUNS = (

@@ -5,7 +5,7 @@
 Same weights, same prompts, greedy, no end token, both sides in one process and in turn. Compilation and one warm-up
 are outside the times; prefill is inside. The limits are measured in the same run: a step's own matrix products with
 nothing between them, in turn with both sides (`ratio_of_bare_products`: what they alone would be); the rate at which
-memory is read; and the rate of the head's product, both ways round, x W^T and W x^T, of which `sva.matmul.dot` takes
+memory is read; and the rate of the head's product, both ways round, x W^T and W x^T, of which `sva.utils.matmul.dot` takes
 the second for few rows. Its choice for many is measured too, on 32 rows of 32 tokens, with the result turned to
 [rows, tokens, out].
 """
@@ -22,12 +22,14 @@ import jax.numpy as jnp
 import torch
 import transformers
 
-from sva import chat, evaluate, runtime
-from sva.bench import products, read_rate, step_matrices
-from sva.files import write_json
-from sva.lm import load
-from sva.runs import command, versions
+from sva.cli.bench import products, read_rate, step_matrices
+from sva.evaluation import evaluate
+from sva.generation import chat
+from sva.generation.lm import load
+from sva.parallel import compile_cache as runtime
 from sva.tasks import task
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 NEW, ROUNDS = 64, 7
 

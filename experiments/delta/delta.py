@@ -2,7 +2,7 @@
 
     python experiments/delta/delta.py          # writes result.json and delta.png beside this file
 
-The three experts are one set, as `sva.adaptive.build` would serve them. For each tolerance (relative to a matrix's
+The three experts are one set, as `sva.adaptation.adaptive_lm.build` would serve them. For each tolerance (relative to a matrix's
 largest singular value): k, the bound on what an expert's change of W loses, the KL divergence of the model that runs
 without those components from the exact one (nats a token, over the tokens of GSM8K test questions, or of procedural
 prompts where GSM8K is not at hand), the bytes predicted to be read for a token decoded at batch 1, and the form that
@@ -18,17 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from sva import chat, evaluate, runtime
-from sva.errors import UserError
-from sva.files import write_json
-from sva.lm import factored, load, spectra_of
-from sva.logprobs import score
+from sva.evaluation import evaluate
+from sva.generation import chat
+from sva.generation.lm import factored, load, spectra_of
+from sva.generation.logprobs import score
 from sva.models.transformer import apply, positions_of, variables
-from sva.runs import command, versions
+from sva.parallel import compile_cache as runtime
 from sva.spectral.expert import Expert
 from sva.spectral.forms import delta
 from sva.spectral.truncate import plan, summary
 from sva.tasks import task
+from sva.training.run import command, versions
+from sva.utils.errors import UserError
+from sva.utils.files import write_json
 
 TOLERANCES = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 1e-1)
 PROMPTS = 8

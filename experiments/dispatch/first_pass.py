@@ -34,20 +34,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva import adapt, chat, demo, dispatch, dispatchers, evaluate, runtime
-from sva.adaptive import AdaptiveLM, build
-from sva.buckets import left_pad, length_bucket, round_up
-from sva.files import write_json
-from sva.generate import Generation, generate, read
-from sva.lm import load
-from sva.matmul import dot
+from sva.adaptation import dispatchers
+from sva.adaptation import label_scoring as dispatch
+from sva.adaptation import two_pass as adapt
+from sva.adaptation.adaptive_lm import AdaptiveLM, build
+from sva.cli import demo
+from sva.evaluation import evaluate
+from sva.generation import chat
+from sva.generation.decode import Generation, generate, read
+from sva.generation.lm import load
+from sva.generation.sampling import Greedy
 from sva.models.transformer import variables
-from sva.runs import command, versions
-from sva.sampling import Greedy
+from sva.parallel import compile_cache as runtime
 from sva.spectral.expert import Expert
-from sva.stopwatch import Stopwatch
 from sva.tasks import task
 from sva.tasks.labels import OTHER
+from sva.training.run import command, versions
+from sva.utils.files import write_json
+from sva.utils.matmul import dot
+from sva.utils.padding import left_pad, length_bucket, round_up
+from sva.utils.timing import Stopwatch
 
 PROMPTS, BATCH, NEW, LABEL_TOKENS = 256, 32, 256, 8
 FIRST = ("prompt", "classifier", "generated")

@@ -33,21 +33,26 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from sva import demo, dispatch_scores, evaluate, few_shot, plots, records, runtime
-from sva.adapt_command import BUDGETS
-from sva.adaptive import AdaptiveLM, build
-from sva.dispatch import Soft
-from sva.evaluate import Item
-from sva.evolution import CEM
-from sva.files import write_json
-from sva.lm import LM, load
-from sva.runs import command, versions
+from sva.adaptation import dispatch_report as dispatch_scores
+from sva.adaptation import few_shot
+from sva.adaptation.adaptive_lm import AdaptiveLM, build
+from sva.adaptation.label_scoring import Soft
+from sva.cli import demo
+from sva.cli.adapt import BUDGETS
+from sva.evaluation import evaluate, records
+from sva.evaluation.evaluate import Item
+from sva.evaluation.stats import accuracy, paired_difference
+from sva.generation.lm import LM, load
+from sva.parallel import compile_cache as runtime
 from sva.spectral.expert import Expert
-from sva.stats import accuracy, paired_difference
-from sva.stopwatch import Stopwatch
 from sva.tasks import task
 from sva.tasks.labels import OTHER
 from sva.tasks.procedural import KINDS, MIXTURES
+from sva.training.run import command, versions
+from sva.training.search import CEM
+from sva.utils import plots
+from sva.utils.files import write_json
+from sva.utils.timing import Stopwatch
 
 HERE, RUNS = Path(__file__).parent, Path("runs/dispatch")
 TRAINED = ("largest", "list_last", "capitals")

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva import runtime
-from sva.files import write_json
 from sva.models.cache import BLOCK, KV
 from sva.models.layers import attend
-from sva.runs import command, versions
+from sva.parallel import compile_cache as runtime
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 ROWS, HEADS, KV_HEADS, WIDTH, LAYERS = 32, 9, 3, 64, 30
 STEPS, ROUNDS = 10, 7

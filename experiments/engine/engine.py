@@ -27,17 +27,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sva import chat, dispatch, evaluate, runtime
-from sva.complete import Mixtures, complete
-from sva.files import write_json
-from sva.lm import load, merge, shared_form, spectra_of
+from sva.adaptation import label_scoring as dispatch
+from sva.evaluation import evaluate
+from sva.generation import chat
+from sva.generation.complete import Mixtures, complete
+from sva.generation.lm import load, merge, shared_form, spectra_of
 from sva.models.transformer import apply, positions_of, variables
-from sva.runs import command, versions
+from sva.parallel import compile_cache as runtime
 from sva.spectral import truncate
 from sva.spectral.expert import Expert, bank
 from sva.spectral.slots import slots
 from sva.tasks import task
 from sva.tasks.labels import Label
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 HERE = Path(__file__).parent
 ROUNDS = 5

@@ -27,13 +27,15 @@ import torch
 import transformers
 
 import sva
-from sva import chat, few_shot, runtime
-from sva.bench import products, step_matrices
-from sva.buckets import common_prefix
-from sva.evolution import CEM
-from sva.files import write_json
-from sva.runs import command, versions
+from sva.adaptation import few_shot
+from sva.cli.bench import products, step_matrices
+from sva.generation import chat
+from sva.parallel import compile_cache as runtime
 from sva.tasks import task as make_task
+from sva.training.run import command, versions
+from sva.training.search import CEM
+from sva.utils.files import write_json
+from sva.utils.padding import common_prefix
 
 HERE = Path(__file__).parent
 EXPERTS = ("capitals", "list_last")

@@ -21,10 +21,10 @@ import torch
 import transformers
 from llama import peer_of, shaped, wait
 
-from sva import runtime
-from sva.bench import bench, table
-from sva.files import write_json
-from sva.runs import command, versions
+from sva.cli.bench import bench, table
+from sva.parallel import compile_cache as runtime
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 PROMPT, NEW, ROUNDS = 32, 64, 3
 

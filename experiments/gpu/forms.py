@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sva import runtime
-from sva.bench import read_rate
-from sva.files import write_json
-from sva.matmul import dot
-from sva.runs import command, versions
+from sva.cli.bench import read_rate
+from sva.parallel import compile_cache as runtime
 from sva.spectral.forms import Delta, Factored, Spectrum
+from sva.training.run import command, versions
+from sva.utils.files import write_json
+from sva.utils.matmul import dot
 
 LAYERS, SHAPE, ROUNDS = 12, (14336, 4096), 20
 K = 64

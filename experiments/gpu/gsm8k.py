@@ -15,12 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sva import evaluate, runtime
-from sva.files import write_json
-from sva.lm import load
-from sva.runs import command, versions
-from sva.stats import accuracy
+from sva.evaluation import evaluate
+from sva.evaluation.stats import accuracy
+from sva.generation.lm import load
+from sva.parallel import compile_cache as runtime
 from sva.tasks import task
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 BUDGET = 256
 

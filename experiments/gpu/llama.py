@@ -8,9 +8,9 @@ import jax
 import torch
 import transformers
 
-from sva.bench import random_lm
-from sva.compile import model_config
-from sva.lm import LM
+from sva.cli.aot import model_config
+from sva.cli.bench import random_lm
+from sva.generation.lm import LM
 from sva.models.config import to_hf
 
 SHAPE = Path(__file__).parents[2] / "configs" / "models" / "llama-3-8b"

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sva.files import write_json
-from sva.runs import command, versions
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import unseen

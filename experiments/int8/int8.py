@@ -22,16 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva import chat, evaluate, runtime
-from sva.bench import step_matrices
-from sva.fetch import resolve
-from sva.files import write_json
-from sva.lm import load
-from sva.runs import command, versions
-from sva.sampling import Temperature
-from sva.stats import accuracy as interval
-from sva.stats import paired_difference
+from sva.cli.bench import step_matrices
+from sva.evaluation import evaluate
+from sva.evaluation.stats import accuracy as interval
+from sva.evaluation.stats import paired_difference
+from sva.generation import chat
+from sva.generation.lm import load
+from sva.generation.sampling import Temperature
+from sva.models.hub import resolve
+from sva.parallel import compile_cache as runtime
 from sva.tasks import task
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 MODEL, NEW, ROUNDS = "smollm2-135m-instruct-q4_1", 64, 11
 OPTIONS, TEXTS, SAMPLED = 200, 32, 16

@@ -17,9 +17,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sva import metrics, sweep_command
-from sva.files import write_json
-from sva.runs import command, versions
+from sva.cli import sweep as sweep_command
+from sva.training import metrics
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 HERE = Path(__file__).parent
 # Minutes a run on two quiet cores, as expected on 2026-11-25 before any of them but the first two had been made.

@@ -3,7 +3,7 @@
     pip install gcsfs gcp-storage-emulator
     python experiments/remote/emulator.py      # prints what it finds; minutes
 
-The tests of `sva.remote` lay gs:// in a folder; this shows that gcsfs does what they suppose. A toy model is loaded
+The tests of `sva.utils.remote` lay gs:// in a folder; this shows that gcsfs does what they suppose. A toy model is loaded
 from the bucket, decomposed into it, trained in it, lost after two steps, and trained to the end by another process.
 """
 
@@ -22,9 +22,9 @@ RUN = "gs://bucket/runs/one"
 def main() -> None:
     from gcp_storage_emulator.server import create_server  # pyright: ignore[reportMissingImports]
 
-    from sva import metrics
-    from sva.remote import to_path
     from sva.spectral.expert import Expert
+    from sva.training import metrics
+    from sva.utils.remote import to_path
 
     os.environ["STORAGE_EMULATOR_HOST"] = f"http://localhost:{PORT}"
     with tempfile.TemporaryDirectory() as folder:
@@ -47,8 +47,8 @@ def main() -> None:
 def weights(folder: Path) -> None:
     """Sends a model to the bucket, loads it from there, and decomposes it into the bucket."""
     import sva
-    from sva.remote import to_path, upload
-    from sva.testing import toy_lm
+    from sva.generation.testing import toy_lm
+    from sva.utils.remote import to_path, upload
 
     toy = toy_lm()
     toy.save(folder / "model")
@@ -64,8 +64,8 @@ def weights(folder: Path) -> None:
 
 def run(folder: Path, run_dir: str, *, lose_it: bool) -> None:
     """Trains four steps in a process of its own; one that is lost is killed when two of them are in the bucket."""
-    from sva.remote import to_path
-    from sva.testing import THINGS
+    from sva.generation.testing import THINGS
+    from sva.utils.remote import to_path
 
     task = folder / "red.jsonl"
     lines = [{"prompt": f"what colour the {a} of the {b} ?", "answer": "red red"} for a in THINGS for b in THINGS[:4]]
@@ -73,7 +73,7 @@ def run(folder: Path, run_dir: str, *, lose_it: bool) -> None:
     config = folder / "config.yaml"
     config.write_text("model: gs://bucket/model\nrollout: {prompts: 4, samples: 2, max_new_tokens: 4}\n")
     words = [f"task={task}", "train.steps=4", "reinforce.baseline=none", "evaluate.size=3", f"run_dir={run_dir}"]
-    call = [sys.executable, "-c", "import sys, sva.cli; sys.exit(sva.cli.main())", "train", str(config), *words]
+    call = [sys.executable, "-c", "import sys, sva.cli.main; sys.exit(sva.cli.main())", "train", str(config), *words]
     said = folder / "stderr.txt"
     with said.open("w") as stream:
         process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=stream)

@@ -21,17 +21,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sva import runtime
-from sva.files import write_json
-from sva.lm import decompose, load
-from sva.metrics import read
-from sva.reinforce import ReinforceConfig
-from sva.rollout import RolloutConfig
-from sva.runs import command, versions
+from sva.generation.lm import decompose, load
+from sva.generation.testing import NameAColour, toy_lm
+from sva.parallel import compile_cache as runtime
 from sva.spectral.family import SIGMOID_NUCLEAR
 from sva.tasks import task
-from sva.testing import NameAColour, toy_lm
-from sva.train import TrainConfig, fit
+from sva.training.loop import TrainConfig, fit
+from sva.training.metrics import read
+from sva.training.reinforce import ReinforceConfig
+from sva.training.rollout import RolloutConfig
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 STEPS, KILLS = 20, 10
 

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sva.files import write_json
-from sva.runs import command, versions
 from sva.sandbox import Job, Limits, Sandbox
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 NUM_PROGRAMS, EVERY = 10_000, 500
 LIMITS = Limits(cpu_secs=1, wall_secs=20, memory_bytes=256 << 20, file_bytes=4 << 20, disk_bytes=8 << 20)

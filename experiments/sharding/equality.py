@@ -29,22 +29,25 @@ import numpy as np
 from jax.sharding import Mesh
 
 import sva
-from sva import adapt, distributed, runtime, sharding
-from sva.adaptive import build
-from sva.buckets import left_pad
-from sva.chat import encode, render
-from sva.files import write_json
-from sva.generate import generate
-from sva.lm import LM, merge_params
+from sva.adaptation import two_pass as adapt
+from sva.adaptation.adaptive_lm import build
+from sva.generation.chat import encode, render
+from sva.generation.decode import generate
+from sva.generation.lm import LM, merge_params
+from sva.generation.sampling import Greedy, Temperature
+from sva.generation.testing import toy_lm
 from sva.models import layout
-from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
-from sva.runs import command, versions
-from sva.sampling import Greedy, Temperature
+from sva.parallel import compile_cache as runtime
+from sva.parallel import processes as distributed
+from sva.parallel import sharding
 from sva.spectral.cores import adapters
 from sva.spectral.expert import Expert
 from sva.spectral.family import SIGMOID_NUCLEAR
 from sva.spectral.slots import mixture
-from sva.testing import toy_lm
+from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
+from sva.training.run import command, versions
+from sva.utils.files import write_json
+from sva.utils.padding import left_pad
 
 PROMPTS, SAMPLES, NEW = 8, 2, 16
 KL_COEFS = (0.0, 0.2)

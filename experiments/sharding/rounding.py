@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import sva
-from sva import runtime
-from sva.demo import asset_files
-from sva.files import write_json
+from sva.cli.demo import asset_files
 from sva.models import layers
-from sva.reinforce import Batch
-from sva.runs import command, versions
+from sva.parallel import compile_cache as runtime
 from sva.spectral import forms
+from sva.training.reinforce import Batch
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 
 def main() -> None:

@@ -21,11 +21,11 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from sva.files import write_json
 from sva.models.checkpoint import open_checkpoint
 from sva.models.config import from_hf
 from sva.models.weights import expected
-from sva.runs import command, versions
+from sva.training.run import command, versions
+from sva.utils.files import write_json
 
 CONFIG = {
     "model_type": "llama",
@@ -68,7 +68,7 @@ def run(arguments: list[str], cache: Path, stop_at: int | None = None) -> dict:
     """`sva decompose`: seconds, peak of RssAnon in MiB, finished files; killed when `stop_at` of them are there."""
     started, peak = time.time(), 0
     child = subprocess.Popen(
-        [sys.executable, "-m", "sva.cli", "decompose", *arguments],
+        [sys.executable, "-m", "sva.cli.main", "decompose", *arguments],
         env=os.environ | {"SVA_CACHE": str(cache)},
         stdout=subprocess.PIPE,
         text=True,

@@ -32,16 +32,16 @@ import scipy.linalg
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from sva.fetch import resolve
-from sva.files import write_json
-from sva.lm import load
+from sva.generation.lm import load
 from sva.models.checkpoint import open_checkpoint
-from sva.runs import command, versions
+from sva.models.hub import resolve
 from sva.spectral import svd as implementation
 from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import orthogonality_errors, reconstruction_error, svd
-from sva.trees import select
+from sva.training.run import command, versions
+from sva.utils.files import write_json
+from sva.utils.trees import select
 
 MODEL = "smollm2-135m-instruct-q4_1"
 RESULT = Path(__file__).with_name("result.json")

@@ -7,7 +7,7 @@ SmolLM2-135M-Instruct in float32, its 90 mlp matrices, `sigmoid_nuclear`, 32 seq
 are completion, rewards of +1 and -1, no baseline, no KL; or layers of Llama-3-8B's shape, random, spectra too. The
 public code (SakanaAI/self-adaptive-llms) composes every W' = U diag(s z) V^T, runs one sequence at a time, lets
 autograd fill a dense gradient for each W', and contracts those to gradients of p; `batched` does the same with all
-sequences in one batch. Ours is `sva.train.train_step`, the update that training runs, on 32 prompts of one completion
+sequences in one batch. Ours is `sva.training.loop.train_step`, the update that training runs, on 32 prompts of one completion
 each, so nothing is shared between rows. `products` are the limit: the bare matrix products that composition, or the
 update, cannot do without, each by itself.
 
@@ -39,17 +39,17 @@ import numpy as np
 import torch
 import transformers
 
-from sva import runtime
-from sva.bench import step_matrices
-from sva.files import write_json
-from sva.lm import LM, decompose, load, merge_params
-from sva.matmul import dot
+from sva.cli.bench import step_matrices
+from sva.generation.lm import LM, decompose, load, merge_params
 from sva.models.weights import expected
-from sva.reinforce import Batch, ReinforceConfig, reinforce_loss
-from sva.runs import command, versions
+from sva.parallel import compile_cache as runtime
 from sva.spectral.family import family
 from sva.spectral.forms import Spectrum
-from sva.train import TrainConfig, init_state, train_step
+from sva.training.loop import TrainConfig, init_state, train_step
+from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
+from sva.training.run import command, versions
+from sva.utils.files import write_json
+from sva.utils.matmul import dot
 
 ROWS, PROMPT, NEW, ROUNDS = 32, 72, 24, 3
 CFG = TrainConfig(micro_batch=4, remat=False, lr=2e-3)

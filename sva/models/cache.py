@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sva.buckets import round_up
 from sva.models.config import ModelConfig
+from sva.utils.padding import round_up
 
 BLOCK = 32  # slots
 _FEW = 96  # slots, which are as fast in one block

@@ -17,10 +17,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sva.errors import UserError
-from sva.files import read_json
 from sva.models.config import ModelConfig, from_hf, token_ids
-from sva.remote import is_remote, reaching, to_path
+from sva.utils.errors import UserError
+from sva.utils.files import read_json
+from sva.utils.remote import is_remote, reaching, to_path
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sva.errors import UserError
+from sva.utils.errors import UserError
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sva.files import read_json, save_tensors, write_directory
 from sva.models.config import ModelConfig, to_hf
+from sva.utils.files import read_json, save_tensors, write_directory
 
 _METADATA = {"format": "pt"}  # what transformers looks for; it says nothing about the tensors
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sva.errors import UserError
 from sva.models.checkpoint import Checkpoint
 from sva.models.config import ModelConfig, from_hf
 from sva.models.end_tokens import end_tokens
 from sva.models.gguf_file import GGUFFile, read_gguf
+from sva.utils.errors import UserError
 
 # llama.cpp's "llama" covers Mistral and SmolLM2 too.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")

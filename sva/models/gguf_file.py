@@ -17,8 +17,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from sva.errors import UserError
-from sva.remote import local_path
+from sva.utils.errors import UserError
+from sva.utils.remote import local_path
 
 # Rows are unpacked in blocks of about this many numbers, so that a big matrix needs little beside its result.
 _BLOCK = 1 << 21

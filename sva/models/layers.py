@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.matmul import Int8, dot, dots
 from sva.models.cache import KV, Rounded, kept, write
 from sva.models.config import ModelConfig, Rope
 from sva.models.packing import Packing, pack, unpack
-from sva.sharding import constrain, hidden_axes
+from sva.parallel.sharding import constrain, hidden_axes
+from sva.utils.matmul import Int8, dot, dots
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
 _normal = nn.initializers.normal(0.02)

@@ -13,7 +13,7 @@ from sva.models.cache import KV, Part, blocks_of
 from sva.models.config import ModelConfig
 from sva.models.transformer import Transformer
 from sva.models.weights import expected, nest, split_name
-from sva.sharding import Leaf, place, sharding, shardings
+from sva.parallel.sharding import Leaf, place, sharding, shardings
 from sva.spectral.forms import Spectrum
 
 

@@ -14,12 +14,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from sva.errors import UserError
 from sva.models import layout
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
-from sva.sharding import sharding
+from sva.parallel.sharding import sharding
+from sva.utils.errors import UserError
 
 
 def load_params(

@@ -11,15 +11,15 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from sva.errors import UserError
 from sva.models import cache as kv_cache
 from sva.models.cache import Part, Recent
 from sva.models.config import ModelConfig
 from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary, since_of
 from sva.models.packing import pack, packing, unpack
+from sva.models.vocabulary import check_ids
 from sva.models.weights import nest
-from sva.sharding import constrain, hidden_axes, is_divided
-from sva.vocabulary import check_ids
+from sva.parallel.sharding import constrain, hidden_axes, is_divided
+from sva.utils.errors import UserError
 
 
 class Transformer(nn.Module):

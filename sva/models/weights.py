@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sva.errors import UserError
 from sva.models.config import ModelConfig
-from sva.sharding import Leaf
+from sva.parallel.sharding import Leaf
+from sva.utils.errors import UserError
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
@@ -27,7 +27,7 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 def expected(cfg: ModelConfig) -> dict[str, Leaf]:
     """Every weight of a model of this configuration, by Hugging Face name, in checkpoint order.
 
-    Two-dimensional weights are (out, in). Vectors have no axis that is divided: see `sva.sharding`.
+    Two-dimensional weights are (out, in). Vectors have no axis that is divided: see `sva.parallel.sharding`.
     """
     width, mlp, head = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     heads, kv_heads = cfg.num_heads * head, cfg.num_kv_heads * head

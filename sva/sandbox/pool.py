@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sva.errors import UserError, above, at_least
 from sva.sandbox.inside import confine, plain
 from sva.sandbox.inside.proof import FACTS
 from sva.sandbox.inside.tester import PROGRAM_ENDED
 from sva.sandbox.inside.worker import SETUP_FAILED
+from sva.utils.errors import UserError, above, at_least
 
 LEVELS = ("strict", "best-effort")
 

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sva.matmul import dot
 from sva.spectral import forms
 from sva.spectral.forms import Factored, LinearAdapter, Spectrum
+from sva.utils.matmul import dot
 
 
 @struct.dataclass

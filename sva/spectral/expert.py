@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from sva.errors import UserError
-from sva.files import save_tensors, write_atomically
-from sva.remote import local_file, reaching, to_path
 from sva.spectral.cores import Bands, Core, Middle
 from sva.spectral.family import check_raw, family
 from sva.spectral.forms import Spectrum
 from sva.spectral.members import Diagonal, PerMatrix, sites
+from sva.utils.errors import UserError
+from sva.utils.files import save_tensors, write_atomically
+from sva.utils.remote import local_file, reaching, to_path
 
 FORMAT = "sva-expert-1"
 

@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sva.errors import UserError
 from sva.spectral.members import Banded, Cored, Family, Linear, Projected, SigmoidNuclear, TailOnly, TopK
+from sva.utils.errors import UserError
 
 LINEAR = Linear()
 SIGMOID_NUCLEAR = SigmoidNuclear()

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sva.matmul import dot
+from sva.utils.matmul import dot
 
 
 class Spectrum(NamedTuple):

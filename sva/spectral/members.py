@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.errors import UserError, at_least
 from sva.spectral.cores import Bands, Core, Middle
 from sva.spectral.forms import Spectrum
+from sva.utils.errors import UserError, at_least
 
 
 class Site(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sva.sharding import constrain
+from sva.parallel.sharding import constrain
 from sva.spectral.expert import mix_rows
 from sva.spectral.forms import Delta, Factored, Spectrum, delta, times
 from sva.spectral.truncate import Plan

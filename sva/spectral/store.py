@@ -28,11 +28,11 @@ import safetensors
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from sva.errors import UserError
-from sva.files import save_tensors, write_atomically, write_json
-from sva.remote import is_remote, local_file, reaching
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import orthogonality_errors, reconstruction_error, svd, truncate
+from sva.utils.errors import UserError
+from sva.utils.files import save_tensors, write_atomically, write_json
+from sva.utils.remote import is_remote, local_file, reaching
 
 FORMAT = "sva-spectrum-2"
 MANIFEST = "manifest.json"

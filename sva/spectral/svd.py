@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from sva.errors import UserError
 from sva.spectral.forms import Spectrum
+from sva.utils.errors import UserError
 
 # Each Gram matrix resolves the singular values down to this share of its largest: see `svd`.
 RESOLVED = 1e-4

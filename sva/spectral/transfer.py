@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sva.errors import UserError
+from sva.utils.errors import UserError
 
 
 def transfer(z: Mapping[str, Any], ranks: Mapping[str, int], shuffle: int | None = None) -> dict[str, np.ndarray]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sva.errors import UserError
 from sva.spectral.cost import Form, cheapest, multiply_adds
 from sva.spectral.forms import Spectrum
+from sva.utils.errors import UserError
 
 
 @dataclass(frozen=True)

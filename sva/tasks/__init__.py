@@ -9,7 +9,6 @@ import difflib
 import functools
 from collections.abc import Callable, Sequence
 
-from sva.errors import UserError
 from sva.sandbox import LEVELS
 from sva.tasks import arc, gsm8k, math_hendrycks, procedural, public_rules, reasoning
 from sva.tasks.base import SPLITS, Example, Grade, Task
@@ -21,6 +20,7 @@ from sva.tasks.mbpp import Mbpp
 from sva.tasks.python_file import from_python
 from sva.tasks.routing import Routing, routing
 from sva.tasks.splits import POLICIES
+from sva.utils.errors import UserError
 
 __all__ = ["SPLITS", "Example", "Grade", "Routing", "Task", "from_jsonl", "from_python", "names", "routing", "task"]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sva.errors import UserError
+from sva.utils.errors import UserError
 
 Example = Mapping[str, Any]
 SPLITS = ("train", "validation", "test")

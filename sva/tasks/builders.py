@@ -15,12 +15,12 @@ from typing import Any
 import tensorflow_datasets as tfds
 from filelock import FileLock
 
-from sva.errors import UserError
-from sva.files import disk_error
-from sva.paths import cache_dir
 from sva.tasks import arc, gsm8k, math_hendrycks
 from sva.tasks import procedural as made
 from sva.tasks.base import SPLITS, Example
+from sva.utils.errors import UserError
+from sva.utils.files import disk_error
+from sva.utils.paths import cache_dir
 
 _FILE_FORMAT = "array_record"  # tfrecord needs TensorFlow; parquet loses rows (4.9.10)
 

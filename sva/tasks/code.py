@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sva.errors import UserError
 from sva.sandbox import LEVELS, Job, Limits, Sandbox, Verdict
 from sva.tasks import oracles
 from sva.tasks.base import Example, Grade, Task
 from sva.tasks.programs import extract
 from sva.tasks.python_text import parse
+from sva.utils.errors import UserError
 
 GRADERS = ("strict", "reference")
 LIMITS = Limits(cpu_secs=60, wall_secs=900.0, memory_bytes=4 << 30)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sva.errors import UserError
-from sva.paths import data_dir
 from sva.tasks import code, upstream
 from sva.tasks.base import Example
+from sva.utils.errors import UserError
+from sva.utils.paths import data_dir
 
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 CALL_SECS = 5  # of wall time; the slowest reference takes a tenth of a second

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sva.errors import UserError
-from sva.files import decoded
-from sva.remote import local_path
 from sva.tasks import amounts, answers, math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
 from sva.tasks.splits import normalised
+from sva.utils.errors import UserError
+from sva.utils.files import decoded
+from sva.utils.remote import local_path
 
 GRADERS = {
     "exact": "text",

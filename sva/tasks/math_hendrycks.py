@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sva.errors import UserError
-from sva.paths import data_dir
 from sva.tasks import math_answers, public_rules, splits, upstream
 from sva.tasks.base import Example, Grade, Task
 from sva.tasks.worker import Verdict, shared
+from sva.utils.errors import UserError
+from sva.utils.paths import data_dir
 
 _LONGEST = 1_000  # characters of an answer; the longest right one of MATH has 159
 FIELDS = ("problem", "level", "type", "solution")

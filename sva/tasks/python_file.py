@@ -17,9 +17,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from sva.errors import UserError
-from sva.remote import local_path
 from sva.tasks.base import Task
+from sva.utils.errors import UserError
+from sva.utils.remote import local_path
 
 
 def from_python(path: str | Path) -> Task:

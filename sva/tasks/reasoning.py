@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sva.errors import UserError
 from sva.tasks.base import Example, Grade, Task
 from sva.tasks.jsonl import split_of
 from sva.tasks.reasoning_worker import environment, is_plain
 from sva.tasks.worker import shared
 from sva.tasks.wrappings import unwrapped
+from sva.utils.errors import UserError
 
 PREFIX = "reasoning_gym:"
 SIZE = 2_000  # questions drawn, of which about 80 % train

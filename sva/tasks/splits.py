@@ -11,8 +11,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-from sva.errors import UserError
 from sva.tasks.base import Example, Task
+from sva.utils.errors import UserError
 
 POLICIES = ("clean", "reference")
 

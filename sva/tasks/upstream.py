@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sva.errors import UserError
-from sva.paths import data_dir
+from sva.utils.errors import UserError
+from sva.utils.paths import data_dir
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sva.errors import UserError
+from sva.utils.errors import UserError
 
 CPU_SECS = 3.0
 

@@ -1,0 +1,165 @@
+"""Few-shot adaptation by gradient: alphas are the only parameters, and every product around them is differentiated.
+
+| objective    | what is climbed                                              |
+|--------------|--------------------------------------------------------------|
+| `likelihood` | mean log-likelihood (nats a token) of the shots' own answers |
+| `accuracy`   | expected accuracy, by policy gradient on sampled answers     |
+
+Not in Transformer-Squared, which searches.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from sva.adaptation.few_shot import FewShotConfig, Pool, Progress, Shots, draws, shot_tokens
+from sva.evaluation.likelihood import continuation_logprobs
+from sva.generation.finite import check_finite
+from sva.generation.lm import LM, check_prompts
+from sva.models.transformer import Transformer, check_gradients
+from sva.spectral.slots import mixture
+from sva.training.advantages import group
+from sva.training.sft import solution_tokens
+from sva.utils.errors import UserError, above, at_least
+from sva.utils.padding import length_bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientConfig:
+    """Settings of the ascent."""
+
+    objective: str = "likelihood"
+    lr: float = 0.05  # of Adam
+    samples: int = 8  # answers to each shot, of `accuracy`
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("likelihood", "accuracy"):
+            raise UserError(f"objective={self.objective!r} is not known; use likelihood or accuracy")
+        above("lr", self.lr, 0)
+        at_least("samples", self.samples, 2)
+
+
+@struct.dataclass
+class State:
+    """The alphas, and their optimiser."""
+
+    alphas: jax.Array  # [E] or [M, E]
+    opt_state: Any
+
+
+class Rows(NamedTuple):
+    """B prompts with what follows them, padded on the right, all [B, T] int32."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    scored: np.ndarray  # 1 for the tokens that follow
+
+
+def init(start: jax.Array, cfg: GradientConfig) -> State:
+    """The state that begins at `start`."""
+    return State(start, optax.adam(cfg.lr).init(start))
+
+
+def rows_of(lm: LM, prompts: Sequence[Sequence[int]], following: Sequence[Sequence[int]]) -> Rows:
+    """Prompts and what follows each, in one length bucket.
+
+    Raises:
+      UserError: one is longer than the model's context.
+    """
+    check_prompts(
+        np.asarray([len(p) + len(f) for p, f in zip(prompts, following, strict=True)]),
+        1,
+        lm.model.cfg.max_position_embeddings,
+    )
+    width = length_bucket(max(len(p) + len(f) for p, f in zip(prompts, following, strict=True)))
+    rows = Rows(*(np.zeros((len(prompts), width), np.int32) for _ in Rows._fields))
+    for i, (prompt, after) in enumerate(zip(prompts, following, strict=True)):
+        size = len(prompt) + len(after)
+        rows.ids[i, :size] = [*prompt, *after]
+        rows.mask[i, :size] = 1
+        rows.scored[i, len(prompt) : size] = 1
+    return rows
+
+
+def objective(
+    alphas: jax.Array,
+    model: Transformer,
+    params: Mapping[str, Any],
+    bank: Mapping[str, Any],
+    rows: Rows,
+    worth: jax.Array,
+) -> jax.Array:
+    """[] float32: sum over rows of worth [B] times the log-probability (nats) of what follows, under one mixture.
+
+    Args:
+      alphas: [E], or [M, E] for one a matrix; differentiate in it.
+      bank: the model's nested tree of `Slots`, of E + 1 slots.
+    """
+    padded = jnp.pad(alphas, [(0, 0)] * (alphas.ndim - 1) + [(1, 0)])
+    each = jnp.broadcast_to(padded, (len(rows.ids), *padded.shape))
+    return jnp.sum(worth * continuation_logprobs(model, params, *rows, mixture(bank, each)))
+
+
+@partial(jax.jit, static_argnames=("model", "lr"))
+def ascend(
+    state: State,
+    model: Transformer,
+    params: Mapping[str, Any],
+    bank: Mapping[str, Any],
+    rows: Rows,
+    worth: jax.Array,
+    *,
+    lr: float,
+) -> tuple[State, jax.Array]:
+    """The state after one step of Adam up `objective`, and its value before."""
+    check_gradients(model)
+    value, gradient = jax.value_and_grad(objective)(state.alphas, model, params, bank, rows, worth)
+    updates, opt_state = optax.adam(lr).update(-gradient, state.opt_state)
+    return State(jnp.asarray(optax.apply_updates(state.alphas, updates)), opt_state), value
+
+
+def adapt(
+    lm: LM,
+    pool: Pool,
+    shots: Shots,
+    gradient: GradientConfig,
+    cfg: FewShotConfig,
+    key: jax.Array,
+    *,
+    state: State,
+    done: int = 0,
+    generations: int,
+) -> Iterator[Progress]:
+    """The ascent's steps from `done` + 1 on; arguments as `few_shot.adapt`, `state` from `init`.
+
+    Raises:
+      UserError: `likelihood`, and a shot has no answer that its own grader calls right.
+    """
+    prompts = shot_tokens(lm, shots)
+    if gradient.objective == "likelihood":
+        solutions = solution_tokens(lm, shots.task, shots.examples)
+        rows = rows_of(lm, prompts, solutions)
+        worth = jnp.asarray([1 / (len(solutions) * len(tokens)) for tokens in solutions], jnp.float32)
+        for number in range(done + 1, generations + 1):
+            state, value = ascend(state, lm.model, lm.params, pool.bank, rows, worth, lr=gradient.lr)
+            check_finite(lm, np.asarray(value)[None], "ascent")
+            yield Progress(number, np.asarray(state.alphas), state, {"nats": float(value)})
+        return
+    size = len(prompts)
+    for number in range(done + 1, generations + 1):
+        found = draws(lm, pool, state.alphas, shots, gradient.samples, cfg, jax.random.fold_in(key, number))
+        places = [row.prompt for row in found]
+        right = shots.right([row.text for row in found], places).reshape(size, gradient.samples)
+        rows = rows_of(lm, [prompts[i] for i in places], [row.tokens.tolist() for row in found])
+        worth = group(jnp.asarray(right, jnp.float32)).reshape(-1) / right.size
+        state, _ = ascend(state, lm.model, lm.params, pool.bank, rows, worth, lr=gradient.lr)
+        means = right.mean(axis=1)
+        row = {"best": float(means.max()), "mean": float(right.mean()), "tokens": sum(len(row.tokens) for row in found)}
+        yield Progress(number, np.asarray(state.alphas), state, row)

@@ -1,0 +1,205 @@
+"""`sva adapt`: which mixture of experts suits a task, found on a few of its solved examples."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sva.utils.errors import UserError, at_least, differing
+from sva.utils.remote import local_argument, path_argument
+
+# Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
+# questions that the first does.
+BUDGETS = {"full": (10, 50), "3-shot": (3, 50), "light": (3, 5)}
+
+# Arguments that make a search what it is.
+_SEARCH = (
+    "task",
+    "split",
+    "method",
+    "objective",
+    "population",
+    "per_matrix",
+    "reference",
+    "temperature",
+    "race",
+    "rows",
+    "seed",
+)
+_TEXT = "Find the mixture of experts that suits a task, on a few of its solved examples."
+
+
+def add(commands: Any, model: Mapping[str, Any]) -> None:
+    """Adds the command; `model` is what every --model option shares."""
+    more = (
+        "Stopped at any moment, the same command goes on; sva generate and sva evaluate take the file that it writes."
+    )
+    parser = commands.add_parser("adapt", help=_TEXT, description=f"{_TEXT} {more}")
+    parser.set_defaults(run=run)
+    parser.add_argument("task", help="a task's name, or the path of a .jsonl or .py file")
+    parser.add_argument("--model", **model)
+    parser.add_argument(
+        "--expert", type=path_argument, action="append", default=[], help="an expert file; to be repeated"
+    )
+    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
+    parser.add_argument("--split", default="train", help="where the shots are drawn from (default: %(default)s)")
+    parser.add_argument(
+        "--budget", choices=list(BUDGETS), default="full", help="the paper's table 10: shots, iterations"
+    )
+    parser.add_argument("--shots", type=int, help="solved examples to search on (default: the budget's)")
+    parser.add_argument("--iterations", type=int, help="generations of the search (default: the budget's)")
+    parser.add_argument(
+        "--method",
+        choices=["cem", "gradient", "vote"],
+        default="cem",
+        help="cem: search by accuracy; gradient: climb --objective; vote: search without labels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--objective",
+        choices=["likelihood", "accuracy"],
+        default="likelihood",
+        help="of gradient: the likelihood of the answers, or by policy gradient (default: %(default)s)",
+    )
+    parser.add_argument("--population", type=int, default=32, help="mixtures a generation (default: %(default)s)")
+    parser.add_argument("--per-matrix", action="store_true", help="a mixture of its own for every matrix")
+    parser.add_argument("--reference", action="store_true", help="the public code's mixture, elites and clamp")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the answers; 0 is greedy (the default)")
+    parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
+    parser.add_argument(
+        "--race", type=int, metavar="N", help="every N shots, drop members that cannot be elite any more"
+    )
+    parser.add_argument("--rows", type=int, default=320, help="answers at work at a time (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=local_argument, help="the alphas file (default: in runs/adapt, named by the settings)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the file as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    path, result = adapted(arguments)
+    print(json.dumps(result, indent=2) if arguments.json else as_text(path, result))
+
+
+def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The alphas file that the command wrote, and what it holds."""
+    import jax
+    import numpy as np
+    from tqdm import tqdm
+
+    from sva.adaptation import few_shot, few_shot_gradient
+    from sva.adaptation import mixture_file as alphas
+    from sva.adaptation.adaptive_lm import load_experts
+    from sva.generation.lm import load
+    from sva.tasks import task as make_task
+    from sva.training.run import command, versions
+    from sva.training.search import CEM
+    from sva.utils import seeds
+    from sva.utils.files import locked_file, read_json
+
+    shots, generations = BUDGETS[arguments.budget]
+    shots = shots if arguments.shots is None else arguments.shots
+    generations = generations if arguments.iterations is None else arguments.iterations
+    at_least("--shots", shots, 1)
+    at_least("--iterations", generations, 1)
+    if not arguments.expert:
+        raise UserError("there is nothing to mix: name experts with --expert")
+    if arguments.method == "gradient" and arguments.reference:
+        raise UserError("--reference is the public code's search; leave it out, or --method gradient")
+    search = CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
+    ascent = few_shot_gradient.GradientConfig(arguments.objective)
+    cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows, block=arguments.race)
+    seeds.check("--seed", arguments.seed)
+    task = make_task(arguments.task)
+    chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
+    lm = load(arguments.model)
+    experts, _ = load_experts(lm, arguments.expert, skip_foreign=arguments.skip_foreign)
+    told = alphas.known(experts)
+    settings = {
+        **{name: getattr(arguments, name) for name in _SEARCH},
+        "shots": shots,
+        "questions": _digest([task.question(example) for example in chosen.examples], 16),
+        "max_new_tokens": cfg.max_new_tokens or task.max_new_tokens,
+        "fingerprint": lm.fingerprint,
+        "experts": [expert["digest"] for expert in told],
+    }
+    out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{_digest(settings, 8)}.json"
+    members = few_shot.pool(lm, experts, reference=arguments.reference)
+    begin, key = members.start(per_matrix=arguments.per_matrix), seeds.key(arguments.seed)
+    is_ascent = arguments.method == "gradient"
+    start = few_shot_gradient.init(begin, ascent) if is_ascent else search.init(begin)
+    with locked_file(out):
+        history, state = _earlier(out, settings, start)
+        if arguments.method == "vote":
+            chosen = few_shot.vote(lm, members, chosen, cfg, jax.random.fold_in(key, 0))
+        parts: dict[str, Any] = {"state": state, "done": len(history), "generations": generations}
+        steps = (
+            few_shot_gradient.adapt(lm, members, chosen, ascent, cfg, key, **parts)
+            if is_ascent
+            else few_shot.adapt(lm, members, chosen, search, cfg, key, **parts)
+        )
+        identity = told, {"name": lm.name, "fingerprint": lm.fingerprint}, arguments.reference
+        made_with = {"command": command(), "versions": versions()}
+        bar = tqdm(steps, f"adapt {task.name}", generations, initial=len(history), unit="generation", file=sys.stderr)
+        for step in bar:
+            history.append(dict(step.row))
+            bar.set_postfix_str(_told(step.row))
+            values = step.alphas if arguments.reference or few_shot.is_found(history) else np.zeros_like(step.alphas)
+            named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
+            saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
+            record = {"settings": settings, "history": history, "state": saved, **made_with}
+            alphas.Alphas(named, *identity, record).save(out)
+    return out, read_json(out)
+
+
+def _digest(value: Any, length: int) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[dict[str, Any]], Any]:
+    """(history, state) of the search that an earlier run left at `out`; none, and the start, where there is none.
+
+    Raises:
+      UserError: `out` is something else, or of other settings (named).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from sva.adaptation.mixture_file import Alphas
+
+    if not out.exists():
+        return [], start
+    theirs = Alphas.load(out).record
+    if others := differing(theirs.get("settings", {}), settings):
+        raise UserError(f"{out} holds another search ({others}); choose another --out or delete it")
+    leaves, form = jax.tree.flatten(start)
+    saved = [jnp.asarray(value, leaf.dtype) for value, leaf in zip(theirs["state"], leaves, strict=True)]
+    return theirs["history"], jax.tree.unflatten(form, saved)
+
+
+def as_text(path: Path, result: Mapping[str, Any]) -> str:
+    """A result in a few lines."""
+    from sva.adaptation.few_shot import is_found
+
+    history, settings = result["history"], result["settings"]
+    lines = [f"{settings['task']}, {settings['shots']} shots, {len(history)} generations: {_told(history[-1])}"]
+    if not is_found(history):
+        kept = "the public code's rules went on" if settings["reference"] else "the alphas are 0, the base"
+        lines.append(f"no member answered any shot right: {kept}; try other shots, other experts or --method gradient")
+    rows = result["alphas"]
+    means = [sum(column) / len(rows) for column in zip(*rows.values(), strict=True)] if isinstance(rows, dict) else rows
+    labels = [expert["label"] or expert["digest"][:8] for expert in result["experts"]]
+    about = "mean alpha of the matrices" if isinstance(rows, dict) else "alpha"
+    lines.append(f"{about}: " + ", ".join(f"{label} {alpha:.2f}" for label, alpha in zip(labels, means, strict=True)))
+    return "\n".join([*lines, f"alphas: {path}"])
+
+
+def _told(row: Mapping[str, float]) -> str:
+    """A generation in a few words."""
+    if "nats" in row:
+        return f"{row['nats']:.3f} nats a token of the answers"
+    return f"best {row['best']:.0%}, mean {row['mean']:.0%}"

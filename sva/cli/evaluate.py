@@ -1,0 +1,272 @@
+"""`sva evaluate`: accuracy of a model, an expert or two passes on a task, with a record of every example."""
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sva.cli.options import add_precision, precision
+from sva.utils.errors import UserError, at_least
+from sva.utils.remote import local_argument, path_argument
+
+_TEXT = "Accuracy on a task's held-out rows, with an interval and a record of every example."
+
+
+def add(commands: Any, model: Mapping[str, Any]) -> None:
+    """Adds the command; `model` is what every --model option shares."""
+    parser = commands.add_parser(
+        "evaluate",
+        help=_TEXT,
+        description=f"{_TEXT} Stopped at any moment, the same command goes on. Several experts answer in two passes.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("task", nargs="*", help="a task's name, or the path of a .jsonl or .py file; several are mixed")
+    parser.add_argument("--model", **model)
+    add_precision(parser)
+    parser.add_argument(
+        "--expert", type=path_argument, action="append", default=[], help="an expert file; may be repeated"
+    )
+    parser.add_argument("--classifier", type=path_argument, help="a classification expert for the first pass")
+    parser.add_argument("--alphas", type=path_argument, help="one mixture of the experts, from sva adapt")
+    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
+    dispatchers = "prompt, generated, classifier, embedding, random, oracle, uniform or fixed:LABEL"
+    parser.add_argument(
+        "--dispatch", help=f"who chooses: {dispatchers} (default: classifier if there is one, or prompt)"
+    )
+    choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
+    parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of random dispatch (default: %(default)s)")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=200, help="rows of each task at most (default: %(default)s)")
+    parser.add_argument("--grader", default="strict", help="strict, or reference: the public code's verdicts")
+    parser.add_argument("--splits", default="clean", help="clean, or reference: the public code's splits")
+    parser.add_argument("--prompt", default="own", help="own, or reference: the public code's prompts and budgets")
+    parser.add_argument("--shots", type=int, default=0, help="worked examples in the prompt (default: %(default)s)")
+    parser.add_argument("--sandbox", default="strict", help="strict, or best-effort: what this machine's kernel offers")
+    parser.add_argument("--by", choices=["generation", "likelihood"], default="generation", help="how it chooses")
+    parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
+    parser.add_argument("--batch-size", type=int, default=32, help="prompts at once (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=local_argument, help="file of records (default: in runs/evaluate, named by the settings)"
+    )
+    parser.add_argument(
+        "--compare", type=local_argument, nargs=2, metavar=("A", "B"), help="two files of records, instead"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    if bool(arguments.task) == bool(arguments.compare):
+        raise UserError("name a task to evaluate, or two files of records with --compare A B")
+    result = compared(*arguments.compare) if arguments.compare else evaluated(arguments)
+    print(json.dumps(result, indent=2) if arguments.json else as_text(result))
+
+
+def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the command prints of one evaluation, and its records on disk."""
+    from sva.adaptation import dispatch_report as dispatch_scores
+    from sva.adaptation.adaptive_lm import load_experts
+    from sva.adaptation.mixture_file import Alphas
+    from sva.evaluation import evaluate, records
+    from sva.generation.lm import load
+    from sva.tasks import task as make_task
+    from sva.training.run import command, versions
+
+    two_passes = _check(arguments)
+    tasks = [
+        make_task(
+            name,
+            arguments.grader,
+            splits=arguments.splits,
+            prompt=arguments.prompt,
+            shots=arguments.shots,
+            sandbox=arguments.sandbox,
+        )
+        for name in arguments.task
+    ]
+    todo = evaluate.mixed(tasks, arguments.split, arguments.size)
+    if arguments.by == "likelihood":
+        for task in tasks:
+            task.options(task.source(arguments.split)[0])
+    lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
+    experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
+    for expert in [*experts, *([classifier] if classifier else [])]:
+        for task in tasks:
+            _check_apart(expert, task, arguments.split)
+    asked = hashlib.sha256("\0".join(json.dumps(item.task.turns(item.example)) for item in todo).encode())
+    settings = {
+        "task": "+".join(arguments.task),
+        **{name: getattr(arguments, name) for name in ("split", "grader", "splits", "prompt", "shots", "by")},
+        "n": len(todo),
+        "questions": asked.hexdigest()[:16],
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "quantisation": lm.quantisation,
+        "experts": [expert.digest for expert in experts],
+        "classifier": classifier and classifier.digest,
+        "max_new_tokens": arguments.max_new_tokens or max(task.max_new_tokens for task in tasks),
+        "batch_size": arguments.batch_size,
+    }
+    settings |= precision(arguments)
+    if arguments.alphas:
+        settings["alphas"] = Alphas.load(arguments.alphas).values
+    if two_passes:
+        settings["dispatch"] = arguments.dispatch or ("classifier" if classifier else "prompt")
+        choice = "soft" if settings["dispatch"] == "uniform" else arguments.choice  # an average is of all of them
+        settings |= {"choice": choice, "seed": arguments.seed}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    stem = "+".join(task.name.replace("/", "_") for task in tasks)
+    out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
+    with records.opened(out, settings, {"command": command(), "versions": versions()}) as file:
+        answer, size = _answer(lm, experts, classifier, arguments.alphas, settings)
+        rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}")
+    result = settings | scores(rows) | {"records": str(out)}
+    if two_passes:
+        result["first_pass"] = dispatch_scores.scores(rows)
+    return result
+
+
+def _check(arguments: argparse.Namespace) -> bool:
+    """Whether it will be two passes.
+
+    Raises:
+      UserError: settings that no model is needed to find fault with.
+    """
+    from sva.adaptation.adaptive_lm import check_dispatcher
+    from sva.adaptation.label_scoring import choice
+    from sva.utils import seeds
+
+    seeds.check("--seed", arguments.seed)
+    at_least("--size", arguments.size, 1)
+    at_least("--batch-size", arguments.batch_size, 1)
+    if arguments.max_new_tokens is not None:
+        at_least("--max-new-tokens", arguments.max_new_tokens, 1)
+    if (arguments.classifier or arguments.dispatch) and not arguments.expert:
+        name = "--classifier" if arguments.classifier else "--dispatch"
+        raise UserError(f"{name} chooses between experts; name them with --expert")
+    if arguments.alphas and (arguments.classifier or arguments.dispatch or not arguments.expert):
+        raise UserError("--alphas is one mixture for all questions: name its experts with --expert, and no first pass")
+    choice(arguments.choice)
+    if arguments.dispatch:
+        check_dispatcher(arguments.dispatch)
+    two_passes = bool(arguments.classifier or arguments.dispatch) or (
+        len(arguments.expert) > 1 and not arguments.alphas
+    )
+    if not two_passes and arguments.choice != "hard":
+        raise UserError("--choice is between experts; name two or more with --expert, or a --dispatch")
+    if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
+        raise UserError("two passes ask the question alone; leave out --by, --shots and --prompt, or the other experts")
+    return two_passes
+
+
+def _answer(
+    lm: Any, experts: Sequence[Any], classifier: Any, alphas: Path | None, settings: Mapping[str, Any]
+) -> tuple[Any, int]:
+    """What answers a batch, and how many items it takes: the model, its one expert or mixture merged, or two passes."""
+    from sva.adaptation.adaptive_lm import build
+    from sva.adaptation.label_scoring import choice
+    from sva.adaptation.mixture_file import adapted
+    from sva.evaluation import evaluate
+    from sva.generation.lm import merge, spectra_of
+
+    budget, rows = settings["max_new_tokens"], settings["batch_size"]
+    if "dispatch" in settings:
+        model = build(lm, experts, classifier=classifier, choice=choice(settings["choice"]))
+        examples = evaluate.examples(experts) if settings["dispatch"] == "embedding" else ()
+        model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
+        return evaluate.by_two_passes(model, budget), rows
+    if alphas:
+        lm = adapted(lm, alphas, experts)
+    elif experts:
+        spectra = spectra_of(lm, experts[0].names)
+        lm = merge(lm, spectra, experts[0].middles(spectra))
+    if settings["by"] == "likelihood":
+        return evaluate.by_likelihood(lm), rows
+    return evaluate.greedy(lm, budget, rows)
+
+
+def _check_apart(expert: Any, task: Any, split: str) -> None:
+    """Raises UserError where the expert was trained on rows that are to be reported; only under clean splits."""
+    from sva.evaluation.evaluate import trained_on
+    from sva.tasks import names
+    from sva.tasks import task as make_task
+    from sva.tasks.splits import require_apart
+
+    trained, settings = trained_on(expert), expert.metadata.get("config") or {}
+    if trained in names() and trained != "routing":
+        require_apart(make_task(trained, splits=settings.get("splits", "clean")), task, split)
+
+
+def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracy with Wilson's 95 % interval and how often each reason came, of an evaluation's rows."""
+    import numpy as np
+
+    from sva.evaluation.evaluate import likeliest
+    from sva.evaluation.stats import accuracy
+
+    right = np.array([row["correct"] for row in rows])
+    result = {"accuracy": accuracy(right)._asdict(), "reasons": dict(Counter(row["reason"] for row in rows))}
+    if rows and rows[0]["scores"]:
+        # of the option that is likeliest as a whole; the one above is the likeliest per character
+        whole = np.array([likeliest(row["scores"]) == row["right_option"] for row in rows])
+        result["accuracy_unnormalised"] = accuracy(whole)._asdict()
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if len(tasks) > 1:
+        of = np.array([tasks.index(row["task"]) for row in rows])
+        result["by_task"] = {name: accuracy(right[of == place])._asdict() for place, name in enumerate(tasks)}
+    return result
+
+
+def compared(a: Path, b: Path) -> dict[str, Any]:
+    """Accuracies of two evaluations of the same questions, and their difference with a paired bootstrap's interval.
+
+    Raises:
+      UserError: a file is none of an evaluation, or the two have no or not the same questions.
+    """
+    import numpy as np
+
+    from sva.evaluation.records import read
+    from sva.evaluation.stats import accuracy, paired_difference
+
+    (settings_a, rows_a), (settings_b, rows_b) = read(a), read(b)
+    both = sorted(rows_a.keys() & rows_b.keys())
+    other = [i for i in both if rows_a[i]["question"] != rows_b[i]["question"]]
+    if not both or other:
+        place = f"question {other[0]} is another" if other else "they have no example in common"
+        raise UserError(f"{a} and {b} cannot be compared: {place}; evaluate the same task, split and --prompt")
+    right = [np.array([rows[i]["correct"] for i in both]) for rows in (rows_a, rows_b)]
+    return {
+        "task": settings_a["task"],
+        "n": len(both),
+        "a": {"records": str(a), "settings": settings_a, "accuracy": accuracy(right[0])._asdict()},
+        "b": {"records": str(b), "settings": settings_b, "accuracy": accuracy(right[1])._asdict()},
+        "b_minus_a": paired_difference(right[1], right[0])._asdict(),
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """A result in a few lines."""
+    from sva.adaptation import dispatch_report as dispatch_scores
+    from sva.cli import percent
+
+    if "b_minus_a" in result:
+        a, b, gain = result["a"], result["b"], result["b_minus_a"]
+        return (
+            f"{result['task']}, n = {result['n']}\n"
+            f"A {percent(a['accuracy'])}  {a['records']}\nB {percent(b['accuracy'])}  {b['records']}\n"
+            f"B - A {100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}] points"
+        )
+    reasons = ", ".join(f"{count} {name}" for name, count in sorted(result["reasons"].items()))
+    whole = result.get("accuracy_unnormalised")
+    return (
+        f"{result['task']}: {percent(result['accuracy'])}, n = {result['n']}"
+        f", weights {result['quantisation'] or 'as stored'}"
+        + (f"; not normalised by length {percent(whole)}" if whole else "")
+        + "".join(f"\n  {name} {percent(each)}" for name, each in result.get("by_task", {}).items())
+        + (f"\n{dispatch_scores.as_text(result['first_pass'])}" if "first_pass" in result else "")
+        + f"\n{reasons}\nrecords: {result['records']}"
+    )

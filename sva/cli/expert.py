@@ -1,0 +1,241 @@
+"""`sva expert show | import | export | transfer`: what an expert holds, and its ways in and out."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sva.utils.errors import UserError
+from sva.utils.remote import local_argument, path_argument
+
+
+def add(commands: Any, model: Mapping[str, Any]) -> None:
+    """Adds the command `expert` with its four actions; `model` is what every --model option shares."""
+    text = "Look into an expert, or take it from or to other programs and models."
+    parser = commands.add_parser("expert", help=text, description=text)
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    def action(name: str, run: Any, text: str, more: str = "") -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=f"{text} {more}".strip())
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = action(
+        "show",
+        _show,
+        "Print what an expert file holds; with a model, where and how much it moved the spectrum.",
+    )
+    sub.add_argument("expert", type=path_argument, help="an expert file")
+    sub.add_argument("--model", help="its base model: path, hub id or known name")
+    sub.add_argument(
+        "--plot", type=local_argument, metavar="PNG", help="draw it: by layer and kind, and along the spectrum"
+    )
+    sub.add_argument("--json", action="store_true", help="print it as JSON")
+
+    sub = action(
+        "import",
+        _import,
+        "Read an expert that Transformer-Squared's public code trained.",
+        "policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too. Nothing in the file is "
+        "run, and torch is not needed.",
+    )
+    sub.add_argument("file", type=local_argument, help="a .pt file")
+    sub.add_argument("--model", **{**model, "help": f"the model it was trained on: {model['help']}"})
+    sub.add_argument(
+        "-o", "--out", type=local_argument, help="the expert file (default: FILE with the ending .safetensors)"
+    )
+    sub.add_argument("--label", help="what the first pass calls it, one word, such as math")
+    sub.add_argument("--description", default="", help="what its questions are, for the first pass")
+
+    sub = action(
+        "export",
+        _export,
+        "Write an expert for other programs.",
+        "hf: a Hugging Face checkpoint with adapted weights. gguf: the same as a GGUF file, with the tokenizer where "
+        "the model came from one. peft: a LoRA adapter of the largest changes, its error stated.",
+    )
+    sub.add_argument("expert", type=path_argument, help="an expert file")
+    sub.add_argument("--model", **{**model, "help": f"its base model: {model['help']}"})
+    sub.add_argument("--format", choices=["hf", "gguf", "peft"], required=True)
+    sub.add_argument("-o", "--out", type=local_argument, required=True, help="a new directory (gguf: a new file)")
+    sub.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="stored (default: float32)")
+    limit = sub.add_mutually_exclusive_group()
+    limit.add_argument("--rank", type=int, help="peft: components of each matrix at most")
+    limit.add_argument("--tolerance", type=float, help="peft: leave out changes below this part of s_max; 0 is exact")
+
+    sub = action(
+        "transfer",
+        _transfer,
+        "Move an expert to another model by index.",
+        "The i-th singular value of a matrix there takes the i-th z of the matrix of that name here; what a shorter "
+        "spectrum has no room for is left out, the rest of a longer one stays at 1.",
+    )
+    sub.add_argument("expert", type=path_argument, help="an expert file")
+    sub.add_argument("--model", required=True, help="the other model: path, hub id or known name")
+    sub.add_argument("-o", "--out", type=local_argument, required=True, help="the new expert file")
+    sub.add_argument("--base", help="the model that it was trained on (default: the one the file names)")
+    sub.add_argument("--shuffle", type=int, metavar="SEED", help="the control: shuffle each vector first")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from sva.spectral.expert import Expert
+
+    if arguments.plot and not arguments.model:
+        raise UserError("--plot needs the spectra of the base model: name it with --model")
+    if arguments.plot:
+        _fresh(arguments.plot)
+    expert = Expert.load(arguments.expert)
+    if not expert.raw:
+        raise UserError(f"{arguments.expert} holds no weights; train it again")
+    values = np.concatenate([np.ravel(raw) for raw in expert.raw.values()])
+    raw = {"min": float(values.min()), "max": float(values.max()), "std": float(values.std())}
+    result: dict[str, Any] = {"weights": len(expert.names), "values": values.size}
+    result |= {"parametrisation": expert.parametrisation, "raw": raw, "metadata": dict(expert.metadata)}
+    text = (
+        f"{arguments.expert}: {len(expert.names)} weights, {values.size} values, {expert.parametrisation}\n"
+        f"raw values {raw['min']:.4f} to {raw['max']:.4f}, standard deviation {raw['std']:.4f}\n"
+        f"{json.dumps(dict(expert.metadata), indent=2)}"
+    )
+    if arguments.model:
+        from sva.interop import expert_report
+
+        _, expert, spectra = _adapted(arguments)
+        z = expert.z(spectra)
+        moved = expert_report.movements(z, spectra)
+        result |= expert_report.as_json(moved)
+        text += f"\n\n{expert_report.as_text(moved)}"
+        if arguments.plot:
+            expert_report.draw(moved, z, f"{arguments.expert.name} on {arguments.model}", arguments.plot)
+            text += f"\n\npicture: {arguments.plot}"
+    print(json.dumps(result, indent=2) if arguments.json else text)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    import dataclasses
+
+    from sva.generation.lm import load
+    from sva.interop.sakana import read_expert
+    from sva.interop.torch_files import read_tensors
+
+    out = arguments.out or arguments.file.with_suffix(".safetensors")
+    _fresh(out)
+    read_tensors(arguments.file)  # what is wrong with it is said before a model is loaded
+    expert = read_expert(arguments.file, load(arguments.model))
+    if arguments.label:
+        label = {"label": arguments.label, "description": arguments.description}
+        expert = dataclasses.replace(expert, metadata={**expert.metadata, **label})
+    expert.save(out)
+    print(f"{out}: {expert.metadata['imported_from']['layout']}, {len(expert.raw)} weights, {expert.parametrisation}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    import jax.numpy as jnp
+    import numpy as np
+
+    from sva.generation.lm import merge
+    from sva.interop import peft as export_peft
+    from sva.interop.gguf_export import save_gguf, tokenizer_metadata
+    from sva.models.export import save_checkpoint
+    from sva.models.hub import resolve
+
+    out, dtype = arguments.out, jnp.dtype(arguments.dtype)
+    _fresh(out)
+    limited = arguments.rank is not None or arguments.tolerance is not None
+    if limited != (arguments.format == "peft"):
+        raise UserError(
+            "--format peft needs --rank or --tolerance (--tolerance 0 is exact)"
+            if arguments.format == "peft"
+            else f"--rank and --tolerance are for --format peft, {arguments.format} holds the whole change"
+        )
+    if arguments.rank is not None and arguments.rank < 1:
+        raise UserError(f"--rank {arguments.rank} must be at least 1")
+    if arguments.tolerance is not None and not 0 <= arguments.tolerance < 1:
+        raise UserError(f"--tolerance {arguments.tolerance} must be at least 0 and below 1, a part of s_max")
+    lm, expert, spectra = _adapted(arguments)
+    title = str(expert.metadata.get("task") or arguments.expert.stem)
+    if arguments.format == "peft":
+        parts = export_peft.save_peft(
+            out,
+            lm,
+            spectra,
+            expert.z(spectra),
+            title=title,
+            rank=arguments.rank,
+            tolerance=arguments.tolerance or 0.0,
+            dtype=dtype,
+        )
+        print(f"{out}: {export_peft.summary(parts)}")
+        return
+    merged = merge(lm, spectra, expert.middles(spectra))
+    named = merged.named_params()
+    if arguments.format == "hf":
+        tensors = ((name, np.asarray(weight).astype(dtype, copy=False)) for name, weight in named.items())
+        save_checkpoint(out, lm.model.cfg, tensors, lm.tokenizer)
+        print(f"{out}: a Hugging Face checkpoint, {len(named)} weights, {arguments.dtype}")
+        return
+    tokenizer = tokenizer_metadata(resolve(arguments.model))
+    save_gguf(
+        out,
+        lm.model.cfg,
+        lambda name: np.asarray(named[name]),
+        name=f"{lm.name} + {title}",
+        tokenizer=tokenizer,
+        dtype=dtype,
+    )
+    tokens = "with its tokenizer" if tokenizer else "without a tokenizer, for the model did not come from a GGUF file"
+    print(f"{out}: a GGUF file, {len(named)} weights, {arguments.dtype}, {tokens}")
+
+
+def _transfer(arguments: argparse.Namespace) -> None:
+    from sva.generation.lm import load, spectra_of
+    from sva.models.weights import expected
+    from sva.spectral.expert import Expert
+    from sva.spectral.transfer import transfer
+    from sva.utils import seeds
+    from sva.utils.trees import select
+
+    _fresh(arguments.out)
+    if arguments.shuffle is not None:
+        seeds.check("--shuffle", arguments.shuffle)
+    expert = Expert.load(arguments.expert)
+    name = arguments.base or expert.metadata.get("base")
+    if not name:
+        raise UserError(f"{arguments.expert} does not name its base model; give it with --base")
+    base = load(name)
+    expert = Expert.load(arguments.expert, fingerprint=base.fingerprint, base=base.name)
+    z = expert.z(spectra_of(base, expert.names))
+    other = load(arguments.model)
+    specs = expected(other.model.cfg)
+    ranks = {weight: min(specs[weight].shape) for weight in select(specs, "all")}
+    moved = transfer(z, ranks, arguments.shuffle)
+    kept = {key: expert.metadata[key] for key in ("targets", "task", "label", "description") if key in expert.metadata}
+    source = {"base": base.name, "fingerprint": base.fingerprint, "digest": expert.digest}
+    source |= {"parametrisation": expert.parametrisation, "shuffle": arguments.shuffle}
+    about = {"base": other.name, "fingerprint": other.fingerprint} | kept | {"transferred_from": source}
+    Expert(moved, "linear", about).save(arguments.out)
+    resized = [weight for weight, vector in z.items() if len(vector) != ranks[weight]]
+    note = f", {len(resized)} of another length" if resized else ""
+    shuffled = "" if arguments.shuffle is None else f", shuffled with seed {arguments.shuffle}"
+    print(f"{arguments.out}: {len(moved)} weights from {base.name} to {other.name}{note}{shuffled}")
+
+
+def _adapted(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(base model, expert, its spectra) of --model and the expert file, which must belong together."""
+    from sva.generation.lm import load, spectra_of
+    from sva.spectral.expert import Expert
+
+    Expert.load(arguments.expert)  # what is wrong with it is said before a model is loaded
+    lm = load(arguments.model)
+    expert = Expert.load(arguments.expert, fingerprint=lm.fingerprint, base=lm.name)
+    return lm, expert, spectra_of(lm, expert.names)
+
+
+def _fresh(path: Path) -> None:
+    """Raises UserError where there is something already, before anything is computed."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise UserError(f"{path} exists; give another path, or remove it first")

@@ -1,0 +1,301 @@
+"""Greedy answers to held-out prompts, graded, one record each."""
+
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from sva.adaptation.adaptive_lm import AdaptiveLM
+from sva.evaluation.likelihood import option_logprobs
+from sva.evaluation.records import RecordFile
+from sva.generation import chat
+from sva.generation.complete import complete
+from sva.generation.engine import EngineConfig
+from sva.generation.lm import LM
+from sva.generation.stop_strings import cut
+from sva.spectral.expert import Expert
+from sva.tasks import task as make_task
+from sva.tasks.base import Example, Grade, Task, reason
+from sva.tasks.labels import OTHER
+from sva.utils.errors import UserError
+from sva.utils.files import read_lines, write_atomically
+from sva.utils.timing import Stopwatch
+
+_REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
+_READ = 4  # prompts that the engine reads together
+_ROUNDS = 16  # times the rows that decode together, handed to the engine at once
+
+
+class Item(NamedTuple):
+    """One held-out prompt and the task that grades it."""
+
+    task: Task
+    example: Example
+
+    @property
+    def question(self) -> str:
+        """The user turn."""
+        return self.task.question(self.example)
+
+
+class Record(NamedTuple):
+    """One graded answer."""
+
+    task: str
+    question: str
+    completion: str
+    answer: str | None  # as the grader read it
+    correct: bool
+    tokens: int
+    reason: str = ""  # see `sva.tasks.base.reason`
+    prompt: str = ""  # the text that the model was given
+    scores: tuple[float, ...] = ()  # nats of each option, where options were scored
+    right_option: int = -1  # the place of the right one among them
+    label: str = ""  # of two passes: what the first one chose,
+    prob: float = 0.0  # how sure it was,
+    right_label: str = ""  # what it should have chosen,
+    first: dict[str, Any] | None = None  # and what each pass took (`sva.adaptation.adaptive_lm.Cost`)
+    second: dict[str, Any] | None = None
+
+
+def items(task: Task, split: str, size: int) -> list[Item]:
+    """The first `size` prompts of a split, all where it has fewer."""
+    source = task.source(split)
+    return [Item(task, source[i]) for i in range(min(size, len(source)))]
+
+
+def mixed(tasks: Sequence[Task], split: str, size: int) -> list[Item]:
+    """The first `size` prompts of each task, one of each in turn."""
+    rows = [items(task, split, size) for task in tasks]
+    return [item for turn in itertools.zip_longest(*rows) for item in turn if item is not None]
+
+
+def batches(
+    todo: Sequence[Item], batch_size: int, title: str, *, progress: bool = True
+) -> Generator[Sequence[Item], None, None]:
+    """The items in order, batch by batch, with a progress bar on stderr."""
+    with tqdm(total=len(todo), desc=title, unit="prompt", file=sys.stderr, disable=not progress) as bar:
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            yield batch
+            bar.update(len(batch))
+
+
+def grade(
+    batch: Sequence[Item], completions: Sequence[str], lengths: Any, prompts: Sequence[str] | None = None
+) -> list[Record]:
+    """One record an item; what follows a task's stop text is no part of the answer."""
+    texts = [cut(text, item.task.stop) for text, item in zip(completions, batch, strict=True)]
+    verdicts: dict[int, Grade] = {}
+    for task in dict.fromkeys(item.task for item in batch):
+        places = [i for i, item in enumerate(batch) if item.task == task]
+        found = task.grade_many([texts[i] for i in places], [batch[i].example for i in places])
+        verdicts |= zip(places, found, strict=True)
+    prompts = prompts or [""] * len(batch)
+    return [
+        Record(
+            item.task.name,
+            item.question,
+            text,
+            verdict.answer,
+            verdict.correct,
+            int(length),
+            reason(verdict),
+            prompt,
+        )
+        for item, text, verdict, length, prompt in zip(
+            batch, texts, map(verdicts.__getitem__, range(len(batch))), np.asarray(lengths), prompts, strict=True
+        )
+    ]
+
+
+Answer = Callable[[Sequence[Item]], list[Record]]
+"""What answers and grades one batch of items; the one place that knows how answers come about."""
+
+
+def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> tuple[Answer, int]:
+    """How `lm` answers greedily, `rows` at a time, and how many items it wants in a batch.
+
+    Answers with a long budget end at very different lengths: through the engine a row that ends takes the next
+    prompt, in batches of many times the rows. Short ones, and those of a model on a mesh, wait for their longest.
+    """
+    if max_new_tokens < _REFILL or lm.mesh is not None:
+        return by_generation(lm, max_new_tokens), rows
+    return by_refilling(lm, max_new_tokens, rows, progress=progress), _ROUNDS * rows
+
+
+def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> Answer:
+    """Greedy answers of `lm`, through the chat template and the engine, with `rows` at work (`sva.generation.complete`)."""
+    cfg = EngineConfig(rows=rows, prompts=min(_READ, rows))
+
+    def answer(batch: Sequence[Item]) -> list[Record]:
+        prompts = _prompts(lm, batch)
+        title = "answers" if progress else None
+        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=_stops(batch), cfg=cfg, title=title)
+        found = sorted(done, key=lambda completion: completion.prompt)
+        return grade(batch, [each.text for each in found], [len(each.tokens) for each in found], prompts)
+
+    return answer
+
+
+def _stops(batch: Sequence[Item]) -> list[tuple[str, ...]]:
+    """What ends an answer to each item."""
+    return [item.task.stop for item in batch]
+
+
+def _prompts(lm: LM, batch: Sequence[Item]) -> list[str]:
+    """What `lm` is given of each item."""
+    return [chat.render_example(lm, task, example) for task, example in batch]
+
+
+def by_generation(lm: LM, max_new_tokens: int) -> Answer:
+    """Greedy answers of `lm`, through the chat template, in one batch that runs until its longest answer ends."""
+
+    def answer(batch: Sequence[Item]) -> list[Record]:
+        prompts, stops = _prompts(lm, batch), _stops(batch)
+        of_all = [stop for stop in stops[0] if all(stop in each for each in stops)]
+        out = lm.generate(*chat.encode(lm, prompts), max_new_tokens, chat.end_tokens(lm, of_all))
+        found = chat.decode_until(lm, out.tokens, out.lengths, stops)
+        return grade(batch, found.texts, found.lengths, prompts)
+
+    return answer
+
+
+def by_two_passes(model: AdaptiveLM, max_new_tokens: int) -> Answer:
+    """Greedy answers of the expert that the first pass chooses for each item, asked the question alone.
+
+    The right label of an item is its task's, or "other" where no expert has it.
+    """
+    stopwatch = Stopwatch()
+    names = {label.name for label in model.labels}
+
+    def answer(batch: Sequence[Item]) -> list[Record]:
+        questions = [item.question for item in batch]
+        right = [item.task.label if item.task.label in names else OTHER for item in batch]
+        found = model.measured(questions, max_new_tokens, stopwatch, right, _stops(batch))
+        prompts = [chat.render(model.lm, question) for question in questions]
+        answers = [each.answer for each in found]
+        records = grade(batch, [a.text for a in answers], [a.tokens for a in answers], prompts)
+        return [
+            record._replace(
+                label=each.answer.label,
+                prob=each.answer.prob,
+                right_label=label,
+                first=each.first._asdict(),
+                second=each.second._asdict(),
+            )
+            for record, each, label in zip(records, found, right, strict=True)
+        ]
+
+    return answer
+
+
+def trained_on(expert: Expert) -> str | None:
+    """The name of the task that an expert was trained on, where its file says so."""
+    return (expert.metadata.get("config") or {}).get("task", expert.metadata.get("task"))
+
+
+def examples(experts: Sequence[Expert], count: int = 100) -> list[tuple[str, str]]:
+    """(question, label) of the first `count` training prompts of each expert's task, and of the task "other".
+
+    Raises:
+      UserError: an expert that names no task, or one that cannot be read.
+    """
+    found = []
+    for name in [*map(trained_on, experts), OTHER]:
+        if name is None:
+            raise UserError(
+                "an expert does not name the task it was trained on, whose prompts an embedding is fitted to"
+            )
+        task = make_task(name)
+        found += [(item.question, task.label) for item in items(task, "train", count)]
+    return found
+
+
+def by_likelihood(lm: LM) -> Answer:
+    """The option that `lm` finds likeliest per character, as public leaderboards' normalised accuracy has it.
+
+    A record's `scores` hold the nats of every option, so that `likeliest` gives the unnormalised choice as well.
+    """
+
+    def answer(batch: Sequence[Item]) -> list[Record]:
+        asked = [item.task.options(item.example) for item in batch]
+        scores = option_logprobs(lm, [ask.prompt for ask in asked], [ask.texts for ask in asked])
+        records = []
+        for item, ask, nats in zip(batch, asked, scores, strict=True):
+            chosen = likeliest(nats, [len(text) for text in ask.texts])
+            right = chosen == ask.right
+            verdict = ("right" if right else "wrong", ask.prompt, nats, ask.right)
+            text = ask.texts[chosen]
+            records.append(Record(item.task.name, item.question, text, ask.labels[chosen], right, 0, *verdict))
+        return records
+
+    return answer
+
+
+def likeliest(nats: Sequence[float], lengths: Sequence[int] | None = None) -> int:
+    """The place of the highest log-probability, per character where lengths are given; the first of equals."""
+    values = nats if lengths is None else [x / n for x, n in zip(nats, lengths, strict=True)]
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def recorded(
+    file: RecordFile, todo: Sequence[Item], answer: Answer, batch_size: int, title: str = "evaluate"
+) -> list[dict[str, Any]]:
+    """The rows of every item, in order: those of `file`, and those that `answer` makes, appended batch by batch.
+
+    A batch is always the same items, so that a run that was stopped ends with what it would have ended with.
+    """
+    with tqdm(total=len(todo), initial=len(file.rows), desc=title, unit="prompt", file=sys.stderr) as bar:
+        for start in range(0, len(todo), batch_size):
+            places = range(start, min(start + batch_size, len(todo)))
+            missing = [i for i in places if i not in file.rows]
+            records = answer([todo[i] for i in places]) if missing else []
+            for i in missing:
+                file.append(i, records[i - start]._asdict())
+            bar.update(len(missing))
+    return [file.rows[i] for i in range(len(todo))]
+
+
+def evaluate(
+    lm: LM,
+    todo: Sequence[Item],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    title: str = "evaluate",
+    progress: bool = True,
+) -> list[Record]:
+    """One record an item, in order: greedy answers of `lm` (merge an expert first to evaluate it).
+
+    Args:
+      max_new_tokens: of every answer; by default the largest budget among the items' tasks.
+    """
+    budget = max_new_tokens or max(item.task.max_new_tokens for item in todo)
+    answer, size = greedy(lm, budget, batch_size, progress=progress)
+    with contextlib.closing(
+        batches(todo, size, title, progress=progress)
+    ) as parts:  # an error ends the bar, then is said
+        return [record for batch in parts for record in answer(batch)]
+
+
+def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) -> list[Record]:
+    """The records at `path` where they answer these items in this order; otherwise those that `answers` makes, kept.
+
+    Whose answers they are is for the caller to put into the path.
+    """
+    if path.exists():
+        rows = [json.loads(line) for line in read_lines(path) if line.strip()]
+        records = [Record(**row | {"scores": tuple(row.get("scores", ()))}) for row in rows]
+        if [(record.task, record.question) for record in records] == [(item.task.name, item.question) for item in todo]:
+            return records
+    records = answers()
+    text = "".join(json.dumps(record._asdict()) + "\n" for record in records)
+    write_atomically(path, lambda p: p.write_text(text))
+    return records

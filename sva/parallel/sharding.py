@@ -1,0 +1,199 @@
+"""Where arrays lie on a mesh: one table from logical axes to mesh axes.
+
+| mesh axis | what it divides                                                                                      |
+|-----------|------------------------------------------------------------------------------------------------------|
+| `data`    | rows of a batch; weights are repeated                                                                |
+| `fsdp`    | rows of a batch, and of every matrix the model's width, so that weights are gathered as they are used |
+| `tensor`  | heads, mlp width and vocabulary; activations are exchanged                                           |
+
+Weights say their logical axes in `sva.models.weights.expected`; a spectrum's follow from its weight's: U has the output
+axis, V^T the input axis, and the axis of singular values between them takes what the other one leaves free. Vectors
+(s, z, norms, biases) are repeated on every device: sharded they would save nothing and cost a message each.
+
+The axes are Auto: XLA places what lies between, held by `constrain` at a few spots of the model. Explicit axes were
+weighed and left: with weights sharded over `fsdp`, every product of the model contracts a sharded with an unsharded
+axis, so `sva.spectral.forms`, which knows no mesh, and every reshape into heads would have to name a sharding.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sva.utils.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Read from the top for each array: a dimension takes the first entry of its name whose mesh axes are still free in that
+# array and divide it. One that gets none is repeated on every device.
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("rows", ("data",)),  # of a batch whose width is sharded: see `hidden_axes`
+    ("vocab", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("embed", ("fsdp",)),
+    ("rank", ("fsdp",)),
+    ("rank", ("tensor",)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each axis has; -1, for one of them, is what the others leave."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name, size in dataclasses.asdict(self).items():
+            if size < 1 and size != -1:
+                raise UserError(f"mesh.{name}={size} must be at least 1, or -1 for what the other axes leave")
+        if dataclasses.astuple(self).count(-1) > 1:
+            raise UserError(f"{self} leaves more than one axis open; give -1 once")
+
+    def __str__(self) -> str:
+        return " x ".join(f"mesh.{name}={size}" for name, size in dataclasses.asdict(self).items())
+
+
+class Leaf(NamedTuple):
+    """One array's shape, the logical axis of each dimension (None: repeated), and how many parts it may fall into."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    units: tuple[int, ...] = ()  # of each dimension, e.g. heads where heads * head_dim numbers lie; () for the shape
+
+
+def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of all devices, with the axes `data`, `fsdp` and `tensor`; of the first one for 1 x 1 x 1.
+
+    Raises:
+      UserError: the axes do not make the number of devices.
+    """
+    found = list(jax.devices() if devices is None else devices)
+    sizes = list(dataclasses.astuple(cfg))
+    if -1 in sizes:
+        given = -math.prod(sizes)
+        if len(found) % given:
+            raise UserError(f"{cfg} does not divide {len(found)} devices: {given} is no divisor; change one axis")
+        sizes[sizes.index(-1)] = len(found) // given
+    if math.prod(sizes) == 1 and jax.process_count() == 1:
+        found = found[:1]
+    if math.prod(sizes) != len(found):
+        raise UserError(
+            f"{cfg} makes {math.prod(sizes)} devices, but there are {len(found)}; their product must be that, or give "
+            "one axis as -1"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found)
+
+
+def partition(leaf: Leaf, mesh: Mesh | AbstractMesh) -> P:
+    """The PartitionSpec of one array: every axis by `RULES`, repeated where nothing fits."""
+    return P(*(axes[0] if axes and len(axes) == 1 else axes for axes in _chosen(leaf, mesh)))
+
+
+def sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
+    """`partition` on a mesh."""
+    return NamedSharding(mesh, partition(leaf, mesh))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The tree of shardings of a tree of `Leaf`."""
+    return jax.tree.map(lambda leaf: sharding(leaf, mesh), tree, is_leaf=_is_leaf)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """On every device in full."""
+    return NamedSharding(mesh, P())
+
+
+def notes(tree: Any, mesh: Mesh) -> list[str]:
+    """One line for each logical axis of a tree of `Leaf` that a mesh axis ought to divide and does not."""
+    lines: dict[str, None] = {}
+    for leaf in jax.tree.leaves(tree, is_leaf=_is_leaf):
+        chosen = _chosen(leaf, mesh)
+        for axis, size, axes in zip(leaf.axes, leaf.units or leaf.shape, chosen, strict=True):
+            wanted = next((axes for name, axes in RULES if name == axis), None)
+            if axes is None and wanted and (parts := _parts(wanted, mesh)) > 1 and size % parts:
+                lines[f"{axis} ({size}) is repeated: {' x '.join(wanted)} = {parts} does not divide it"] = None
+    return sorted(lines)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, with the sharding of these logical axes where a mesh is set (`jax.set_mesh`); otherwise x itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition(Leaf(x.shape, axes), mesh))
+
+
+def is_divided() -> bool:
+    """Whether a mesh is set that divides the rows of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and batch_shards(mesh) > 1
+
+
+def repeat_all(tree: Any) -> Any:
+    """A tree of arrays, each constrained to lie on every device in full."""
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), tree)
+
+
+def hidden_axes(length: int) -> tuple[str | None, str | None, str | None]:
+    """Logical axes of hidden states [B, T, D].
+
+    Of many tokens the rows are divided, and weights come to them. Of one token a row (decoding) the states are the
+    smaller side by far: they go to where the weights lie, divided over the width.
+    """
+    return ("batch", None, None) if length > 1 else ("rows", None, "embed")
+
+
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the rows of a batch are divided."""
+    return _parts(("data", "fsdp"), mesh)
+
+
+def check_rows(name: str, rows: int, mesh: Mesh) -> None:
+    """Raises UserError unless the setting `name` = `rows` divides evenly over the mesh."""
+    parts = batch_shards(mesh)
+    if rows % parts:
+        raise UserError(
+            f"{name}={rows} does not divide over mesh.data x mesh.fsdp = {parts}; make it a multiple of {parts}"
+        )
+
+
+def place(tree: Any, target: Any) -> Any:
+    """A tree of arrays (the same on every process) moved to a tree of shardings, each device getting its part."""
+
+    def one(x: Any, to: NamedSharding) -> jax.Array:
+        if to.is_fully_addressable:
+            return jax.device_put(x, to)
+        return jax.make_array_from_callback(x.shape, to, lambda index: x[index])
+
+    return jax.tree.map(one, tree, target)
+
+
+def _chosen(leaf: Leaf, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...] | None]:
+    """The mesh axes of each dimension, None where it is repeated."""
+    chosen: list[tuple[str, ...] | None] = [None] * len(leaf.shape)
+    used: set[str] = set()
+    for name, axes in RULES:
+        parts = _parts(axes, mesh)
+        for place, (axis, size) in enumerate(zip(leaf.axes, leaf.units or leaf.shape, strict=True)):
+            if axis == name and chosen[place] is None and parts > 1 and size % parts == 0 and not used & set(axes):
+                chosen[place] = axes
+                used |= set(axes)
+    return chosen
+
+
+def _parts(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _is_leaf(x: Any) -> bool:
+    return isinstance(x, Leaf)

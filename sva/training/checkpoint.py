@@ -1,0 +1,100 @@
+"""Training state on disk, through orbax: small, saved after every step, whole or not there.
+
+Of several processes, process 0 alone writes and reads, and tells the others: what it writes are whole arrays, so that
+a state written on one mesh is read on any other, by any number of processes.
+"""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sva.parallel.processes import agree, is_writer, to_host
+from sva.utils.errors import UserError
+from sva.utils.files import as_os_error, disk_error
+
+_ROOM = 1 << 20  # bytes: orbax writes many small files beside the arrays
+
+
+class Checkpoints:
+    """The last few states of one run."""
+
+    def __init__(self, directory: Path, settings: bytes = b"") -> None:
+        """`settings` is a digest of what the run depends on, of 32 bytes; it is saved and compared with each state."""
+        self._directory = directory.resolve()
+        self._settings = np.frombuffer(settings.ljust(32, b"\0"), np.uint8)
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="sva")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            enable_async_checkpointing=False,
+            **({"multiprocessing_options": alone, "create": False} if jax.process_count() > 1 else {}),
+        )
+        self._manager = None
+        if is_writer():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes `state` (a pytree of arrays) as that step's; returns when it is on disk.
+
+        Raises:
+          UserError: the disk is full; the states saved before are untouched.
+        """
+        if self._manager is None:
+            return
+        # Host arrays take orbax half the time of a device's; of an array that spans processes it would want all parts.
+        state = to_host(state)
+        # Asked first, because orbax reports a disk that fills under it from several threads, with tracebacks.
+        size = sum(x.nbytes for x in jax.tree.leaves(state))
+        try:
+            if shutil.disk_usage(self._directory).free < 2 * size + _ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._manager.save(step, args=ocp.args.StandardSave({"state": state, "settings": self._settings}))
+        except OSError as error:
+            raise disk_error(self._directory, error) from error
+        except ValueError as error:
+            cause = as_os_error(error, self._directory)
+            if cause is None:
+                raise
+            raise disk_error(self._directory, cause) from error
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """(step, state) of the latest state, in the structure of `like`; None where there is none.
+
+        Raises:
+          UserError: the state is damaged, or one of other settings.
+        """
+        latest = self._manager.latest_step() if self._manager is not None else None
+        step = int(agree(np.asarray(-1 if latest is None else latest)))
+        if step < 0:
+            return None
+        if jax.process_count() > 1:
+            like = to_host(like)
+        state = like if self._manager is None else self._read(self._manager, step, like)
+        return step, jax.tree.map(agree, state)
+
+    def _read(self, manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like, "settings": self._settings})
+        try:
+            found = manager.restore(step, args=ocp.args.StandardRestore(target))
+        except Exception as error:  # orbax and tensorstore have a dozen ways to say it
+            earlier = [str(number) for number in manager.all_steps() if number < step]
+            after = f"from step {earlier[-1]}" if earlier else "from the start"
+            raise UserError(
+                f"the state of step {step} cannot be read ({type(error).__name__}): files of "
+                f"{self._directory / str(step)} are missing, damaged or of another version; remove that directory, and "
+                f"the same command goes on {after}"
+            ) from error
+        if self._settings.any() and not np.array_equal(found["settings"], self._settings):
+            raise UserError(f"{self._directory} holds states of other settings; choose another run_dir or delete it")
+        return found["state"]
+
+    def close(self) -> None:
+        """Ends orbax's background work."""
+        if self._manager is not None:
+            self._manager.close()

@@ -1,0 +1,141 @@
+"""One training run's settings: a YAML file and `a.b=c` overrides, typed by the modules' own dataclasses."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sva.parallel.sharding import MeshConfig
+from sva.spectral.family import family
+from sva.training.guards import GuardConfig
+from sva.training.loop import TrainConfig, check
+from sva.training.reinforce import ReinforceConfig
+from sva.training.rollout import RolloutConfig
+from sva.training.search import EvolutionConfig
+from sva.training.validation import ValidationConfig
+from sva.utils import seeds
+from sva.utils.errors import UserError, at_least
+from sva.utils.files import decoded
+from sva.utils.remote import local_path
+from sva.utils.settings import leaves, pairs, parse, settings_of, value_of
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of the evaluation before and after training."""
+
+    split: str = "test"
+    size: int = 200
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        at_least("evaluate.size", self.size, 1)
+        at_least("evaluate.batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of `sva train`."""
+
+    model: str = "smollm2-135m-instruct"
+    dtype: str = "float32"
+    task: str = "last_letter"
+    routes: tuple[str, ...] = ()  # for the task `routing`: the tasks to tell apart
+    grader: str = "strict"  # or "reference", as the next two: what Transformer-Squared's public code does
+    splits: str = "clean"
+    prompt: str = "own"
+    sandbox: str = "strict"  # at which programs run, or "best-effort"
+    targets: str = "mlp"
+    parametrisation: str = "sigmoid_nuclear"
+    seed: int = 0
+    run_dir: str = "runs/${task}-${seed}"
+    wandb: str | None = dataclasses.field(default=None, metadata={"off": True})  # a project of Weights & Biases
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    reinforce: ReinforceConfig = dataclasses.field(default_factory=ReinforceConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evolution: EvolutionConfig = dataclasses.field(default_factory=EvolutionConfig)
+    guards: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
+
+    def __post_init__(self) -> None:
+        seeds.check("seed", self.seed)
+        check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.evolution, self.guards)
+
+
+SETTINGS = settings_of(Config)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a YAML file with `name=value` overrides on top; defaults are in the dataclasses.
+
+    Raises:
+      UserError: no such file, broken YAML, an unknown setting (the nearest ones are named) or a value of the wrong
+        type or out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values |= _of_file(local_path(path, "the configuration"))
+    for given in overrides:
+        values |= _of_override(given)
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, last = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[last] = value
+    merged = _explained(OmegaConf.merge, OmegaConf.structured(Config), tree)
+    config = _explained(OmegaConf.to_object, merged)
+    # The default run_dir holds the task's name, which may be a path in the home directory; no directory is called ~.
+    return dataclasses.replace(config, run_dir=config.run_dir.replace("/~/", "/"))
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, by dotted name."""
+    if not path.is_file():
+        raise UserError(f"no configuration file at {path}; see configs/ for examples")
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} is not readable as YAML: {error}") from error
+    node = parse(decoded(text, f"{path} is not readable as YAML: it"), str(path))
+    entries = [] if node is None else pairs(node, str(path))
+    where = str(path)
+    return {name: value_of(value, SETTINGS[name], name, where) for name, value in leaves(entries, SETTINGS, where)}
+
+
+def _of_override(given: str) -> dict[str, Any]:
+    """The values of one `name=value`, by dotted name."""
+    name, equals, text = given.partition("=")
+    name = name.strip()
+    if not name or not equals:
+        raise UserError(f"{given!r} is no override; write name=value, e.g. train.lr=2e-3")
+    node = parse(text, repr(given))
+    if node is None:
+        node = yaml.ScalarNode("tag:yaml.org,2002:null", "null")  # so that an empty section is not passed over
+    return {
+        full: value_of(value, SETTINGS[full], full, given) for full, value in leaves([(name, node)], SETTINGS, given)
+    }
+
+
+def settings() -> list[str]:
+    """Every setting's dotted name."""
+    return list(SETTINGS)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved settings as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def _explained(action: Callable[..., Any], *args: Any) -> Any:
+    """What `action` returns; OmegaConf's errors, of `${...}`, become one line that names the setting."""
+    try:
+        return action(*args)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        said = str(error).split("\n")[0]
+        raise UserError(f"{f'setting {key!r}' if key else 'the settings'}: {said}") from error

@@ -1,0 +1,93 @@
+"""A population of z on the same prompts, all of them in one batch: every row its own z."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva.generation import chat
+from sva.generation import population_batch as mixed_batch
+from sva.generation.lm import LM
+from sva.generation.population_batch import Room
+from sva.generation.sampling import Greedy
+from sva.spectral.family import Family
+from sva.spectral.members import Diagonal, Site
+from sva.tasks.base import Example, Task
+from sva.training.rollout import faults
+from sva.utils.errors import UserError
+
+
+class Answers(NamedTuple):
+    """Greedy answers of M members to Q prompts, M * Q rows; row r is member r // Q's answer to prompt r % Q."""
+
+    texts: list[str]
+    mean_logprobs: np.ndarray  # [M, Q] float32 nats, mean over an answer's tokens
+    lengths: np.ndarray  # [M * Q] int32
+    overlong: int
+    empty: int
+
+
+def check_rows(family: Family) -> None:
+    """Raises UserError for a parametrisation that no single row can have."""
+    if not isinstance(family, Diagonal):
+        raise UserError(
+            f"train.method=evolution gives every row a z of its own, and {family} is no z; use linear, "
+            "sigmoid_nuclear, top_k or tail_only"
+        )
+
+
+def answer(
+    lm: LM,
+    spectra: Mapping[str, Any],
+    population: Mapping[str, jax.Array],
+    places: Mapping[str, Site],
+    family: Family,
+    task: Task,
+    examples: Sequence[Example],
+    room: Room | None,
+    max_new_tokens: int,
+) -> Answers:
+    """Every member's greedy answers to the same prompts.
+
+    Args:
+      spectra: the model's nested tree.
+      population: raw values {name: [M, ...]}.
+      room: of the prompts, from `room_of`; exactly theirs by default.
+    """
+    z = _z(population, places, family)
+    members = mixed_batch.own_z(spectra, z)
+    keys = jnp.broadcast_to(jax.random.key(0), (len(examples),))
+    asked = mixed_batch.ask(lm, _tokens(lm, task, examples), keys, max_new_tokens, room)
+    rows = len(members) * len(examples)
+    out = mixed_batch.answers(lm, members, asked, max_new_tokens, sampling=Greedy(), rows=rows, stops=task.stop)
+    found = chat.decode_until(lm, out.tokens, out.lengths, [task.stop] * len(out.tokens))
+    means = found.means(out.logprobs).reshape(len(members), -1)
+    wrong = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
+    return Answers(found.texts, means, found.lengths, *wrong)
+
+
+def room_of(lm: LM, task: Task, source: Sequence[Example]) -> Room:
+    """The room that holds every prompt of a split."""
+    return mixed_batch.room(_tokens(lm, task, [source[i] for i in range(len(source))]))
+
+
+def _tokens(lm: LM, task: Task, examples: Sequence[Example]) -> list[list[int]]:
+    return chat.tokenize(lm, [chat.render_example(lm, task, example) for example in examples])
+
+
+_z = jax.jit(
+    lambda population, places, family: jax.vmap(family.middles, (0, None))(population, places),
+    static_argnames=("family",),
+)
+
+
+def likelihood_of_right(rewards: np.ndarray, mean_logprobs: np.ndarray) -> np.ndarray:
+    """[M] what decides between members of equal fitness: the mean log-likelihood of a member's right answers.
+
+    As in Transformer-Squared's public code; there a member with nothing right has 0, the best there is, here the least.
+    """
+    right = rewards > 0
+    total = np.where(right, mean_logprobs, 0).sum(axis=1)
+    return np.where(right.any(axis=1), total / np.maximum(right.sum(axis=1), 1), -np.inf).astype(np.float32)

@@ -1,0 +1,252 @@
+"""Policy gradients on the scale of singular values: the batch, the settings and the loss.
+
+| algorithm   | advantages      | loss of a token  | tokens of a completion | source                        |
+|-------------|-----------------|------------------|------------------------|-------------------------------|
+| `reinforce` | `baseline`      | -A log pi        | summed                 | Transformer-Squared, its code |
+| `rloo`      | `leave_one_out` | -A log pi        | summed                 | arXiv 2402.14740              |
+| `grpo`      | `group`         | clipped ratio    | averaged               | arXiv 2402.03300              |
+| `dr_grpo`   | `mean`          | clipped ratio    | summed                 | arXiv 2503.20783              |
+
+The public code of Transformer-Squared (SakanaAI/self-adaptive-llms) is `reinforce` with `baseline: none`, one greedy
+completion a prompt (`rollout.samples: 1`, `rollout.temperature: 0`) and end tokens not scored. Next-token prediction
+is the same loss of given answers, see `sva.training.sft`. Deviation of `dr_grpo`: its paper divides the sum by the
+largest number of tokens allowed, a constant that neither the joint clip of the gradient nor Adam sees; without it
+kl_coef weighs nats a completion, as in `reinforce`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sva.generation.logprobs import Scores, score
+from sva.models.transformer import Transformer, apply, positions_of, variables
+from sva.models.weights import expected
+from sva.spectral.cores import adapters
+from sva.spectral.family import Family, check_raw
+from sva.spectral.forms import Spectrum
+from sva.spectral.members import Site, seed_of
+from sva.spectral.svd import require_whole
+from sva.training import surrogates
+from sva.training.advantages import BASELINES, GROUPED
+from sva.training.kl import PENALTIES, penalty
+from sva.utils.errors import UserError, above, at_least
+
+
+@struct.dataclass
+class Batch:
+    """B completions of P prompts and what they are worth; completion r answers prompt r // (B / P).
+
+    Prompts are padded on the left, completions on the right. With several completions a prompt, the prompt is
+    computed once, forwards and backwards.
+
+    The policy of a row is softmax(logits / temperature), the one that its completion was drawn from; `sampled`, the
+    loss, the KL to the base and the entropy are all of it. `sva.training.rollout` sets it from `rollout.temperature`.
+    """
+
+    prompt_ids: jax.Array  # [P, T] int32
+    prompt_mask: jax.Array  # [P, T] int32
+    completion_ids: jax.Array  # [B, N] int32
+    completion_mask: jax.Array  # [B, N] int32, 1 for the tokens that are read and scored: the first ones of a row
+    advantages: jax.Array  # [B] float32, unitless; the reward itself where there is no baseline
+    sampled: jax.Array | None = (
+        None  # [B, N] float32 nats, log-probs under the policy that drew; None: nothing was drawn
+    )
+    temperature: jax.Array | float | None = None  # [B] float32 above 0, or one for all rows; None: 1
+
+
+class Algorithm(NamedTuple):
+    """One line of the table above."""
+
+    baseline: str
+    is_clipped: bool = False
+    is_averaged: bool = False
+
+
+ALGORITHMS = {
+    "reinforce": Algorithm("group"),
+    "rloo": Algorithm("leave_one_out"),
+    "grpo": Algorithm("group", is_clipped=True, is_averaged=True),
+    "dr_grpo": Algorithm("mean", is_clipped=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinforceConfig:
+    """Settings of the loss."""
+
+    algorithm: str = "reinforce"
+    baseline: str | None = (
+        None  # of `reinforce`, see `sva.training.advantages`; "group" by default. The others have their own
+    )
+    kl_coef: float = 0.0  # lambda of arXiv 2501.06252; the paper tries 0, 0.1, 0.2, 0.3
+    kl: str = "base_adapted"  # what lambda weighs, see `sva.training.kl`
+    measure_kl: bool = False  # tell the KL even where lambda is 0, at the price of the base's own pass
+    clip_low: float = 0.2  # of the clipped ratio: how far it may fall below 1,
+    clip_high: float = 0.2  # and rise above it
+    epochs: int = 1  # updates a batch; more than one needs a clipped ratio
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise UserError(f"reinforce.algorithm={self.algorithm!r} is not known; use {', '.join(ALGORITHMS)}")
+        known = ALGORITHMS[self.algorithm]
+        if self.baseline is not None and self.baseline not in BASELINES:
+            raise UserError(f"reinforce.baseline={self.baseline!r} is not known; use {', '.join(BASELINES)}")
+        if self.algorithm != "reinforce" and self.baseline not in (None, known.baseline):
+            raise UserError(
+                f"reinforce.baseline={self.baseline} does not go with algorithm {self.algorithm}, whose baseline is "
+                f"{known.baseline}; leave it out"
+            )
+        if self.kl not in PENALTIES:
+            raise UserError(f"reinforce.kl={self.kl!r} is not known; use {', '.join(PENALTIES)}")
+        at_least("reinforce.kl_coef", self.kl_coef, 0)
+        above("reinforce.clip_low", self.clip_low, 0)
+        above("reinforce.clip_high", self.clip_high, 0)
+        at_least("reinforce.epochs", self.epochs, 1)
+        if self.epochs > 1 and not known.is_clipped:
+            raise UserError(
+                f"reinforce.epochs={self.epochs}: {self.algorithm} is for fresh completions only; use grpo or dr_grpo"
+            )
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the base is asked at all."""
+        return self.kl_coef > 0 or self.measure_kl
+
+
+def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
+    """[P, G] advantages of rewards [P, G], G samples a prompt, as the algorithm has them; see `sva.training.advantages`."""
+    return BASELINES[cfg.baseline or ALGORITHMS[cfg.algorithm].baseline](rewards)
+
+
+def check_samples(samples: int, cfg: ReinforceConfig) -> None:
+    """Raises UserError where a baseline compares the samples of a prompt and there is only one."""
+    name = cfg.baseline or ALGORITHMS[cfg.algorithm].baseline
+    if samples < 2 and name in GROUPED:
+        raise UserError(
+            f"rollout.samples={samples}: baseline {name} of algorithm {cfg.algorithm} compares the samples of a prompt "
+            "and needs at least 2; or use reinforce.algorithm=reinforce with baseline none or batch"
+        )
+
+
+def sites_of(model: Transformer, spectra: Mapping[str, Any]) -> Any:
+    """The `Site` tree of spectra that are keyed by weight name or nested as the model's."""
+    is_flat = all(isinstance(spectrum, Spectrum) for spectrum in spectra.values())
+    seeds = {name: seed_of(name) for name in (spectra if is_flat else expected(model.cfg))}
+    tree = seeds if is_flat else model.nest(seeds)
+
+    def site(path: Any, spectrum: Spectrum) -> Site:
+        seed: Any = tree
+        for entry in path:
+            seed = seed[entry.key]
+        return Site(spectrum.s, seed)
+
+    return jax.tree_util.tree_map_with_path(site, spectra, is_leaf=lambda x: isinstance(x, Spectrum))
+
+
+def reinforce_loss(
+    raw: Mapping[str, Any],
+    spectra: Mapping[str, Any],
+    params: Mapping[str, Any],
+    batch: Batch,
+    *,
+    model: Transformer,
+    family: Family,
+    cfg: ReinforceConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of one batch, and its parts; take the gradient in argument 0 and nowhere else.
+
+        loss = 1/B sum_b sum_t ( -advantage_b log pi_z(y_t) + kl_coef KL_t )
+
+    for `reinforce`, which is Transformer-Squared (arXiv 2501.06252), equation 1, as its public code has it: sums over
+    the tokens of a completion, KL of the base against the adapted model over the whole vocabulary. The table in
+    `sva.training.reinforce` says what the other algorithms put in its place. Prompt tokens get no gradient. pi_z and the base
+    are softmax(logits / batch.temperature), so that over completions drawn at a temperature the mean gradient is that
+    of the expected reward of what was drawn from; a cut (top-k, top-p, min-p) has no place in it. Deviations: the
+    advantage may have a baseline (`ReinforceConfig`); the caller decides through `completion_mask` whether the end
+    token is scored (the public code never does).
+
+    Args:
+      raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or the model's nested tree
+        of it.
+      spectra: keyed by the same names, or nested as well; whole ones.
+      params: base weights.
+      batch: B completions.
+      model, family, cfg: static.
+    Returns:
+      (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion, of what kl_coef weighs; 0 where it is not
+      computed), `entropy` (nats a completion, of the policy at its temperature), `clipped` (tokens a completion whose
+      gradient the clip stopped), and `logprobs` [B, N] (nats at that temperature, 0 where masked).
+    Raises:
+      UserError: raw misses an entry, holds a foreign one or one of another shape (named); a truncated spectrum; a
+        clipped ratio without the log-probs that the batch was sampled with.
+    """
+    require_whole(spectra)
+    sites = sites_of(model, spectra)
+    check_raw(family, raw, sites)
+    adapted = variables(model, params, adapters(spectra, family.middles(raw, sites)))
+    prompts, rows = batch.prompt_ids.shape[0], batch.completion_ids.shape[0]
+    positions, valid = positions_of(batch.prompt_mask)
+    prompt_lengths = jnp.repeat(batch.prompt_mask.sum(axis=1), rows // prompts)
+    offsets, scored = positions_of(batch.completion_mask)
+
+    def predicting(collections: Mapping[str, Any]) -> jax.Array:
+        """[B, N, D], the state before each completion token."""
+        since = batch.prompt_ids.shape[1] - 1
+        hidden, past = apply(model, collections, batch.prompt_ids, positions, valid, since=since)
+        last = jnp.repeat(hidden, rows // prompts, axis=0)
+        hidden, _ = apply(model, collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, [past])
+        return jnp.concatenate([last, hidden[:, :-1]], axis=1)
+
+    ref_hidden = jax.lax.stop_gradient(predicting({"params": params})) if cfg.has_kl else None
+
+    def unembed(hidden: jax.Array) -> jax.Array:
+        """[B, n, V] logits at the temperature of each row."""
+        logits = apply(model, {"params": params}, hidden, method="unembed")
+        return logits if batch.temperature is None else logits / jnp.reshape(batch.temperature, (-1, 1, 1))
+
+    scores = score(
+        unembed,
+        predicting(adapted),
+        batch.completion_ids,
+        ref_hidden,
+    )
+    return policy_loss(scores, batch, cfg)
+
+
+def policy_loss(scores: Scores, batch: Batch, cfg: ReinforceConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`reinforce_loss` of completions that are scored already: any policy's, not only a language model's."""
+    algorithm = ALGORITHMS[cfg.algorithm]
+    keep = batch.completion_mask.astype(jnp.float32)
+    share = keep / jnp.maximum(keep.sum(axis=1, keepdims=True), 1) if algorithm.is_averaged else keep
+    size = batch.advantages.shape[0]
+    # Masked tokens hold anything; as zeros they cannot make an infinite ratio, which a weight of 0 would not undo.
+    scores = scores._replace(logprobs=scores.logprobs * keep, ref_logprobs=scores.ref_logprobs * keep)
+    clipped = jnp.zeros_like(keep)
+    if not algorithm.is_clipped:
+        losses = surrogates.score_function(scores.logprobs, batch.advantages)
+    elif batch.sampled is None:
+        raise UserError(
+            f"algorithm {cfg.algorithm} needs batch.sampled, the log-probs that completions were drawn with"
+        )
+    else:
+        losses, is_clipped = surrogates.clipped(
+            scores.logprobs, batch.sampled * keep, batch.advantages, cfg.clip_low, cfg.clip_high
+        )
+        clipped = is_clipped.astype(jnp.float32)
+    loss = jnp.sum(losses * share) / size
+    aux = {
+        "policy_loss": loss,
+        "kl": jnp.zeros(()),
+        "entropy": jnp.sum(scores.entropy * keep) / size,
+        "clipped": jnp.sum(clipped * keep) / size,
+        "logprobs": scores.logprobs,
+    }
+    if cfg.has_kl:
+        penalties = penalty(scores, keep, cfg.kl)
+        loss = loss + cfg.kl_coef * jnp.sum(penalties * share) / size
+        aux["kl"] = jnp.sum(penalties * keep) / size
+    return loss, aux

@@ -1,0 +1,271 @@
+"""Prompts to completions to rewards to a training batch."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sva.generation import chat
+from sva.generation.decode import generate
+from sva.generation.lm import LM, check_prompts, merge_params, pad_eos
+from sva.generation.sampling import Greedy, OnPolicy, Sampling, check_temperature
+from sva.generation.stop_strings import cut
+from sva.parallel.processes import agree, is_writer, to_host
+from sva.spectral.cores import adapters
+from sva.spectral.forms import Spectrum
+from sva.tasks.base import Example, Task
+from sva.training.reinforce import Batch, ReinforceConfig, advantages
+from sva.utils.errors import UserError, at_least
+from sva.utils.files import read_json, write_json
+from sva.utils.padding import budget_bucket, left_pad, length_bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Settings of one step's rollout.
+
+    At a temperature T the policy is softmax(logits / T), in the rollout and in the update alike: in the loss, the
+    clipped ratio, the KL (the base's log-probs take the same T), the entropy and the gap of log-probs; see `Batch`.
+    There is no top-k, top-p or min-p here, because a policy that gives a token no chance has no log-prob of it.
+    Deviation at T = 0: greedy answers are no draw of any policy; as in the public code of Transformer-Squared, which
+    samples so, the update takes log-probs at T = 1.
+    """
+
+    prompts: int = 8  # different prompts a step
+    samples: int = 8  # completions of each
+    max_new_tokens: int | None = None  # the task's own budget by default
+    temperature: float = 1.0  # 0: the likeliest token, as the public code
+    score_eos: bool = True  # train the end token too; the public code never does
+    form: str = (
+        "dense"  # merged once a step, beside the base; "factored": on the spectra alone, which spares the weights
+    )
+
+    def __post_init__(self) -> None:
+        at_least("rollout.prompts", self.prompts, 1)
+        at_least("rollout.samples", self.samples, 1)
+        if self.max_new_tokens is not None:
+            at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
+        at_least("rollout.temperature", self.temperature, 0)
+        if self.temperature > 0:
+            check_temperature("rollout.temperature", self.temperature)
+        if self.temperature == 0 and self.samples > 1:
+            raise UserError(
+                f"rollout.samples={self.samples} greedy completions of one prompt are all the same; set "
+                "rollout.samples=1 or a temperature above 0"
+            )
+        if self.form not in ("dense", "factored"):
+            raise UserError(f"rollout.form={self.form!r} is not known; use dense or factored")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The strategy that draws, and reports the log-probs that the update compares with its own."""
+        return OnPolicy(self.temperature) if self.temperature else Greedy()
+
+    @property
+    def is_tempered(self) -> bool:
+        """Whether the update divides logits at all; greedy answers are taken at a temperature of 1."""
+        return self.temperature not in (0, 1)
+
+
+class Completions(NamedTuple):
+    """What a policy answered, B = P * G rows; row r is sample r % G of prompt r // G."""
+
+    prompt_ids: np.ndarray  # [P, T] int32, padded on the left
+    prompt_mask: np.ndarray  # [P, T] int32
+    tokens: np.ndarray  # [B, N] int32
+    logprobs: np.ndarray  # [B, N] float32 nats, under the policy that drew: at its temperature, at 1 where it is greedy
+    lengths: np.ndarray  # [B] int32, the end token among them
+    texts: list[str]
+    overlong: int  # rows that the budget cut off
+    empty: int  # rows without any text
+
+
+class RewardError(UserError):
+    """A grader raised; `texts` are the completions that it was given."""
+
+    def __init__(self, message: str, texts: Sequence[str]) -> None:
+        super().__init__(message)
+        self.texts = list(texts)
+
+
+class Rollout(NamedTuple):
+    """One step's completions and what they earned."""
+
+    batch: Batch  # of prompts * samples rows
+    rewards: np.ndarray  # [P, G] float32, +1 right, -1 wrong
+    texts: list[str]
+    tokens: int  # generated
+    overlong: int
+    empty: int
+
+
+def rollout(
+    lm: LM,
+    spectra: Mapping[str, Spectrum],
+    z: Mapping[str, jax.Array],
+    task: Task,
+    examples: Sequence[Example],
+    key: jax.Array,
+    cfg: RolloutConfig,
+    loss: ReinforceConfig,
+    width: int,
+) -> Rollout:
+    """Samples from the adapted model (merged once), grades, and forms the batch.
+
+    Prompts are padded to `width` tokens (`prompt_width`), so that every step has the same shapes. Row r of
+    the batch is sample r % G of prompt r // G, drawn with fold_in(key, r): a pure function of its arguments.
+    """
+    drawn = sample(lm, spectra, z, task, examples, key, cfg, width)
+    return rewarded(lm, drawn, grade(task, examples, drawn.texts), cfg, loss)
+
+
+def sample(
+    lm: LM,
+    spectra: Mapping[str, Spectrum],
+    z: Mapping[str, jax.Array],
+    task: Task,
+    examples: Sequence[Example],
+    key: jax.Array,
+    cfg: RolloutConfig,
+    width: int,
+) -> Completions:
+    """The completions of `rollout`, before they are graded."""
+    ids, mask = prompts(lm, task, examples, width)
+    rows = len(examples) * cfg.samples
+    budget = cfg.max_new_tokens or task.max_new_tokens
+    eos = chat.end_tokens(lm, task.stop)
+    params, adapter = lm.params, None
+    if cfg.form == "factored":
+        adapter = adapters(lm.model.nest(spectra), lm.model.nest(z))
+    else:
+        params = merge_params(lm.model, lm.params, spectra, z)
+    out = generate(
+        lm.model,
+        params,
+        ids,
+        mask,
+        jnp.asarray(budget, jnp.int32),
+        pad_eos(eos),
+        jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
+        adapter,
+        max_new_tokens=budget_bucket(budget),
+        sampling=cfg.sampling,
+        samples=cfg.samples,
+    )
+    tokens, logprobs, lengths = to_host(out)
+    texts, lengths, stopped = chat.decode_until(lm, tokens, lengths, [task.stop] * rows)
+    return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos, stopped))
+
+
+def faults(
+    tokens: np.ndarray, lengths: np.ndarray, texts: Sequence[str], eos: Sequence[int], stopped: Any = False
+) -> tuple[int, int]:
+    """(overlong, empty): rows that end without an end token or a stop text, and rows whose text is nothing."""
+    last = tokens[np.arange(len(tokens)), lengths - 1]
+    return int((~np.isin(last, eos) & ~np.asarray(stopped)).sum()), sum(not text.strip() for text in texts)
+
+
+def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
+    """[P, G] float32 rewards of P * G texts, +1 right, -1 wrong.
+
+    Raises:
+      RewardError: the grader raised.
+    """
+    samples = len(texts) // len(examples)
+    asked = [example for example in examples for _ in range(samples)]
+    try:
+        grades = task.grade_many([cut(text, task.stop) for text in texts], asked)
+    except UserError:  # such as a sandbox that cannot be had here
+        raise
+    except Exception as error:
+        said = str(error).split("\n")[0]
+        raise RewardError(
+            f"the reward of task {task.name} raised {type(error).__name__} ({said}); it must judge any text",
+            texts,
+        ) from error
+    return np.where([grade.correct for grade in grades], 1.0, -1.0).astype(np.float32).reshape(-1, samples)
+
+
+def rewarded(lm: LM, drawn: Completions, rewards: np.ndarray, cfg: RolloutConfig, loss: ReinforceConfig) -> Rollout:
+    """The batch of completions that earned `rewards` [P, G].
+
+    Columns that no row reaches are cut off, in halves of the budget, so that short completions make a small update
+    and there are few shapes to compile.
+    """
+    tokens, lengths = drawn.tokens, drawn.lengths
+    scored = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+    if not cfg.score_eos:
+        scored &= ~np.isin(tokens, chat.end_tokens(lm))
+    width = _half_bucket(int(lengths.max()), tokens.shape[1])
+    batch = Batch(
+        prompt_ids=jnp.asarray(drawn.prompt_ids),
+        prompt_mask=jnp.asarray(drawn.prompt_mask),
+        completion_ids=jnp.asarray(tokens[:, :width]),
+        completion_mask=jnp.asarray(scored[:, :width], jnp.int32),
+        advantages=advantages(jnp.asarray(rewards), loss).reshape(-1),
+        sampled=jnp.asarray(drawn.logprobs[:, :width]),
+        temperature=jnp.full(len(tokens), cfg.temperature, jnp.float32) if cfg.is_tempered else None,
+    )
+    return Rollout(batch, rewards, drawn.texts, int(lengths.sum()), drawn.overlong, drawn.empty)
+
+
+def _half_bucket(longest: int, budget: int) -> int:
+    """The budget, halved while it stays whole, a multiple of 8 and no less than `longest`; three times at most."""
+    for _ in range(3):
+        if budget % 16 or budget // 2 < longest:
+            break
+        budget //= 2
+    return budget
+
+
+class Verdicts:
+    """The rewards of a run's last graded step, on disk before they are used.
+
+    A step that is done again after a kill gets the rewards that it got, even from a grader whose verdict depends on
+    the clock or on a program's luck.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "verdicts.json"
+
+    def rewards(self, step: int, texts: Sequence[str], grade: Callable[[], np.ndarray]) -> np.ndarray:
+        """[P, G] float32: those on disk if they are of this step and these texts, else what `grade` gives, kept.
+
+        Raises:
+          UserError: what `grade` raises; the disk is full.
+        """
+        known = read_json(self._path) if self._path.exists() else {}
+        about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
+        if about.items() <= known.items():
+            return np.asarray(known["rewards"], np.float32)
+        rewards = agree(grade())  # of several processes, what the first one says
+        if is_writer():
+            write_json(self._path, about | {"rewards": rewards.tolist()})
+        return rewards
+
+
+def prompt_width(lm: LM, task: Task, source: Sequence[Example]) -> int:
+    """The length bucket that holds every prompt of a split.
+
+    Raises:
+      UserError: a prompt is empty, or leaves too little of the model's context.
+    """
+    _, mask = _encode(lm, task, [source[i] for i in range(len(source))])
+    return length_bucket(mask.shape[1])
+
+
+def prompts(lm: LM, task: Task, examples: Sequence[Example], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) [P, width] int32 of the examples' questions, padded on the left."""
+    return left_pad(*_encode(lm, task, examples), width)
+
+
+def _encode(lm: LM, task: Task, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    ids, mask = chat.encode(lm, [chat.render_example(lm, task, example) for example in examples])
+    check_prompts(mask.sum(axis=1), task.max_new_tokens, lm.model.cfg.max_position_embeddings)
+    return ids, mask

@@ -1,0 +1,258 @@
+"""One training run from its configuration: a directory that can be killed, resumed, and read afterwards.
+
+config.yaml          resolved settings; a directory of other settings is refused
+state/               orbax, the last two steps
+metrics.jsonl        one row a step;  tensorboard/  the same
+verdicts.json        the rewards of the last step that was graded
+failed/              batches of steps that went wrong
+expert.safetensors   the expert;  spectrum.png  what it moved, where it is a z
+result.json          accuracy before and after, settings, versions, command
+before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
+
+A remote one (gs://...) is worked on in a copy, which is sent there after every step; see `sva.utils.remote`.
+"""
+
+import contextlib
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from sva.evaluation import evaluate as evaluation
+from sva.evaluation.evaluate import Record
+from sva.evaluation.stats import accuracy, paired_difference
+from sva.generation.lm import LM, decompose, load, merge
+from sva.interop import expert_report
+from sva.parallel import processes as distributed
+from sva.parallel.sharding import check_rows, make_mesh
+from sva.spectral.expert import Expert
+from sva.spectral.family import count, family
+from sva.spectral.members import Diagonal, PerMatrix, sites
+from sva.tasks import task as make_task
+from sva.tasks.base import Task
+from sva.tasks.routing import Routing
+from sva.training import metrics, tracking
+from sva.training.config import Config, to_yaml
+from sva.training.config import load as load_config
+from sva.training.loop import fit
+from sva.utils.errors import UserError, differing
+from sva.utils.files import locked, write_atomically, write_json
+from sva.utils.remote import Mirror, local_directory, to_path
+
+_SHOWN = (  # metric, its name in the progress bar, format
+    ("reward", "reward", "+.2f"),
+    ("loss", "loss", "+.3f"),
+    ("kl", "kl", ".3f"),
+    ("grad_norm", "grad", ".3f"),
+    ("validation_accuracy", "validation", ".2f"),
+    ("tokens_per_second", "tok/s", ".0f"),
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "sva")
+
+
+def versions() -> dict[str, str]:
+    """What the run's numbers depend on: Python and the packages that compute."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def command() -> str:
+    """The command that is running, without the path that it lies under."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def task_of(config: Config) -> Task:
+    """The task that a configuration trains."""
+    how = {name: getattr(config, name) for name in ("grader", "splits", "prompt", "sandbox")}
+    return make_task(config.task, routes=config.routes, **how)
+
+
+def train_expert(
+    config: Config, *, lm: LM | None = None, profile: bool = False, progress: bool = True
+) -> tuple[Expert, dict[str, Any]]:
+    """Trains the expert that `config` describes, or goes on where its run directory stopped.
+
+    Args:
+      lm: the base model, if it is loaded already.
+      profile: trace one step, see `fit`.
+    Returns:
+      The expert, and what result.json holds.
+    Raises:
+      UserError: the directory holds a run of other settings (named), another process works in it, or a setting does
+        not fit the model or the task.
+    """
+    run_dir = to_path(config.run_dir)
+    if not distributed.is_writer():
+        return _train(config, Path(os.fspath(run_dir)), None, lm, profile, progress=False)
+    with local_directory(run_dir) as mirror:
+        local = mirror.local if mirror else run_dir
+        busy = f"another process trains in {run_dir}; wait for it, or choose another run_dir"
+        with locked(local, local / ".lock", busy):
+            return _train(config, local, mirror, lm, profile, progress)
+
+
+def _train(
+    config: Config, run_dir: Path, mirror: Mirror | None, lm: LM | None, profile: bool, progress: bool
+) -> tuple[Expert, dict[str, Any]]:
+    mesh = make_mesh(config.mesh)
+    check_rows("rollout.prompts", config.rollout.prompts, mesh)
+    check_rows("train.micro_batch", config.train.micro_batch, mesh)
+    with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
+        return _train_on(None if mesh.size == 1 else mesh, config, run_dir, mirror, lm, profile, progress)
+
+
+def _train_on(
+    mesh: Mesh | None,
+    config: Config,
+    run_dir: Path,
+    mirror: Mirror | None,
+    lm: LM | None,
+    profile: bool,
+    progress: bool,
+) -> tuple[Expert, dict[str, Any]]:
+    settings = run_dir / "config.yaml"
+    if distributed.is_writer() and settings.exists():
+        _check_same(config, settings)
+    started = time.time()
+    task, member = task_of(config), family(config.parametrisation)
+    without = config.targets if config.rollout.form == "factored" else None
+    lm = lm or load(config.model, config.dtype, mesh=mesh, without=without, progress=progress)
+    spectra = decompose(lm, config.targets, progress=progress)
+    todo = evaluation.items(task, config.evaluate.split, config.evaluate.size)
+    # Only now: a directory is not taken by settings that name no task, no model or no weight.
+    if distributed.is_writer():
+        write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
+
+    def answers(lm: LM, title: str) -> list[Record]:
+        return evaluation.evaluate(
+            lm, todo, batch_size=config.evaluate.batch_size, title=f"evaluate {title}", progress=progress
+        )
+
+    before = _kept(run_dir / "before.jsonl", todo, lambda: answers(lm, "base"))
+    if mirror is not None:
+        mirror.push()
+    title = f"train {task.name}"
+    resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    with (
+        tracking.wandb(config.wandb, to_path(config.run_dir), dict(resolved)) as track,  # pyright: ignore[reportCallIssue, reportArgumentType]
+        tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not progress) as bar,
+    ):
+
+        def show(row: Mapping[str, Any]) -> None:
+            track(row)
+            if mirror is not None:
+                mirror.push()
+            bar.update(row["step"] + 1 - bar.n)
+            shown = [f"{title} {row[name]:{form}}" for name, title, form in _SHOWN if name in row]
+            bar.set_postfix_str(" ".join(shown))
+            for alarm in row.get("alarms", ()):
+                bar.write(f"alarm at step {row['step']}: {alarm}", file=sys.stderr)
+
+        state = fit(
+            lm,
+            spectra,
+            member,
+            task,
+            run_dir,
+            rollouts=config.rollout,
+            loss=config.reinforce,
+            cfg=config.train,
+            seed=config.seed,
+            search=config.evolution,
+            watch=config.guards,
+            validate=config.validation,
+            profile=profile,
+            on_step=show,
+        )
+    expert = Expert(
+        {name: np.asarray(raw, np.float32) for name, raw in distributed.to_host(state.chosen).items()},
+        config.parametrisation,
+        weights=() if isinstance(member, PerMatrix) else tuple(spectra),
+    )
+    if distributed.is_writer() and isinstance(member, Diagonal):
+        z = expert.z(spectra)
+        moved = expert_report.movements(z, spectra)
+        expert_report.draw(moved, z, f"{task.name} on {lm.name}", run_dir / "spectrum.png")
+    adapted = merge(lm, spectra, expert.middles(spectra))
+    after = _kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
+    if not distributed.is_writer():
+        return expert, {}
+    result = {
+        "task": task.name,
+        "model": lm.name,
+        "quantisation": lm.quantisation,
+        "fingerprint": lm.fingerprint,
+        "split": config.evaluate.split,
+        **compare(before, after),
+        "train_steps": len(metrics.read(run_dir / "metrics.jsonl")),
+        **({} if state.best is None else {"best_step": int(state.best.step)}),
+        "parameters": count(member, sites(spectra)),
+        "seconds": round(time.time() - started, 1),
+        "config": resolved,
+        "versions": versions(),
+        "command": command(),
+    }
+    expert = dataclasses.replace(expert, metadata=describe(lm, task, config, result))
+    expert.save(run_dir / "expert.safetensors")
+    write_json(run_dir / "result.json", result)
+    return expert, result
+
+
+def _kept(path: Path, todo: Sequence[evaluation.Item], answers: Callable[[], list[Record]]) -> list[Record]:
+    """`evaluate.kept` on process 0; the others, whose devices the answers need as well, do as it does."""
+    is_there = bool(distributed.agree(np.asarray(path.exists())))
+    if distributed.is_writer():
+        return evaluation.kept(path, todo, answers)
+    return [] if is_there else answers()
+
+
+def describe(lm: LM, task: Task, config: Config, result: Mapping[str, Any]) -> dict[str, Any]:
+    """An expert file's metadata; a classification expert's says which labels it tells apart."""
+    return {
+        "base": lm.name,
+        "fingerprint": lm.fingerprint,
+        "targets": config.targets,
+        "task": task.name,
+        "label": task.label,
+        "description": task.description,
+        **({"labels": {label.name: label.description for label in task.labels}} if isinstance(task, Routing) else {}),
+        "metrics": {name: result[name] for name in ("before", "after", "gain", "n")},
+        "config": result["config"],
+    }
+
+
+def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
+    """Accuracies of the same items before and after, and their paired difference, with 95 % intervals."""
+    old, new = (np.array([record.correct for record in records]) for records in (before, after))
+    return {
+        "n": len(old),
+        "before": accuracy(old)._asdict(),
+        "after": accuracy(new)._asdict(),
+        "gain": paired_difference(new, old)._asdict(),
+    }
+
+
+def _check_same(config: Config, path: Path) -> None:
+    """Raises UserError where the settings of the run at `path` are others; a run may move to another mesh."""
+    # Read as settings, so that one which an earlier version did not have counts as its default.
+    flat = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
+    old, new = ({name: x for name, x in one.items() if not name.startswith("mesh.")} for one in flat)
+    if others := differing(old, new):
+        raise UserError(f"{path.parent} holds a run of other settings ({others}); choose another run_dir or delete it")
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        settings |= _flat(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
+    return settings

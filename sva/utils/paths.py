@@ -1,0 +1,33 @@
+"""Where sva keeps what it can make or fetch again, and where it looks for data that is not committed."""
+
+import os
+from pathlib import Path
+
+from sva.utils.remote import local_path, to_path
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def cache_dir() -> Path:
+    """$SVA_CACHE, else $XDG_CACHE_HOME/sva, else ~/.cache/sva: holds models, spectra, compiled functions.
+
+    Read from the environment at each call; may not exist yet.
+    """
+    if own := os.environ.get("SVA_CACHE"):
+        return local_path(own, "$SVA_CACHE")
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return local_path(base, "$XDG_CACHE_HOME") / "sva"
+    return Path.home() / ".cache" / "sva"
+
+
+def spectra_dir() -> Path:
+    """$SVA_SPECTRA, which may be an address such as gs://bucket/spectra that many hosts share; else in the cache."""
+    own = os.environ.get("SVA_SPECTRA")
+    return to_path(own) if own else cache_dir() / "spectra"
+
+
+def data_dir() -> Path | None:
+    """$SVA_DATA, else ../shared/data beside the checkout: holds the benchmarks; None where there is none."""
+    own = os.environ.get("SVA_DATA")
+    place = local_path(own, "$SVA_DATA") if own else _REPOSITORY.parent / "shared" / "data"
+    return place if place.is_dir() else None
