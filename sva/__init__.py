@@ -6,9 +6,10 @@ from sva.generation.lm import LM, decompose, factored, load, merge, quantise
 from sva.generation.sampling import Greedy, MinP, Temperature, TopK, TopP
 from sva.models.transformer import logits
 from sva.parallel.sharding import MeshConfig, make_mesh
-from sva.spectral.expert import Expert, bank, mix
-from sva.spectral.family import family
+from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
+from sva.spectral.mixing import bank, mix
+from sva.spectral.parametrisations import family
 from sva.tasks import task
 from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
 from sva.utils.errors import UserError

@@ -15,7 +15,7 @@ from sva.generation.testing import NameAColour, toy_lm
 from sva.models import layout
 from sva.parallel import sharding
 from sva.parallel.processes import is_loss, is_writer, lost, start, to_host
-from sva.spectral.family import LINEAR
+from sva.spectral.parametrisations import LINEAR
 from sva.training.loop import TrainConfig, fit
 from sva.training.reinforce import ReinforceConfig
 from sva.training.rollout import RolloutConfig

@@ -15,7 +15,7 @@ from sva.generation import chat
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
 from sva.spectral.expert import Expert
-from sva.spectral.slots import DeltaSlots, FactoredSlots, mixture
+from sva.spectral.mixing import DeltaSlots, FactoredSlots, mixture
 from sva.utils.errors import UserError
 
 QUESTIONS = ["what colour the apple ?", "name the thing of the green house", "blue ?", "what", "the of the of"]

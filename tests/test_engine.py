@@ -8,8 +8,8 @@ from sva.generation.engine import EngineConfig, Request, Weights, run
 from sva.generation.lm import pad_eos
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
-from sva.spectral import truncate
-from sva.spectral.slots import slots
+from sva.spectral import serving_plan
+from sva.spectral.mixing import slots
 
 END = 9
 FOUR = EngineConfig(rows=4, segment=8)
@@ -80,7 +80,7 @@ def test_rows_on_experts_of_a_bank_are_each_on_its_own_and_base_rows_on_none(toy
     rng = np.random.default_rng(0)
     zs = [{name: rng.uniform(0.3, 1.7, len(s.s)).astype(np.float32) for name, s in spectra.items()} for _ in range(2)]
     bank = {name: np.stack([np.ones(len(s.s), np.float32), *(z[name] for z in zs)]) for name, s in spectra.items()}
-    plans = truncate.plan(spectra, zs, 0.0, exact_base=True, kind=lambda name: name)
+    plans = serving_plan.plan(spectra, zs, 0.0, exact_base=True, kind=lambda name: name)
     weights = _weights(toy, bank=toy.model.nest(slots(spectra, bank, plans)))
     alphas = np.eye(3, dtype=np.float32)
     alphas[0] = 0

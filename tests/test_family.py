@@ -12,12 +12,23 @@ from sva.generation.lm import decompose, merge, merge_params
 from sva.generation.testing import NameAColour, toy_lm
 from sva.models.config import from_hf
 from sva.models.weights import expected
-from sva.spectral import cores
-from sva.spectral.cores import Bands, Core, adapters
-from sva.spectral.expert import Expert, bank, mix
-from sva.spectral.family import EXAMPLES, LINEAR, count, family
-from sva.spectral.forms import Spectrum
-from sva.spectral.members import SHARED, Diagonal, PerMatrix, Site, projections, seed_of, sites
+from sva.spectral import forms
+from sva.spectral.expert import Expert
+from sva.spectral.forms import Bands, Core, Spectrum, adapters
+from sva.spectral.mixing import bank, mix
+from sva.spectral.parametrisations import (
+    EXAMPLES,
+    LINEAR,
+    SHARED,
+    Diagonal,
+    MatrixInfo,
+    PerMatrix,
+    count,
+    family,
+    matrix_infos,
+    projections,
+    seed_of,
+)
 from sva.spectral.svd import svd
 from sva.training.loop import TrainConfig, fit, init_state, train_step
 from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
@@ -48,7 +59,7 @@ def batch():
 def _moved(member, spectra, seed=1):
     """Raw values some way from the base."""
     rng = np.random.default_rng(seed)
-    start = member.start(sites(spectra))
+    start = member.start(matrix_infos(spectra))
     return jax.tree.map(lambda x: x + jnp.asarray(0.2 * rng.standard_normal(x.shape), jnp.float32), start)
 
 
@@ -63,7 +74,7 @@ def _llama3_8b(targets):
     cfg = from_hf(tiny.config("llama", vocab_size=128256, num_key_value_heads=8, **sizes).to_dict())
     weights = expected(cfg)
     ranks = {name: min(weights[name].shape) for name in select(weights, targets)}
-    return {name: Site(jax.ShapeDtypeStruct((rank,), jnp.float32), seed_of(name)) for name, rank in ranks.items()}
+    return {name: MatrixInfo(jax.ShapeDtypeStruct((rank,), jnp.float32), seed_of(name)) for name, rank in ranks.items()}
 
 
 @pytest.mark.parametrize(
@@ -122,16 +133,16 @@ def test_a_matrix_that_is_too_small_for_the_setting_is_named_with_its_size(spell
 @pytest.mark.parametrize("spelling", MEMBERS)
 def test_every_member_starts_at_the_base(spelling, toy, spectra):
     member = family(spelling)
-    middles = member.middles(member.start(sites(spectra)), sites(spectra))
+    z = member.z(member.start(matrix_infos(spectra)), matrix_infos(spectra))
     ids = np.arange(12).reshape(2, 6)
     base = np.asarray(toy.logits(ids, np.ones_like(ids)))
-    adapted = sva.logits(toy.model, toy.params, ids, np.ones_like(ids), adapters(spectra, middles))
-    merged = merge(toy, spectra, middles).named_params()[UP]
+    adapted = sva.logits(toy.model, toy.params, ids, np.ones_like(ids), adapters(spectra, z))
+    merged = merge(toy, spectra, z).named_params()[UP]
     if isinstance(member, Diagonal):
         assert np.abs(adapted - base).max() < 1e-5 * np.abs(base).max()
         assert np.abs(merged - toy.named_params()[UP]).max() < 1e-5
-        for z in middles.values():
-            np.testing.assert_allclose(z, 1, atol=2e-6)
+        for vector in z.values():
+            np.testing.assert_allclose(vector, 1, atol=2e-6)
     else:
         np.testing.assert_array_equal(adapted, base)
         np.testing.assert_array_equal(merged, toy.named_params()[UP])
@@ -146,7 +157,7 @@ def test_the_gradient_of_scanned_layers_equals_autodiff_through_the_merged_weigh
     member, raw, cfg = family(spelling), _moved(family(spelling), spectra), ReinforceConfig()
 
     def dense(raw):
-        params = merge_params(toy.model, toy.params, spectra, member.middles(raw, sites(spectra)))
+        params = merge_params(toy.model, toy.params, spectra, member.z(raw, matrix_infos(spectra)))
         return reinforce_loss({}, {}, params, batch, model=toy.model, family=LINEAR, cfg=cfg)[0]
 
     expected_value, wanted = jax.jit(jax.value_and_grad(dense))(raw)
@@ -186,7 +197,7 @@ def test_a_step_trains_a_member_and_its_run_resumes_bit_for_bit(spelling, toy, s
     resumed = fit(toy, spectra, family(spelling), NameAColour(), tmp_path / "a", **settings)
     whole = fit(toy, spectra, member, NameAColour(), tmp_path / "b", **settings)
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    start = member.start(sites(spectra))
+    start = member.start(matrix_infos(spectra))
     for name, raw in whole.raw.items():
         assert np.abs(raw - start[name]).max() > 1e-3
 
@@ -198,7 +209,7 @@ def test_expert_files_of_every_member_round_trip(spelling, toy, spectra, tmp_pat
     again = Expert.load(tmp_path / "e.safetensors")
     assert (again.parametrisation, again.digest) == (spelling, expert.digest)
     assert sorted(again.names) == sorted(spectra)
-    merged, reread = (merge(toy, spectra, e.middles(spectra)).named_params() for e in (expert, again))
+    merged, reread = (merge(toy, spectra, e.z(spectra)).named_params() for e in (expert, again))
     jax.tree.map(np.testing.assert_array_equal, merged, reread)
     assert np.abs(merged[UP] - toy.named_params()[UP]).max() > 1e-3
 
@@ -206,12 +217,12 @@ def test_expert_files_of_every_member_round_trip(spelling, toy, spectra, tmp_pat
 @pytest.mark.parametrize("spelling", MEMBERS)
 def test_a_z_is_mixed_and_given_to_rows_and_anything_else_is_to_be_merged(spelling, toy, spectra):
     expert = _expert(spelling, spectra)
-    middles, ids = expert.middles(spectra), np.arange(12).reshape(2, 6)
+    z, ids = expert.z(spectra), np.arange(12).reshape(2, 6)
     uses = [
-        lambda: mix([middles], [0.5]),
-        lambda: bank([middles], spectra, 2),
-        lambda: toy.logits(ids, np.ones_like(ids), middles),
-        lambda: toy.generate(ids, np.ones_like(ids), 2, z=middles),
+        lambda: mix([z], [0.5]),
+        lambda: bank([z], spectra, 2),
+        lambda: toy.logits(ids, np.ones_like(ids), z),
+        lambda: toy.generate(ids, np.ones_like(ids), 2, z=z),
         lambda: expert.z(spectra),
         lambda: build(toy, [expert], progress=False),
     ]
@@ -236,12 +247,12 @@ def test_bands_and_cores_stand_for_the_matrices_they_say(shape):
     m = sum(np.diag(part, offset) for part, offset in zip(np.split(raw, lengths), range(-2, 3), strict=True))
     c = rng.standard_normal((4, 4)).astype(np.float32)
     cases = [
-        (family("banded:width=2").middle(jnp.asarray(raw), spectrum.s), u @ m @ vt),
-        (family("core:r=4").middle(jnp.asarray(c), spectrum.s), (u[:, :4] * s[:4]) @ c @ vt[:4]),
+        (family("banded:width=2").matrix_z(jnp.asarray(raw), spectrum.s), u @ m @ vt),
+        (family("core:r=4").matrix_z(jnp.asarray(c), spectrum.s), (u[:, :4] * s[:4]) @ c @ vt[:4]),
     ]
-    for middle, change in cases:
-        np.testing.assert_allclose(cores.merge(jnp.asarray(w), spectrum, middle), w + change, atol=2e-5)
-        y = cores.adapter(spectrum, middle)(x, jnp.asarray(w))
+    for z, change in cases:
+        np.testing.assert_allclose(forms.merge(spectrum, z, jnp.asarray(w)), w + change, atol=2e-5)
+        y = forms.adapter(spectrum, z)(x, jnp.asarray(w))
         np.testing.assert_allclose(y, np.asarray(x) @ (w + change).T, atol=1e-4)
 
 
@@ -251,7 +262,7 @@ def test_adapters_form_nothing_of_the_weights_shape_backwards(spelling):
     spectrum = Spectrum(*map(jnp.asarray, svd(np.asarray(w))))
 
     def loss(raw):
-        return jnp.sum(cores.adapter(spectrum, member.middle(raw, spectrum.s))(jnp.ones((2, 3, 7)), w) ** 2)
+        return jnp.sum(forms.adapter(spectrum, member.matrix_z(raw, spectrum.s))(jnp.ones((2, 3, 7)), w) ** 2)
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(member.init(spectrum.s) + 0.1)
     shapes = {var.aval.shape for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general" for var in eqn.outvars}
@@ -265,9 +276,9 @@ def test_in_bfloat16_the_start_is_the_base_bit_for_bit(spelling):
     u, s, vt = svd(np.asarray(w, np.float32))
     spectrum = Spectrum(jnp.asarray(u, jnp.bfloat16), jnp.asarray(s), jnp.asarray(vt, jnp.bfloat16))
     member, x = family(spelling), jnp.asarray(np.linspace(-1, 2, 42).reshape(2, 3, 7), jnp.bfloat16)
-    middle = member.middles(member.start(sites({"a": spectrum})), sites({"a": spectrum}))["a"]
-    np.testing.assert_array_equal(cores.merge(jnp.asarray(w), spectrum, middle), w)
-    y = cores.adapter(spectrum, middle)(x, jnp.asarray(w))
+    z = member.z(member.start(matrix_infos({"a": spectrum})), matrix_infos({"a": spectrum}))["a"]
+    np.testing.assert_array_equal(forms.merge(spectrum, z, jnp.asarray(w)), w)
+    y = forms.adapter(spectrum, z)(x, jnp.asarray(w))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y, dot(x, jnp.asarray(w)))
 
@@ -313,7 +324,7 @@ def test_raw_values_that_do_not_fit_are_named_before_anything_runs(spelling, raw
 
 
 def test_nested_raw_values_that_do_not_fit_are_named_by_their_path(toy, spectra, batch):
-    raw = toy.model.nest({name: x for name, x in LINEAR.start(sites(spectra)).items() if name != UP})
+    raw = toy.model.nest({name: x for name, x in LINEAR.start(matrix_infos(spectra)).items() if name != UP})
     settings = dict(model=toy.model, family=LINEAR, cfg=ReinforceConfig())
     with pytest.raises(UserError, match="raw has no layers_1/mlp/up_proj/weight"):
         reinforce_loss(raw, toy.model.nest(spectra), toy.params, batch, **settings)
@@ -322,14 +333,14 @@ def test_nested_raw_values_that_do_not_fit_are_named_by_their_path(toy, spectra,
 def test_experts_and_middles_that_do_not_fit_are_refused(toy, spectra):
     shared = {SHARED: np.full(7, np.nan)}
     with pytest.raises(UserError, match="shared: raw holds NaN"):
-        Expert(shared, "projected:n=7,r=3", weights=(UP,)).middles(spectra)
+        Expert(shared, "projected:n=7,r=3", weights=(UP,)).z(spectra)
     with pytest.raises(UserError, match="shares its numbers: name the weights"):
         Expert(shared, "projected:n=7,r=3")
     with pytest.raises(UserError, match="names its weights in raw"):
         Expert({UP: np.ones(32)}, "linear", weights=(UP,))
     with pytest.raises(UserError, match=r"x, which is not among the 6 decomposed weights"):
-        Expert(shared, "projected:n=7,r=3", weights=("x",)).middles(spectra)
-    for middle, words in (
+        Expert(shared, "projected:n=7,r=3", weights=("x",)).z(spectra)
+    for z, words in (
         (Core(jnp.ones((2, 3))), r"a Core of shape \[2, 3\] does not fit 32"),
         (Core(jnp.ones((33, 33))), "does not fit 32"),
         (Bands(jnp.ones((2, 32))), "a Bands of shape"),
@@ -338,7 +349,7 @@ def test_experts_and_middles_that_do_not_fit_are_refused(toy, spectra):
         (jnp.ones(31), "31 entries"),
     ):
         with pytest.raises(UserError, match=words):
-            merge(toy, spectra, {UP: middle})
+            merge(toy, spectra, {UP: z})
 
 
 def test_another_step_of_the_same_spelling_compiles_nothing(toy, spectra, batch, compilations):

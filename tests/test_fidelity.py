@@ -10,7 +10,7 @@ import torch
 from sva.generation.lm import decompose
 from sva.generation.testing import NameAColour
 from sva.spectral.expert import Expert
-from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
+from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
 from sva.training import config
 from sva.training.loop import TrainConfig, apply_gradient, fit
 from sva.training.optimizers import Bfloat16AdamState, bfloat16_adam

@@ -10,8 +10,7 @@ import tiny
 import torch
 
 from sva.generation.lm import decompose, factored, load, logits
-from sva.spectral.family import SIGMOID_NUCLEAR
-from sva.spectral.members import sites
+from sva.spectral.parametrisations import SIGMOID_NUCLEAR
 from sva.training.advantages import BASELINES
 from sva.training.kl import PENALTIES
 from sva.training.loop import ExpertState, TrainConfig, train_step
@@ -162,7 +161,7 @@ def test_batch_advantages_teach_a_policy_that_always_answers_the_same():
 def test_loss_of_two_tokens_by_hand(toy):
     spectra = decompose(toy, "mlp", progress=False)
     raw = {name: jnp.linspace(-1, 1, len(x.s)) for name, x in spectra.items()}
-    z = {name: SIGMOID_NUCLEAR.z(x, spectra[name].s) for name, x in raw.items()}
+    z = {name: SIGMOID_NUCLEAR.matrix_z(x, spectra[name].s) for name, x in raw.items()}
     prompt, answer = np.array([[3, 20, 4]]), np.array([[6, 1]])
     ids = np.concatenate([prompt, answer], axis=1)
     ones = np.ones_like(ids)
@@ -211,7 +210,7 @@ def listed(tmp_path_factory):
     @jax.jit
     def tokens(raw, temperature):
         """Log-probs [21, 2, V] of each next token, by the plain forward pass; of the base where raw is None."""
-        z = None if raw is None else factored(spectra, SIGMOID_NUCLEAR.middles(raw, sites(spectra)))
+        z = None if raw is None else factored(spectra, SIGMOID_NUCLEAR.z(raw, matrix_infos(spectra)))
         out = logits(lm.model, lm.params, ids, jnp.ones_like(ids), z)[:, 2:4]
         return jax.nn.log_softmax(out / temperature, axis=-1)
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sva.spectral.expert import Expert, bank, mix, mix_rows
-from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
+from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
+from sva.spectral.mixing import bank, mix, mix_rows
+from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
 from sva.spectral.svd import svd
 from sva.utils.errors import UserError
 from sva.utils.trees import nearest, select
@@ -30,28 +31,30 @@ def test_gradient_of_sigmoid_nuclear_equals_finite_differences(shape):
         total = np.asarray(s, np.float64)
         return (g * gate * total.sum() / (total * gate).sum()).sum()
 
-    slope = jax.grad(lambda raw: jnp.sum(jnp.asarray(g, jnp.float32) * SIGMOID_NUCLEAR.z(raw, s)))(
+    slope = jax.grad(lambda raw: jnp.sum(jnp.asarray(g, jnp.float32) * SIGMOID_NUCLEAR.matrix_z(raw, s)))(
         jnp.asarray(raw, jnp.float32)
     )
     numeric = (value(raw + 1e-5 * direction) - value(raw - 1e-5 * direction)) / 2e-5
     assert float(slope @ direction) == pytest.approx(numeric, rel=1e-4)
     # Along "all of p" at a constant p nothing changes.
-    flat = jax.grad(lambda raw: jnp.sum(jnp.asarray(g, jnp.float32) * SIGMOID_NUCLEAR.z(raw, s)))(jnp.full(5, 0.1))
+    flat = jax.grad(lambda raw: jnp.sum(jnp.asarray(g, jnp.float32) * SIGMOID_NUCLEAR.matrix_z(raw, s)))(
+        jnp.full(5, 0.1)
+    )
     assert abs(float(flat.sum())) < 1e-5 * float(jnp.abs(flat).sum())
 
 
 def test_a_matrix_of_zeros_keeps_z_and_its_gradient_finite():
-    z, slope = jax.value_and_grad(lambda raw: jnp.sum(SIGMOID_NUCLEAR.z(raw, jnp.zeros(4))))(jnp.full(4, 0.1))
+    z, slope = jax.value_and_grad(lambda raw: jnp.sum(SIGMOID_NUCLEAR.matrix_z(raw, jnp.zeros(4))))(jnp.full(4, 0.1))
     assert np.isfinite(z)
     assert np.isfinite(slope).all()
 
 
 def test_constant_p_and_unit_z_are_the_identity():
     s = jnp.asarray(np.linspace(3, 0.01, 50), jnp.float32)
-    np.testing.assert_array_equal(LINEAR.z(LINEAR.init(s), s), np.ones(50, np.float32))
+    np.testing.assert_array_equal(LINEAR.matrix_z(LINEAR.init(s), s), np.ones(50, np.float32))
     for p in (-2.0, 0.1, 3.0):
-        assert np.abs(SIGMOID_NUCLEAR.z(jnp.full(50, p), s) - 1).max() < 1e-5
-    z = SIGMOID_NUCLEAR.z(jnp.asarray(np.random.default_rng(0).standard_normal(50), jnp.float32), s)
+        assert np.abs(SIGMOID_NUCLEAR.matrix_z(jnp.full(50, p), s) - 1).max() < 1e-5
+    z = SIGMOID_NUCLEAR.matrix_z(jnp.asarray(np.random.default_rng(0).standard_normal(50), jnp.float32), s)
     assert float(jnp.sum(s * z)) == pytest.approx(float(jnp.sum(s)), rel=1e-5)
     with pytest.raises(UserError, match="linear, sigmoid_nuclear"):
         family("sigmoid")

@@ -18,7 +18,7 @@ import pytest
 from sva.generation import chat
 from sva.generation.lm import decompose
 from sva.generation.testing import NameAColour, toy_lm
-from sva.spectral.family import LINEAR, SIGMOID_NUCLEAR, family
+from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
 from sva.training.checkpoint import Checkpoints
 from sva.training.guards import GuardConfig, load_batch
 from sva.training.loop import TrainConfig, fit, init_state, train_step

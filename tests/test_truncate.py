@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sva.spectral.expert import bank, mix
 from sva.spectral.forms import Delta, Spectrum, delta, merge
-from sva.spectral.slots import DeltaSlots, FactoredSlots, mixture, slots
+from sva.spectral.mixing import DeltaSlots, FactoredSlots, bank, mix, mixture, slots
+from sva.spectral.serving_plan import bucket, plan, summary
 from sva.spectral.svd import svd
-from sva.spectral.truncate import bucket, plan, summary
 from sva.utils.errors import UserError
 
 

@@ -26,7 +26,7 @@ from sva.models.transformer import apply, positions_of, variables
 from sva.parallel import compile_cache as runtime
 from sva.spectral.expert import Expert
 from sva.spectral.forms import delta
-from sva.spectral.truncate import plan, summary
+from sva.spectral.serving_plan import plan, summary
 from sva.tasks import task
 from sva.training.run import command, versions
 from sva.utils.errors import UserError

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from sva.adaptation import dispatch_report as dispatch_scores
 from sva.adaptation import few_shot
 from sva.adaptation.adaptive_lm import AdaptiveLM, build
+from sva.adaptation.by_two_passes import by_two_passes, router_examples
 from sva.adaptation.label_scoring import Soft
 from sva.cli import demo
 from sva.cli.adapt import BUDGETS
@@ -90,7 +91,7 @@ class Cells:
 
     def two_passes(self, system: str, model: AdaptiveLM, **about: Any) -> Rows:
         """The answers of a model's two passes."""
-        return self(system, evaluate.by_two_passes(model, self.budget), **about)
+        return self(system, by_two_passes(model, self.budget), **about)
 
     def choices(self, name: str, model: AdaptiveLM) -> Rows:
         """What a first pass chooses."""
@@ -165,7 +166,7 @@ def seeds_of(lm: LM, classifier: Expert, cells: Cells) -> Iterator[dict[str, Row
         labels = [label.name for label in model.labels if label.name != OTHER]
         right = [item.task.label if item.task.label in labels else OTHER for item in cells.items]
         if not choices:
-            examples = evaluate.examples(experts)
+            examples = router_examples(experts)
             choices = {name: cells.choices(name, model.by(name, examples=examples)) for name in FIRST}
             base = cells.two_passes("base", model.by(f"fixed:{OTHER}"))
         about = {"experts": [expert.digest for expert in experts]}

@@ -34,9 +34,9 @@ from sva.generation.complete import Mixtures, complete
 from sva.generation.lm import load, merge, shared_form, spectra_of
 from sva.models.transformer import apply, positions_of, variables
 from sva.parallel import compile_cache as runtime
-from sva.spectral import truncate
-from sva.spectral.expert import Expert, bank
-from sva.spectral.slots import slots
+from sva.spectral import serving_plan
+from sva.spectral.expert import Expert
+from sva.spectral.mixing import bank, slots
 from sva.tasks import task
 from sva.tasks.labels import Label
 from sva.training.run import command, versions
@@ -176,7 +176,7 @@ def experts(lm) -> dict:
     rows = chat.tokenize(lm, questions)
     alphas = np.zeros((32, len(zs) + 1), np.float32)
     alphas[np.arange(32), 1 + np.arange(32) % len(zs)] = 1
-    merged = merge(lm, spectra, found[0].middles(spectra))
+    merged = merge(lm, spectra, found[0].z(spectra))
 
     def decode(lm, mixtures=None, tokens=64):
         return list(complete(lm, rows, tokens, eos_ids=(), mixtures=mixtures))
@@ -184,11 +184,13 @@ def experts(lm) -> dict:
     runs = {"one expert, merged": partial(decode, merged)}
     forms = {}
     for tolerance in (0.0, 1e-2):
-        plans = truncate.plan(spectra, zs, tolerance, exact_base=False, kind=lambda name: shared_form(lm.model, name))
+        plans = serving_plan.plan(
+            spectra, zs, tolerance, exact_base=False, kind=lambda name: shared_form(lm.model, name)
+        )
         nested = lm.model.nest(slots(spectra, bank(zs, spectra, len(zs) + 1), plans))
         name = f"experts by row, tolerance {tolerance:g}"
         runs[name] = partial(decode, lm, Mixtures(nested, alphas))
-        forms[name] = truncate.summary(plans)
+        forms[name] = serving_plan.summary(plans)
     times, medians = in_turn(runs | {f"{name}, 16 tokens": partial(run, tokens=16) for name, run in runs.items()})
     last = {name: medians[name] - medians[f"{name}, 16 tokens"] for name in runs}
     return {

@@ -3,7 +3,7 @@
     python experiments/int8/int8.py [speed] [accuracy | PRECISION ...]     # extra `bench`; both by default; result.json
 
 - `speed`: batch 1, greedy, 64 new tokens after the same prompt, three programs in turn in one process: int8, float32,
-  llama.cpp on as many threads as there are cores. The prompt is read outside the times: a time is that of 64 new
+  llama.cpp on as many threads as there are forms. The prompt is read outside the times: a time is that of 64 new
   tokens less that of one, each the median of eleven. Bytes are of the matrices that a step reads.
 - `accuracy`: of each precision, or of the one named, against float32 (which holds the file's own 4-bit values, so that
   int8's is the cost of rounding once more): ARC-Easy and ARC-Challenge by option likelihood, paired; the share of next

@@ -24,7 +24,7 @@ import numpy as np
 from sva.generation.lm import decompose, load
 from sva.generation.testing import NameAColour, toy_lm
 from sva.parallel import compile_cache as runtime
-from sva.spectral.family import SIGMOID_NUCLEAR
+from sva.spectral.parametrisations import SIGMOID_NUCLEAR
 from sva.tasks import task
 from sva.training.loop import TrainConfig, fit
 from sva.training.metrics import read
@@ -48,7 +48,7 @@ def run(model: str, run_dir: Path) -> None:
         SIGMOID_NUCLEAR,
         NameAColour() if is_toy else task("last_letter"),
         run_dir,
-        # The toy's steps are made long enough to be met in the middle.
+        # The toy's steps are made long enough to be met in the z.
         rollouts=RolloutConfig(32, 16) if is_toy else RolloutConfig(4, 4, max_new_tokens=8),
         loss=ReinforceConfig(kl_coef=0.1),
         cfg=TrainConfig(steps=STEPS, micro_batch=2, remat=False),

@@ -40,10 +40,10 @@ from sva.models import layout
 from sva.parallel import compile_cache as runtime
 from sva.parallel import processes as distributed
 from sva.parallel import sharding
-from sva.spectral.cores import adapters
 from sva.spectral.expert import Expert
-from sva.spectral.family import SIGMOID_NUCLEAR
-from sva.spectral.slots import mixture
+from sva.spectral.forms import adapters
+from sva.spectral.mixing import mixture
+from sva.spectral.parametrisations import SIGMOID_NUCLEAR
 from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
 from sva.training.run import command, versions
 from sva.utils.files import write_json

@@ -80,7 +80,7 @@ def run(arguments: list[str], cache: Path, stop_at: int | None = None) -> dict:
         except OSError:
             continue  # it has just ended
         if stop_at and len(finished(cache)) >= stop_at:
-            time.sleep(3)  # in the middle of the next one
+            time.sleep(3)  # in the z of the next one
             child.send_signal(signal.SIGKILL)
             child.wait()
         time.sleep(0.01)

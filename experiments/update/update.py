@@ -43,8 +43,8 @@ from sva.cli.bench import step_matrices
 from sva.generation.lm import LM, decompose, load, merge_params
 from sva.models.weights import expected
 from sva.parallel import compile_cache as runtime
-from sva.spectral.family import family
 from sva.spectral.forms import Spectrum
+from sva.spectral.parametrisations import family
 from sva.training.loop import TrainConfig, init_state, train_step
 from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
 from sva.training.run import command, versions
@@ -303,7 +303,7 @@ def pairing(ours: Ours, public: Public, size: int) -> dict[str, Any]:
 
 
 def smollm2() -> dict[str, Any]:
-    """On this machine's cores."""
+    """On this machine's forms."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "model"
         load("smollm2-135m-instruct-q4_1").save(directory)

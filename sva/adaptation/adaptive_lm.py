@@ -21,10 +21,10 @@ from sva.generation.decode import Generation
 from sva.generation.finite import check_finite
 from sva.generation.lm import LM, check_prompts, pad_eos, require_weights, row_keys, shared_form, spectra_of
 from sva.generation.sampling import Greedy, Sampling
-from sva.spectral import truncate
-from sva.spectral.expert import Expert, bank
-from sva.spectral.slots import mixture, slots
-from sva.spectral.truncate import Plan
+from sva.spectral import serving_plan
+from sva.spectral.expert import Expert
+from sva.spectral.mixing import bank, mixture, slots
+from sva.spectral.serving_plan import Plan
 from sva.tasks.labels import OTHER, Label
 from sva.utils.errors import UserError
 from sva.utils.padding import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows, round_up
@@ -289,7 +289,7 @@ def build(
     """The model with these experts in the slots of one static bank, every matrix in its cheapest form.
 
     A matrix runs factored, or as its dense product and a change of k components, whichever is predicted to read fewer
-    bytes a decoded token (`sva.spectral.truncate.plan`).
+    bytes a decoded token (`sva.spectral.serving_plan.plan`).
 
     Args:
       lm: the base model of all of them.
@@ -313,9 +313,11 @@ def build(
     names = list(dict.fromkeys(name for expert in everyone for name in expert.names))
     spectra = spectra_of(lm, names, progress=progress)
     zs = [expert.z(spectra) for expert in everyone]
-    plans = truncate.plan(spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name))
+    plans = serving_plan.plan(
+        spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name)
+    )
     if progress:
-        print(f"sva: {truncate.summary(plans)}", file=sys.stderr)
+        print(f"sva: {serving_plan.summary(plans)}", file=sys.stderr)
     num_slots = round_up(len(everyone) + 1, SLOTS)
     nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None

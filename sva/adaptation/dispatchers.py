@@ -29,7 +29,7 @@ from sva.generation.sampling import Greedy
 from sva.models.cache import Part, Recent, resize
 from sva.models.flops import head_flops, linear_flops, pair_flops
 from sva.models.transformer import Transformer, apply, positions_of, variables
-from sva.spectral.slots import DeltaSlots, Slots, mixture
+from sva.spectral.mixing import DeltaSlots, Slots, mixture
 from sva.tasks.labels import OTHER, Label
 from sva.utils import seeds
 from sva.utils.errors import UserError

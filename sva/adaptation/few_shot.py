@@ -26,10 +26,10 @@ from sva.generation.lm import LM, merge, require_weights, shared_form, spectra_o
 from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import agree
-from sva.spectral import truncate
-from sva.spectral.expert import Expert, bank, mix
+from sva.spectral import serving_plan
+from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
-from sva.spectral.slots import RescaledSlots, rescaled, slots
+from sva.spectral.mixing import RescaledSlots, bank, mix, rescaled, slots
 from sva.tasks.base import Example, Grade, Task
 from sva.training.population import likelihood_of_right
 from sva.training.search import CEM, Search
@@ -81,7 +81,7 @@ def pool(lm: LM, experts: Sequence[Expert], *, reference: bool = False, progress
         }
         return Pool(names, spectra, raws, lm.model.nest(made), reference)
     zs = tuple(expert.z(spectra) for expert in experts)
-    plans = truncate.plan(spectra, zs, 0.0, kind=lambda name: shared_form(lm.model, name))
+    plans = serving_plan.plan(spectra, zs, 0.0, kind=lambda name: shared_form(lm.model, name))
     return Pool(names, spectra, zs, lm.model.nest(slots(spectra, bank(zs, spectra, len(zs) + 1), plans)))
 
 

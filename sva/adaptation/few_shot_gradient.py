@@ -24,7 +24,7 @@ from sva.evaluation.likelihood import continuation_logprobs
 from sva.generation.finite import check_finite
 from sva.generation.lm import LM, check_prompts
 from sva.models.transformer import Transformer, check_gradients
-from sva.spectral.slots import mixture
+from sva.spectral.mixing import mixture
 from sva.training.advantages import group
 from sva.training.sft import solution_tokens
 from sva.utils.errors import UserError, above, at_least

@@ -15,7 +15,7 @@ from sva.adaptation.dispatchers import Dispatcher, Rows, Served, Work
 from sva.adaptation.label_scoring import Prompts, decide
 from sva.generation.decode import Generation, generate
 from sva.generation.sampling import Sampling
-from sva.spectral.slots import mixture
+from sva.spectral.mixing import mixture
 from sva.utils.errors import UserError
 
 

@@ -36,10 +36,9 @@ from sva.models.hub import HUB_SECONDS
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.parallel.sharding import Leaf, check_rows, make_mesh, notes, replicated, shardings
-from sva.spectral.cores import adapters
-from sva.spectral.family import family
-from sva.spectral.forms import Spectrum
-from sva.spectral.slots import FactoredSlots
+from sva.spectral.forms import Spectrum, adapters
+from sva.spectral.mixing import FactoredSlots
+from sva.spectral.parametrisations import family
 from sva.training.config import Config
 from sva.training.loop import init_state, train_step
 from sva.training.reinforce import Batch

@@ -12,6 +12,7 @@ import numpy as np
 
 from sva.adaptation import dispatch_report as dispatch_scores
 from sva.adaptation.adaptive_lm import AdaptiveLM, build
+from sva.adaptation.by_two_passes import by_two_passes
 from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Item, Record
 from sva.evaluation.stats import accuracy, paired_difference
@@ -123,7 +124,7 @@ def alone(lm: LM, todo: Sequence[Item], name: str, directory: Path, expert: Expe
         adapted = lm
         if expert is not None:
             spectra = spectra_of(lm, expert.names)
-            adapted = merge(lm, spectra, expert.middles(spectra))
+            adapted = merge(lm, spectra, expert.z(spectra))
         return evaluate.evaluate(adapted, todo, batch_size=BATCH, title=name)
 
     of = expert.digest if expert else lm.fingerprint
@@ -132,7 +133,7 @@ def alone(lm: LM, todo: Sequence[Item], name: str, directory: Path, expert: Expe
 
 def two_passes(model: AdaptiveLM, todo: Sequence[Item], title: str) -> list[Record]:
     """Records of both passes."""
-    answer = evaluate.by_two_passes(model, max(item.task.max_new_tokens for item in todo))
+    answer = by_two_passes(model, max(item.task.max_new_tokens for item in todo))
     return [record for batch in evaluate.batches(todo, BATCH, f"two passes: {title}") for record in answer(batch)]
 
 

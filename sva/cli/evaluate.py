@@ -168,6 +168,7 @@ def _answer(
 ) -> tuple[Any, int]:
     """What answers a batch, and how many items it takes: the model, its one expert or mixture merged, or two passes."""
     from sva.adaptation.adaptive_lm import build
+    from sva.adaptation.by_two_passes import by_two_passes, router_examples
     from sva.adaptation.label_scoring import choice
     from sva.adaptation.mixture_file import adapted
     from sva.evaluation import evaluate
@@ -176,14 +177,14 @@ def _answer(
     budget, rows = settings["max_new_tokens"], settings["batch_size"]
     if "dispatch" in settings:
         model = build(lm, experts, classifier=classifier, choice=choice(settings["choice"]))
-        examples = evaluate.examples(experts) if settings["dispatch"] == "embedding" else ()
+        examples = router_examples(experts) if settings["dispatch"] == "embedding" else ()
         model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
-        return evaluate.by_two_passes(model, budget), rows
+        return by_two_passes(model, budget), rows
     if alphas:
         lm = adapted(lm, alphas, experts)
     elif experts:
         spectra = spectra_of(lm, experts[0].names)
-        lm = merge(lm, spectra, experts[0].middles(spectra))
+        lm = merge(lm, spectra, experts[0].z(spectra))
     if settings["by"] == "likelihood":
         return evaluate.by_likelihood(lm), rows
     return evaluate.greedy(lm, budget, rows)
@@ -191,7 +192,7 @@ def _answer(
 
 def _check_apart(expert: Any, task: Any, split: str) -> None:
     """Raises UserError where the expert was trained on rows that are to be reported; only under clean splits."""
-    from sva.evaluation.evaluate import trained_on
+    from sva.adaptation.by_two_passes import trained_on
     from sva.tasks import names
     from sva.tasks import task as make_task
     from sva.tasks.splits import require_apart

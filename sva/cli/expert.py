@@ -169,7 +169,7 @@ def _export(arguments: argparse.Namespace) -> None:
         )
         print(f"{out}: {export_peft.summary(parts)}")
         return
-    merged = merge(lm, spectra, expert.middles(spectra))
+    merged = merge(lm, spectra, expert.z(spectra))
     named = merged.named_params()
     if arguments.format == "hf":
         tensors = ((name, np.asarray(weight).astype(dtype, copy=False)) for name, weight in named.items())

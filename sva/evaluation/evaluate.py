@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sva.adaptation.adaptive_lm import AdaptiveLM
 from sva.evaluation.likelihood import option_logprobs
 from sva.evaluation.records import RecordFile
 from sva.generation import chat
@@ -19,13 +18,8 @@ from sva.generation.complete import complete
 from sva.generation.engine import EngineConfig
 from sva.generation.lm import LM
 from sva.generation.stop_strings import cut
-from sva.spectral.expert import Expert
-from sva.tasks import task as make_task
 from sva.tasks.base import Example, Grade, Task, reason
-from sva.tasks.labels import OTHER
-from sva.utils.errors import UserError
 from sva.utils.files import read_lines, write_atomically
-from sva.utils.timing import Stopwatch
 
 _REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
 _READ = 4  # prompts that the engine reads together
@@ -60,7 +54,7 @@ class Record(NamedTuple):
     label: str = ""  # of two passes: what the first one chose,
     prob: float = 0.0  # how sure it was,
     right_label: str = ""  # what it should have chosen,
-    first: dict[str, Any] | None = None  # and what each pass took (`sva.adaptation.adaptive_lm.Cost`)
+    first: dict[str, Any] | None = None  # and what each pass took: seconds, tokens, flops
     second: dict[str, Any] | None = None
 
 
@@ -137,14 +131,14 @@ def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = Tru
     def answer(batch: Sequence[Item]) -> list[Record]:
         prompts = _prompts(lm, batch)
         title = "answers" if progress else None
-        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=_stops(batch), cfg=cfg, title=title)
+        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=stops_of(batch), cfg=cfg, title=title)
         found = sorted(done, key=lambda completion: completion.prompt)
         return grade(batch, [each.text for each in found], [len(each.tokens) for each in found], prompts)
 
     return answer
 
 
-def _stops(batch: Sequence[Item]) -> list[tuple[str, ...]]:
+def stops_of(batch: Sequence[Item]) -> list[tuple[str, ...]]:
     """What ends an answer to each item."""
     return [item.task.stop for item in batch]
 
@@ -158,64 +152,13 @@ def by_generation(lm: LM, max_new_tokens: int) -> Answer:
     """Greedy answers of `lm`, through the chat template, in one batch that runs until its longest answer ends."""
 
     def answer(batch: Sequence[Item]) -> list[Record]:
-        prompts, stops = _prompts(lm, batch), _stops(batch)
+        prompts, stops = _prompts(lm, batch), stops_of(batch)
         of_all = [stop for stop in stops[0] if all(stop in each for each in stops)]
         out = lm.generate(*chat.encode(lm, prompts), max_new_tokens, chat.end_tokens(lm, of_all))
         found = chat.decode_until(lm, out.tokens, out.lengths, stops)
         return grade(batch, found.texts, found.lengths, prompts)
 
     return answer
-
-
-def by_two_passes(model: AdaptiveLM, max_new_tokens: int) -> Answer:
-    """Greedy answers of the expert that the first pass chooses for each item, asked the question alone.
-
-    The right label of an item is its task's, or "other" where no expert has it.
-    """
-    stopwatch = Stopwatch()
-    names = {label.name for label in model.labels}
-
-    def answer(batch: Sequence[Item]) -> list[Record]:
-        questions = [item.question for item in batch]
-        right = [item.task.label if item.task.label in names else OTHER for item in batch]
-        found = model.measured(questions, max_new_tokens, stopwatch, right, _stops(batch))
-        prompts = [chat.render(model.lm, question) for question in questions]
-        answers = [each.answer for each in found]
-        records = grade(batch, [a.text for a in answers], [a.tokens for a in answers], prompts)
-        return [
-            record._replace(
-                label=each.answer.label,
-                prob=each.answer.prob,
-                right_label=label,
-                first=each.first._asdict(),
-                second=each.second._asdict(),
-            )
-            for record, each, label in zip(records, found, right, strict=True)
-        ]
-
-    return answer
-
-
-def trained_on(expert: Expert) -> str | None:
-    """The name of the task that an expert was trained on, where its file says so."""
-    return (expert.metadata.get("config") or {}).get("task", expert.metadata.get("task"))
-
-
-def examples(experts: Sequence[Expert], count: int = 100) -> list[tuple[str, str]]:
-    """(question, label) of the first `count` training prompts of each expert's task, and of the task "other".
-
-    Raises:
-      UserError: an expert that names no task, or one that cannot be read.
-    """
-    found = []
-    for name in [*map(trained_on, experts), OTHER]:
-        if name is None:
-            raise UserError(
-                "an expert does not name the task it was trained on, whose prompts an embedding is fitted to"
-            )
-        task = make_task(name)
-        found += [(item.question, task.label) for item in items(task, "train", count)]
-    return found
 
 
 def by_likelihood(lm: LM) -> Answer:

@@ -28,7 +28,7 @@ from sva.models import cache as kv_cache
 from sva.models.cache import Part
 from sva.models.transformer import Transformer, variables
 from sva.models.vocabulary import check_ids
-from sva.spectral.slots import mixture
+from sva.spectral.mixing import mixture
 from sva.utils.errors import UserError
 from sva.utils.padding import prompt_bucket
 

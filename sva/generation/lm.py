@@ -29,9 +29,9 @@ from sva.models.vocabulary import check_ids, excess
 from sva.models.weights import expected, split_name, unnest
 from sva.parallel.processes import to_host
 from sva.parallel.sharding import notes, place, shardings
-from sva.spectral import cores, forms, store
+from sva.spectral import forms, store
 from sva.spectral.cost import cheapest
-from sva.spectral.expert import check_fit, check_middles
+from sva.spectral.expert import check_vectors, check_z
 from sva.spectral.forms import Factored, LinearAdapter, Spectrum
 from sva.spectral.store import Record
 from sva.spectral.svd import require_whole
@@ -388,7 +388,7 @@ def _spectra_dir(known: str, dtype: str, rank: int | None) -> Path:
 
 def _fitting(lm: LM, z: Mapping[str, Any], rows: int) -> dict[str, Spectrum]:
     spectra = spectra_of(lm, list(z))
-    check_fit(z, spectra, rows)
+    check_vectors(z, spectra, rows)
     return spectra
 
 
@@ -447,11 +447,11 @@ def merge(lm: LM, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> LM:
     does what a truncated spectrum leaves out.
 
     Args:
-      z: {name: [R]}, or what `Expert.middles` gives for any parametrisation.
+      z: {name: [R]}, or what `Expert.z` gives for any parametrisation.
     Raises:
       UserError: a z of the wrong length, with NaN, or without a spectrum.
     """
-    check_middles(z, spectra)
+    check_z(z, spectra)
     name = f"{lm.name} (merged)"
     if lm.z is not None:  # there are no weights to merge into
         return dataclasses.replace(lm, name=name, z=dict(lm.z) | dict(z))
@@ -464,16 +464,16 @@ def merge_params(
 ) -> dict[str, Any]:
     """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones."""
     named = unnest(params, layout.held(model, params), scan=model.scan_layers)
-    targets = {name: (named[name], spectra[name], middle) for name, middle in z.items()}
+    targets = {name: (named[name], spectra[name], z) for name, z in z.items()}
     return model.nest(named | _merge_all(targets))
 
 
 @jax.jit
-def _merge_all(targets: dict[str, tuple[Any, Spectrum, cores.Middle]]) -> dict[str, Any]:
-    def merged(w: Any, spectrum: Spectrum, middle: cores.Middle) -> Any:
+def _merge_all(targets: dict[str, tuple[Any, Spectrum, forms.Z]]) -> dict[str, Any]:
+    def merged(w: Any, spectrum: Spectrum, z: forms.Z) -> Any:
         if isinstance(w, Int8):
-            return quantise_weight(cores.merge(floats(w, jnp.float32), spectrum, middle))
-        return cores.merge(w, spectrum, middle)
+            return quantise_weight(forms.merge(spectrum, z, floats(w, jnp.float32)))
+        return forms.merge(spectrum, z, w)
 
     return {name: merged(*target) for name, target in targets.items()}
 

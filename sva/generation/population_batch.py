@@ -26,8 +26,8 @@ from sva.models.cache import Part, Recent
 from sva.models.transformer import Transformer, variables
 from sva.models.vocabulary import check_ids
 from sva.parallel.processes import to_host
-from sva.spectral.cores import adapters
-from sva.spectral.slots import mixture
+from sva.spectral.forms import adapters
+from sva.spectral.mixing import mixture
 from sva.utils.padding import common_prefix, pad_rows
 
 _SEGMENT = 4  # tokens between two looks at which rows are at work

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sva.models.weights import split_name
-from sva.spectral.forms import Spectrum
+from sva.spectral.forms import Spectrum, require_vector
 from sva.spectral.movement import Movement, movement
 from sva.utils import plots
 from sva.utils.files import write_atomically
@@ -21,7 +21,9 @@ def place(name: str) -> tuple[int, str]:
 
 def movements(z: Mapping[str, Any], spectra: Mapping[str, Spectrum]) -> dict[str, Movement]:
     """How z moved each of its weights."""
-    return {name: movement(vector, spectra[name].s) for name, vector in z.items()}
+    for name, x in z.items():
+        require_vector(name, x)
+    return {name: movement(x, spectra[name].s) for name, x in z.items()}
 
 
 def by_kind(moved: Mapping[str, Movement]) -> dict[str, Movement]:

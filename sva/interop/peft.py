@@ -11,7 +11,7 @@ import numpy as np
 from sva.generation.lm import LM
 from sva.models.hub import KNOWN
 from sva.models.weights import expected, split_name
-from sva.spectral.forms import Spectrum
+from sva.spectral.forms import Spectrum, require_vector
 from sva.spectral.lowrank import low_rank
 from sva.utils.errors import UserError
 from sva.utils.files import save_tensors, write_directory
@@ -59,6 +59,7 @@ def save_peft(
     tensors: dict[str, np.ndarray] = {}
     parts: dict[str, Part] = {}
     for name, vector in z.items():
+        require_vector(name, vector)
         b, a, error = low_rank(spectra[name], vector, rank=rank, tolerance=tolerance)
         parts[name] = Part(len(a), len(np.asarray(vector)), error)
         if len(a):

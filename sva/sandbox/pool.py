@@ -303,7 +303,7 @@ class Sandbox:
 
     Args:
       level: "strict" refuses to run unless all of `FACTS` are proved to hold; "best-effort" runs with what there is.
-      num_workers: how many programs run at once; default the number of cores.
+      num_workers: how many programs run at once; default the number of forms.
       means: which of the kernel's means (`MEANS`) may be used.
     Raises:
       UserError: no such level, or it cannot be had on this machine (what is missing is named).

@@ -1,4 +1,4 @@
-"""Experts: what is trained, its file, mixtures, and the static bank that a batch mixes from.
+"""Experts: what is trained, and its file.
 
 The z-tree stands beside the parameter tree, under the same names:
 
@@ -11,7 +11,7 @@ The z-tree stands beside the parameter tree, under the same names:
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from sva.spectral.cores import Bands, Core, Middle
-from sva.spectral.family import check_raw, family
-from sva.spectral.forms import Spectrum
-from sva.spectral.members import Diagonal, PerMatrix, sites
+from sva.spectral.forms import Bands, Core, Spectrum, Z, require_vector
+from sva.spectral.parametrisations import PerMatrix, check_raw, family, matrix_infos
 from sva.utils.errors import UserError
 from sva.utils.files import save_tensors, write_atomically
 from sva.utils.remote import local_file, reaching, to_path
@@ -71,21 +69,10 @@ class Expert:
             content.update(f"\n{name}".encode())
         return content.hexdigest()
 
-    def z(self, spectra: Mapping[str, Spectrum]) -> dict[str, jax.Array]:
-        """Effective z {name: [R] float32}.
+    def z(self, spectra: Mapping[str, Spectrum]) -> dict[str, Any]:
+        """Effective z of each weight, {name: [R] float32}; {name: Core or Bands} for `core`, `projected` and `banded`.
 
-        Raises:
-          UserError: as `middles`; or the parametrisation yields more than a z, and the expert must be merged.
-        """
-        member = family(self.parametrisation)
-        if not isinstance(member, Diagonal):
-            raise UserError(
-                f"an expert of {member} has no z; merge it: sva.merge(lm, spectra, expert.middles(spectra))"
-            )
-        return self.middles(spectra)
-
-    def middles(self, spectra: Mapping[str, Spectrum]) -> dict[str, Any]:
-        """What stands between each weight's singular vectors, {name: z [R], Core or Bands}, as `sva.merge` takes it.
+        `sva.merge` takes every kind; mixing, and one z a row, need [R] and refuse the others.
 
         Raises:
           UserError: a weight of the expert has no spectrum, its values have another shape, or some are NaN or infinite.
@@ -94,12 +81,12 @@ class Expert:
             if name not in spectra:
                 raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
         member = family(self.parametrisation)
-        places = sites({name: spectra[name] for name in self.names})
-        check_raw(member, self.raw, places)
+        infos = matrix_infos({name: spectra[name] for name in self.names})
+        check_raw(member, self.raw, infos)
         for name, raw in self.raw.items():
             if not np.isfinite(np.asarray(raw, np.float32)).all():
                 raise UserError(f"{name}: raw holds NaN or infinite values")
-        return member.middles({name: jnp.asarray(raw) for name, raw in self.raw.items()}, places)
+        return member.z({name: jnp.asarray(raw) for name, raw in self.raw.items()}, infos)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically; the header carries the parametrisation and the metadata."""
@@ -160,12 +147,12 @@ class Expert:
         return expert
 
 
-def check_fit(vectors: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: int | None = None) -> None:
-    """Raises UserError unless every vector is finite and as long as its spectrum: [R], with `rows` also [rows, R]."""
-    for name, vector in vectors.items():
+def check_vectors(z: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: int | None = None) -> None:
+    """Raises UserError unless every z is finite and as long as its spectrum: [R], with `rows` also [rows, R]."""
+    for name, vector in z.items():
         if name not in spectra:
             raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
-        _require_z(name, vector)
+        require_vector(name, vector)
         shape, rank = np.shape(vector), np.shape(spectra[name].s)[-1]
         if len(shape) != 1 and (rows is None or len(shape) != 2 or shape[0] != rows):
             wanted = f"[{rank}]" if rows is None else f"[{rank}] or, one a row, [{rows}, {rank}]"
@@ -176,84 +163,18 @@ def check_fit(vectors: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows:
             raise UserError(f"{name}: z holds NaN or infinite values")
 
 
-def check_middles(middles: Mapping[str, Middle], spectra: Mapping[str, Spectrum]) -> None:
-    """Raises UserError unless every middle is finite and fits its spectrum."""
-    check_fit({name: middle for name, middle in middles.items() if not isinstance(middle, Core | Bands)}, spectra)
-    for name, middle in middles.items():
-        if not isinstance(middle, Core | Bands):
+def check_z(z: Mapping[str, Z], spectra: Mapping[str, Spectrum]) -> None:
+    """Raises UserError unless every z, of whatever kind, is finite and fits its spectrum."""
+    check_vectors({name: x for name, x in z.items() if not isinstance(x, Core | Bands)}, spectra)
+    for name, x in z.items():
+        if not isinstance(x, Core | Bands):
             continue
         if name not in spectra:
             raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
-        shape, rank = np.shape(middle.values), np.shape(spectra[name].s)[-1]
-        fits = shape[-2] == shape[-1] <= rank if isinstance(middle, Core) else shape[-1] == rank and shape[-2] % 2
+        shape, rank = np.shape(x.values), np.shape(spectra[name].s)[-1]
+        fits = shape[-2] == shape[-1] <= rank if isinstance(x, Core) else shape[-1] == rank and shape[-2] % 2
+        kind = type(x).__name__
         if len(shape) != 2 or not fits:
-            kind = type(middle).__name__
             raise UserError(f"{name}: a {kind} of shape {list(shape)} does not fit {rank} singular values")
-        if not np.isfinite(np.asarray(middle.values)).all():
-            raise UserError(f"{name}: the {type(middle).__name__} holds NaN or infinite values")
-
-
-def _require_z(name: str, vector: Any) -> None:
-    if isinstance(vector, Core | Bands):
-        kind = type(vector).__name__
-        raise UserError(f"{name}: a {kind} is no z, which alone can be mixed or given to a row; use sva.merge first")
-
-
-def mix(zs: Sequence[Mapping[str, jax.Array]], alphas: Any) -> dict[str, jax.Array]:
-    """One z around the base: z' = 1 + sum_k alpha_k (z_k - 1).
-
-    Transformer-Squared (arXiv 2501.06252), section 3.2, mixes sum_k alpha_k z_k; the two are equal where the alphas
-    add to 1, and this one stays at the base where they are 0. A weight that an expert leaves out counts as ones.
-
-    Args:
-      zs: E effective z, each {name: [R]}.
-      alphas: [E], or {name: [E]} for a mixture of its own for each matrix.
-    Returns:
-      {name: [R]} over the names of all experts.
-    Raises:
-      UserError: not one alpha for each expert.
-    """
-    names = list(dict.fromkeys(name for z in zs for name in z))
-    mixed = {}
-    for name in names:
-        weights = jnp.asarray(alphas[name] if isinstance(alphas, Mapping) else alphas, jnp.float32)
-        if weights.shape != (len(zs),):
-            raise UserError(f"{name}: {len(zs)} experts need {len(zs)} alphas, got shape {weights.shape}")
-        present = [(k, z[name]) for k, z in enumerate(zs) if name in z]
-        for _, z in present:
-            _require_z(name, z)
-        mixed[name] = 1 + sum(weights[k] * (jnp.asarray(z) - 1) for k, z in present)
-    return mixed
-
-
-def bank(zs: Sequence[Mapping[str, jax.Array]], spectra: Mapping[str, Spectrum], slots: int) -> dict[str, jax.Array]:
-    """The static bank {name: [slots, R] float32} over all `spectra`: slot 0 and every unused slot are the base.
-
-    Expert k of `zs` lies in slot k + 1. Adding, dropping or replacing one keeps all shapes, so nothing recompiles.
-
-    Raises:
-      UserError: more experts than slots.
-    """
-    if len(zs) >= slots:
-        raise UserError(f"{len(zs)} experts need {len(zs) + 1} slots, the bank has {slots}")
-    table = {}
-    for name, spectrum in spectra.items():
-        rows = np.ones((slots, np.shape(spectrum.s)[-1]), np.float32)
-        for slot, z in enumerate(zs, start=1):
-            if name in z:
-                _require_z(name, z[name])
-                rows[slot] = np.asarray(z[name])
-        table[name] = jnp.asarray(rows)
-    return table
-
-
-def mix_rows(bank_rows: jax.Array, alphas: jax.Array) -> jax.Array:
-    """A mixture for each row of a batch, out of one matrix's bank.
-
-    Args:
-      bank_rows: [E_max, R].
-      alphas: [B, E_max]; slot 0 adds nothing.
-    Returns:
-      [B, R] = 1 + alphas (bank - 1).
-    """
-    return 1 + jnp.matmul(alphas, bank_rows - 1, precision=jax.lax.Precision.HIGHEST)
+        if not np.isfinite(np.asarray(x.values)).all():
+            raise UserError(f"{name}: the {kind} holds NaN or infinite values")

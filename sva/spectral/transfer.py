@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sva.spectral.forms import require_vector
 from sva.utils.errors import UserError
 
 
@@ -36,6 +37,7 @@ def transfer(z: Mapping[str, Any], ranks: Mapping[str, int], shuffle: int | None
         )
     moved = {}
     for name, vector in z.items():
+        require_vector(name, vector)
         values = np.asarray(vector, np.float32)
         if shuffle is not None:
             digest = hashlib.sha256(name.encode()).digest()

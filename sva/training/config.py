@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sva.parallel.sharding import MeshConfig
-from sva.spectral.family import family
+from sva.spectral.parametrisations import family
 from sva.training.guards import GuardConfig
 from sva.training.loop import TrainConfig, check
 from sva.training.reinforce import ReinforceConfig

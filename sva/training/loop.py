@@ -25,9 +25,8 @@ from sva.models.transformer import Transformer, check_gradients
 from sva.parallel.preemption import shielded
 from sva.parallel.processes import is_writer, to_host
 from sva.parallel.sharding import constrain, place, repeat_all, replicated
-from sva.spectral.family import Family
 from sva.spectral.forms import Spectrum
-from sva.spectral.members import Site, sites
+from sva.spectral.parametrisations import Family, MatrixInfo, matrix_infos
 from sva.tasks.base import Example, Task
 from sva.tasks.batches import batch_indices
 from sva.training import guards, population, validation
@@ -36,7 +35,7 @@ from sva.training.checkpoint import Checkpoints
 from sva.training.guards import GuardConfig
 from sva.training.metrics import MetricsLog
 from sva.training.optimizers import bfloat16_adam
-from sva.training.reinforce import Batch, ReinforceConfig, check_samples, reinforce_loss, sites_of
+from sva.training.reinforce import Batch, ReinforceConfig, check_samples, matrix_infos_of, reinforce_loss
 from sva.training.rollout import RewardError, RolloutConfig, Verdicts, grade, prompt_width, prompts, rewarded, sample
 from sva.training.search import EvolutionConfig
 from sva.training.sft import solution_width
@@ -132,7 +131,7 @@ class ExpertState:
 
 def init_state(spectra: Mapping[str, Spectrum], family: Family, cfg: TrainConfig) -> ExpertState:
     """The state before the first update: the base model."""
-    raw = jax.tree.map(lambda x: x.astype(cfg.param_dtype), family.start(sites(spectra)))
+    raw = jax.tree.map(lambda x: x.astype(cfg.param_dtype), family.start(matrix_infos(spectra)))
     return ExpertState(raw, cfg.optimizer().init(raw), jnp.zeros((), jnp.int32))
 
 
@@ -211,11 +210,11 @@ def train_step(
     rows_a_token = batch.completion_mask.shape[0] / jnp.maximum(batch.completion_mask.sum(), 1)
     metrics |= {name: metrics[name] * rows_a_token for name in ("entropy", "clipped", "logprob_gap_mean")}
     raw, opt_state = apply_gradient(state.raw, state.opt_state, grads, family=family, cfg=cfg)
-    middles = family.middles(model.nest(raw), sites_of(model, spectra))
+    z = family.z(model.nest(raw), matrix_infos_of(model, spectra))
     metrics |= {
         "grad_norm": optax.tree.norm(grads),
         "logprob_gap": gap,
-        "z_spread": jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(middles)])),
+        "z_spread": jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(z)])),
     }
     new = dataclasses.replace(state, raw=raw, opt_state=opt_state, step=state.step + 1)
     return repeat_all((new, metrics))
@@ -253,7 +252,7 @@ class Course:
     lm: LM
     spectra: Mapping[str, Spectrum]
     nested: Mapping[str, Any]  # the same spectra as the model's tree
-    places: Mapping[str, Site]
+    infos: Mapping[str, MatrixInfo]
     family: Family
     task: Task
     width: int  # of prompts
@@ -292,9 +291,9 @@ def policy_gradient(
 ) -> Stepped:
     """Sampled completions, their rewards, and loss.epochs updates."""
     with clock("rollout"):
-        middles = _middles(state.raw, course.places, course.family)
+        z = _z_of(state.raw, course.infos, course.family)
         on = course.nested if course.rollouts.form == "factored" else course.spectra
-        drawn = sample(course.lm, on, middles, course.task, examples, key, course.rollouts, course.width)
+        drawn = sample(course.lm, on, z, course.task, examples, key, course.rollouts, course.width)
     with clock("grading"):
         rewards = course.verdicts.rewards(step, drawn.texts, lambda: grade(course.task, examples, drawn.texts))
     with clock("update"):
@@ -332,7 +331,7 @@ def evolution(
             course.lm,
             course.nested,
             members,
-            course.places,
+            course.infos,
             course.family,
             course.task,
             examples,
@@ -350,7 +349,7 @@ def evolution(
         opt_state = _tell(course.search, state.opt_state, members, rewards.mean(axis=1), ties)
         raw = course.search.solution(opt_state)
         new = dataclasses.replace(state, raw=raw, opt_state=opt_state, step=state.step + 1)
-        z = _middles(raw, course.places, course.family)
+        z = _z_of(raw, course.infos, course.family)
     tokens = int(answers.lengths.sum())
     row = {
         **_earned(rewards),
@@ -417,7 +416,7 @@ def fit(
         lm=lm,
         spectra=spectra,
         nested=lm.model.nest(spectra),
-        places=sites(spectra),
+        infos=matrix_infos(spectra),
         family=family,
         task=task,
         width=prompt_width(lm, task, source),
@@ -542,7 +541,7 @@ def _keep(
 
 def _accuracy(course: Course, raw: Any, held_out: Sequence[evaluate.Item], batch_size: int) -> float:
     """Share of right greedy answers of the adapted model."""
-    adapted = merge(course.lm, course.spectra, _middles(raw, course.places, course.family))
+    adapted = merge(course.lm, course.spectra, _z_of(raw, course.infos, course.family))
     records = evaluate.evaluate(adapted, held_out, batch_size=batch_size, progress=False)
     return float(np.mean([record.correct for record in records]))
 
@@ -555,8 +554,8 @@ def _traced(directory: Path, is_on: bool) -> Iterator[None]:
 
 
 @partial(jax.jit, static_argnames=("family",))
-def _middles(raw: Any, places: Mapping[str, Site], family: Family) -> dict[str, Any]:
-    return family.middles(raw, places)
+def _z_of(raw: Any, infos: Mapping[str, MatrixInfo], family: Family) -> dict[str, Any]:
+    return family.z(raw, infos)
 
 
 @partial(jax.jit, static_argnames=("search",))

@@ -12,8 +12,7 @@ from sva.generation import population_batch as mixed_batch
 from sva.generation.lm import LM
 from sva.generation.population_batch import Room
 from sva.generation.sampling import Greedy
-from sva.spectral.family import Family
-from sva.spectral.members import Diagonal, Site
+from sva.spectral.parametrisations import Diagonal, Family, MatrixInfo
 from sva.tasks.base import Example, Task
 from sva.training.rollout import faults
 from sva.utils.errors import UserError
@@ -42,7 +41,7 @@ def answer(
     lm: LM,
     spectra: Mapping[str, Any],
     population: Mapping[str, jax.Array],
-    places: Mapping[str, Site],
+    infos: Mapping[str, MatrixInfo],
     family: Family,
     task: Task,
     examples: Sequence[Example],
@@ -56,7 +55,7 @@ def answer(
       population: raw values {name: [M, ...]}.
       room: of the prompts, from `room_of`; exactly theirs by default.
     """
-    z = _z(population, places, family)
+    z = _z(population, infos, family)
     members = mixed_batch.own_z(spectra, z)
     keys = jnp.broadcast_to(jax.random.key(0), (len(examples),))
     asked = mixed_batch.ask(lm, _tokens(lm, task, examples), keys, max_new_tokens, room)
@@ -78,7 +77,7 @@ def _tokens(lm: LM, task: Task, examples: Sequence[Example]) -> list[list[int]]:
 
 
 _z = jax.jit(
-    lambda population, places, family: jax.vmap(family.middles, (0, None))(population, places),
+    lambda population, infos, family: jax.vmap(family.z, (0, None))(population, infos),
     static_argnames=("family",),
 )
 

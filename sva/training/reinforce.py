@@ -25,10 +25,8 @@ from flax import struct
 from sva.generation.logprobs import Scores, score
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.models.weights import expected
-from sva.spectral.cores import adapters
-from sva.spectral.family import Family, check_raw
-from sva.spectral.forms import Spectrum
-from sva.spectral.members import Site, seed_of
+from sva.spectral.forms import Spectrum, adapters
+from sva.spectral.parametrisations import Family, MatrixInfo, check_raw, seed_of
 from sva.spectral.svd import require_whole
 from sva.training import surrogates
 from sva.training.advantages import BASELINES, GROUPED
@@ -132,19 +130,19 @@ def check_samples(samples: int, cfg: ReinforceConfig) -> None:
         )
 
 
-def sites_of(model: Transformer, spectra: Mapping[str, Any]) -> Any:
-    """The `Site` tree of spectra that are keyed by weight name or nested as the model's."""
+def matrix_infos_of(model: Transformer, spectra: Mapping[str, Any]) -> Any:
+    """The `MatrixInfo` tree of spectra that are keyed by weight name or nested as the model's."""
     is_flat = all(isinstance(spectrum, Spectrum) for spectrum in spectra.values())
     seeds = {name: seed_of(name) for name in (spectra if is_flat else expected(model.cfg))}
     tree = seeds if is_flat else model.nest(seeds)
 
-    def site(path: Any, spectrum: Spectrum) -> Site:
+    def info(path: Any, spectrum: Spectrum) -> MatrixInfo:
         seed: Any = tree
         for entry in path:
             seed = seed[entry.key]
-        return Site(spectrum.s, seed)
+        return MatrixInfo(spectrum.s, seed)
 
-    return jax.tree_util.tree_map_with_path(site, spectra, is_leaf=lambda x: isinstance(x, Spectrum))
+    return jax.tree_util.tree_map_with_path(info, spectra, is_leaf=lambda x: isinstance(x, Spectrum))
 
 
 def reinforce_loss(
@@ -185,9 +183,9 @@ def reinforce_loss(
         clipped ratio without the log-probs that the batch was sampled with.
     """
     require_whole(spectra)
-    sites = sites_of(model, spectra)
-    check_raw(family, raw, sites)
-    adapted = variables(model, params, adapters(spectra, family.middles(raw, sites)))
+    infos = matrix_infos_of(model, spectra)
+    check_raw(family, raw, infos)
+    adapted = variables(model, params, adapters(spectra, family.z(raw, infos)))
     prompts, rows = batch.prompt_ids.shape[0], batch.completion_ids.shape[0]
     positions, valid = positions_of(batch.prompt_mask)
     prompt_lengths = jnp.repeat(batch.prompt_mask.sum(axis=1), rows // prompts)

@@ -17,8 +17,7 @@ from sva.generation.lm import LM, check_prompts, merge_params, pad_eos
 from sva.generation.sampling import Greedy, OnPolicy, Sampling, check_temperature
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import agree, is_writer, to_host
-from sva.spectral.cores import adapters
-from sva.spectral.forms import Spectrum
+from sva.spectral.forms import Spectrum, adapters
 from sva.tasks.base import Example, Task
 from sva.training.reinforce import Batch, ReinforceConfig, advantages
 from sva.utils.errors import UserError, at_least

@@ -37,8 +37,7 @@ from sva.interop import expert_report
 from sva.parallel import processes as distributed
 from sva.parallel.sharding import check_rows, make_mesh
 from sva.spectral.expert import Expert
-from sva.spectral.family import count, family
-from sva.spectral.members import Diagonal, PerMatrix, sites
+from sva.spectral.parametrisations import Diagonal, PerMatrix, count, family, matrix_infos
 from sva.tasks import task as make_task
 from sva.tasks.base import Task
 from sva.tasks.routing import Routing
@@ -183,7 +182,7 @@ def _train_on(
         z = expert.z(spectra)
         moved = expert_report.movements(z, spectra)
         expert_report.draw(moved, z, f"{task.name} on {lm.name}", run_dir / "spectrum.png")
-    adapted = merge(lm, spectra, expert.middles(spectra))
+    adapted = merge(lm, spectra, expert.z(spectra))
     after = _kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
     if not distributed.is_writer():
         return expert, {}
@@ -196,7 +195,7 @@ def _train_on(
         **compare(before, after),
         "train_steps": len(metrics.read(run_dir / "metrics.jsonl")),
         **({} if state.best is None else {"best_step": int(state.best.step)}),
-        "parameters": count(member, sites(spectra)),
+        "parameters": count(member, matrix_infos(spectra)),
         "seconds": round(time.time() - started, 1),
         "config": resolved,
         "versions": versions(),

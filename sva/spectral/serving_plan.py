@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sva.spectral.cost import Form, cheapest, multiply_adds
-from sva.spectral.forms import Spectrum
+from sva.spectral.forms import Spectrum, require_vector
 from sva.utils.errors import UserError
 
 
@@ -61,10 +61,13 @@ def plan(
       exact_base: rows of the base must be the base bit for bit; then every matrix takes the delta form.
       kind: names of one kind share form and k, as layers that are stacked must; by default each is its own.
     Raises:
-      UserError: a tolerance that no number of components meets.
+      UserError: a tolerance that no number of components meets, or a z that is not a vector.
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise UserError(f"tolerance={tolerance} is met by no number of components; use 0 (exact) or a little more")
+    for z in zs:
+        for name, x in z.items():
+            require_vector(name, x)
     moves = {name: _moves(spectrum, [z.get(name) for z in zs]) for name, spectrum in spectra.items()}
     needed: dict[Hashable, int] = {}
     for name, moved in moves.items():

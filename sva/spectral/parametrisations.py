@@ -1,7 +1,22 @@
-"""The members of the family; the table of them is in `sva.spectral.family`.
+"""Parametrisations: what an expert stores, and what it stands for in each matrix W = U diag(s) V^T.
 
-A member is a frozen dataclass of its settings, so it is hashable (static under jit) and its methods are pure
-functions. Raw values are what is trained; a middle is what they stand for in one matrix.
+| spelt                | weight                                         | numbers trained a matrix | source           |
+|----------------------|------------------------------------------------|--------------------------|------------------|
+| `linear`             | U diag(s z) V^T                                | R                        | arXiv 2501.06252 |
+| `sigmoid_nuclear`    | U diag(s z) V^T, z = c sigmoid(p)              | R                        | its public code  |
+| `top_k:k=64`         | U diag(s z) V^T, z = 1 but for the k largest s | k                        |                  |
+| `tail_only:k=64`     | U diag(s z) V^T, z = 1 but for the k smallest  | k                        |                  |
+| `banded:width=2`     | U (diag(s) + M) V^T, M of 2 w + 1 diagonals    | (2 w + 1) R - w (w + 1)  | arXiv 2405.19597 |
+| `core:r=16`          | W + U_r diag(s_r) C V_r^T                      | r^2                      | arXiv 2405.17604 |
+| `projected:n=13,r=2` | W + U_r diag(s_r) (sum_i v_i P_i) V_r^T        | n for all together       | arXiv 2602.04118 |
+
+R = min(D_out, D_in) singular values, c = sum(s) / sum(s sigmoid(p)), w the width. Every member starts at the base: the
+first four at z = 1, up to the rounding of U diag(s) V^T (about 1e-6 relative in float32); SVFT's bands, LoRA-XS's core
+and TinyLoRA's v at 0, bit for bit. The first four yield an effective z, which is what inference mixes and gives to
+single rows; the others are merged.
+
+A parametrisation is a frozen dataclass of its settings, so it is hashable (static under jit) and its methods are pure
+functions: raw values are what is trained, z is what they stand for in one matrix.
 """
 
 import abc
@@ -14,12 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.spectral.cores import Bands, Core, Middle
-from sva.spectral.forms import Spectrum
+from sva.spectral.forms import Bands, Core, Spectrum, Z
 from sva.utils.errors import UserError, at_least
 
 
-class Site(NamedTuple):
+class MatrixInfo(NamedTuple):
     """What a parametrisation may know of a matrix. Of scanned layers both are stacked: [L, R] and [L]."""
 
     s: Any  # [R], the singular values, descending
@@ -31,9 +45,9 @@ def seed_of(name: str) -> np.uint32:
     return np.uint32(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little"))
 
 
-def sites(spectra: Mapping[str, Spectrum]) -> dict[str, Site]:
-    """{name: Site} of spectra keyed by weight name."""
-    return {name: Site(spectrum.s, seed_of(name)) for name, spectrum in spectra.items()}
+def matrix_infos(spectra: Mapping[str, Spectrum]) -> dict[str, MatrixInfo]:
+    """{name: MatrixInfo} of spectra keyed by weight name."""
+    return {name: MatrixInfo(spectrum.s, seed_of(name)) for name, spectrum in spectra.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Family(abc.ABC):
         return f"{self.name}:{settings}" if settings else self.name
 
     @abc.abstractmethod
-    def start(self, sites: Any) -> Any:
+    def start(self, infos: Any) -> Any:
         """The raw tree, float32, from which training starts: the base model.
 
         Raises:
@@ -61,8 +75,8 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
-    def middles(self, raw: Any, sites: Any) -> Any:
-        """The middle of each site, float32; raw values may have any floating dtype."""
+    def z(self, raw: Any, infos: Any) -> Any:
+        """z of each matrix, float32, in a tree as `infos`; raw values may have any floating dtype."""
 
     def _settings(self) -> dict[str, int]:
         return dataclasses.asdict(self)
@@ -83,32 +97,28 @@ class PerMatrix(Family):
         """Raw float32 values of the base model, from s [..., R]."""
 
     @abc.abstractmethod
-    def middle(self, raw: jax.Array, s: jax.Array) -> Middle:
-        """What raw values stand for, given s [..., R]."""
+    def matrix_z(self, raw: jax.Array, s: jax.Array) -> Z:
+        """z of raw values, given s [..., R]."""
 
-    def start(self, sites: Any) -> Any:
-        """A tree as `sites`."""
-        return jax.tree.map(lambda site: self.init(site.s), sites, is_leaf=_is_site)
+    def start(self, infos: Any) -> Any:
+        """A tree as `infos`."""
+        return jax.tree.map(lambda info: self.init(info.s), infos, is_leaf=_is_info)
 
-    def middles(self, raw: Any, sites: Any) -> Any:
-        """A tree as `sites`, which raw must be as well."""
-        return jax.tree.map(lambda site, raw: self.middle(raw, site.s), sites, raw, is_leaf=_is_site)
+    def z(self, raw: Any, infos: Any) -> Any:
+        """`matrix_z` of every matrix; raw is a tree as `infos`."""
+        return jax.tree.map(lambda info, raw: self.matrix_z(raw, info.s), infos, raw, is_leaf=_is_info)
 
 
 class Diagonal(PerMatrix):
-    """A member whose middle is an effective z, so that its experts can be mixed and given to single rows."""
+    """A member whose z is an effective z, so that its experts can be mixed and given to single rows."""
 
     @abc.abstractmethod
-    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+    def matrix_z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
         """Effective z [..., R] float32."""
 
-    def middle(self, raw: jax.Array, s: jax.Array) -> jax.Array:
-        """`z`."""
-        return self.z(raw, s)
 
-
-def _is_site(x: Any) -> bool:
-    return isinstance(x, Site)
+def _is_info(x: Any) -> bool:
+    return isinstance(x, MatrixInfo)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +132,7 @@ class Linear(Diagonal):
         """Ones [..., R]."""
         return jnp.ones(s.shape, jnp.float32)
 
-    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+    def matrix_z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
         """raw."""
         del s
         return raw.astype(jnp.float32)
@@ -142,7 +152,7 @@ class SigmoidNuclear(Diagonal):
         """0.1 everywhere [..., R]."""
         return jnp.full(s.shape, 0.1, jnp.float32)
 
-    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+    def matrix_z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
         """c sigmoid(raw)."""
         gate = jax.nn.sigmoid(raw.astype(jnp.float32))
         s = s.astype(jnp.float32)
@@ -166,7 +176,7 @@ class TopK(Diagonal):
         self._require(self.k, s)
         return jnp.ones((*s.shape[:-1], self.k), jnp.float32)
 
-    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+    def matrix_z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
         """raw, then ones."""
         return jnp.concatenate([raw.astype(jnp.float32), _ones(s, self.k)], axis=-1)
 
@@ -185,7 +195,7 @@ class TailOnly(Diagonal):
         self._require(self.k, s)
         return jnp.ones((*s.shape[:-1], self.k), jnp.float32)
 
-    def z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
+    def matrix_z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
         """Ones, then raw."""
         return jnp.concatenate([_ones(s, self.k), raw.astype(jnp.float32)], axis=-1)
 
@@ -213,7 +223,7 @@ class Banded(PerMatrix):
         self._require(self.width + 1, s)
         return jnp.zeros((*s.shape[:-1], sum(self._lengths(s.shape[-1]))), jnp.float32)
 
-    def middle(self, raw: jax.Array, s: jax.Array) -> Bands:
+    def matrix_z(self, raw: jax.Array, s: jax.Array) -> Bands:
         """The same diagonals as rows, moved to where they begin in M."""
         ends = np.cumsum(self._lengths(s.shape[-1]))[:-1]
         lead = ((0, 0),) * (raw.ndim - 1)
@@ -246,7 +256,7 @@ class Cored(PerMatrix):
         self._require(self.r, s)
         return jnp.zeros((*s.shape[:-1], self.r, self.r), jnp.float32)
 
-    def middle(self, raw: jax.Array, s: jax.Array) -> Core:
+    def matrix_z(self, raw: jax.Array, s: jax.Array) -> Core:
         """diag(s_r) C."""
         return Core(s[..., : self.r, None].astype(jnp.float32) * raw.astype(jnp.float32))
 
@@ -269,22 +279,22 @@ class Projected(Family):
 
     name = "projected"
 
-    def start(self, sites: Any) -> dict[str, jax.Array]:
+    def start(self, infos: Any) -> dict[str, jax.Array]:
         """{"shared": zeros [n]}."""
-        for site in jax.tree.leaves(sites, is_leaf=_is_site):
-            self._require(self.r, site.s)
+        for info in jax.tree.leaves(infos, is_leaf=_is_info):
+            self._require(self.r, info.s)
         return {SHARED: jnp.zeros(self.n, jnp.float32)}
 
-    def middles(self, raw: Any, sites: Any) -> Any:
-        """A tree of `Core` as `sites`."""
+    def z(self, raw: Any, infos: Any) -> Any:
+        """A tree of `Core` as `infos`."""
         v = raw[SHARED].astype(jnp.float32)
 
-        def one(site: Site) -> Core:
-            p = projections(site.seed, (self.n, self.r, self.r))
+        def one(info: MatrixInfo) -> Core:
+            p = projections(info.seed, (self.n, self.r, self.r))
             mixed = jnp.einsum("N,...NIJ->...IJ", v, p, precision=jax.lax.Precision.HIGHEST)
-            return Core(site.s[..., : self.r, None].astype(jnp.float32) * mixed)
+            return Core(info.s[..., : self.r, None].astype(jnp.float32) * mixed)
 
-        return jax.tree.map(one, sites, is_leaf=_is_site)
+        return jax.tree.map(one, infos, is_leaf=_is_info)
 
 
 def projections(seed: Any, shape: tuple[int, ...]) -> jax.Array:
@@ -302,3 +312,60 @@ def _hash(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
+
+
+LINEAR = Linear()
+SIGMOID_NUCLEAR = SigmoidNuclear()
+
+EXAMPLES: tuple[Family, ...] = (LINEAR, SIGMOID_NUCLEAR, TopK(64), TailOnly(64), Banded(2), Cored(16), Projected(13, 2))
+_BY_NAME = {example.name: example for example in EXAMPLES}
+
+
+def family(spelling: str) -> Family:
+    """The parametrisation spelt so: a name, and after a colon its settings, e.g. `core:r=16`.
+
+    Raises:
+      UserError: no such parametrisation (all are listed), a setting that it lacks, misses or cannot take.
+    """
+    name, _, text = spelling.partition(":")
+    if name not in _BY_NAME:
+        raise UserError(f"unknown parametrisation {name!r}: it is one of {', '.join(map(str, EXAMPLES))}")
+    example = _BY_NAME[name]
+    known = [field.name for field in dataclasses.fields(example)]
+    settings: dict[str, int] = {}
+    for part in text.split(",") if text else []:
+        setting, _, value = part.partition("=")
+        if setting not in known or setting in settings:
+            raise UserError(
+                f"parametrisation {spelling!r}: {setting!r} is unknown or given twice; write e.g. {example}"
+            )
+        if not value.isdecimal():
+            raise UserError(f"parametrisation {spelling!r}: {setting}={value} is no whole number; write e.g. {example}")
+        settings[setting] = int(value)
+    if settings.keys() != set(known):
+        missing = ", ".join(setting for setting in known if setting not in settings)
+        raise UserError(f"parametrisation {spelling!r} does not say {missing}; write e.g. {example}")
+    return type(example)(**settings)
+
+
+def count(member: Family, infos: Any) -> int:
+    """How many numbers are trained. Only shapes are looked at: s may be a jax.ShapeDtypeStruct."""
+    return sum(int(np.prod(shape)) for shape in _shapes(jax.eval_shape(member.start, infos)).values())
+
+
+def check_raw(member: Family, raw: Any, infos: Any) -> None:
+    """Raises UserError unless raw has the keys and the shapes that `member` trains on these matrices."""
+    wanted, found = _shapes(jax.eval_shape(member.start, infos)), _shapes(raw)
+    for path, shape in wanted.items():
+        if path not in found:
+            raise UserError(f"raw has no {path}, which {member} trains here; give all {len(wanted)} of its entries")
+        if found[path] != shape:
+            raise UserError(f"{path}: raw has shape {list(found[path])}, {member} needs {list(shape)}")
+    for path in found:
+        if path not in wanted:
+            raise UserError(f"raw holds {path}, which is none of the {len(wanted)} entries that {member} trains here")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}

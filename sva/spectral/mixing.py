@@ -1,21 +1,82 @@
-"""The static bank of experts of one matrix, in the form that it is served in.
+"""Mixtures of experts around the base, z' = 1 + sum_k alpha_k (z_k - 1), and the static bank that batches mix from.
 
 A bank has E_max slots; slot 0 is the base and adds nothing. Every row of a batch carries alphas [E_max] and gets its
-own mixture, 1 + sum_e alpha_e (z_e - 1), as an adapter. Other experts in the slots, or other alphas, change no shape.
-With alphas [M, E_max] each of M matrices is mixed in its own proportions.
+own mixture as an adapter. Other experts in the slots, or other alphas, change no shape. With alphas [M, E_max] each of
+M matrices is mixed in its own proportions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from sva.parallel.sharding import constrain
-from sva.spectral.expert import mix_rows
-from sva.spectral.forms import Delta, Factored, Spectrum, delta, times
-from sva.spectral.truncate import Plan
+from sva.spectral.forms import Delta, Factored, Spectrum, delta, require_vector, times
+from sva.spectral.serving_plan import Plan
+from sva.utils.errors import UserError
+
+
+def mix(zs: Sequence[Mapping[str, jax.Array]], alphas: Any) -> dict[str, jax.Array]:
+    """One z around the base: z' = 1 + sum_k alpha_k (z_k - 1).
+
+    Transformer-Squared (arXiv 2501.06252), section 3.2, mixes sum_k alpha_k z_k; the two are equal where the alphas
+    add to 1, and this one stays at the base where they are 0. A weight that an expert leaves out counts as ones.
+
+    Args:
+      zs: E effective z, each {name: [R]}.
+      alphas: [E], or {name: [E]} for a mixture of its own for each matrix.
+    Returns:
+      {name: [R]} over the names of all experts.
+    Raises:
+      UserError: not one alpha for each expert.
+    """
+    names = list(dict.fromkeys(name for z in zs for name in z))
+    mixed = {}
+    for name in names:
+        weights = jnp.asarray(alphas[name] if isinstance(alphas, Mapping) else alphas, jnp.float32)
+        if weights.shape != (len(zs),):
+            raise UserError(f"{name}: {len(zs)} experts need {len(zs)} alphas, got shape {weights.shape}")
+        present = [(k, z[name]) for k, z in enumerate(zs) if name in z]
+        for _, z in present:
+            require_vector(name, z)
+        mixed[name] = 1 + sum(weights[k] * (jnp.asarray(z) - 1) for k, z in present)
+    return mixed
+
+
+def bank(zs: Sequence[Mapping[str, jax.Array]], spectra: Mapping[str, Spectrum], slots: int) -> dict[str, jax.Array]:
+    """The static bank {name: [slots, R] float32} over all `spectra`: slot 0 and every unused slot are the base.
+
+    Expert k of `zs` lies in slot k + 1. Adding, dropping or replacing one keeps all shapes, so nothing recompiles.
+
+    Raises:
+      UserError: more experts than slots.
+    """
+    if len(zs) >= slots:
+        raise UserError(f"{len(zs)} experts need {len(zs) + 1} slots, the bank has {slots}")
+    table = {}
+    for name, spectrum in spectra.items():
+        rows = np.ones((slots, np.shape(spectrum.s)[-1]), np.float32)
+        for slot, z in enumerate(zs, start=1):
+            if name in z:
+                require_vector(name, z[name])
+                rows[slot] = np.asarray(z[name])
+        table[name] = jnp.asarray(rows)
+    return table
+
+
+def mix_rows(bank_rows: jax.Array, alphas: jax.Array) -> jax.Array:
+    """A mixture for each row of a batch, out of one matrix's bank.
+
+    Args:
+      bank_rows: [E_max, R].
+      alphas: [B, E_max]; slot 0 adds nothing.
+    Returns:
+      [B, R] = 1 + alphas (bank - 1).
+    """
+    return 1 + jnp.matmul(alphas, bank_rows - 1, precision=jax.lax.Precision.HIGHEST)
 
 
 @struct.dataclass
