@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sva.cli import aot as ahead
-from sva.cli import hlo
+from sva.cli.aot import hlo
+from sva.cli.aot import report as ahead
 from sva.generation.testing import toy_config
 from sva.models.config import to_hf
 from sva.parallel.sharding import MeshConfig

@@ -150,7 +150,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _compile(arguments: argparse.Namespace) -> None:
-    from sva.cli import aot as ahead
+    from sva.cli.aot import report as ahead
     from sva.training import config
     from sva.training import run as runs
     from sva.utils.files import write_json
@@ -188,7 +188,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from sva.cli.aot import model_config
+    from sva.cli.aot.report import model_config
     from sva.cli.bench import bench, check, random_lm, table
     from sva.generation.lm import load
     from sva.training.run import command, versions

@@ -1,0 +1,266 @@
+"""Ahead-of-time compilation: what a training run would hold and do on a TPU pod, on a machine with no TPU.
+
+The update, the rollout and the two-pass function are compiled by the TPU's own compiler (libtpu, extra `aot`) for the
+pod's topology, from shapes alone: no weights are read, nothing runs. The report says, for one chip, which bytes lie
+there, by kind, how many operations each program makes and which messages it sends, with loops multiplied out
+(`sva.cli.aot.hlo`), whether everything fits, and what to change where it does not.
+"""
+
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sva.cli.aot import hlo
+from sva.cli.aot.programs import PROGRAMS, Program
+from sva.cli.aot.shapes import Shapes, held_bytes, params_of, spectra_of, state_of, targets_of
+from sva.generation.lm import DTYPES
+from sva.models import layout
+from sva.models.config import ModelConfig, from_hf
+from sva.models.hub import HUB_SECONDS
+from sva.models.transformer import Transformer
+from sva.models.weights import expected
+from sva.parallel.sharding import check_rows, make_mesh, notes
+from sva.training.config import Config
+from sva.utils.errors import UserError
+from sva.utils.files import read_json
+from sva.utils.padding import budget_bucket
+from sva.utils.remote import to_path
+
+HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip: cloud.google.com/tpu/docs/system-architecture-tpu-vm
+GIB = 2**30
+_ENVIRON = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}  # no chip is used, no host is asked
+
+
+def topology(name: str) -> list[Any]:
+    """The devices of a pod that need not be there, e.g. `v5e:4x4`.
+
+    Raises:
+      UserError: libtpu is not installed, or knows no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("compiling for a TPU needs its compiler, libtpu; install sva with the extra `aot`")
+    os.environ.update(_ENVIRON)
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"--topology {name} is unknown to libtpu ({str(error).splitlines()[0]}); write e.g. v5e:4x4 or v5p:2x2x4"
+        ) from error
+
+
+def model_config(model: str) -> ModelConfig:
+    """The network of a directory with a config.json, or of a hub id, of which nothing else is fetched.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = to_path(model) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+        try:
+            cached = try_to_load_from_cache(model, "config.json")
+            if not isinstance(cached, str):
+                HfApi().model_info(model, timeout=HUB_SECONDS)  # asks once, where a download would ask six times
+            path = Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
+        except Exception as error:  # the hub's own, network errors, a name that is none
+            raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__})") from error
+    return from_hf(read_json(path), str(path))
+
+
+def report(
+    config: Config,
+    devices: list[Any],
+    *,
+    hbm_gib: float,
+    prompt_tokens: int,
+    programs: tuple[str, ...] = tuple(PROGRAMS),
+    scan_layers: bool = True,
+    on_program: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """What one device of a pod would hold and do in a run of this configuration.
+
+    Args:
+      devices: of a topology, or real ones.
+      hbm_gib: memory of one of them, GiB.
+      prompt_tokens: length of the prompts.
+      programs: some of `PROGRAMS`.
+      scan_layers: one compiled layer for all; unrolled, compiling takes layers times as long.
+      on_program: called with a program's name before it is compiled.
+    Raises:
+      UserError: a mesh that does not make the devices, or a batch that does not divide over it.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    check_rows("rollout.prompts", config.rollout.prompts, mesh)
+    check_rows("train.micro_batch", config.train.micro_batch, mesh)
+    if config.rollout.max_new_tokens is None:
+        raise UserError("rollout.max_new_tokens must be set: no task is read here")
+    model = Transformer(model_config(config.model), DTYPES[config.dtype], scan_layers=scan_layers)
+    shapes = Shapes(config, model, mesh, prompt_tokens, budget_bucket(config.rollout.max_new_tokens))
+    found = {}
+    for name in programs:
+        on_program(name)
+        with jax.set_mesh(mesh):
+            found[name] = _compiled(PROGRAMS[name](shapes), shapes)
+    resident = {kind: held_bytes(tree) for kind, tree in run_holds(shapes).items()}
+    total = sum(resident.values()) + max((program["memory"]["temporaries"] for program in found.values()), default=0)
+    fits = total <= hbm_gib * GIB and not any("refused" in program for program in found.values())
+    return {
+        "mesh": dict(mesh.shape),
+        "devices": len(devices),
+        "hbm_gib": hbm_gib,
+        "prompt_tokens": shapes.prompt,
+        "new_tokens": shapes.new,
+        "rollout_rows": config.rollout.prompts * config.rollout.samples,
+        "notes": notes(layout.params(model), mesh),
+        "programs": found,
+        "run": {"resident": resident, "with_largest_temporaries": total, "fits": fits},
+        "advice": [] if fits else advice(shapes, resident, found, total - int(hbm_gib * GIB)),
+    }
+
+
+def run_holds(shapes: Shapes) -> dict[str, Any]:
+    """What lies on the devices all through a training run, by kind, as trees of jax.ShapeDtypeStruct.
+
+    In the factored form the spectra stand in for the target weights; in the dense one there are these, the spectra and
+    the merged weights.
+    """
+    kinds = {
+        "weights": params_of(shapes, without_targets=True),
+        "spectra": spectra_of(shapes),
+        "state": state_of(shapes),
+    }
+    if shapes.config.rollout.form == "dense":
+        kinds["target weights"] = kinds["merged weights"] = targets_of(shapes)
+    return kinds
+
+
+def advice(shapes: Shapes, resident: Mapping[str, int], programs: Mapping[str, Any], missing: int) -> list[str]:
+    """What would make a run fit that lacks `missing` bytes a device, the largest saving first."""
+    config = shapes.config
+    options: list[tuple[int, str]] = []
+    if config.rollout.form == "dense":
+        spared = resident["target weights"] + resident["merged weights"]
+        options.append((spared, "rollout.form=factored: the spectra stand in for base and merged target weights"))
+    parts = shapes.mesh.shape["data"]
+    if parts > 1:
+        whole = sum(resident.values())
+        options.append((whole - whole // parts, f"mesh.fsdp x {parts}, mesh.data=1: every weight lies there once"))
+    if "update" in programs:
+        temporaries = programs["update"]["memory"]["temporaries"]
+        if not config.train.remat:
+            options.append((temporaries // 2, "train.remat=true: layers are computed again on the way back"))
+        smaller = config.train.micro_batch // 2
+        if smaller and smaller % (shapes.mesh.shape["data"] * shapes.mesh.shape["fsdp"]) == 0:
+            options.append((temporaries // 2, f"train.micro_batch={smaller}: half the activations"))
+    cache = max((program["memory"]["cache"] for program in programs.values()), default=0)
+    if cache > missing // 4:
+        options.append((cache // 2, f"half of rollout.prompts={config.rollout.prompts}: half the cache"))
+    if shapes.mesh.size:
+        options.append((sum(resident.values()) // 2, "twice the devices on mesh.fsdp: half of everything resident"))
+    options.sort(key=lambda option: -option[0])
+    head = f"{max(0, missing) / GIB:.2f} GiB a device too much, by the resident bytes and the largest temporaries"
+    return [head, *(f"{text} (about {spared / GIB:.2f} GiB)" for spared, text in options if spared > 0)]
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The report as text, GiB a device."""
+    mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
+    lines = [f"mesh {mesh}; {result['hbm_gib']} GiB a device; prompts of {result['prompt_tokens']} tokens, "]
+    lines[0] += f"completions of {result['new_tokens']}, {result['rollout_rows']} rows"
+    lines += [f"note: {note}" for note in result["notes"]]
+    for name, program in result["programs"].items():
+        memory = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in program["memory"].items())
+        lines.append(f"{name}: {memory} GiB")
+        if "refused" in program:
+            lines.append(f"  the compiler refuses it: {program['refused']}")
+            continue
+        ratio = program["flops_all"] / program["flops_closed_form"]
+        lines.append(
+            f"  {program['flops'] / 1e12:.1f} TFLOP a device ({ratio:.3f} of the closed form), "
+            f"{program['bytes'] / 1e9:.0f} GB read and written, compiled in {program['compile_seconds']:.0f} s"
+        )
+        for kind, (times, size) in program["collectives"].items():
+            lines.append(f"  {kind}: {times} times, {size / 1e9:.2f} GB")
+        if program["weight_shaped_products"]:
+            lines.append(f"  products of a target weight's shape: {', '.join(program['weight_shaped_products'])}")
+    resident = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in result["run"]["resident"].items())
+    verdict = "fits" if result["run"]["fits"] else "does not fit"
+    total = result["run"]["with_largest_temporaries"] / GIB
+    lines.append(f"a run holds {resident}; with the largest temporaries {total:.2f} GiB: {verdict}")
+    return "\n".join([*lines, *(f"  {line}" for line in result["advice"])])
+
+
+def weight_shaped(text: str, shapes: Mapping[str, tuple[int, ...]], layers: int) -> list[str]:
+    """Results of a traced program's products that have a target weight's shape, either way round, stacked or not.
+
+    Args:
+      text: the program before it is divided over devices (`lowered.as_text()`), so that shapes are whole.
+      shapes: of the target weights.
+      layers: of the model: a stack has them as first axis.
+    """
+    wanted = {tuple(sorted(shape)) for shape in shapes.values()}
+    found: dict[str, None] = {}
+    for dims in re.findall(r"stablehlo\.dot_general.*->\s*tensor<((?:\d+x)+)\w+>", text):
+        sizes = [int(n) for n in dims.rstrip("x").split("x")]
+        for candidate in (sizes, sizes[1:] if sizes[0] == layers else sizes):
+            if tuple(sorted(n for n in candidate if n > 1)) in wanted:
+                found[dims.rstrip("x")] = None
+    return list(found)
+
+
+def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
+    """One program's part of the report."""
+    started = time.perf_counter()
+    lowered = program.lower()
+    traced = lowered.as_text()
+    cache = held_bytes(program.cache)
+    kinds = {kind: held_bytes(tree) for kind, tree in program.kinds.items() if tree is not None}
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = needed_bytes(str(error))
+        if used is None:
+            raise
+        temporaries = max(0, used - sum(kinds.values()))
+        return {"memory": kinds | {"temporaries": temporaries, "cache": cache}, "refused": _first_line(error)}
+    seconds = time.perf_counter() - started
+    stats = compiled.memory_analysis()
+    found = hlo.analyse(compiled.as_text(), open_turns=program.open_turns)
+    targets = {name: expected(shapes.model.cfg)[name].shape for name in shapes.targets}
+    return {
+        "memory": kinds | {"temporaries": stats.temp_size_in_bytes, "cache": cache},  # the cache is one of those
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+        "flops": found.flops,
+        "flops_all": found.flops * shapes.mesh.size,
+        "flops_closed_form": program.flops,
+        "bytes": found.bytes,
+        "collectives": found.sent(),
+        "loops": found.loops,
+        "open_loops": found.unknown,
+        "weight_shaped_products": weight_shaped(traced, targets, shapes.model.cfg.num_layers),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def needed_bytes(message: str) -> int | None:
+    """Bytes that a program needs where the TPU's compiler says that they are too many; None where it says other things.
+
+    Its words are "Ran out of memory in memory space hbm. Used 19.33G of 15.75G hbm".
+    """
+    match = re.search(r"Used (\d+(?:\.\d+)?)([MG]) of \d+(?:\.\d+)?[MG] hbm", message)
+    return int(float(match[1]) * {"M": 2**20, "G": GIB}[match[2]]) if match else None
+
+
+def _first_line(error: Exception) -> str:
+    return next(line.strip() for line in str(error).splitlines() if line.strip())[:300]
