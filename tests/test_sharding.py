@@ -138,7 +138,7 @@ def check_equal(rows):
 
 
 def test_meshes_equal_one_device(tmp_path):
-    script = ROOT / "experiments/sharding/equality.py"
+    script = ROOT / "experiments/studies/sharding/equality.py"
     process = run(script, "--model", "toy", "--output", tmp_path / "result.json", "--meshes", "2x2x2", "--scan")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err[-2000:]

@@ -18,7 +18,7 @@ from sva.models.tokenizer import load_tokenizer
 from sva.utils.errors import UserError
 from sva.utils.paths import data_dir
 
-# sha256 of llama.cpp's ids of GSM8K's test questions, made by experiments/tokenizer_parity.py
+# sha256 of llama.cpp's ids of GSM8K's test questions, made by experiments/studies/tokenizer_parity.py
 # with llama-cpp-python 0.3.36 and SmolLM2-135M-Instruct.Q4_1.gguf
 LLAMA_CPP_GSM8K = "7c7fbac869141caf1efcbd13b9aa3dd0c213481b15ca3c150fff737a42d87d79"
 

@@ -232,7 +232,7 @@ def quantise(lm: LM) -> LM:
 
     A quarter of the memory to hold and to read: for rollouts and evaluation at small batches. Experts and adapters
     made for `lm` fit it: they add their change to the rounded weights. `decompose` and `save` see the rounded
-    weights as floats, `merge` rounds what it merged. What it costs in accuracy: experiments/int8.
+    weights as floats, `merge` rounds what it merged. What it costs in accuracy: experiments/studies/int8.
     """
     specs, held = expected(lm.model.cfg), _held(lm)
     named = {

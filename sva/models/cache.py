@@ -8,8 +8,8 @@ one for G rows. What is generated goes into the slots of `Recent`, one call afte
 
 The keys of a part may lie in blocks of slots. Where layers are unrolled, which is the form for fast decoding on a CPU,
 what rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many keys
-takes up to three times as long for each (experiments/engine/attention.py). Elsewhere they lie in no blocks, nor in a
-single one: of an axis of one XLA's CPU compiler makes copies of the keys, four times a step.
+takes up to three times as long for each (experiments/benchmarks/engine/attention.py).
+Otherwise there is no block axis: with an axis of size 1 XLA on CPU copies the keys four times a step.
 """
 
 import dataclasses

@@ -38,14 +38,15 @@ def svd(w: np.ndarray) -> Spectrum:
       orthonormal basis beside the finished rows. A well-conditioned w, as weights are, needs one round.
 
     Measured: relative error below 1e-7, max abs(U^T U - I) and max abs(V^T V - I) below 1e-6, s within 1e-7 s_max of
-    LAPACK's float64, at any condition and rank (tests/test_svd.py; experiments/svd has times beside gesdd and
-    torch.svd). Memory beside w: about 5 R^2 float64 numbers and the result. The same input gives the same bytes on
+    LAPACK's float64, at any condition and rank (tests/test_svd.py; experiments/benchmarks/svd has times beside gesdd
+    and torch.svd). Memory beside w: about 5 R^2 float64 numbers and the result. The same input gives the same bytes on
     one machine at one number of BLAS threads.
 
     On a GPU the first round of a matrix whose short side is ON_DEVICE or more is made there, in float64: on an H100
     4096 x 14336 takes 0.51 s, where sixteen cores take 6.2 s and torch.svd on the H100 1.3 s, with errors of 1e-3
-    (experiments/svd, `device`). TPUs have no float64 eigenvectors, and a float32 Gram matrix misses the bounds: 1.2e-6
-    relative and 7e-6 in V^T V already for SmolLM2's first down_proj, whose s go down to 0.04 s_max only.
+    (experiments/benchmarks/svd, `device`). TPUs have no float64 eigenvectors, and a float32 Gram
+    matrix misses the bounds: 1.2e-6 relative and 7e-6 in V^T V already for SmolLM2's first down_proj, whose s go down
+    to 0.04 s_max only.
 
     Raises:
       UserError: w holds NaN or infinite values.

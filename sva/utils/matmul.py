@@ -1,6 +1,6 @@
 """x w^T, the product of every layer: the one place that knows which order of it a machine runs fastest.
 
-A weight is a float array, or `Int8`. The orders differ in rounding alone; experiments/decode measures them.
+A weight is a float array, or `Int8`. The orders differ in rounding alone; experiments/benchmarks/decode measures them.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,62 @@
+"""Llama-3-8B and 70B on pods that are not there: what each chip would hold and do, by `sva compile`.
+
+    python experiments/benchmarks/compile/compile.py  # extra `aot`; makes the reports that are missing, then the table
+    python experiments/benchmarks/compile/compile.py --table    # the table of those that are there
+
+One JSON file a configuration and program beside this file, each with its command. The 70B update takes the compiler
+five to twenty minutes, the others a few. Prompts of 255 tokens, completions of 768: no number of tokens is the width of
+a weight.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RUNS = {"llama3-8b-v5e-16": "v5e:4x4", "llama3-70b-v5e-16": "v5e:4x4", "llama3-70b-v5p-16": "v5p:2x2x4"}
+PROGRAMS = ("update", "rollout", "two_pass")
+GIB = 2**30
+
+
+def make(config: str, topology: str, program: str, output: Path) -> None:
+    """One report, by the command that a user would give."""
+    root = HERE.parent.parent
+    call = [sys.executable, "-m", "sva.cli.main", "compile", f"configs/{config}.yaml", "--topology", topology]
+    subprocess.run([*call, "--program", program, "--output", str(output.relative_to(root))], check=True, cwd=root)
+
+
+def row(name: str, report: dict) -> str:
+    """One line of the table; GiB and TFLOP of one chip."""
+    ((_, program),) = report["programs"].items()
+    memory = program["memory"]
+    held = sum(memory.get(kind, 0) for kind in ("weights", "spectra", "experts", "state", "batch"))
+    cells = [memory.get("weights", 0), memory.get("spectra", 0), memory["cache"], memory["temporaries"]]
+    cells.append(held + memory["temporaries"])
+    sent = sum(size for _, size in program["collectives"].values())
+    text = " | ".join(f"{cell / GIB:.2f}" for cell in cells)
+    ratio = program["flops_all"] / program["flops_closed_form"]
+    shaped = len(program["weight_shaped_products"])
+    return f"| {name} | {text} | {program['flops'] / 1e12:.0f} | {ratio:.3f} | {sent / 1e9:.0f} | {shaped} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--table", action="store_true", help="compile nothing")
+    arguments = parser.parse_args()
+    print(
+        "| program | weights | spectra | cache | temporaries | together | TFLOP | of closed form | GB sent | W-shaped |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for config, topology in RUNS.items():
+        for program in PROGRAMS:
+            output = HERE / f"{config}-{program}.json"
+            if not output.exists() and not arguments.table:
+                make(config, topology, program, output)
+            name = f"{config} {program}"
+            print(row(name, json.loads(output.read_text())) if output.exists() else f"| {name} | not run |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What SmolLM2-135M-Instruct (Q4_1) scores on GSM8K, ARC-Easy, ARC-Challenge and MBPP+ before any expert.
+
+    python experiments/studies/base_scores/base_scores.py [RUN=ROWS ...]     # writes result.json
+
+Greedy, sva's own prompts, zero-shot, test split (MBPP+: the public code's); of a run that is named, as
+gsm8k-generation=512, the first ROWS rows. One set of completions is graded twice, by the strict grader and by the
+public code's verdicts. ARC is also answered by option likelihood, per character and whole, in the leaderboards' format
+without a chat template. Records go to runs/base_scores; a run that is stopped goes on, and with more rows too.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from sva.cli.evaluate import scores
+from sva.evaluation import evaluate, records
+from sva.evaluation.stats import accuracy
+from sva.generation.lm import load
+from sva.parallel import compile_cache as runtime
+from sva.tasks import task
+from sva.tasks.base import Grade, reason
+from sva.training.run import command, versions
+from sva.utils.files import write_json
+
+MODEL = "smollm2-135m-instruct-q4_1"
+RUNS = (
+    ("arc_easy", "generation"),
+    ("arc_challenge", "generation"),
+    ("mbpp", "generation"),
+    ("arc_challenge", "likelihood"),
+    ("arc_easy", "likelihood"),
+    ("gsm8k", "generation"),
+)
+BATCH = 32
+# What others report of the unquantised SmolLM2-135M-Instruct, in percent.
+REPORTED = {
+    "lm-eval, 0-shot (model card of lldois/SmolLM2-135M-Reasoning-SLERP-Champion, baseline column)": {
+        "arc_challenge, likelihood per character": 27.73,
+        "arc_easy, likelihood whole": 54.12,
+        "gsm8k, flexible extraction": 0.38,
+    },
+    "0-shot (model card of facebook/MobileLLM-R1-140M)": {"gsm8k": 2.4, "math500": 3.0},
+}
+
+
+def score(lm, name: str, by: str, rows: int) -> dict:
+    """Both graders' accuracies of one task."""
+    todo = evaluate.items(task(name), "test", rows)
+    budget = todo[0].task.max_new_tokens
+    settings = {"task": name, "by": by, "fingerprint": lm.fingerprint, "max_new_tokens": budget, "batch": BATCH}
+    path = Path("runs/base_scores") / f"{name}-{by}.jsonl"
+    if by == "likelihood":
+        answer, batch = evaluate.by_likelihood(lm), BATCH // 4
+    else:
+        answer, batch = evaluate.greedy(lm, budget, BATCH)
+    with records.opened(path, settings, {"command": command(), "versions": versions()}) as file:
+        made = evaluate.recorded(file, todo, answer, batch, f"{name} by {by}")
+    result = {"task": name, "by": by, "n": len(made), "of": len(task(name).source("test"))}
+    if by == "likelihood":
+        return result | scores(made)
+    for grader in ("strict", "reference"):  # of the same completions, by the graders of today
+        completions, examples = [row["completion"] for row in made], [item.example for item in todo]
+        verdicts = task(name, grader).grade_many(completions, examples)
+        right = np.array([verdict.correct for verdict in verdicts])
+        result[grader] = {"accuracy": accuracy(right)._asdict(), "reasons": dict(Counter(map(kind, verdicts)))}
+    return result | {
+        "tokens": sum(row["tokens"] for row in made),
+        "cut_off_at_the_budget": sum(row["tokens"] == budget for row in made),
+    }
+
+
+def kind(verdict: Grade) -> str:
+    """A verdict's reason without what it says of this one program or answer."""
+    return reason(verdict).partition(":")[0].partition(" that defines")[0]
+
+
+def main() -> None:
+    rows = {name: int(count) for name, count in (argument.split("=") for argument in sys.argv[1:])}
+    runtime.start()
+    lm = load(MODEL)
+    place = Path(__file__).parent / "result.json"
+    result = {"model": lm.name, "quantisation": lm.quantisation, "dtype": str(lm.model.dtype.__name__), "scores": []}
+    for name, by in RUNS:
+        result["scores"].append(score(lm, name, by, rows.get(f"{name}-{by}", 10**6)))
+        write_json(place, result | {"command": command(), "versions": versions(), "reported": REPORTED})
+
+
+if __name__ == "__main__":
+    main()
