@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from sva.generation.lm import decompose, factored, load, logits
-from sva.spectral.parametrisations import SIGMOID_NUCLEAR
+from sva.spectral.parametrisations import SIGMOID_NUCLEAR, matrix_infos
 from sva.training.advantages import BASELINES
 from sva.training.kl import PENALTIES
 from sva.training.loop import ExpertState, TrainConfig, train_step

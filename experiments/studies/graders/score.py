@@ -1,6 +1,6 @@
 """How often the strict graders agree with a careful reader on completions that they were not made for.
 
-    python experiments/graders/score.py [--out experiments/graders/before.json]
+    python experiments/studies/graders/score.py [--out experiments/studies/graders/before.json]
 
 Over tests/completions/unseen: 75 completions each for GSM8K, ARC, MATH and programs (which are run in the sandbox),
 written down before the graders were mended. Prints the share of right verdicts and every wrong one, by file and line.
