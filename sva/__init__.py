@@ -1,22 +1,59 @@
-"""sva, singular-value adaptation: train, mix and serve singular-value experts for language models in JAX."""
+"""sva, singular-value adaptation: train, mix and serve singular-value experts for language models in JAX.
 
-from sva.adaptation.two_pass import two_pass
-from sva.generation.decode import Generation
-from sva.generation.lm import LM, decompose, factored, load, merge, quantise
-from sva.generation.sampling import Greedy, MinP, Temperature, TopK, TopP
-from sva.models.transformer import logits
-from sva.parallel.sharding import MeshConfig, make_mesh
-from sva.spectral.expert import Expert
-from sva.spectral.forms import Spectrum
-from sva.spectral.mixing import bank, mix
-from sva.spectral.parametrisations import family
-from sva.tasks import task
-from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
-from sva.utils.errors import UserError
+A name below is imported when it is first used, so that `import sva`, and a command that only prints its help, do not
+wait for JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
+    from sva.adaptation.two_pass import two_pass
+    from sva.evaluation.evaluate import evaluate
+    from sva.generation.complete import complete
+    from sva.generation.decode import Generation
+    from sva.generation.lm import LM, decompose, factored, load, merge, quantise
+    from sva.generation.sampling import Greedy, MinP, Temperature, TopK, TopP
+    from sva.models.transformer import logits
+    from sva.parallel.sharding import MeshConfig, make_mesh
+    from sva.spectral.expert import Expert
+    from sva.spectral.forms import Spectrum
+    from sva.spectral.mixing import bank, mix
+    from sva.spectral.parametrisations import family
+    from sva.tasks import task
+    from sva.training.config import Config
+    from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
+    from sva.training.run import train
+    from sva.utils.errors import UserError
+
+_MODULES = {
+    "sva.adaptation.adaptive_lm": ("AdaptiveLM", "adaptive"),
+    "sva.adaptation.two_pass": ("two_pass",),
+    "sva.evaluation.evaluate": ("evaluate",),
+    "sva.generation.complete": ("complete",),
+    "sva.generation.decode": ("Generation",),
+    "sva.generation.lm": ("LM", "decompose", "factored", "load", "merge", "quantise"),
+    "sva.generation.sampling": ("Greedy", "MinP", "Temperature", "TopK", "TopP"),
+    "sva.models.transformer": ("logits",),
+    "sva.parallel.sharding": ("MeshConfig", "make_mesh"),
+    "sva.spectral.expert": ("Expert",),
+    "sva.spectral.forms": ("Spectrum",),
+    "sva.spectral.mixing": ("bank", "mix"),
+    "sva.spectral.parametrisations": ("family",),
+    "sva.tasks": ("task",),
+    "sva.training.config": ("Config",),
+    "sva.training.reinforce": ("Batch", "ReinforceConfig", "reinforce_loss"),
+    "sva.training.run": ("train",),
+    "sva.utils.errors": ("UserError",),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "LM",
+    "AdaptiveLM",
     "Batch",
+    "Config",
     "Expert",
     "Generation",
     "Greedy",
@@ -28,8 +65,11 @@ __all__ = [
     "TopK",
     "TopP",
     "UserError",
+    "adaptive",
     "bank",
+    "complete",
     "decompose",
+    "evaluate",
     "factored",
     "family",
     "load",
@@ -40,5 +80,17 @@ __all__ = [
     "quantise",
     "reinforce_loss",
     "task",
+    "train",
     "two_pass",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sva' has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_WHERE[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ import sva
 from sva.adaptation import dispatchers
 from sva.adaptation import label_scoring as dispatch
 from sva.adaptation import two_pass as adapt
-from sva.adaptation.adaptive_lm import OTHER_LABEL, SLOTS, AdaptiveLM, arrange, build
+from sva.adaptation.adaptive_lm import OTHER_LABEL, SLOTS, AdaptiveLM, adaptive, arrange
 from sva.generation import chat
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
@@ -24,7 +24,7 @@ NEW = 6
 
 class Setting(NamedTuple):
     lm: sva.LM
-    adaptive: AdaptiveLM
+    system: AdaptiveLM
     zs: list  # of slots 0, 1, 2
 
 
@@ -47,7 +47,7 @@ def setting(request, toy):
     lm = toy_lm(scan_layers=getattr(request, "param", False))
     spectra = sva.decompose(lm, "mlp", progress=False)
     experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
-    return Setting(lm, build(lm, experts, progress=False), [None, *(expert.z(spectra) for expert in experts)])
+    return Setting(lm, adaptive(lm, experts, progress=False), [None, *(expert.z(spectra) for expert in experts)])
 
 
 either = pytest.mark.parametrize("setting", [False, True], ids=["unrolled", "scanned"], indirect=True, scope="module")
@@ -57,14 +57,14 @@ def _encoded(lm):
     return chat.encode(lm, [chat.render(lm, question) for question in QUESTIONS])
 
 
-def _answer(lm, adaptive, alphas):
+def _answer(lm, system, alphas):
     """The second pass with these alphas [5, E_max], in plain shapes."""
-    return adapt.answer(adaptive.served, np.asarray(alphas, np.float32), _request(lm))
+    return adapt.answer(system.served, np.asarray(alphas, np.float32), _request(lm))
 
 
-def _rows(adaptive):
+def _rows(system):
     """What the first pass reads, in plain shapes."""
-    return jax.tree.map(lambda x: np.asarray(x)[: len(QUESTIONS)], adaptive.rows(QUESTIONS))
+    return jax.tree.map(lambda x: np.asarray(x)[: len(QUESTIONS)], system.rows(QUESTIONS))
 
 
 def _request(lm):
@@ -75,9 +75,9 @@ def _request(lm):
 
 @either
 def test_a_row_runs_on_its_own_expert_as_if_that_were_merged(setting):
-    lm, adaptive, zs = setting
+    lm, system, zs = setting
     slots = [1, 0, 2, 2, 1]
-    out = _answer(lm, adaptive, np.eye(SLOTS)[slots] * (np.array(slots) > 0)[:, None])
+    out = _answer(lm, system, np.eye(SLOTS)[slots] * (np.array(slots) > 0)[:, None])
     ids, mask = _encoded(lm)
     for row, slot in enumerate(slots):
         merged = lm if slot == 0 else sva.merge(lm, sva.decompose(lm, "mlp"), zs[slot])
@@ -95,11 +95,11 @@ def test_a_row_runs_on_its_own_expert_as_if_that_were_merged(setting):
 
 @either
 def test_a_row_of_a_mixture_runs_on_the_mixed_expert(setting):
-    lm, adaptive, zs = setting
+    lm, system, zs = setting
     alphas = np.zeros((5, SLOTS))
     alphas[:, 1:3] = [[0.5, 0.5], [1, 1], [0, 0.3], [-0.5, 1], [0, 0]]
     alphas[:, 0] = 7  # the base's slot adds nothing
-    out = _answer(lm, adaptive, alphas)
+    out = _answer(lm, system, alphas)
     ids, mask = _encoded(lm)
     rows = [sva.mix(zs[1:], row[1:3]) for row in alphas]
     each = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -108,41 +108,41 @@ def test_a_row_of_a_mixture_runs_on_the_mixed_expert(setting):
 
 
 def test_both_passes_together_are_each_by_itself(setting):
-    lm, adaptive, _ = setting
+    lm, system, _ = setting
     # A bias that splits the batch, so that more than one expert is at work.
-    probs = np.log(adaptive.choose(QUESTIONS).probs)
-    bias = np.array(adaptive.dispatcher.first.bias)
+    probs = np.log(system.choose(QUESTIONS).probs)
+    bias = np.array(system.dispatcher.first.bias)
     bias[:3] += np.median(probs - probs[:, -1:], axis=0)
-    scored = dispatchers.Scored(dataclasses.replace(adaptive.dispatcher.first, bias=bias))
-    rows = _rows(adaptive)
-    out = adapt.two_pass(adaptive.served, scored, rows, _request(lm))
-    first = adapt.choose(adaptive.served, scored, rows)
+    scored = dispatchers.Scored(dataclasses.replace(system.dispatcher.first, bias=bias))
+    rows = _rows(system)
+    out = adapt.two_pass(system.served, scored, rows, _request(lm))
+    first = adapt.choose(system.served, scored, rows)
     np.testing.assert_allclose(out.decision.probs, first.probs, atol=1e-5)
     chosen = np.asarray(first.probs).argmax(axis=1)
     assert len(set(chosen)) > 1
     slots = np.array([1, 2, 0])[chosen]
     np.testing.assert_array_equal(out.decision.alphas, np.eye(SLOTS)[slots] * (slots > 0)[:, None])
-    second = _answer(lm, adaptive, out.decision.alphas)
+    second = _answer(lm, system, out.decision.alphas)
     np.testing.assert_array_equal(out.generation.tokens, second.tokens)
 
 
 def test_a_soft_choice_answers_with_the_mixture_and_an_unsure_one_with_the_base(setting):
-    lm, adaptive, _ = setting
+    lm, system, _ = setting
     for choice in (dispatch.Soft(), dispatch.Threshold(1.0)):
-        served = dataclasses.replace(adaptive.served, choice=choice)
-        out = adapt.two_pass(served, adaptive.dispatcher, _rows(adaptive), _request(lm))
+        served = dataclasses.replace(system.served, choice=choice)
+        out = adapt.two_pass(served, system.dispatcher, _rows(system), _request(lm))
         probs = np.asarray(out.decision.probs)
         assert not probs[:, 3:].any()  # of places that no label has
         alphas = np.zeros((5, SLOTS))
         alphas[:, 1:3] = probs[:, :2] if isinstance(choice, dispatch.Soft) else 0
         np.testing.assert_allclose(out.decision.alphas, alphas, atol=1e-6)
-        np.testing.assert_array_equal(out.generation.tokens, _answer(lm, adaptive, out.decision.alphas).tokens)
+        np.testing.assert_array_equal(out.generation.tokens, _answer(lm, system, out.decision.alphas).tokens)
 
 
 def test_answers_say_which_expert_and_how_sure(setting):
-    _, adaptive, _ = setting
-    answers = adaptive.answer(QUESTIONS, NEW)
-    probs = adaptive.choose(QUESTIONS).probs
+    _, system, _ = setting
+    answers = system.answer(QUESTIONS, NEW)
+    probs = system.choose(QUESTIONS).probs
     assert probs.shape == (5, 3)
     for answer, row in zip(answers, probs, strict=True):
         assert answer.label == ["colour", "thing", "other"][row.argmax()]
@@ -152,22 +152,22 @@ def test_answers_say_which_expert_and_how_sure(setting):
 
 
 def test_a_row_that_the_base_answers_is_named_other_however_likely_an_expert_is(setting):
-    _, adaptive, _ = setting
-    unsure = dataclasses.replace(adaptive, served=dataclasses.replace(adaptive.served, choice=dispatch.Threshold(1.0)))
+    _, system, _ = setting
+    unsure = dataclasses.replace(system, served=dataclasses.replace(system.served, choice=dispatch.Threshold(1.0)))
     decision = unsure.choose(QUESTIONS)
     assert [label for label, _ in unsure.named(decision)] == ["other"] * 5
     assert [prob for _, prob in unsure.named(decision)] == pytest.approx(decision.probs.max(axis=1))
 
 
 def test_another_batch_prompt_expert_or_mixture_compiles_nothing(setting, compilations):
-    lm, adaptive, _ = setting
+    lm, system, _ = setting
     settings = dict(sampling=Temperature(), key=jax.random.key(0))
-    adaptive.answer(QUESTIONS, NEW, **settings)
-    other = build(lm, [_expert(sva.decompose(lm, "mlp"), 3, "colour")], progress=False)
-    one_less = dataclasses.replace(adaptive, served=other.served)
+    system.answer(QUESTIONS, NEW, **settings)
+    other = adaptive(lm, [_expert(sva.decompose(lm, "mlp"), 3, "colour")], progress=False)
+    one_less = dataclasses.replace(system, served=other.served)
     compilations.clear()
-    adaptive.answer(["name a thing"] * 8, 7, **settings)
-    adaptive.answer(QUESTIONS[::-1] + ["grass"], 8, **(settings | {"key": jax.random.key(1)}))
+    system.answer(["name a thing"] * 8, 7, **settings)
+    system.answer(QUESTIONS[::-1] + ["grass"], 8, **(settings | {"key": jax.random.key(1)}))
     one_less.answer(QUESTIONS, NEW, **settings)
     assert compilations == []
 
@@ -177,14 +177,14 @@ def test_a_classification_expert_runs_the_first_pass_and_only_that(setting):
     spectra = sva.decompose(lm, "mlp")
     experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
     judge = _judge(spectra, ["colour", "thing", "other"])
-    adaptive = build(lm, experts, classifier=judge, calibrate=False, progress=False)
+    system = adaptive(lm, experts, classifier=judge, calibrate=False, progress=False)
     merged = sva.merge(lm, spectra, judge.z(spectra))
-    alone = build(merged, experts, calibrate=False, progress=False)
-    np.testing.assert_allclose(adaptive.choose(QUESTIONS).probs, alone.choose(QUESTIONS).probs, atol=1e-3)
-    base = build(lm, experts, calibrate=False, progress=False)
-    assert np.abs(adaptive.choose(QUESTIONS).probs - base.choose(QUESTIONS).probs).max() > 0.01
+    alone = adaptive(merged, experts, calibrate=False, progress=False)
+    np.testing.assert_allclose(system.choose(QUESTIONS).probs, alone.choose(QUESTIONS).probs, atol=1e-3)
+    base = adaptive(lm, experts, calibrate=False, progress=False)
+    assert np.abs(system.choose(QUESTIONS).probs - base.choose(QUESTIONS).probs).max() > 0.01
     # The expert in use at the answer is the label's, not the judge.
-    label = adaptive.answer(QUESTIONS[:1], NEW)[0]
+    label = system.answer(QUESTIONS[:1], NEW)[0]
     slot = {"colour": 1, "thing": 2, "other": 0}[label.label]
     model = lm if slot == 0 else sva.merge(lm, spectra, zs[slot])
     ids, mask = (x[:1] for x in _encoded(lm))
@@ -199,7 +199,7 @@ def test_labels_stand_in_the_order_that_the_classifier_learnt_and_the_base_is_as
     assert [label.name for label in labels] == ["thing", "colour", "other"]
     assert slots == [2, 1, 0]
     base, judged = (
-        build(toy, experts, classifier=judge, progress=False)
+        adaptive(toy, experts, classifier=judge, progress=False)
         for judge in (None, _judge(spectra, ["thing", "colour", "other"]))
     )
     assert [label.name for label in judged.labels] == ["thing", "colour", "other"]
@@ -222,15 +222,15 @@ def test_experts_that_cannot_be_served_together_are_refused(toy):
         ([_expert(spectra, 2, OTHER_LABEL.name)], "'other'"),
     ):
         with pytest.raises(UserError, match=words):
-            build(toy, experts, progress=False)
-    adaptive = build(toy, [good], progress=False)
+            adaptive(toy, experts, progress=False)
+    system = adaptive(toy, [good], progress=False)
     with pytest.raises(UserError, match=r"alphas have shape \[5, 3\]; these prompts and this bank need \[5, 8\]"):
-        _answer(toy, adaptive, np.zeros((5, 3)))
+        _answer(toy, system, np.zeros((5, 3)))
     for questions, words in (([" "], "prompt is empty"), (["red " * 300], "context is 256")):
         with pytest.raises(UserError, match=words):
-            adaptive.answer(questions, NEW)
+            system.answer(questions, NEW)
     with pytest.raises(UserError, match="needs a key"):
-        adaptive.answer(QUESTIONS, NEW, sampling=Temperature())
+        system.answer(QUESTIONS, NEW, sampling=Temperature())
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def eight(setting):
 def _many(lm, count):
     spectra = sva.decompose(lm, "mlp", progress=False)
     experts = [_expert(spectra, i, f"kind{i}") for i in range(count)]
-    return build(lm, experts, calibrate=False, progress=False)
+    return adaptive(lm, experts, calibrate=False, progress=False)
 
 
 def test_more_experts_than_slots_make_a_larger_bank(eight):
@@ -293,8 +293,8 @@ def test_a_ninth_expert_compiles_nothing_and_leaves_the_other_rows_alone(setting
     assert (np.asarray(ninth.logprobs[1]) != np.asarray(after.logprobs[1])).any()
 
 
-def _banks(adaptive):
-    return jax.tree.leaves(adaptive.served.bank, is_leaf=lambda x: isinstance(x, FactoredSlots | DeltaSlots))
+def _banks(system):
+    return jax.tree.leaves(system.served.bank, is_leaf=lambda x: isinstance(x, FactoredSlots | DeltaSlots))
 
 
 def _near(expert, others, rng):
@@ -316,9 +316,9 @@ def test_the_form_follows_the_tolerance_and_the_answers_its_bound(setting, capsy
     lm = setting.lm
     spectra = sva.decompose(lm, "mlp")
     experts = [_few(spectra, 1, "colour"), _few(spectra, 2, "thing")]
-    exact = build(lm, experts, calibrate=False)
+    exact = adaptive(lm, experts, calibrate=False)
     assert "6 of 6 matrices factored" in capsys.readouterr().err
-    near = build(lm, experts, calibrate=False, tolerance=1e-2)
+    near = adaptive(lm, experts, calibrate=False, tolerance=1e-2)
     told = capsys.readouterr().err
     assert "0 of 6 matrices factored; 6 dense + delta, k 8" in told
     assert told.count("\n") == 1
@@ -332,7 +332,7 @@ def test_the_form_follows_the_tolerance_and_the_answers_its_bound(setting, capsy
         _answer(lm, near, alphas).logprobs[:, 0], _answer(lm, exact, alphas).logprobs[:, 0], atol=2e-3
     )
     # With a tolerance of 0 on the components that move, delta is exact.
-    whole = build(lm, experts, calibrate=False, exact_base=True, progress=False)
+    whole = adaptive(lm, experts, calibrate=False, exact_base=True, progress=False)
     assert {(plan.form, len(plan.components)) for plan in whole.plans.values()} == {("delta", 32)}
     np.testing.assert_allclose(
         _answer(lm, whole, alphas).logprobs[:, 0], _answer(lm, exact, alphas).logprobs[:, 0], atol=1e-4
@@ -343,14 +343,14 @@ def test_the_form_follows_the_tolerance_and_the_answers_its_bound(setting, capsy
 def test_base_rows_among_experts_are_the_base_bit_for_bit_and_factored_nearly(setting):
     lm = setting.lm
     spectra = sva.decompose(lm, "mlp")
-    whole = build(lm, [_expert(spectra, 1, "colour")], calibrate=False, exact_base=True, progress=False)
+    whole = adaptive(lm, [_expert(spectra, 1, "colour")], calibrate=False, exact_base=True, progress=False)
     ids, mask = _encoded(lm)
     alphas = np.zeros((5, SLOTS), np.float32)
     alphas[[1, 3], 1] = 1
     adapted = sva.logits(lm.model, lm.params, ids, mask, mixture(whole.served.bank, alphas))
     base = lm.logits(ids, mask)
     np.testing.assert_array_equal(adapted[::2], base[::2])
-    factored = build(lm, [_expert(spectra, 1, "colour")], calibrate=False, progress=False)
+    factored = adaptive(lm, [_expert(spectra, 1, "colour")], calibrate=False, progress=False)
     assert {plan.form for plan in factored.plans.values()} == {"factored"}
     near = sva.logits(lm.model, lm.params, ids, mask, mixture(factored.served.bank, alphas))
     shown = np.asarray(mask, bool)[::2]
@@ -364,7 +364,7 @@ def test_another_expert_that_needs_as_many_components_compiles_nothing(setting, 
 
     def built(seed, others):
         expert = _few(spectra, seed, "colour", others)
-        return build(lm, [expert], calibrate=False, tolerance=1e-2, progress=False)
+        return adaptive(lm, [expert], calibrate=False, tolerance=1e-2, progress=False)
 
     first = built(1, 5).answer(QUESTIONS, NEW)
     compilations.clear()
@@ -377,4 +377,4 @@ def test_another_expert_that_needs_as_many_components_compiles_nothing(setting, 
 def test_a_tolerance_that_nothing_meets_is_refused(toy, tolerance):
     expert = _expert(sva.decompose(toy, "mlp", progress=False), 1, "colour")
     with pytest.raises(UserError, match=f"tolerance={tolerance} is met by no number of components"):
-        build(toy, [expert], tolerance=tolerance, progress=False)
+        adaptive(toy, [expert], tolerance=tolerance, progress=False)

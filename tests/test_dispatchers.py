@@ -7,7 +7,7 @@ import pytest
 import sva
 from sva.adaptation import dispatchers
 from sva.adaptation import two_pass as adapt
-from sva.adaptation.adaptive_lm import DISPATCHERS, SLOTS, build
+from sva.adaptation.adaptive_lm import DISPATCHERS, SLOTS, adaptive
 from sva.generation import chat
 from sva.generation.testing import COLOURS, THINGS
 from sva.spectral.expert import Expert
@@ -33,7 +33,7 @@ def model(toy):
 
     labels = {"colour": "a colour", "thing": "a thing", OTHER: "anything else"}
     experts = [expert(i, label=name, description=labels[name]) for i, name in enumerate(("colour", "thing"))]
-    return build(toy, experts, classifier=expert(9, labels=labels), progress=False)
+    return adaptive(toy, experts, classifier=expert(9, labels=labels), progress=False)
 
 
 def _chosen(model, questions=tuple(QUESTIONS), right=tuple(RIGHT)):

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 import sva
-from sva.adaptation.adaptive_lm import build
+from sva.adaptation.adaptive_lm import adaptive
 from sva.generation.lm import decompose, merge, merge_params
 from sva.generation.testing import NameAColour, toy_lm
 from sva.models.config import from_hf
@@ -224,7 +224,7 @@ def test_a_z_is_mixed_and_given_to_rows_and_anything_else_is_to_be_merged(spelli
         lambda: toy.logits(ids, np.ones_like(ids), z),
         lambda: toy.generate(ids, np.ones_like(ids), 2, z=z),
         lambda: expert.z(spectra),
-        lambda: build(toy, [expert], progress=False),
+        lambda: adaptive(toy, [expert], progress=False),
     ]
     for use in uses:
         if spelling not in DENSE:

@@ -32,7 +32,7 @@ def settings(tmp_path_factory):
 def run(toy, settings, tmp_path_factory):
     """(run_dir, expert, result) of one finished run; tests leave the directory as it is."""
     run_dir = tmp_path_factory.mktemp("runs") / "a" / "b"
-    return run_dir, *runs.train_expert(settings(run_dir), lm=toy, progress=False)
+    return run_dir, *runs.train(settings(run_dir), lm=toy, progress=False)
 
 
 def test_a_run_leaves_everything_that_tells_what_it_did(run, settings, toy):
@@ -73,10 +73,10 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_when_its_machine_is_lost(run, setti
         patch.setattr(Mirror, "push", sends_no_second_step)
         patch.setattr(runs, "merge", lambda *_: 1 / 0)  # after the last step
         with pytest.raises(ZeroDivisionError):
-            runs.train_expert(remote, lm=toy, progress=False)
+            runs.train(remote, lm=toy, progress=False)
     there = bucket / "runs" / "one"
     assert [row["step"] for row in metrics.read(there / "metrics.jsonl")] == [0]
-    _, result = runs.train_expert(remote, lm=toy, progress=False)
+    _, result = runs.train(remote, lm=toy, progress=False)
     run_dir, _, whole = run
     assert Expert.load(there / "expert.safetensors").digest == Expert.load(run_dir / "expert.safetensors").digest
     for name in ("before.jsonl", "after.jsonl"):
@@ -84,7 +84,7 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_when_its_machine_is_lost(run, setti
     assert result["gain"] == whole["gain"]
     assert (there / "tensorboard").is_dir()
     with pytest.raises(UserError, match=r"gs://bucket/runs/one holds a run of other settings \(train.lr"):
-        runs.train_expert(settings("gs://bucket/runs/one", "train.lr=1e-3"), lm=toy, progress=False)
+        runs.train(settings("gs://bucket/runs/one", "train.lr=1e-3"), lm=toy, progress=False)
     assert main(["report", "gs://bucket/runs/one"]) == 0
     assert (there / "report.html").stat().st_size > 10_000
 
@@ -114,7 +114,7 @@ def test_a_finished_run_is_read_and_not_repeated(run, settings, toy, monkeypatch
     run_dir, expert, result = run
     monkeypatch.setattr("sva.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
     monkeypatch.setattr("sva.training.loop.sample", lambda *_, **__: pytest.fail("trained again"))
-    again, same = runs.train_expert(settings(run_dir), lm=toy, progress=False)
+    again, same = runs.train(settings(run_dir), lm=toy, progress=False)
     for name, raw in expert.raw.items():
         np.testing.assert_array_equal(again.raw[name], raw)
     assert {name: same[name] for name in ("before", "after", "gain", "n")} == {
@@ -125,7 +125,7 @@ def test_a_finished_run_is_read_and_not_repeated(run, settings, toy, monkeypatch
 def test_a_directory_of_other_settings_is_refused_by_name(run, settings, toy):
     run_dir = run[0]
     with pytest.raises(UserError, match=r"seed: 0 there, 7 asked for; train\.lr: 0\.01 there, 0\.02 asked") as caught:
-        runs.train_expert(settings(run_dir, "seed=7", "train.lr=0.02"), lm=toy, progress=False)
+        runs.train(settings(run_dir, "seed=7", "train.lr=0.02"), lm=toy, progress=False)
     assert "\n" not in str(caught.value)
 
 
@@ -141,21 +141,21 @@ def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default(ru
 def test_a_run_that_validates_yields_its_best_step(settings, toy, tmp_path, monkeypatch):
     found = iter([0.0, 0.5, 0.25, 0.25])
     monkeypatch.setattr("sva.training.loop._accuracy", lambda *_: next(found))
-    expert, result = runs.train_expert(settings(tmp_path / "run", "validation.every=1"), lm=toy, progress=False)
+    expert, result = runs.train(settings(tmp_path / "run", "validation.every=1"), lm=toy, progress=False)
     assert result["best_step"] == 1
-    one, _ = runs.train_expert(settings(tmp_path / "one", "train.steps=1"), lm=toy, progress=False)
+    one, _ = runs.train(settings(tmp_path / "one", "train.steps=1"), lm=toy, progress=False)
     for name, raw in one.raw.items():
         np.testing.assert_array_equal(expert.raw[name], raw)
 
 
 def test_a_directory_in_use_is_refused_and_freed_after_a_failure(settings, toy, tmp_path, monkeypatch):
     with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another process trains in"):
-        runs.train_expert(settings(tmp_path), lm=toy, progress=False)
+        runs.train(settings(tmp_path), lm=toy, progress=False)
     monkeypatch.setattr("sva.training.run.fit", lambda *_, **__: 1 / 0)
     failures = []  # kept, and with them whatever their frames hold
     for _ in range(2):
         with pytest.raises(ZeroDivisionError) as caught:
-            runs.train_expert(settings(tmp_path), lm=toy, progress=False)
+            runs.train(settings(tmp_path), lm=toy, progress=False)
         failures.append(caught)
 
 
@@ -165,11 +165,11 @@ def test_a_directory_in_use_is_refused_and_freed_after_a_failure(settings, toy, 
 )
 def test_settings_that_name_nothing_do_not_take_the_directory(override, words, settings, toy, tmp_path):
     with pytest.raises(UserError, match=words):
-        runs.train_expert(settings(tmp_path, override), lm=toy, progress=False)
+        runs.train(settings(tmp_path, override), lm=toy, progress=False)
     assert not (tmp_path / "config.yaml").exists()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(settings, toy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        runs.train_expert(settings(tmp_path / "file" / "run"), lm=toy, progress=False)
+        runs.train(settings(tmp_path / "file" / "run"), lm=toy, progress=False)

@@ -1,4 +1,4 @@
-"""What people write in settings, and what each setting makes of it: `sva.utils.settings` through `sva.training.config.load`."""
+"""What people write in settings, and what each setting makes of it: `utils.settings` through `config.load`."""
 
 import dataclasses
 import json

@@ -34,7 +34,8 @@ def test_the_child_knows_that_it_is_one(capfd):
 
 def test_a_signal_to_end_goes_to_the_child():
     child = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print('ready', flush=True); signal.pause()"
-    parent = f"from sva.parallel.supervise import supervise; import sys; sys.exit(supervise([sys.executable, '-c', {child!r}]))"
+    supervised = f"sys.exit(supervise([sys.executable, '-c', {child!r}]))"
+    parent = f"from sva.parallel.supervise import supervise; import sys; {supervised}"
     process = subprocess.Popen(python(parent), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -52,7 +52,7 @@ def test_cells_are_the_grids_product_with_the_last_axis_fastest(tmp_path, config
 
 def test_a_sweep_that_was_stopped_goes_on_and_leaves_finished_cells_alone(tmp_path, config, monkeypatch, capsys):
     path = sweep(tmp_path, config, grid={"seed": [0, 1]})
-    train, seeds = runs.train_expert, []
+    train, seeds = runs.train, []
 
     def stopped(settings):
         if settings.seed == 1 and not seeds.count(1):
@@ -61,7 +61,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_leaves_finished_cells_alone(tmp_pa
         seeds.append(settings.seed)
         return train(settings)
 
-    monkeypatch.setattr(runs, "train_expert", stopped)
+    monkeypatch.setattr(runs, "train", stopped)
     assert main(["sweep", str(path)]) == 1
     capsys.readouterr()
     assert main(["sweep", str(path), "--table", "--json"]) == 0

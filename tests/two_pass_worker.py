@@ -11,7 +11,7 @@ import numpy as np
 from mesh_worker import on_mesh
 
 from sva.adaptation import two_pass as adapt
-from sva.adaptation.adaptive_lm import build
+from sva.adaptation.adaptive_lm import adaptive
 from sva.adaptation.dispatchers import Blend
 from sva.generation.sampling import Greedy
 from sva.generation.testing import THINGS
@@ -34,7 +34,7 @@ def main(output, name):
             rng = np.random.default_rng(seed)
             raw = {name: rng.uniform(0.3, 1.7, x.s.shape).astype(np.float32) for name, x in sorted(spectra.items())}
             experts.append(Expert(raw, "linear", {"label": label, "description": f"a {label}"}))
-        model = build(lm, experts, progress=False)
+        model = adaptive(lm, experts, progress=False)
         # Two rows are scored, two generate a label, one draws it, three are told it: all experts are at work.
         members = tuple(model.by(kind).dispatcher for kind in ("prompt", "generated", "random", "oracle"))
         own = jax.nn.one_hot(np.array([0, 0, 1, 1, 2, 3, 3, 3]), 4)

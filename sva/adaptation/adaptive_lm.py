@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveLM:
-    """Everything that two passes need, made once by `build`."""
+    """Everything that two passes need, made once by `adaptive`."""
 
     lm: LM
     labels: tuple[Label, ...]
@@ -275,7 +275,7 @@ _embed = jax.jit(dispatchers.embed, static_argnames=("model",))
 _work = jax.jit(dispatchers.work, static_argnames=("model",))
 
 
-def build(
+def adaptive(
     lm: LM,
     experts: Sequence[Expert],
     *,

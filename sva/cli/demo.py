@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sva.adaptation import dispatch_report as dispatch_scores
-from sva.adaptation.adaptive_lm import AdaptiveLM, build
+from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.adaptation.by_two_passes import by_two_passes
 from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Item, Record
@@ -21,7 +21,7 @@ from sva.spectral.expert import Expert
 from sva.tasks import task as make_task
 from sva.tasks.labels import OTHER
 from sva.training import config, metrics
-from sva.training.run import command, train_expert, versions
+from sva.training.run import command, train, versions
 from sva.utils import plots
 from sva.utils.files import write_json
 
@@ -57,7 +57,7 @@ def demo(directory: Path) -> dict[str, Any]:
     for name, expert in experts.items():
         answers[f"{name} everywhere"] = alone(lm, todo, name, directory, expert)
     say("4/4  two passes: the model says what kind each prompt is, then answers with that expert")
-    model = build(lm, list(experts.values()), classifier=classifier)
+    model = adaptive(lm, list(experts.values()), classifier=classifier)
     labels = [label.name for label in model.labels]
     dispatchers, costs = {}, {}
     for name, by, system in (
@@ -96,7 +96,7 @@ def demo(directory: Path) -> dict[str, Any]:
 
 def train_live(lm: LM, directory: Path) -> tuple[Expert, dict[str, Any]]:
     """(the expert, its run's result) of `LIVE`, trained in `directory` or found there."""
-    return train_expert(config.load(overrides=[*LIVE_SETTINGS, f"run_dir={directory / LIVE}"]), lm=lm)
+    return train(config.load(overrides=[*LIVE_SETTINGS, f"run_dir={directory / LIVE}"]), lm=lm)
 
 
 def asset_files() -> list[Path]:

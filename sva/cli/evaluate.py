@@ -167,7 +167,7 @@ def _answer(
     lm: Any, experts: Sequence[Any], classifier: Any, alphas: Path | None, settings: Mapping[str, Any]
 ) -> tuple[Any, int]:
     """What answers a batch, and how many items it takes: the model, its one expert or mixture merged, or two passes."""
-    from sva.adaptation.adaptive_lm import build
+    from sva.adaptation.adaptive_lm import adaptive
     from sva.adaptation.by_two_passes import by_two_passes, router_examples
     from sva.adaptation.label_scoring import choice
     from sva.adaptation.mixture_file import adapted
@@ -176,7 +176,7 @@ def _answer(
 
     budget, rows = settings["max_new_tokens"], settings["batch_size"]
     if "dispatch" in settings:
-        model = build(lm, experts, classifier=classifier, choice=choice(settings["choice"]))
+        model = adaptive(lm, experts, classifier=classifier, choice=choice(settings["choice"]))
         examples = router_examples(experts) if settings["dispatch"] == "embedding" else ()
         model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
         return by_two_passes(model, budget), rows

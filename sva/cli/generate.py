@@ -215,14 +215,14 @@ def _tokens(lm: Any, prompt: Prompt, arguments: argparse.Namespace, faults: list
 
 def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Any]:
     """(what was chosen for each prompt, the mixtures)."""
-    from sva.adaptation.adaptive_lm import build, load_experts
+    from sva.adaptation.adaptive_lm import adaptive, load_experts
     from sva.adaptation.label_scoring import choice
     from sva.generation.complete import Mixtures
 
     if arguments.raw:
         raise UserError("--raw has no question to classify; leave it out, or merge one expert with sva expert export")
     experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
-    model = build(lm, experts, classifier=classifier, choice=choice(arguments.choice))
+    model = adaptive(lm, experts, classifier=classifier, choice=choice(arguments.choice))
     decision = model.choose([prompt.text for prompt in todo])
     chosen = [{"label": label, "prob": prob} for label, prob in model.named(decision)]
     return chosen, Mixtures(model.served.bank, decision.alphas)

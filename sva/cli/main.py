@@ -145,7 +145,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from sva.training import run as runs
 
     settings = config.load(arguments.config, arguments.overrides)
-    _, result = runs.train_expert(settings, profile=arguments.profile)
+    _, result = runs.train(settings, profile=arguments.profile)
     _print(result, arguments.json, f"expert: {to_path(settings.run_dir) / 'expert.safetensors'}\n{summary(result)}")
 
 

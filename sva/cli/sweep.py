@@ -229,7 +229,7 @@ def _train(todo: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, str]:
         left = f"about {statistics.mean(taken) * (len(todo) - place) / 60:.0f} minutes left" if taken else "the first"
         print(f"sva: cell {place + 1} of {len(todo)}, {cell.name}; {left}", file=sys.stderr)
         try:
-            runs.train_expert(config.load(cell.config, cell.words[2:]))
+            runs.train(config.load(cell.config, cell.words[2:]))
         except (UserError, FloatingPointError) as error:
             failed[cell.name] = str(error)
             print(f"sva: {cell.name}: {error}", file=sys.stderr)

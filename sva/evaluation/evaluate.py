@@ -125,7 +125,7 @@ def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> 
 
 
 def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> Answer:
-    """Greedy answers of `lm`, through the chat template and the engine, with `rows` at work (`sva.generation.complete`)."""
+    """Greedy answers of `lm`, through the chat template and the engine, with `rows` decoded at once."""
     cfg = EngineConfig(rows=rows, prompts=min(_READ, rows))
 
     def answer(batch: Sequence[Item]) -> list[Record]:
@@ -208,8 +208,10 @@ def recorded(
 
 def evaluate(
     lm: LM,
-    todo: Sequence[Item],
+    todo: Task | Sequence[Item],
     *,
+    split: str = "test",
+    size: int = 200,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
     title: str = "evaluate",
@@ -218,13 +220,16 @@ def evaluate(
     """One record an item, in order: greedy answers of `lm` (merge an expert first to evaluate it).
 
     Args:
+      todo: a task, or the items themselves.
+      split, size: of a task: the first `size` rows of this split.
+      batch_size: prompts that are answered at once.
       max_new_tokens: of every answer; by default the largest budget among the items' tasks.
+      title: of the progress bar on stderr.
     """
+    todo = items(todo, split, size) if isinstance(todo, Task) else todo
     budget = max_new_tokens or max(item.task.max_new_tokens for item in todo)
-    answer, size = greedy(lm, budget, batch_size, progress=progress)
-    with contextlib.closing(
-        batches(todo, size, title, progress=progress)
-    ) as parts:  # an error ends the bar, then is said
+    answer, rows = greedy(lm, budget, batch_size, progress=progress)
+    with contextlib.closing(batches(todo, rows, title, progress=progress)) as parts:  # an error ends the bar first
         return [record for batch in parts for record in answer(batch)]
 
 

@@ -204,7 +204,7 @@ class Cut(NamedTuple):
 
 
 def decode_until(lm: LM, tokens: Any, lengths: Any, stops: Sequence[Sequence[str]]) -> Cut:
-    """`decode` of each row up to the first of its own stop strings, as `sva.generation.stop_strings.Text` finds them."""
+    """`decode` of each row up to the first of its own stop strings, as `stop_strings.Text` finds them."""
     texts, lengths = decode(lm, tokens, lengths), np.array(lengths, np.int32)
     stopped = np.zeros(len(lengths), bool)
     empty = {each: Text(need_tokenizer(lm), each) for each in {tuple(each) for each in stops if each}}

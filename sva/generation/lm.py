@@ -195,8 +195,9 @@ def load(
       scan_layers: one compiled layer for all; by default on a TPU only.
       mesh: from `sva.make_mesh`, to lay the weights on; what its axes do not divide is said on stderr. Work with the
         model under `jax.set_mesh(mesh)`.
-      without: target weights (see `sva.utils.trees.select`) to leave out: their spectra stand in for them, so that a model
-        too large for both is held once. `LM.z`, ones, then makes every call run factored; `merge` gives such an LM too.
+      without: target weights (see `sva.utils.trees.select`) to leave out: their spectra stand in for them, so that a
+        model too large for both is held once. `LM.z`, ones, then makes every call run factored; `merge` gives such an
+        LM too.
       progress: show bars on stderr.
     Raises:
       UserError: nothing there, an unsupported architecture, or a damaged checkpoint.

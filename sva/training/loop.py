@@ -51,18 +51,14 @@ PARAM_DTYPES = ("float32", "bfloat16")
 class TrainConfig:
     """Settings of the loop and the optimiser."""
 
-    method: str = (
-        "policy_gradient"  # next_token: on given answers; evolution: `sva.training.search`, without a gradient
-    )
+    method: str = "policy_gradient"  # next_token: on given answers; evolution: `training.search`, without a gradient
     steps: int = 12
     examples: int | None = None  # different training prompts, drawn by the seed; null: the whole split
     lr: float = 1e-2
     clip_norm: float = 1e-3  # of the joint gradient, before Adam; the paper's (table 6)
     micro_batch: int = 2  # prompts whose completions' activations are held at once
     remat: bool = True  # recompute each layer in the backward pass: a third more work, a fraction of the memory
-    param_dtype: str = (
-        "float32"  # of raw values and Adam's state; "bfloat16" as the public code, see `sva.training.optimizers`
-    )
+    param_dtype: str = "float32"  # of raw values and Adam's state; "bfloat16" as the public code, see `optimizers`
     bound: float | None = None  # raw values are held this near to their family's centre, see `apply_gradient`
 
     def __post_init__(self) -> None:

@@ -76,7 +76,7 @@ def task_of(config: Config) -> Task:
     return make_task(config.task, routes=config.routes, **how)
 
 
-def train_expert(
+def train(
     config: Config, *, lm: LM | None = None, profile: bool = False, progress: bool = True
 ) -> tuple[Expert, dict[str, Any]]:
     """Trains the expert that `config` describes, or goes on where its run directory stopped.

@@ -5,8 +5,8 @@
 Same weights, same prompts, greedy, no end token, both sides in one process and in turn. Compilation and one warm-up
 are outside the times; prefill is inside. The limits are measured in the same run: a step's own matrix products with
 nothing between them, in turn with both sides (`ratio_of_bare_products`: what they alone would be); the rate at which
-memory is read; and the rate of the head's product, both ways round, x W^T and W x^T, of which `sva.utils.matmul.dot` takes
-the second for few rows. Its choice for many is measured too, on 32 rows of 32 tokens, with the result turned to
+memory is read; and the rate of the head's product, both ways round, x W^T and W x^T, of which `sva.utils.matmul.dot`
+takes the second for few rows. Its choice for many is measured too, on 32 rows of 32 tokens, with the result turned to
 [rows, tokens, out].
 """
 

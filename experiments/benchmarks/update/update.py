@@ -3,13 +3,13 @@
     python experiments/benchmarks/update/update.py               # extra `bench`; writes result.json beside this file
     python experiments/benchmarks/update/update.py --llama 4     # on an accelerator: so many layers; writes llama.json
 
-SmolLM2-135M-Instruct in float32, its 90 mlp matrices, `sigmoid_nuclear`, 32 sequences of 96 tokens of which the last 24
-are completion, rewards of +1 and -1, no baseline, no KL; or layers of Llama-3-8B's shape, random, spectra too. The
+SmolLM2-135M-Instruct in float32, its 90 mlp matrices, `sigmoid_nuclear`, 32 sequences of 96 tokens of which the last
+24 are completion, rewards of +1 and -1, no baseline, no KL; or layers of Llama-3-8B's shape, random, spectra too. The
 public code (SakanaAI/self-adaptive-llms) composes every W' = U diag(s z) V^T, runs one sequence at a time, lets
 autograd fill a dense gradient for each W', and contracts those to gradients of p; `batched` does the same with all
-sequences in one batch. Ours is `sva.training.loop.train_step`, the update that training runs, on 32 prompts of one completion
-each, so nothing is shared between rows. `products` are the limit: the bare matrix products that composition, or the
-update, cannot do without, each by itself.
+sequences in one batch. Ours is `sva.training.loop.train_step`, the update that training runs, on 32 prompts of one
+completion each, so nothing is shared between rows. `products` are the limit: the bare matrix products that
+composition, or the update, cannot do without, each by itself.
 
 All sides run in turn in one process, with as many threads each, and torch's waiting passively; medians and ratios.
 Compilation and a warm-up are outside the times. Peak memory is what one update adds to the model and its spectra: to a

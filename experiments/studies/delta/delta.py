@@ -2,12 +2,13 @@
 
     python experiments/studies/delta/delta.py          # writes result.json and delta.png beside this file
 
-The three experts are one set, as `sva.adaptation.adaptive_lm.build` would serve them. For each tolerance (relative to a matrix's
-largest singular value): k, the bound on what an expert's change of W loses, the KL divergence of the model that runs
-without those components from the exact one (nats a token, over the tokens of GSM8K test questions, or of procedural
-prompts where GSM8K is not at hand), the bytes predicted to be read for a token decoded at batch 1, and the form that
-the code takes for each matrix by those bytes. `delta` is delta-k in all matrices, `served` what the code takes. Here
-components are left out by setting their d to 0, which gives the same numbers: one compiled program does for all rows.
+The three experts are one set, as `sva.adaptive` would serve them. For each tolerance (relative to a matrix's largest
+singular value): k, the bound on what an expert's change of W loses, the KL divergence of the model
+that runs without those components from the exact one (nats a token, over the tokens of GSM8K test questions, or of
+procedural prompts where GSM8K is not at hand), the bytes predicted to be read for a token decoded at batch 1, and the
+form that the code takes for each matrix by those bytes. `delta` is delta-k in all matrices, `served` what the code
+takes. Here components are left out by setting their d to 0, which gives the same numbers: one compiled program does
+for all rows.
 """
 
 from importlib import resources

@@ -38,7 +38,7 @@ import numpy as np
 from sva.adaptation import dispatchers
 from sva.adaptation import label_scoring as dispatch
 from sva.adaptation import two_pass as adapt
-from sva.adaptation.adaptive_lm import AdaptiveLM, build
+from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.cli import demo
 from sva.evaluation import evaluate
 from sva.generation import chat
@@ -71,7 +71,7 @@ def model(name: str, dtype: str, *, with_classifier: bool = True) -> AdaptiveLM:
         for label, text in classifier.metadata["labels"].items()
         if label != OTHER
     ]
-    return build(lm, experts, classifier=classifier if with_classifier else None)
+    return adaptive(lm, experts, classifier=classifier if with_classifier else None)
 
 
 @jax.jit

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from sva.adaptation import dispatch_report as dispatch_scores
 from sva.adaptation import few_shot
-from sva.adaptation.adaptive_lm import AdaptiveLM, build
+from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.adaptation.by_two_passes import by_two_passes, router_examples
 from sva.adaptation.label_scoring import Soft
 from sva.cli import demo
@@ -162,7 +162,7 @@ def seeds_of(lm: LM, classifier: Expert, cells: Cells) -> Iterator[dict[str, Row
     for seed in range(SEEDS):
         files = [EXPERTS.format(task=name, seed=seed) for name in TRAINED]
         experts = [Expert.load(Path(file), fingerprint=lm.fingerprint) for file in files]
-        model = build(lm, experts, classifier=classifier, progress=seed == 0)
+        model = adaptive(lm, experts, classifier=classifier, progress=seed == 0)
         labels = [label.name for label in model.labels if label.name != OTHER]
         right = [item.task.label if item.task.label in labels else OTHER for item in cells.items]
         if not choices:

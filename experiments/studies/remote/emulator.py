@@ -3,8 +3,9 @@
     pip install gcsfs gcp-storage-emulator
     python experiments/studies/remote/emulator.py      # prints what it finds; minutes
 
-The tests of `sva.utils.remote` lay gs:// in a folder; this shows that gcsfs does what they suppose. A toy model is loaded
-from the bucket, decomposed into it, trained in it, lost after two steps, and trained to the end by another process.
+The tests of `sva.utils.remote` lay gs:// in a folder; this shows that gcsfs does what they suppose. A toy model is
+loaded from the bucket, decomposed into it, trained in it, lost after two steps, and trained to the end by another
+process.
 """
 
 import json

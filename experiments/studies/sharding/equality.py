@@ -31,7 +31,7 @@ from jax.sharding import Mesh
 
 import sva
 from sva.adaptation import two_pass as adapt
-from sva.adaptation.adaptive_lm import build
+from sva.adaptation.adaptive_lm import adaptive
 from sva.generation.chat import encode, render
 from sva.generation.decode import generate
 from sva.generation.lm import LM, merge_params
@@ -160,8 +160,8 @@ def gradient(raw: Any, spectra: Any, params: Any, batch: Batch, *, model: Any, k
 
 def two_pass(at: Setting) -> tuple[adapt.TwoPass, adapt.Served]:
     """The answers, and what served them."""
-    adaptive = build(at.lm, at.experts, progress=False)
-    rows = adaptive.rows(QUESTIONS)
+    system = adaptive(at.lm, at.experts, progress=False)
+    rows = system.rows(QUESTIONS)
     request = adapt.Request(
         adapt.Prompts(*prompts(at.lm)),
         np.int32(NEW),
@@ -170,8 +170,8 @@ def two_pass(at: Setting) -> tuple[adapt.TwoPass, adapt.Served]:
         max_new_tokens=NEW,
         sampling=Greedy(),
     )
-    out = adapt.two_pass(adaptive.served, adaptive.dispatcher, rows, request)
-    return distributed.to_host(out), adaptive.served
+    out = adapt.two_pass(system.served, system.dispatcher, rows, request)
+    return distributed.to_host(out), system.served
 
 
 def prompts(lm: LM) -> tuple[np.ndarray, np.ndarray]:
