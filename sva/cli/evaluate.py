@@ -252,7 +252,7 @@ def compared(a: Path, b: Path) -> dict[str, Any]:
 def as_text(result: Mapping[str, Any]) -> str:
     """A result in a few lines."""
     from sva.adaptation import dispatch_report as dispatch_scores
-    from sva.cli import percent
+    from sva.evaluation.stats import percent
 
     if "b_minus_a" in result:
         a, b, gain = result["a"], result["b"], result["b_minus_a"]

@@ -205,15 +205,12 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def summary(result: dict[str, Any]) -> str:
     """A training result in one line."""
+    from sva.evaluation.stats import percent
+
     return (
         f"{result['task']}: {percent(result['before'])} before, {percent(result['after'])} after, "
         f"gain {percent(result['gain'])} (greedy, {result['split']}, n = {result['n']})"
     )
-
-
-def percent(interval: dict[str, float]) -> str:
-    """'72.0 % [65.3, 77.9]'."""
-    return f"{interval['mean']:.1%} [{interval['low']:.1%}, {interval['high']:.1%}]"
 
 
 def _print(result: dict[str, Any], as_json: bool, text: str) -> None:

@@ -277,7 +277,7 @@ def _row(cell: Cell, failure: str | None) -> dict[str, Any]:
 
 def as_text(found: Mapping[str, Any]) -> str:
     """The table as Markdown, accuracies in percent and gains in points with 95 % intervals."""
-    from sva.cli import percent
+    from sva.evaluation.stats import percent
 
     lines = ["| cell | n | base | trained | gain | steps | minutes |", "|---|---|---|---|---|---|---|"]
     for row in found["cells"]:

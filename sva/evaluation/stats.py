@@ -32,3 +32,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int
     means = np.array([differences[rng.integers(0, n, n)].mean() for _ in range(draws)])
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(differences.mean()), float(low), float(high))
+
+
+def percent(interval: dict[str, float]) -> str:
+    """'72.0 % [65.3, 77.9]'."""
+    return f"{interval['mean']:.1%} [{interval['low']:.1%}, {interval['high']:.1%}]"
