@@ -159,13 +159,13 @@ def reinforce_loss(
 
         loss = 1/B sum_b sum_t ( -advantage_b log pi_z(y_t) + kl_coef KL_t )
 
-    for `reinforce`, which is Transformer-Squared (arXiv 2501.06252), equation 1, as its public code has it: sums over
-    the tokens of a completion, KL of the base against the adapted model over the whole vocabulary. The table in
-    this module's docstring says what the other algorithms put in its place. Prompt tokens get no gradient. pi_z and
-    the base are softmax(logits / batch.temperature), so that over completions drawn at a temperature the mean gradient is that
-    of the expected reward of what was drawn from; a cut (top-k, top-p, min-p) has no place in it. Deviations: the
-    advantage may have a baseline (`ReinforceConfig`); the caller decides through `completion_mask` whether the end
-    token is scored (the public code never does).
+    for `reinforce`, which is Transformer-Squared (arXiv 2501.06252), equation 1, as its public code has it: sums
+    over the tokens of a completion, KL of the base against the adapted model over the whole vocabulary. The table
+    in this module's docstring says what the other algorithms put in its place. Prompt tokens get no gradient. pi_z
+    and the base are softmax(logits / batch.temperature), so that over completions drawn at a temperature the mean
+    gradient is that of the expected reward of what was drawn from; a cut (top-k, top-p, min-p) has no place in it.
+    Deviations: the advantage may have a baseline (`ReinforceConfig`); the caller decides through `completion_mask`
+    whether the end token is scored (the public code never does).
 
     Args:
       raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or the model's nested tree
