@@ -19,7 +19,7 @@ import sva
 
 MODEL = "smollm2-135m-instruct-q4_1"
 EXPERTS = ("capitals", "list_last")
-PROMPT = "What is the capital of Slovakia? Answer with the city only."
+PROMPT = "What is the capital of Switzerland? Answer with the city only."  # held out
 CHOSEN, OTHER, INK = "#d1495b", "#a3a9b3", "#222831"
 LINES = 64  # points of each z that are joined by a line; beyond, there is no room for it
 HERE = Path(__file__).parent
@@ -47,9 +47,14 @@ def found() -> dict[str, Any]:
         "base_answer": base.text,
         "matrix": name,
         "matrices": len(spectra),
-        "s": np.asarray(spectra[name].s).tolist(),
-        "z": {label: np.asarray(z[name]).tolist() for label, z in zip(labels, zs, strict=False)},
+        "s": rounded(spectra[name].s),
+        "z": {label: rounded(z[name]) for label, z in zip(labels, zs, strict=False)},
     }
+
+
+def rounded(values: Any) -> list[float]:
+    """Numbers with the digits that a picture can show."""
+    return np.round(np.asarray(values, np.float64), 5).tolist()
 
 
 def draw(data: dict[str, Any], path: Path) -> None:
@@ -68,7 +73,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     figure.text(0.025, 0.965, "First pass: which expert?", **heading)
     title = "Second pass: answer with W' = U diag(s z) V\N{MODIFIER LETTER CAPITAL T}"
     figure.text(scales.get_position().x0, 0.965, title, **heading)
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=140)
 
 
 def first_pass(figure: Figure, grid: Any, data: dict[str, Any]) -> None:
@@ -105,6 +110,10 @@ def second_pass(spectrum: Any, scales: Any, data: dict[str, Any]) -> None:
     spectrum.fill_between(index, s, s.min() * 0.8, color="#dfe3ea", linewidth=0)
     spectrum.plot(index, s, color=INK, linewidth=1.6)
     spectrum.set(yscale="log", xscale="log", xlim=(1, len(s)), ylim=(s.min() * 0.8, s.max() * 1.4))
+    decades = [each * 10.0**power for power in range(-3, 5) for each in (1, 2, 5)]
+    spectrum.set_yticks([tick for tick in decades if s.min() <= tick <= s.max()])
+    spectrum.yaxis.set_major_formatter("{x:g}")
+    spectrum.minorticks_off()
     spectrum.set_ylabel("s", fontsize=11, color=INK)
     spectrum.tick_params(labelbottom=False)
     spectrum.text(
@@ -136,7 +145,7 @@ def second_pass(spectrum: Any, scales: Any, data: dict[str, Any]) -> None:
 def main() -> None:
     """Measures, keeps what it found, and draws it."""
     data = found()
-    (HERE / "two_passes.json").write_text(json.dumps(data, indent=1) + "\n")
+    (HERE / "two_passes.json").write_text(json.dumps(data) + "\n")
     draw(data, HERE / "two_passes.png")
     print({name: value for name, value in data.items() if name not in ("s", "z")})
 
