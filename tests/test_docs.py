@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import sva
-from sva.tasks import from_jsonl, from_python
+from sva.tasks import SPLITS, from_jsonl, from_python
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -217,16 +217,23 @@ def test_the_readmes_python_prints_what_the_readme_says(
     assert re.sub(r"\d+%", "", capsys.readouterr().out) == re.sub(r"\d+%", "", output.code)
 
 
-def test_the_task_files_that_are_shown_are_tasks(shown: Path) -> None:
-    (block,) = [block for block in blocks("python") if block.file]
-    task = from_python(shown / block.file)
-    for split in ("train", "validation", "test"):
+def test_the_task_that_is_shown_in_python_grades(shown: Path) -> None:
+    task = from_python(shown / "colours.py")
+    for split in SPLITS:
         for example in task.source(split):
             assert task.grade(example["colour"].title() + ".", example).correct
             assert not task.grade("I do not know", example).correct
-    rows = [json.loads(line) for line in (shown / "rows.jsonl").read_text().splitlines()]
-    own = from_jsonl(shown / "rows.jsonl")
-    assert [own.grade(f"It is {row['answer']}.", row).correct for row in rows] == [True] * len(rows)
+
+
+def test_the_rows_that_are_shown_are_a_task(shown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shown)
+    exec(compile((shown / "make_rows.py").read_text(), "make_rows.py", "exec"), {})
+    made = from_jsonl("first_word.jsonl")
+    assert sum(len(made.source(split)) for split in SPLITS) == 336
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    own = from_jsonl("rows.jsonl")
+    for task, row in [(own, rows[0]), (own, rows[1]), (made, made.source("test")[0])]:
+        assert task.grade(f"It is {row['answer']}.", row).correct
 
 
 # Links and names.
