@@ -206,7 +206,7 @@ def _last(text: str) -> Amount | None:
 
 
 def _detailed(sentence: str, before: Sequence[tuple[str, Sequence[Amount]]]) -> Amount | None:
-    """The result that a sentence repeats where only details of it follow, in numbers known from the sentences before."""
+    """The result that a sentence repeats where only details of it follow, in numbers known from before."""
     result = _computed(before)
     found = amounts(sentence)
     first = next((amount for amount in found if not _is_aside(sentence, amount)), None)
