@@ -30,7 +30,11 @@ _ASIDE = re.compile(
     re.IGNORECASE,
 )
 # Nor is what follows one of these after a number: "42 pages if ... 84 pages", "$990, which includes $50".
-_SUBORDINATE = re.compile(r",? (?:which includ|if\b|including\b|(?:out )?of (?:which|whom)\b)", re.IGNORECASE)
+_SUBORDINATE = re.compile(
+    r",? (?:which includ|if\b|including\b|(?:out )?of (?:which|whom)\b"
+    r"|which is (?:about |only |just )?[$€£]?\d[\d.,/]*%? (?:of|more|less|fewer|times)\b)",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r"\bbecause\b", re.IGNORECASE)  # unless a comma leads back to the main clause
 # Nor what follows one of these, if a result comes before it and only known numbers behind: "$686: $560 plus $126".
 _DETAILS = re.compile(r"[:;]\s|\s[-\u2013\u2014]\s|,? with\b", re.IGNORECASE)

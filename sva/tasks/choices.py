@@ -20,7 +20,7 @@ _TURNS = (
     r"actually|no wait|or rather|no|wait|hold on|hmm|sorry|correction|scratch that|on second thoughts?|i mean|rather"
 )
 _CORRECTION = re.compile(
-    r"(?:^|(?<=[.!?,;:\u2013\u2014-])\s+|\n|\.\.\.)\s*"
+    r"(?:^|(?<=[.!?,;:\u2013\u2014-])\s|\n|\.\.\.)[^\S\n]*"
     rf"(?:(?:{_TURNS})(?:[,.:;!\u2013\u2014-]+\s*|\s*\Z|(?<!\bno)\s+))+",  # "no" needs a comma: "no metal"
     re.IGNORECASE,
 )
@@ -106,7 +106,7 @@ def _first(text: str, labels: Sequence[str]) -> str | None:
     )
     if not first:
         return None
-    heads = rf"(?:^|(?<=[.!?;])\s|\n)\s*(?i:option|choice|letter) {label}(?!\w)"
+    heads = rf"(?:^|(?<=[.!?;])\s|\n)[^\S\n]*(?i:option|choice|letter) {label}(?!\w)"
     several = {match["label"].upper() for match in re.finditer(heads, text)} if first["lead"] else set()
     return "?" if len(several) > 1 else first["label"].upper()
 
@@ -196,7 +196,7 @@ def _rules(labels: Sequence[str], only_at_end: bool = False) -> list[re.Pattern[
         rf"(?: only| just)?(?: option)?) {label}{other}"
     )
     settled = (
-        r"(?i:\b(?:(?:must|has to|should|would|can only) be|(?:so|therefore|thus|hence),? (?:it is|it's)"
+        r"(?i:\b(?:(?:must|has to|should|would|can only) be|(?:so|therefore|thus|hence|but),? (?:it is|it's)"
         rf"|choose|pick|select|go(?:ing)? with)(?: option| choice)?) {label}{other}"
     )
     return [re.compile(rule) for rule in (said, option_is, so, is_right, only_left, left, leaves, settled)]
@@ -287,7 +287,7 @@ def _given(text: str, labels: Sequence[str], options: Sequence[str]) -> str | No
     if led and _NEGATION.search(text[: led.start()]):
         led = None
     ends = (text, text[link.end() :] if link else "", text.rpartition(":")[2], text[led.end() :] if led else "")
-    for part in ends:
+    for part in dict.fromkeys(filter(None, ends)):
         for spell in (lambda words: words.strip(" \n.!"), FORMS["text"], _without_article):  # from the strictest
             same = [
                 label

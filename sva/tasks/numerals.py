@@ -311,8 +311,8 @@ def _joined(text: str, found: list[Amount]) -> tuple[Amount, ...]:
     """
     joined: list[Amount] = []
     for amount in found:
-        big = _BIG_UNIT.fullmatch(text, joined[-1].end, amount.start) if joined else None
-        small = _SMALL_UNIT.match(text, amount.end) if big else None
+        small = _SMALL_UNIT.match(text, amount.end) if joined else None
+        big = _BIG_UNIT.fullmatch(text, joined[-1].end, amount.start) if small else None
         if not big or not small:
             joined.append(amount)
             continue
@@ -324,7 +324,8 @@ def _joined(text: str, found: list[Amount]) -> tuple[Amount, ...]:
             continue
         value = None
         if first.value and amount.value and Fraction(amount.value) in range(100 if is_money else 1):
-            value = canonical(Fraction(first.value) + Fraction(amount.value) / 100)
+            cents = Fraction(amount.value) / 100
+            value = canonical(Fraction(first.value) + (-cents if first.value.startswith("-") else cents))
         joined[-1] = Amount(value, first.start, amount.end, first.in_words)
     return tuple(joined)
 
