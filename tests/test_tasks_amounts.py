@@ -169,6 +169,75 @@ def test_the_table_of_new_answers_is_long_enough():
     assert len(NEW) >= 60
 
 
+# Numbers behind a stated answer: they do not replace it, unless they correct it or answer on.
+BEHIND = [
+    # a remark
+    ("4 * 30 = 120.\n\nIn 4 weeks she saves 120 dollars. That is about 4.3 dollars a day.", "120"),
+    ("4 * 30 = 120. So she saves $120. That's roughly $4.29 per day.", "120"),
+    ("4 * 30 = 120. So she saves $120. This is approximately 2 bills of 50.", "120"),
+    ("Therefore, he needs 16 hours. That is almost 2 working days.", "16"),
+    ("So the car uses 35 liters. On average, that is 7 liters per 100 km.", "35"),
+    ("Thus he reads 84 pages. This is more than 80 pages.", "84"),
+    ("4 * 30 = 120. Then 120 - 20 = 100. That is about 14 per day.", "14"),
+    ("She saves 120 dollars in 4 weeks. That is about 30 dollars a week.", "30"),
+    ("So she has 120 left. That is 20 less than she needs, so she needs 140.", "140"),
+    # a check
+    ("36 / 3 = 12. So each gets 12 marbles. Check: 3 x 12 = 36.", "12"),
+    ("So each gets 12 marbles. To verify: 12 + 12 + 12 = 36, and that is what they had.", "12"),
+    ("36 / 3 = 12. Each brother gets 12 marbles.\n\nLet's check: 12 * 3 = 36.", "12"),
+    ("Therefore there are 7 cats.\n\nVerification: 7 * 4 = 28 legs.", "7"),
+    ("So each gets 12 marbles. Let's verify this: 3 x 12 = 36. That matches the 36 marbles.", "12"),
+    ("So each gets 12 marbles. Check: 3 x 12 = 38. That is wrong, so each gets 13.", "13"),
+    ("So each gets 12 marbles. Check: 3 x 15 = 45.", "45"),
+    ("Check the price: 3 * 12 = 36.", "36"),
+    ("So we have 12 left. To check the total we add: 12 + 5 = 17. So she has 17.", "17"),
+    # dollars and cents
+    ("She has 12 dollars and 50 cents.", "12.5"),
+    ("The answer is 12 dollars and 5 cents.", "12.05"),
+    ("It costs twelve dollars and fifty cents.", "12.5"),
+    ("The answer is $3 and 25 cents.", "3.25"),
+    ("He pays 7 euros and 0 cents.", "7"),
+    ("He pays 7 pounds and 20 pence.", "7.2"),
+    ("The answer is 1 dollar 75 cents.", "1.75"),
+    ("Her balance is -3 dollars and 25 cents.", "-3.25"),
+    ("She has 3 dollars and 250 cents.", None),
+    ("She has 12 dollars and 50 cents in 3 coins.", "12.5"),
+    ("It took 2 hours and 30 minutes.", None),
+    ("It took 2 hours and 0 minutes.", "2"),
+    ("He is 5 feet 6 inches tall.", None),
+    ("He has 2 dollars and 3 coins of 50 cents.", "50"),
+    # numbers of the question in the same sentence
+    ("She has 5 apples left after giving 7 apples to her 2 brothers.", "5"),
+    ("He has 15 dollars left after buying 3 books at $5 each.", "15"),
+    ("She earns $45 by selling 9 cups.", "45"),
+    ("She earned $45 from selling 9 cups for $5 each.", "45"),
+    ("He paid $12 for renting 2 bikes.", "12"),
+    ("After giving 7 apples away she has 5 left.", "5"),
+    ("He had 20, and after giving away 5 he has 15 left.", "15"),
+    ("She gets 45 by adding 20 and 25.", "45"),
+    ("She makes 18 dollars a day because she sells 9 eggs at 2 dollars.", "18"),
+    ("He had 20 apples, and because he ate 5, he has 15.", "15"),
+    # an intermediate value behind the answer
+    ("So she earns $686, of which $126 is overtime pay.", "686"),
+    ("560 + 126 = 686. So she earns $686: $560 for regular hours and $126 for overtime.", "686"),
+    ("560 + 126 = 686. So she earns $686 in total, with $126 from overtime.", "686"),
+    ("560 + 126 = 686. So she earns $686 \u2013 $560 regular and $126 overtime.", "686"),
+    ("He has 30 pens, 12 of which are red.", "30"),
+    ("20 - 8 = 12. So 12 are left, which is 60% of the 20.", "12"),
+    ("She has 14 apples, which is 4 more than Tom has.", "14"),
+    ("3 times 5, which is 15 dollars", "15"),
+    ("He has 30 pens, of which 12 are red, so 18 are blue.", "18"),
+    ("560 + 126 = 686. So for 2 people: $1,372.", "1372"),
+    ("16 - 7 = 9. So she sells 9 eggs: 9 at $2 make $18.", "18"),
+    ("20 - 5 = 15. From the 15 cookies he has 4 left.", "4"),
+]
+
+
+@pytest.mark.parametrize(("text", "number"), BEHIND)
+def test_numbers_behind_the_answer_do_not_replace_it(text, number):
+    assert final_number(text) == number
+
+
 @pytest.mark.parametrize(
     "piece",
     [

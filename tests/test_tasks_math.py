@@ -80,6 +80,28 @@ def test_boxes_that_are_joined_are_one_answer(completion, answer):
 
 
 @pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("100 mod 7 = 2.\n\n**Saturday**", "Saturday"),
+        ("There are 3 of them, and Ann is last. So the winner is **Ann**.", "Ann"),
+        ("The day 3 days later is a **Tuesday**", "Tuesday"),
+        ("By 2 tests, the function is:\n**odd**.", "odd"),
+        ("100 mod 7 = 2.\n\n**42**", "42"),
+        ("**Step 1**\nWe add.\n\n**$\\frac{1}{2}$**", "\\frac{1}{2}"),
+        ("**Sunday**\n\nThere are 7 days in a week.", "7"),
+        ("So there are 5.\n\n**Explanation:**", "5"),
+        ("So there are 5.\n\n**Note**", "5"),
+        ("The number is **not** 5.", "5"),
+        ("So 5 is **correct**.", "5"),
+        ("The answer is 5.\n\n**Good**", "5"),
+        ("It is $\\boxed{5}$.\n\n**Sunday**", "5"),
+    ],
+)
+def test_bold_text_that_a_solution_ends_in_is_its_answer(completion, answer):
+    assert math_answers.final_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
     "answer",
     [r"5 + \foo{3}", r"\frac{5}{1", "5 +", r"5, \ldots", r"\sum_{i} 5", "5-", "5 § 3", "((((5", r"5 \\ 5", "5 5"],
 )

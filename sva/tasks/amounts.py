@@ -23,12 +23,21 @@ _ASIDE = re.compile(
     r"\b(?:(?:for|per|in|counting|across|among|after|within|during|each of|out of|over|every|at|on|than|from"
     r"|(?:at|by) the end of) "
     rf"{_DETERMINED}|of (?:the|these|those|his|her|their) (?:remaining |other )?|the other |giving away "
+    r"|(?:after|before|by|from|for|of|without) [a-z]+ing (?:away |back |out |up |off |in |down )?"
+    rf"{_DETERMINED}(?:[$€£]?\d[\d.,]* and )?"
     rf"|to {_RESULT}[a-z]+ {_DETERMINED})"
     r"(?:next |last |first )?[$€£]?\s*$",
     re.IGNORECASE,
 )
 # Nor is what follows one of these after a number: "42 pages if ... 84 pages", "$990, which includes $50".
-_SUBORDINATE = re.compile(r",? (?:which includ|if\b|including\b)", re.IGNORECASE)
+_SUBORDINATE = re.compile(
+    r",? (?:which includ|if\b|including\b|(?:out )?of (?:which|whom)\b"
+    r"|which is (?:about |only |just )?[$€£]?\d[\d.,/]*%? (?:of|more|less|fewer|times)\b)",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r"\bbecause\b", re.IGNORECASE)  # unless a comma leads back to the main clause
+# Nor what follows one of these, if a result comes before it and only known numbers behind: "$686: $560 plus $126".
+_DETAILS = re.compile(r"[:;]\s|\s[-\u2013\u2014]\s|,? with\b", re.IGNORECASE)
 _THEREFORE = re.compile(r"\b(?:so|then|thus|therefore)\b", re.IGNORECASE)  # leads back to the main clause
 _NUMBERING = re.compile(r"\s*(?:(?:step|part|case|day|example)\b|\d+[.)]\s+[A-Za-z])", re.IGNORECASE)
 # Between two numbers, of which neither then is the answer alone: a choice, a range, a sum, a ratio.
@@ -46,6 +55,18 @@ _HALF = re.compile(
 # Sentences that repeat numbers behind the answer: "This is because she sells 9", "You can check it: ...".
 _AFTERWORD = re.compile(
     r"\W*(?:(?:this|that|it) (?:is|was) because|(?:you|we|i) (?:can|could) (?:also )?(?:check|verify))\b", re.IGNORECASE
+)
+# Nor do these replace an answer: "That is about 15.7 miles a day", "To check: 3 x 12 = 36".
+_REMARK = re.compile(
+    r"\W*(?:on average|(?:(?:this|that|it|which)(?: is|'s)|that would be) (?:just |only |a little |slightly |well )?"
+    r"(?:about|approximately|roughly|around|nearly|almost|over|under|an average of|equivalent to|(?:more|less) than))\b"
+    r"(?![^\n]*(?:=|\b(?:so|therefore|thus|hence)\b))",
+    re.IGNORECASE,
+)
+_CHECK = re.compile(
+    r"\W*(?:(?:to|let's|let us|let me|we can|you can|we) )?(?:(?:also|quickly) )?"
+    r"(?:(?:double|cross)[- ])?(?:check|checking|verify|verification)\b",
+    re.IGNORECASE,
 )
 _CONCLUDES = re.compile(
     r"\W*(?:so|therefore|thus|hence|in total|altogether|in conclusion|overall|finally)\b", re.IGNORECASE
@@ -155,8 +176,8 @@ def _is_list(text: str, found: Sequence[Amount]) -> bool:
 def _strong(text: str, found: Sequence[Amount]) -> Amount:
     """The last of the numbers that is no aside, else the first; without a value where it is a part of a formula."""
     digits = [amount for amount in found if not amount.in_words] or found
-    back = max((match.end() for match in _THEREFORE.finditer(text)), default=0)
-    if aside := _SUBORDINATE.search(text, max(digits[0].end, back)):
+    back = max(digits[0].end, max((match.end() for match in _THEREFORE.finditer(text)), default=0))
+    if aside := _SUBORDINATE.search(text, back) or _REASON.search(text, max(back, text.rfind(","))):
         digits = [amount for amount in digits if amount.end <= aside.start()]
     strong = [amount for amount in digits if not _is_aside(text, amount)]
     chosen = strong[-1] if strong else digits[0]
@@ -166,6 +187,7 @@ def _strong(text: str, found: Sequence[Amount]) -> Amount:
 
 def _is_aside(text: str, amount: Amount) -> bool:
     share = "/" in text[amount.start : amount.end] and text.startswith(" of ", amount.end)  # "2/3 of the pizza"
+    share = share or text.startswith((" of which", " of whom"), amount.end)
     return share or _ASIDE.search(text[max(0, amount.start - 40) : amount.start]) is not None
 
 
@@ -176,25 +198,78 @@ def _last(text: str) -> Amount | None:
         sentences = [(s, amounts(s)) for s in re.split(r"(?<=[.!?])\s+|\n+", part)]
         numbered = [(sentence, found) for sentence, found in sentences if found]
         if numbered:
-            sentence, found = numbered[_concluding(numbered)]
+            place = _concluding(numbered)
+            sentence, found = numbered[place]
             if _is_open(sentence, found, 0, _CHOICE):
                 return found[0]._replace(value=None)
+            if "=" not in sentence and (result := _detailed(sentence, numbered[:place])):
+                return result
             tail = sentence.rpartition("=")[2]
             return _strong(tail, amounts(tail)) if amounts(tail) else _strong(sentence, found)
     return None
 
 
+def _detailed(sentence: str, before: Sequence[tuple[str, Sequence[Amount]]]) -> Amount | None:
+    """The result that a sentence repeats where only details of it follow, in numbers known from before."""
+    result = _computed(before)
+    found = amounts(sentence)
+    first = next((amount for amount in found if not _is_aside(sentence, amount)), None)
+    if result is None or first is None or first.value != result:
+        return None
+    behind = [amount for amount in found if amount.start > first.start]
+    known = {amount.value for _, numbers in before for amount in numbers}
+    if behind and {amount.value for amount in behind} <= known:
+        return first if _DETAILS.search(sentence, first.end, behind[0].start) else None
+    return None
+
+
+def _computed(sentences: Sequence[tuple[str, Sequence[Amount]]]) -> str | None:
+    """The value of the last number that stands alone behind an "="."""
+    for sentence, _ in reversed(sentences):
+        tail = sentence.rpartition("=")
+        if tail[1] and (numbers := amounts(tail[2])):
+            return numbers[0].value if len(numbers) == 1 else None
+    return None
+
+
+def _states(numbered: Sequence[tuple[str, Sequence[Amount]]], place: int) -> bool:
+    """Whether a sentence states the answer: it concludes, or it says in words what was computed before it."""
+    sentence, found = numbered[place]
+    if _CONCLUDES.match(sentence):
+        return True
+    is_said = "=" not in sentence and not _REMARK.match(sentence)
+    return is_said and _strong(sentence, found).value == (_computed(numbered[max(0, place - 4) : place]) or "")
+
+
 def _concluding(numbered: Sequence[tuple[str, Sequence[Amount]]]) -> int:
-    """The place of the sentence with the answer: the last, save those that only repeat numbers behind a conclusion."""
+    """The place of the sentence with the answer: the last, save remarks, checks and repetitions behind a conclusion."""
     values = [{amount.value for amount in found} for _, found in numbered]
     last = len(numbered) - 1
     while last > 0 and _AFTERWORD.match(numbered[last][0]):
         last -= 1
+    last = _before_check(numbered[: last + 1], values)
     for place in range(last, max(-1, last - 4), -1):
-        if _CONCLUDES.match(numbered[place][0]):
+        if _states(numbered, place):
             known = set().union(*values[:place])
-            is_repeated = all(values[i] <= known and "=" not in numbered[i][0] for i in range(place + 1, last + 1))
-            return place if is_repeated else last
+            behind = [(numbered[i][0], values[i] <= known) for i in range(place + 1, last + 1)]
+            is_over = all(_REMARK.match(text) or (is_known and "=" not in text) for text, is_known in behind)
+            return place if is_over else last
+    return last
+
+
+def _before_check(numbered: Sequence[tuple[str, Sequence[Amount]]], values: Sequence[set[str | None]]) -> int:
+    """The place of the last sentence before a check that has the stated answer in it, and ends in no other answer."""
+    last = len(numbered) - 1
+    for place in range(max(1, last - 4), last + 1):
+        if not _CHECK.match(numbered[place][0]) or not _states(numbered, place - 1):
+            continue
+        stated = _strong(*numbered[place - 1]).value
+        known = set().union(*values[: place + 1])
+        rest = range(place + 1, last + 1)
+        if stated in values[place] and all(
+            values[i] <= known and (stated in values[i] or not _CONCLUDES.match(numbered[i][0])) for i in rest
+        ):
+            return place - 1
     return last
 
 

@@ -12,6 +12,13 @@ _JOINED = re.compile(  # what may stand between two boxes that are one answer
     r"[\s$]*(?:\\[)\]])?[\s$]*(?:,|;|and|or|&|, ?and|, ?or|\\(?:text|mbox)\{[ ,]*(?:and|or)[ ,]*\})"
     r"[\s$]*(?:\\[(\[])?[\s$]*(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*\$?)?\s*"
 )
+# Bold text that a solution ends in, alone on its line or behind a link, is its answer; a heading is none.
+_BOLD_END = re.compile(
+    r"(?:(?:\A|\n)[ \t]*|(?:\b(?:is|are|be|was|on|equals)(?: (?:an?|the))?|[:=])\s+)"
+    r"\*\*(?!(?:note|explanation|solution|step|conclusion|correct|right|true|wrong|incorrect|done)\b)"
+    r"([^*\n]{1,60}[^*\n:])\*\*[.!]?\s*\Z",
+    re.IGNORECASE,
+)
 _PLAIN_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
@@ -54,18 +61,21 @@ def all_boxed(text: str) -> str | None:
 def final_answer(completion: str) -> str | None:
     """The answer that a solution ends in, as LaTeX, else None.
 
-    In this order: the last \\boxed{}; after the last "####"; the last sentence that says what the answer is; the last
-    formula; a completion of one line; the last number.
+    In this order: the last \\boxed{}; after the last "####"; the last sentence that says what the answer is; bold text
+    at the end; the last formula; a completion of one line; the last number.
     """
     text = conclusion(completion).replace("\u2212", "-").replace("\\$", "")
     if found := all_boxed(text):
         return tidy(found)
+    bold = _BOLD_END.search(text, max(0, len(text) - 200))
     text = text.replace("**", "").replace("`", "")
     if "####" in text and (line := tidy(text.rpartition("####")[2].strip().partition("\n")[0])):
         return line
     for said in reversed(list(_SAID.finditer(text))):
         if found := _stated(text[said.end() :].lstrip()):
             return found
+    if bold and (found := _stated(bold[1])):
+        return found
     formulas = list(_MATH.finditer(text))
     if formulas and (found := _side(next(filter(None, formulas[-1].groups())))):
         return found

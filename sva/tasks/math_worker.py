@@ -1,8 +1,9 @@
 """Whether two answers to a MATH problem are equal: a program of its own, apart from the process that runs JAX.
 
 Lines of JSON come in on stdin and go out on stdout: {"policy", "gold", "answer", "cpu_secs"} to {"equal", "note"}.
-Nothing of sva is imported, and no text is evaluated: expressions are parsed to trees. A request that takes more than
-its CPU seconds ends the program (SIGPROF), and so does memory beyond the limit, or the end of whoever asks.
+Of sva only the package `math_values` is imported, and no text is evaluated: expressions are parsed to trees. A request
+that takes more than its CPU seconds ends the program (SIGPROF), and so does memory beyond the limit, or the end of
+whoever asks.
 """
 
 import ast
@@ -17,7 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).with_name("math_values")))
+sys.path.append(str(Path(__file__).parent))  # for `math_values`; last, since code.py there is no standard module
 _MEMORY = 2 * 2**30
 
 
@@ -26,7 +27,9 @@ _MEMORY = 2 * 2**30
 
 def strict(gold: str, answer: str) -> tuple[bool, str]:
     """Whether the two have the same value (`math_values`), and "unreadable: why" where that cannot be told."""
-    from math_compare import Unreadable, same  # in the folder math_values
+    # As a package of its own: by way of sva it would bring JAX along.
+    from math_values.compare import same  # pyright: ignore[reportMissingImports]
+    from math_values.parts import Unreadable  # pyright: ignore[reportMissingImports]
 
     try:
         return same(gold, answer), ""

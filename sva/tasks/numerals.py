@@ -289,7 +289,45 @@ def amounts(text: str) -> tuple[Amount, ...]:
     for amount in found:  # the "hundred" of "5 hundred" is no number of its own
         if not apart or amount.start >= apart[-1].end:
             apart.append(amount)
-    return tuple(apart)
+    return _joined(text, apart)
+
+
+# "12 dollars and 50 cents", "5 feet 6 inches": two numbers that are one amount.
+_BIG_UNIT = re.compile(
+    r"(?:\s(?:(?P<money>dollars?|bucks|euros?|pounds?)|(?P<other>hours?|minutes?|feet|foot|weeks?|days?|years?)))?"
+    r"(?P<and>,? and)? ",
+    re.IGNORECASE,
+)
+_SMALL_UNIT = re.compile(
+    r" (?:(?P<money>cents?|pence)|(?P<other>minutes?|seconds?|inch(?:es)?|days?|hours?|months?|ounces?))\b",
+    re.IGNORECASE,
+)
+
+
+def _joined(text: str, found: list[Amount]) -> tuple[Amount, ...]:
+    """The amounts, with those in two units as one: dollars with cents in dollars, of the rest only "2 hours 0 minutes".
+
+    Others, such as 5 feet 6 inches, have no value, since the unit in which they are meant cannot be told.
+    """
+    joined: list[Amount] = []
+    for amount in found:
+        small = _SMALL_UNIT.match(text, amount.end) if joined else None
+        big = _BIG_UNIT.fullmatch(text, joined[-1].end, amount.start) if small else None
+        if not big or not small:
+            joined.append(amount)
+            continue
+        first = joined[-1]
+        is_sign = text[first.start] in "$\u20ac\u00a3" and big["and"] is not None
+        is_money = small["money"] and (big["money"] or is_sign)
+        if not is_money and not (small["other"] and (big["other"] or (big["money"] or "").startswith("pound"))):
+            joined.append(amount)
+            continue
+        value = None
+        if first.value and amount.value and Fraction(amount.value) in range(100 if is_money else 1):
+            cents = Fraction(amount.value) / 100
+            value = canonical(Fraction(first.value) + (-cents if first.value.startswith("-") else cents))
+        joined[-1] = Amount(value, first.start, amount.end, first.in_words)
+    return tuple(joined)
 
 
 _DOZENS = re.compile(r"\b(?<!-)dozens?\b", re.IGNORECASE)

@@ -1,7 +1,8 @@
 """A worker process for what may take for ever, and its limits.
 
-Its program is started as a fresh interpreter (never a fork of this process, which runs JAX), imports nothing of sva,
-and limits its own CPU seconds and memory. CPU seconds, so that a verdict does not depend on what else the machine does.
+Its program is started as a fresh interpreter (never a fork of this process, which runs JAX), imports nothing by way of
+sva, and limits its own CPU seconds and memory. CPU seconds, so that a verdict does not depend on what else the machine
+does.
 """
 
 import atexit

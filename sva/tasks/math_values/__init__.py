@@ -1,1 +1,4 @@
-"""Answers as values, read from LaTeX and compared; imports nothing of sva, for `math_worker.py` runs it on its own."""
+"""Answers as values, read from LaTeX and compared (`compare.same`).
+
+`math_worker.py` imports this as a package of its own, so nothing of sva is imported here.
+"""

@@ -4,8 +4,8 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from math_parts import Unreadable
-from math_units import UNITS
+from .parts import Unreadable
+from .units import UNITS
 
 
 class Token(NamedTuple):

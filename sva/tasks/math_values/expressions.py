@@ -1,11 +1,19 @@
-"""Expressions in LaTeX: sums, products, powers, functions."""
+r"""Expressions in LaTeX: sums, products, powers, functions. Read by recursive descent, a method for each rule:
+
+sum     = [sign] term {sign term}, sign = + - \pm \mp
+term    = factor {[* or /] factor}; without a sign a product, but 2\frac{1}{2} is a mixed number
+factor  = base {"^" exponent | "!" | degrees}
+braced  = "{" sum "}", or one token
+base    = number | letter ["_" index] | "(" ... ")" | "|" sum "|" | \command with its arguments | words
+"""
 
 import re
 from typing import Any
 
 import sympy
-from math_parts import DEGREE, Group, Unreadable, Words, binomial, expression, factorial, number, power
-from math_tokens import FUNCTIONS, Token
+
+from .parts import DEGREE, Group, Unreadable, Words, binomial, expression, factorial, number, power
+from .tokens import FUNCTIONS, Token
 
 _GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
@@ -22,11 +30,13 @@ _CALLED = {
 _INVERSE = {name: _CALLED[f"arc{name}"] for name in _CIRCULAR}
 _OF_MANY = {"max": sympy.Max, "min": sympy.Min, "gcd": sympy.igcd, "lcm": sympy.ilcm}
 BRACKETS = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle", "\\lbrace": "\\rbrace"}
-_CLOSING = {*BRACKETS.values()}
 
 
 class Expressions:
-    """Reads tokens from left to right; each method returns the value of what it took."""
+    """Reads tokens from left to right; each method returns the value of what it took.
+
+    What stands in brackets and tables can be more than an expression: `latex.Reader` reads those.
+    """
 
     def __init__(self, found: list[Token]) -> None:
         self.found = found
@@ -335,9 +345,6 @@ class Expressions:
         return False
 
     # --- what only whole answers hold ---
-
-    def union(self) -> Any:
-        raise NotImplementedError
 
     def group(self, opening: str) -> Any:
         raise NotImplementedError

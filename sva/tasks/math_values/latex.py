@@ -1,13 +1,21 @@
-"""From an answer in LaTeX to its value.
+r"""From an answer in LaTeX to its value, by recursive descent, a method for each rule above those of `expressions`:
+
+statement = clause {link clause}, link = "," ";" and or
+clause    = measured; read twice where a plus-minus sign is in it
+measured  = chain ["%"] {words}, the words being a unit
+chain     = ratio {relation ratio}, relation = < > = \le \in \approx ...
+ratio     = union {":" union}
+union     = sum {set sign sum}, set sign = \cup \cap \setminus
+group     = bracket chain {"," chain} bracket: an expression, a point, an interval, a set
 
 What is not understood to the last token is `Unreadable`; nothing is evaluated as a program.
 """
 
 from typing import Any
 
-from math_expressions import BRACKETS, Expressions
-from math_parts import Combined, Group, Measured, Relation, Table, Unreadable, expression
-from math_tokens import tokens
+from .expressions import BRACKETS, Expressions
+from .parts import Combined, Group, Measured, Relation, Table, Unreadable, expression
+from .tokens import tokens
 
 _RELATIONS = {
     **{"=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "\\le": "<=", "\\leq": "<=", "\\ge": ">="},

@@ -6,11 +6,12 @@ from itertools import product
 from typing import Any
 
 import sympy
-from math_forms import Assigned, Named, Statement, canonical, pieces, real_set
-from math_latex import read
-from math_numbers import equal, is_below, multiple
-from math_parts import DEGREE, Based, Group, Measured, Table, Unreadable, Words, expression
-from math_units import Unit, unit
+
+from .forms import Assigned, Named, Statement, canonical, pieces, real_set
+from .latex import read
+from .numbers import equal, is_below, multiple
+from .parts import DEGREE, Based, Group, Measured, Table, Words, expression
+from .units import Unit, unit
 
 _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -223,6 +224,3 @@ def _same_tables(a: Table, b: Table) -> bool:
     return shapes[0] == shapes[1] and all(
         equal(x, y) for rows in zip(a.rows, b.rows, strict=True) for x, y in zip(*rows, strict=True)
     )
-
-
-__all__ = ["Unreadable", "same"]

@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import sympy
-from math_numbers import equal, is_below
-from math_parts import DEGREE, Combined, Group, Measured, Relation, Unreadable, Words, expression
+
+from .numbers import equal, is_below
+from .parts import DEGREE, Combined, Group, Measured, Relation, Unreadable, Words, expression
 
 
 class Statement(NamedTuple):

@@ -3,7 +3,8 @@
 from typing import Any
 
 import sympy
-from math_parts import Unreadable
+
+from .parts import Unreadable
 
 _DIGITS = 50
 _BOUND = sympy.Float("1e-40")  # relative, of what has no exact form
