@@ -15,8 +15,7 @@ from sva.cli import evaluate as evaluate_command
 from sva.cli import main
 from sva.evaluation import evaluate, likelihood, records
 from sva.evaluation.evaluate import Item
-from sva.generation import chat
-from sva.generation import stop_strings as stops
+from sva.generation import chat, stop_strings
 from sva.generation.testing import THINGS, NameAColour, tokenizer, toy_lm
 from sva.models.tokenizer import load_tokenizer
 from sva.tasks.base import Grade, reason
@@ -151,9 +150,9 @@ def test_a_file_that_is_no_evaluations_is_one_line(tmp_path, content, message):
 
 
 def test_what_follows_a_stop_text_is_no_part_of_an_answer():
-    assert stops.cut("red Instruction: name", ("Instruction:", "Response")) == "red "
-    assert stops.cut("red Response Instruction:", ("Instruction:", "Response")) == "red "
-    assert stops.cut("red", ("Instruction:",)) == "red"
+    assert stop_strings.cut("red Instruction: name", ("Instruction:", "Response")) == "red "
+    assert stop_strings.cut("red Response Instruction:", ("Instruction:", "Response")) == "red "
+    assert stop_strings.cut("red", ("Instruction:",)) == "red"
     item = Item(NameAColour(stop=("!",)), {"thing": "a", "of": "b"})
     (record,) = evaluate.grade([item], ["red ! green"], [3])
     assert (record.completion, record.correct, record.reason) == ("red ", True, "right")

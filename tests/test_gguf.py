@@ -9,7 +9,7 @@ import tiny
 import torch
 import transformers
 
-from sva.models import hub as fetch
+from sva.models import hub
 from sva.models.checkpoint import match, open_checkpoint
 from sva.models.config import from_hf, to_hf
 from sva.models.gguf_file import read_gguf
@@ -114,7 +114,7 @@ def test_a_split_model_is_loaded_as_one_whichever_part_is_named(llama, split):
         assert dict(parts.shapes) == dict(whole.shapes)
     for name in whole.shapes:
         np.testing.assert_array_equal(parts.read(name), whole.read(name), err_msg=name)
-    assert fetch.resolve(str(split[0].parent)) == split[0]
+    assert hub.resolve(str(split[0].parent)) == split[0]
 
 
 def test_missing_parts_are_named(split, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sva.adaptation import dispatch_report as dispatch_scores
+from sva.adaptation import dispatch_report
 from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.adaptation.by_two_passes import by_two_passes
 from sva.evaluation import evaluate
@@ -66,8 +66,8 @@ def demo(directory: Path) -> dict[str, Any]:
     ):
         answers[system] = two_passes(model.by(by), todo, name)
         right, chosen = zip(*[(record.right_label, record.label) for record in answers[system]], strict=True)
-        dispatchers[name] = dispatch_scores.confusion(right, chosen, labels)
-        costs[name] = dispatch_scores.costs([record._asdict() for record in answers[system]])
+        dispatchers[name] = dispatch_report.confusion(right, chosen, labels)
+        costs[name] = dispatch_report.costs([record._asdict() for record in answers[system]])
     own = {kind: f"{kind} everywhere" for kind in experts} | {OTHER: "base"}
     answers["oracle dispatch"] = [answers[own[kind]][i] for i, kind in enumerate(kinds)]
     plots.confusion(dispatchers, labels, directory / "dispatch.png")

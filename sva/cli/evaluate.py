@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command prints of one evaluation, and its records on disk."""
-    from sva.adaptation import dispatch_report as dispatch_scores
-    from sva.adaptation.adaptive_lm import load_experts
+    from sva.adaptation import dispatch_report
+    from sva.adaptation.experts import load_experts
     from sva.adaptation.mixture_file import Alphas
     from sva.evaluation import evaluate, records
     from sva.generation.lm import load
@@ -126,7 +126,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
         rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}")
     result = settings | scores(rows) | {"records": str(out)}
     if two_passes:
-        result["first_pass"] = dispatch_scores.scores(rows)
+        result["first_pass"] = dispatch_report.scores(rows)
     return result
 
 
@@ -170,7 +170,7 @@ def _answer(
     from sva.adaptation.adaptive_lm import adaptive
     from sva.adaptation.by_two_passes import by_two_passes, router_examples
     from sva.adaptation.label_scoring import choice
-    from sva.adaptation.mixture_file import adapted
+    from sva.adaptation.mixture_file import load_mixture
     from sva.evaluation import evaluate
     from sva.generation.lm import merge, spectra_of
 
@@ -181,7 +181,7 @@ def _answer(
         model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
         return by_two_passes(model, budget), rows
     if alphas:
-        lm = adapted(lm, alphas, experts)
+        lm = load_mixture(lm, alphas, experts)
     elif experts:
         spectra = spectra_of(lm, experts[0].names)
         lm = merge(lm, spectra, experts[0].z(spectra))
@@ -251,7 +251,7 @@ def compared(a: Path, b: Path) -> dict[str, Any]:
 
 def as_text(result: Mapping[str, Any]) -> str:
     """A result in a few lines."""
-    from sva.adaptation import dispatch_report as dispatch_scores
+    from sva.adaptation import dispatch_report
     from sva.evaluation.stats import percent
 
     if "b_minus_a" in result:
@@ -268,6 +268,6 @@ def as_text(result: Mapping[str, Any]) -> str:
         f", weights {result['quantisation'] or 'as stored'}"
         + (f"; not normalised by length {percent(whole)}" if whole else "")
         + "".join(f"\n  {name} {percent(each)}" for name, each in result.get("by_task", {}).items())
-        + (f"\n{dispatch_scores.as_text(result['first_pass'])}" if "first_pass" in result else "")
+        + (f"\n{dispatch_report.as_text(result['first_pass'])}" if "first_pass" in result else "")
         + f"\n{reasons}\nrecords: {result['records']}"
     )

@@ -215,7 +215,8 @@ def _tokens(lm: Any, prompt: Prompt, arguments: argparse.Namespace, faults: list
 
 def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Any]:
     """(what was chosen for each prompt, the mixtures)."""
-    from sva.adaptation.adaptive_lm import adaptive, load_experts
+    from sva.adaptation.adaptive_lm import adaptive
+    from sva.adaptation.experts import load_experts
     from sva.adaptation.label_scoring import choice
     from sva.generation.complete import Mixtures
 
@@ -225,16 +226,16 @@ def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) 
     model = adaptive(lm, experts, classifier=classifier, choice=choice(arguments.choice))
     decision = model.choose([prompt.text for prompt in todo])
     chosen = [{"label": label, "prob": prob} for label, prob in model.named(decision)]
-    return chosen, Mixtures(model.served.bank, decision.alphas)
+    return chosen, Mixtures(model.serving.bank, decision.alphas)
 
 
 def _mixed(lm: Any, arguments: argparse.Namespace) -> Any:
     """The model with the mixture of --alphas merged into it."""
-    from sva.adaptation.adaptive_lm import load_experts
-    from sva.adaptation.mixture_file import adapted
+    from sva.adaptation.experts import load_experts
+    from sva.adaptation.mixture_file import load_mixture
 
     experts, _ = load_experts(lm, arguments.expert, None, skip_foreign=arguments.skip_foreign)
-    return adapted(lm, arguments.alphas, experts)
+    return load_mixture(lm, arguments.alphas, experts)
 
 
 def _heading(record: Mapping[str, Any]) -> str:

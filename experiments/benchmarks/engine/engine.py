@@ -27,13 +27,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sva.adaptation import label_scoring as dispatch
+from sva.adaptation import label_scoring
 from sva.evaluation import evaluate
 from sva.generation import chat
 from sva.generation.complete import Mixtures, complete
 from sva.generation.lm import load, merge, shared_form, spectra_of
 from sva.models.transformer import apply, positions_of, variables
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert
 from sva.spectral.mixing import bank, slots
@@ -135,10 +135,10 @@ def labels(lm) -> dict:
     )
     names = [Label(name, f"{name} questions, which may be about {many}") for name in ("sums", "spelling", "sorting")]
     names = [*names, Label("other", f"anything else, {many} among it")]
-    first = dispatch.prepare(lm, names)
-    form = dispatch.template(lm, names)
+    first = label_scoring.prepare(lm, names)
+    form = label_scoring.template(lm, names)
     batches = [
-        dispatch.encode(lm, form, questions[start : start + 32])  # the shortest first, as `AdaptiveLM.choose` has them
+        label_scoring.encode(lm, form, questions[start : start + 32])  # shortest first, as in `AdaptiveLM.choose`
         for start in range(0, len(questions), 32)
     ]
 
@@ -149,7 +149,7 @@ def labels(lm) -> dict:
         hidden, part = apply(lm.model, collections, asked.ids, positions, valid, places=asked.places, since=last)
         return hidden[:, 0], part
 
-    score = jax.jit(dispatch.label_scores, static_argnames=("model",))
+    score = jax.jit(label_scoring.label_scores, static_argnames=("model",))
     runs = {
         "first pass": lambda: [score(lm.model, lm.params, first, batch).block_until_ready() for batch in batches],
         "plain prefill": lambda: [jax.block_until_ready(prefill(lm.params, batch)) for batch in batches],
@@ -239,7 +239,7 @@ def long(lm) -> dict:
 
 
 def main() -> None:
-    runtime.start()
+    compile_cache.start()
     lm = load("smollm2-135m-instruct-q4_1")
     parts = {"job": job, "labels": labels, "experts": experts, "long": long}
     path = HERE / "result.json"

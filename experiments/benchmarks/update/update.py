@@ -42,7 +42,7 @@ import transformers
 from sva.cli.bench import step_matrices
 from sva.generation.lm import LM, decompose, load, merge_params
 from sva.models.weights import expected
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral.forms import Spectrum
 from sva.spectral.parametrisations import family
 from sva.training.loop import TrainConfig, init_state, train_step
@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--memory", choices=["ours", "public", "batched"], help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    runtime.start()
+    compile_cache.start()
     if arguments.memory:
         memory(arguments.memory, arguments.directory)
         return

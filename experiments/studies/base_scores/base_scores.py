@@ -18,7 +18,7 @@ from sva.cli.evaluate import scores
 from sva.evaluation import evaluate, records
 from sva.evaluation.stats import accuracy
 from sva.generation.lm import load
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.tasks.base import Grade, reason
 from sva.training.run import command, versions
@@ -78,7 +78,7 @@ def kind(verdict: Grade) -> str:
 
 def main() -> None:
     rows = {name: int(count) for name, count in (argument.split("=") for argument in sys.argv[1:])}
-    runtime.start()
+    compile_cache.start()
     lm = load(MODEL)
     place = Path(__file__).parent / "result.json"
     result = {"model": lm.name, "quantisation": lm.quantisation, "dtype": str(lm.model.dtype.__name__), "scores": []}

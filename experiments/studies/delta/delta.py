@@ -24,7 +24,7 @@ from sva.generation import chat
 from sva.generation.lm import factored, load, spectra_of
 from sva.generation.logprobs import score
 from sva.models.transformer import apply, positions_of, variables
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral.expert import Expert
 from sva.spectral.forms import delta
 from sva.spectral.serving_plan import plan, summary
@@ -54,7 +54,7 @@ def spread(values):
 
 
 def main() -> None:
-    runtime.start()
+    compile_cache.start()
     lm = load("smollm2-135m-instruct-q4_1")
     assets = resources.files("sva") / "assets"
     experts = {
