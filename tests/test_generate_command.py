@@ -8,7 +8,7 @@ import spoken
 
 from sva.cli import main
 from sva.generation.testing import toy_lm
-from sva.utils.jsonl import Results, read_prompts
+from sva.utils.jsonl import RecordFile, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +76,16 @@ def test_a_job_that_is_killed_goes_on_and_ends_with_what_one_run_gives(run, tmp_
     asked = ["--file", _prompts(tmp_path / "p.jsonl", 20), "--max-new-tokens", 8, "--temperature", 0.8, "--rows", 4]
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     assert run(*asked, "--out", whole)[0] == 0
-    add = Results.add
+    add = RecordFile.add
 
     def interrupt(self, record):
-        add(self, record)
+        written = add(self, record)
         if len(parts.read_text().splitlines()) == 8:
             raise KeyboardInterrupt
+        return written
 
     with monkeypatch.context() as patch:
-        patch.setattr(Results, "add", interrupt)
+        patch.setattr(RecordFile, "add", interrupt)
         code, _, err = run(*asked, "--out", parts)
     assert (code, len(_records(parts))) == (1, 7)
     assert "goes on from what is finished" in err
@@ -96,7 +97,7 @@ def test_a_job_that_is_killed_goes_on_and_ends_with_what_one_run_gives(run, tmp_
     assert run(*asked, "--out", parts)[0] == 0  # nothing left to do
     code, _, err = run(*asked, "--seed", 5, "--out", parts)
     assert code == 2
-    assert "parts.jsonl was begun with seed=0, now it is 5" in err
+    assert "parts.jsonl was begun with other settings (seed: 0 there, 5 asked for)" in err
     (tmp_path / "notes.txt").write_text("mine\n")
     code, _, err = run(*asked, "--out", tmp_path / "notes.txt")
     assert (code, (tmp_path / "notes.txt").read_text()) == (2, "mine\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 from sva.cli.options import add_precision, precision
 from sva.utils.errors import UserError, at_least
+from sva.utils.jsonl import read_records, resumed
 from sva.utils.remote import local_argument, path_argument
 
 _TEXT = "Accuracy on a task's held-out rows, with an interval and a record of every example."
@@ -71,7 +72,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     from sva.adaptation import dispatch_report
     from sva.adaptation.experts import load_experts
     from sva.adaptation.mixture_file import Alphas
-    from sva.evaluation import evaluate, records
+    from sva.evaluation import evaluate
     from sva.generation.lm import load
     from sva.tasks import task as make_task
     from sva.training.run import command, versions
@@ -121,7 +122,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     stem = "+".join(task.name.replace("/", "_") for task in tasks)
     out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
-    with records.opened(out, settings, {"command": command(), "versions": versions()}) as file:
+    with resumed(out, settings, {"command": command(), "versions": versions()}) as file:
         answer, size = _answer(lm, experts, classifier, arguments.alphas, settings)
         rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}")
     result = settings | scores(rows) | {"records": str(out)}
@@ -226,14 +227,13 @@ def compared(a: Path, b: Path) -> dict[str, Any]:
     """Accuracies of two evaluations of the same questions, and their difference with a paired bootstrap's interval.
 
     Raises:
-      UserError: a file is none of an evaluation, or the two have no or not the same questions.
+      UserError: a file is not of an evaluation, or the two have no or not the same questions.
     """
     import numpy as np
 
-    from sva.evaluation.records import read
     from sva.evaluation.stats import accuracy, paired_difference
 
-    (settings_a, rows_a), (settings_b, rows_b) = read(a), read(b)
+    (settings_a, rows_a), (settings_b, rows_b) = _rows(a), _rows(b)
     both = sorted(rows_a.keys() & rows_b.keys())
     other = [i for i in both if rows_a[i]["question"] != rows_b[i]["question"]]
     if not both or other:
@@ -247,6 +247,14 @@ def compared(a: Path, b: Path) -> dict[str, Any]:
         "b": {"records": str(b), "settings": settings_b, "accuracy": accuracy(right[1])._asdict()},
         "b_minus_a": paired_difference(right[1], right[0])._asdict(),
     }
+
+
+def _rows(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """(settings, {index: row}) of an evaluation's file."""
+    settings, records = read_records(path)
+    if "task" not in settings or not all("index" in record for record in records):
+        raise UserError(f"{path} is not the records of an evaluation; sva evaluate TASK --out {path} makes them")
+    return settings, {record["index"]: record for record in records}
 
 
 def as_text(result: Mapping[str, Any]) -> str:

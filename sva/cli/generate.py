@@ -9,7 +9,7 @@ from typing import Any
 
 from sva.cli.options import add_precision, precision
 from sva.utils.errors import UserError
-from sva.utils.jsonl import Prompt, Results, read_prompts
+from sva.utils.jsonl import Prompt, read_prompts, resumed
 from sva.utils.remote import local_argument, local_path, path_argument
 
 
@@ -91,7 +91,7 @@ def _generate(arguments: argparse.Namespace) -> None:
                 "alphas": arguments.alphas and Alphas.load(arguments.alphas).values,
             }
             settings |= precision(arguments)
-            results = stack.enter_context(Results(arguments.out, settings))
+            results = stack.enter_context(resumed(arguments.out, settings))
         for record in _answers(mixed, prompts, faults, arguments, sampling, results.records if results else []):
             if results:
                 results.add(record)

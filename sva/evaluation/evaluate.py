@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from sva.evaluation.likelihood import option_logprobs
-from sva.evaluation.records import RecordFile
 from sva.generation import chat
 from sva.generation.complete import complete
 from sva.generation.engine import EngineConfig
@@ -20,6 +19,7 @@ from sva.generation.lm import LM
 from sva.generation.stop_strings import cut
 from sva.tasks.base import Example, Grade, Task, reason
 from sva.utils.files import read_lines, write_atomically
+from sva.utils.jsonl import RecordFile
 
 _REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
 _READ = 4  # prompts that the engine reads together
@@ -195,15 +195,16 @@ def recorded(
 
     A batch is always the same items, so that a run that was stopped ends with what it would have ended with.
     """
-    with tqdm(total=len(todo), initial=len(file.rows), desc=title, unit="prompt", file=sys.stderr) as bar:
+    rows = {record["index"]: record for record in file.records}
+    with tqdm(total=len(todo), initial=len(rows), desc=title, unit="prompt", file=sys.stderr) as bar:
         for start in range(0, len(todo), batch_size):
             places = range(start, min(start + batch_size, len(todo)))
-            missing = [i for i in places if i not in file.rows]
+            missing = [i for i in places if i not in rows]
             records = answer([todo[i] for i in places]) if missing else []
             for i in missing:
-                file.append(i, records[i - start]._asdict())
+                rows[i] = file.add({"index": i, **records[i - start]._asdict()})
             bar.update(len(missing))
-    return [file.rows[i] for i in range(len(todo))]
+    return [rows[i] for i in range(len(todo))]
 
 
 def evaluate(

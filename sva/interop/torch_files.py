@@ -2,7 +2,9 @@
 
 Such a file is a zip: `data.pkl` says in pickle's language which tensors there are, `data/<key>` holds their numbers.
 Pickle is a small stack machine whose REDUCE instruction calls any function by name, which is how a hostile file runs
-code. Here that machine is our own (`_Machine`): it knows the few instructions that torch writes for a dictionary of
+code. The standard Unpickler with an allow-list of names would call nothing else, but cannot be bounded: it hashes
+whatever a file makes a key (a tuple of itself sixty times over takes 2^60 steps) and sizes its memo by the largest
+index. So that machine is our own (`_Machine`): it knows the few instructions that torch writes for a dictionary of
 tensors, and the few names below stand for plain values; nothing is ever looked up, imported or called. All other
 instructions and names are refused, and so is whatever does not fit its storage.
 """

@@ -42,9 +42,9 @@ class Task(ABC):
 
     An example is a plain dict with the field names of wherever it comes from. `label` is the lower-case word
     that a dispatcher answers with for this kind of question, `description` the phrase that explains it; tasks
-    may share a label. `max_new_tokens` is what a right answer needs, with some room. `metric` is what the share of
-    right answers is called in this field. `grader`, `splits` and `prompt` choose between sva's way and that of
-    Transformer-Squared's public code ("reference"), each by itself.
+    may share a label. `max_new_tokens` is what a right answer needs, with some room. `grader`,
+    `splits` and `prompt` choose between sva's way and that of Transformer-Squared's public code ("reference"), each by
+    itself.
     """
 
     name: str
@@ -53,7 +53,6 @@ class Task(ABC):
     max_new_tokens: int
     licence: str
     origin: str
-    metric: str = "accuracy"
     stop: tuple[str, ...] = ()  # texts that end an answer; what follows one is cut off
     shots: int = 0  # worked examples from the train split before the question
     grader: str = "strict"

@@ -85,7 +85,6 @@ class CodeTask(Task):
     label: str = "code"
     description: str = "a request to write a program"
     max_new_tokens: int = 512
-    metric: str = "pass@1"
     grader: str = "strict"
     sandbox: str = "strict"
     is_continued: bool = False  # whether `prompt` is the beginning of the program

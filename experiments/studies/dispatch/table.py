@@ -39,7 +39,7 @@ from sva.adaptation.by_two_passes import by_two_passes, router_examples
 from sva.adaptation.label_scoring import Soft
 from sva.cli import demo
 from sva.cli.adapt import BUDGETS
-from sva.evaluation import evaluate, records
+from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Item
 from sva.evaluation.stats import accuracy, paired_difference
 from sva.generation.lm import LM, load
@@ -52,6 +52,7 @@ from sva.training.run import command, versions
 from sva.training.search import CEM
 from sva.utils import plots
 from sva.utils.files import write_json
+from sva.utils.jsonl import resumed
 from sva.utils.timing import Stopwatch
 
 HERE, RUNS = Path(__file__).parent, Path("runs/dispatch")
@@ -81,7 +82,7 @@ class Cells:
         """One row an item, of what `answer` gives for each batch."""
         path = RUNS / f"{self.name}-{system.replace(', ', '-').replace(' ', '_')}-{len(self.items)}.jsonl"
         settings = dict(self.about, system=system, **about)
-        with records.opened(path, settings, {"command": command(), "versions": versions()}) as file:
+        with resumed(path, settings, {"command": command(), "versions": versions()}) as file:
             return evaluate.recorded(file, self.items, answer, BATCH, f"{self.name}: {system}")
 
     def some(self, name: str, places: Sequence[int]) -> "Cells":
