@@ -78,7 +78,10 @@ def test_a_second_process_is_told_to_wait(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="disk is full"), resumed(tmp_path / "a.jsonl", {}) as file:
+    with open("/dev/full", "w") as full, resumed(tmp_path / "a.jsonl", {}) as file:
         file.close()
-        file._file = open("/dev/full", "w")
-        file.add(ROWS[0])
+        file._file = full
+        with pytest.raises(UserError, match="disk is full"):
+            file.add(ROWS[0])
+        with pytest.raises(UserError, match="disk is full"):
+            file.close()
