@@ -222,7 +222,8 @@ def evaluate(
 
     Args:
       todo: a task, or the items themselves.
-      split, size: of a task: the first `size` rows of this split.
+      split: of a task, the split whose rows are asked.
+      size: of a task, rows at most, from the start of the split.
       batch_size: prompts that are answered at once.
       max_new_tokens: of every answer; by default the largest budget among the items' tasks.
       title: of the progress bar on stderr.

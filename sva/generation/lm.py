@@ -104,7 +104,8 @@ class LM:
         row has a z of its own.
 
         Args:
-          input_ids, attention_mask: [B, T] int, padded on either side.
+          input_ids: [B, T] int.
+          attention_mask: [B, T] int, 0 for padding, on either side.
           max_new_tokens: at least 1.
           eos_ids: tokens that end a row; none for always max_new_tokens.
           sampling: a strategy of `sva.generation.sampling`; Greedy by default.

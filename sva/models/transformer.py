@@ -181,7 +181,8 @@ def logits(
     Args:
       model: static under jit.
       params: its base weights (or merged ones).
-      input_ids, attention_mask: [B, T] int; padded on the left or on the right.
+      input_ids: [B, T] int.
+      attention_mask: [B, T] int, 0 for padding, on the left or on the right.
       adapter: None, or one adapter a weight (`sva.factored(spectra, z)`), keyed by weight name.
     Returns:
       [B, T, V] float32; where the mask is 0 the values mean nothing.

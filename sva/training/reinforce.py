@@ -173,7 +173,9 @@ def reinforce_loss(
       spectra: keyed by the same names, or nested as well; whole ones.
       params: base weights.
       batch: B completions.
-      model, family, cfg: static.
+      model: static under jit, as the next two.
+      family: the parametrisation of raw.
+      cfg: settings of the loss.
     Returns:
       (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion, of what kl_coef weighs; 0 where it is not
       computed), `entropy` (nats a completion, of the policy at its temperature), `clipped` (tokens a completion whose

@@ -22,7 +22,7 @@ GIB = 2**30
 
 def make(config: str, topology: str, program: str, output: Path) -> None:
     """One report, by the command that a user would give."""
-    root = HERE.parent.parent
+    root = HERE.parents[2]
     call = [sys.executable, "-m", "sva.cli.main", "compile", f"configs/{config}.yaml", "--topology", topology]
     subprocess.run([*call, "--program", program, "--output", str(output.relative_to(root))], check=True, cwd=root)
 
