@@ -9,7 +9,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 import sva
-from sva.cli import main
+from sva.cli.main import main
 from sva.generation import lm as lm_module
 from sva.generation.lm import decompose_checkpoint, factored
 from sva.spectral import forms, store

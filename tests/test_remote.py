@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sva.cli import main
+from sva.cli.main import main
 from sva.generation.lm import decompose, load
 from sva.spectral import store
 from sva.spectral.expert import Expert

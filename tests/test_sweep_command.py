@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sva.cli import main
+from sva.cli.main import main
 from sva.cli import sweep as sweep_command
 from sva.generation.testing import THINGS
 from sva.training import run

@@ -9,7 +9,7 @@ import pytest
 import sva
 from sva.adaptation import dispatchers, few_shot, few_shot_gradient, label_scoring
 from sva.adaptation.adaptive_lm import AdaptiveLM
-from sva.cli import main
+from sva.cli.main import main
 from sva.evaluation import evaluate, likelihood
 from sva.generation import chat, population_batch
 from sva.generation.complete import complete
