@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sva.adaptation import label_scoring as dispatch
 from sva.generation import chat
-from sva.generation.lm import decompose, factored
+from sva.generation.decompose import decompose
+from sva.generation.merge import factored
 from sva.tasks.labels import Label, instruction
 from sva.utils.errors import UserError
 

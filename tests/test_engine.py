@@ -5,7 +5,7 @@ import pytest
 
 from sva import decompose
 from sva.generation.engine import EngineConfig, Request, Weights, run
-from sva.generation.lm import pad_eos
+from sva.generation.prompts import pad_eos
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
 from sva.spectral import serving_plan

@@ -12,7 +12,7 @@ import transformers
 from sva.generation.testing import toy_lm
 from sva.models import cache as kv_cache
 from sva.models.cache import Recent
-from sva.models.checkpoint import open_checkpoint
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.load import load_params
 from sva.models.transformer import Transformer, apply, logits, positions_of
 

@@ -18,8 +18,12 @@ from sva.adaptation.label_scoring import Choice, Hard, Soft, Template
 from sva.adaptation.two_pass import Decision, Prompts, Request, Rows, Served
 from sva.generation import chat
 from sva.generation.decode import Generation
+from sva.generation.decompose import spectra_of
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts, pad_eos, require_weights, row_keys, shared_form, spectra_of
+from sva.generation.lm import LM
+from sva.generation.loaded_model import require_weights
+from sva.generation.merge import shared_form
+from sva.generation.prompts import check_prompts, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert

@@ -22,7 +22,10 @@ import numpy as np
 from sva.generation import chat
 from sva.generation import population_batch as mixed_batch
 from sva.generation.complete import Completion, complete
-from sva.generation.lm import LM, merge, require_weights, shared_form, spectra_of
+from sva.generation.decompose import spectra_of
+from sva.generation.lm import LM
+from sva.generation.loaded_model import require_weights
+from sva.generation.merge import merge, shared_form
 from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import agree

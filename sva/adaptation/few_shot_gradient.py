@@ -22,7 +22,8 @@ from flax import struct
 from sva.adaptation.few_shot import FewShotConfig, Pool, Progress, Shots, draws, shot_tokens
 from sva.evaluation.likelihood import continuation_logprobs
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts
+from sva.generation.lm import LM
+from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, check_gradients
 from sva.spectral.mixing import mixture
 from sva.training.advantages import group

@@ -16,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.generation.decode import generate
-from sva.generation.lm import DTYPES, KV_DTYPES, LM, check_prompts, quantise
+from sva.generation.lm import LM
+from sva.generation.load import quantise
+from sva.generation.loaded_model import DTYPES, KV_DTYPES
+from sva.generation.prompts import check_prompts
 from sva.generation.sampling import Greedy
 from sva.models.cache import empty
 from sva.models.config import ModelConfig

@@ -56,7 +56,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from sva.adaptation.label_scoring import choice
     from sva.adaptation.mixture_file import Alphas
     from sva.generation import chat
-    from sva.generation.lm import load
+    from sva.generation.load import load
     from sva.generation.sampling import strategy
     from sva.utils import seeds
     from sva.utils.errors import at_least

@@ -10,8 +10,9 @@ import numpy as np
 
 from sva.generation import chat
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts
+from sva.generation.lm import LM
 from sva.generation.logprobs import score
+from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.utils.errors import UserError
 from sva.utils.padding import batch_bucket, length_bucket, pad_rows

@@ -15,7 +15,9 @@ from sva.generation import chat
 from sva.generation.decode import read
 from sva.generation.engine import EngineConfig, Finished, Request, Weights, run
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts, pad_eos, require_weights, row_keys
+from sva.generation.lm import LM
+from sva.generation.loaded_model import require_weights
+from sva.generation.prompts import check_prompts, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.generation.stop_strings import Text
 from sva.models.cache import Part

@@ -19,7 +19,8 @@ from flax import struct
 from sva.generation import chat
 from sva.generation.decode import Generation, Rows, begin, decode, read
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts, pad_eos
+from sva.generation.lm import LM
+from sva.generation.prompts import check_prompts, pad_eos
 from sva.generation.sampling import Sampling
 from sva.models import cache as kv_cache
 from sva.models.cache import Part, Recent

@@ -18,7 +18,8 @@ from flax import struct
 
 from sva.evaluation import evaluate
 from sva.generation.finite import cause
-from sva.generation.lm import LM, merge
+from sva.generation.lm import LM
+from sva.generation.merge import merge
 from sva.generation.population_batch import Room
 from sva.models.layout import place_rows
 from sva.models.transformer import Transformer, check_gradients

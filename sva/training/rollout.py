@@ -13,7 +13,9 @@ import numpy as np
 
 from sva.generation import chat
 from sva.generation.decode import generate
-from sva.generation.lm import LM, check_prompts, merge_params, pad_eos
+from sva.generation.lm import LM
+from sva.generation.merge import merge_params
+from sva.generation.prompts import check_prompts, pad_eos
 from sva.generation.sampling import Greedy, OnPolicy, Sampling, check_temperature
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import agree, is_writer, to_host

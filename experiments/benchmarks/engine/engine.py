@@ -31,7 +31,9 @@ from sva.adaptation import label_scoring as dispatch
 from sva.evaluation import evaluate
 from sva.generation import chat
 from sva.generation.complete import Mixtures, complete
-from sva.generation.lm import load, merge, shared_form, spectra_of
+from sva.generation.decompose import spectra_of
+from sva.generation.load import load
+from sva.generation.merge import merge, shared_form
 from sva.models.transformer import apply, positions_of, variables
 from sva.parallel import compile_cache as runtime
 from sva.spectral import serving_plan

@@ -43,7 +43,7 @@ from sva.cli import demo
 from sva.evaluation import evaluate
 from sva.generation import chat
 from sva.generation.decode import Generation, generate, read
-from sva.generation.lm import load
+from sva.generation.load import load
 from sva.generation.sampling import Greedy
 from sva.models.transformer import variables
 from sva.parallel import compile_cache as runtime

@@ -43,7 +43,8 @@ from sva.cli.adapt import BUDGETS
 from sva.evaluation import evaluate, records
 from sva.evaluation.evaluate import Item
 from sva.evaluation.stats import accuracy, paired_difference
-from sva.generation.lm import LM, load
+from sva.generation.lm import LM
+from sva.generation.load import load
 from sva.parallel import compile_cache as runtime
 from sva.spectral.expert import Expert
 from sva.tasks import task

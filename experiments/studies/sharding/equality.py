@@ -34,7 +34,8 @@ from sva.adaptation import two_pass as adapt
 from sva.adaptation.adaptive_lm import adaptive
 from sva.generation.chat import encode, render
 from sva.generation.decode import generate
-from sva.generation.lm import LM, merge_params
+from sva.generation.lm import LM
+from sva.generation.merge import merge_params
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
 from sva.models import layout
