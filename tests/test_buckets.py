@@ -8,7 +8,7 @@ from sva.utils.padding import (
     drop_prefix,
     left_pad,
     length_bucket,
-    packed_places,
+    packed_token_indices,
     pad_rows,
     prompt_bucket,
 )
@@ -68,7 +68,7 @@ def test_packed_places_are_every_token_once_and_a_few_of_the_first_again():
     sizes = set()
     for tokens in rng.integers(20, 130, 100):
         mask = (np.arange(128)[None, :] >= 128 - rng.integers(tokens // 2, tokens, 32)[:, None]).astype(np.int32)
-        places, real = packed_places(mask), np.flatnonzero(mask)
+        places, real = packed_token_indices(mask), np.flatnonzero(mask)
         np.testing.assert_array_equal(places[: len(real)], real)
         assert (places[len(real) :] == real[0]).all()
         assert len(places) - len(real) <= max(31, len(real) / 16)
@@ -77,6 +77,6 @@ def test_packed_places_are_every_token_once_and_a_few_of_the_first_again():
 
 
 def test_what_has_no_padding_few_places_or_no_token_is_not_packed():
-    assert packed_places(np.ones((32, 64), np.int32)) is None
-    assert packed_places(np.eye(31, dtype=np.int32)) is None
-    assert packed_places(np.zeros((64, 64), np.int32)) is None
+    assert packed_token_indices(np.ones((32, 64), np.int32)) is None
+    assert packed_token_indices(np.eye(31, dtype=np.int32)) is None
+    assert packed_token_indices(np.zeros((64, 64), np.int32)) is None

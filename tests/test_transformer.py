@@ -196,7 +196,9 @@ def test_states_asked_for_from_a_column_on_are_those_of_all_columns(settings, pa
     @partial(jax.jit, static_argnames=("since",))
     def run(params, since):
         def loss(params):
-            found = apply(lm.model, {"params": params}, ids, *positions_of(mask), places=places, since=since)
+            found = apply(
+                lm.model, {"params": params}, ids, *positions_of(mask), token_indices=places, output_start=since
+            )
             return jnp.sum(found[0][:, 6 - since :] ** 2), found
 
         return jax.value_and_grad(loss, has_aux=True)(params)

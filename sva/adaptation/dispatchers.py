@@ -121,7 +121,14 @@ class Generated:
         ids, mask, places = rows.asked
         positions, valid = after_prefix(self.first.prefix, mask)
         hidden, part = apply(
-            model, collections, ids, positions, valid, [self.first.prefix], places=places, since=ids.shape[1] - 1
+            model,
+            collections,
+            ids,
+            positions,
+            valid,
+            [self.first.prefix],
+            token_indices=places,
+            output_start=ids.shape[1] - 1,
         )
         logits = apply(model, collections, hidden[:, -1], method="unembed")
         count = ids.shape[0]

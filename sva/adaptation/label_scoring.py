@@ -26,7 +26,7 @@ from sva.models.cache import Part
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, left_pad, length_bucket, packed_places, pad_rows, round_up
+from sva.utils.padding import batch_bucket, left_pad, length_bucket, packed_token_indices, pad_rows, round_up
 
 STEP, PREFIX_STEP = 8, 128  # see `FirstPass`
 _MARK = "\N{REPLACEMENT CHARACTER}"
@@ -117,8 +117,8 @@ def label_scores(
         all_valid,
         [first.prefix],
         mask=visible,
-        places=places,
-        since=length - 1,  # the prompt's last, then one a label token
+        token_indices=places,
+        output_start=length - 1,  # the prompt's last, then one a label token
     )
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
     logps = jax.nn.log_softmax(apply(model, collections, hidden, method="unembed"), axis=-1)
@@ -239,7 +239,7 @@ def encode(lm: LM, form: Template, questions: Sequence[str]) -> Asked:
     ids, mask = left_pad(ids, mask, length_bucket(width))
     size = batch_bucket(len(rows))
     ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
-    return Asked(*jax.tree.map(jnp.asarray, (ids, mask, packed_places(real))))
+    return Asked(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
 
 
 def prepare(

@@ -100,7 +100,7 @@ def read(
     """
     positions, valid = positions_of(mask)
     positions = positions + sum(part.positions.shape[1] for part in past)
-    hidden, part = apply(model, collections, ids, positions, valid, past, since=ids.shape[1] - 1)
+    hidden, part = apply(model, collections, ids, positions, valid, past, output_start=ids.shape[1] - 1)
     return apply(model, collections, hidden[:, -1], method="unembed"), part, positions[:, -1]
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.models.cache import KV, Rounded, kept, write
-from sva.models.config import ModelConfig, Rope
+from sva.models.config import ModelConfig
 from sva.models.packing import Packing, pack, unpack
 from sva.parallel.sharding import constrain, hidden_axes
 from sva.utils.matmul import Int8, dot, dots
@@ -88,25 +88,6 @@ class RMSNorm(nn.Module):
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
         return h.astype(x.dtype) * jnp.reshape(weight, (1,) * (x.ndim - 1) + weight.shape)
-
-
-def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """[head_dim / 2] float32 rotary frequencies, scaled as the configuration says.
-
-    `llama3` blends frequencies between the unscaled and the scaled ones by wavelength, as Llama 3.1's own code.
-    """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    freqs = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
-    if rope.factors:
-        return freqs / np.asarray(rope.factors, np.float32)
-    if rope.kind == "linear":
-        return freqs / np.float32(rope.factor)
-    if rope.kind == "llama3":
-        turns = rope.original_max_position_embeddings * freqs / np.float32(2 * np.pi)
-        blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        blend = np.clip(blend, 0.0, 1.0).astype(np.float32)  # 0: scaled down in full, 1: left alone
-        return ((1 - blend) * freqs / np.float32(rope.factor) + blend * freqs).astype(np.float32)
-    return freqs
 
 
 def rotary(positions: jax.Array, freqs: np.ndarray, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
@@ -278,9 +259,27 @@ def _attend_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Arra
     return sum(out[1:], out[0]).astype(q.dtype)
 
 
-def since_of(x: jax.Array, packing: Packing | None, since: int) -> tuple[jax.Array, Packing | None]:
-    """(x of the columns from `since` on, its packing): as it lies where that is all of them, else [B, T - since, D]."""
-    return (unpack(x, packing)[:, since:], None) if since else (x, packing)
+class LayerCache(NamedTuple):
+    """What one layer attends to before the call's own tokens, and how far back; scanned layers take one of [L, ...]."""
+
+    past: tuple[KV, ...]  # of earlier tokens
+    slots: KV | None  # of which this call's one token takes slot `AttentionInputs.slot`; None: T tokens by themselves
+    window: jax.Array | None  # [] int32 sliding window in tokens, 0 for full attention; None where no layer has one
+
+
+class AttentionInputs(NamedTuple):
+    """What the attention of all layers shares in one call."""
+
+    rope: tuple[jax.Array, jax.Array]  # cosine and sine of the T positions
+    mask: jax.Array  # [B, T, S] bool over the slots of the past and then the others
+    distance: Any  # [B, T, S] int32, query position less key position; None where no layer has a window
+    slot: Any  # [] int32, the one to write; None where the layers' caches have no slots
+    packing: Packing | None  # of the tokens; None where all B * T are computed
+
+
+def from_column(x: jax.Array, packing: Packing | None, start: int) -> tuple[jax.Array, Packing | None]:
+    """(x of the columns from `start` on, its packing): as it lies where that is all of them, else [B, T - start, D]."""
+    return (unpack(x, packing)[:, start:], None) if start else (x, packing)
 
 
 class Attention(nn.Module):
@@ -290,19 +289,21 @@ class Attention(nn.Module):
     kept_dtype: Any  # of keys and values
 
     @nn.compact
-    def __call__(self, x, rope, mask, past, recent, index, packing, since):
-        """(y of `since_of(x, ...)`, KV); see `Block`."""
-        cfg = self.cfg
-        asked, own_packing = since_of(x, packing, since)
+    def __call__(
+        self, x: jax.Array, cache: LayerCache, inputs: AttentionInputs, output_start: int
+    ) -> tuple[jax.Array, KV]:
+        """(y of `from_column(x, ...)`, KV); see `Block`."""
+        cfg, packing = self.cfg, inputs.packing
+        queried, own_packing = from_column(x, packing, output_start)
 
         q, k, v = (
             SpectralDense(heads * cfg.head_dim, cfg.attention_bias, name=f"{name}_proj")
             for name, heads in (("q", cfg.num_heads), ("k", cfg.num_kv_heads), ("v", cfg.num_kv_heads))
         )
-        if asked is x:
+        if queried is x:
             q, k, v = side_by_side(x, [q, k, v])
         else:
-            q, k, v = q(asked), *side_by_side(x, [k, v])
+            q, k, v = q(queried), *side_by_side(x, [k, v])
 
         def heads_of(y: jax.Array, packing: Packing | None) -> jax.Array:
             y = unpack(y, packing)
@@ -311,12 +312,12 @@ class Attention(nn.Module):
         q, k, v = heads_of(q, own_packing), heads_of(k, packing), heads_of(v, packing)
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
-        q, k = rotate(q, *(x[:, since:] for x in rope)), rotate(k, *rope)
+        q, k = rotate(q, *(x[:, output_start:] for x in inputs.rope)), rotate(k, *inputs.rope)
         q = constrain(q, "batch", None, "heads", None)
         k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
         own = kept(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), self.kept_dtype)
-        own = own if recent is None else write(recent, own, index)
-        y = pack(attend(q, [*past, own], mask[:, since:]), own_packing)
+        own = own if cache.slots is None else write(cache.slots, own, inputs.slot)
+        y = pack(attend(q, [*cache.past, own], inputs.mask[:, output_start:]), own_packing)
         return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
 
 
@@ -348,30 +349,26 @@ class Block(nn.Module):
     kept_dtype: Any
 
     @nn.compact
-    def __call__(self, x, past, recent, window, rope, mask, distance, index, packing, since):
+    def __call__(
+        self, x: jax.Array, cache: LayerCache, inputs: AttentionInputs, output_start: int
+    ) -> tuple[jax.Array, KV]:
         """The layer's output and its keys and values.
 
         Args:
           x: [B, T, D], or [1, N, D] with a packing.
-          past: KVs of earlier tokens.
-          recent: KV of slots, of which this one token takes slot `index`; or None: these T tokens are their own part.
-          window: [] int32 sliding window in tokens, 0 for full attention; None where no layer has one.
-          rope: cosine and sine of the T positions.
-          mask: [B, T, S] bool over the slots of `past` and then the others.
-          distance: [B, T, S] int32, query position less key position; None where no layer has a window.
-          index: [] int32, or None without `recent`.
-          packing: of x; or None.
-          since: the first column whose output is wanted (static); of those before only keys and values are computed.
+          cache: this layer's.
+          inputs: all layers'.
+          output_start: the first column whose output is wanted (static); of those before only keys and values are
+            computed.
         Returns:
-          The shape of x, or [B, T - since, D], and the KV of the slots of `recent`, or of the T tokens.
+          The shape of x, or [B, T - output_start, D], and the KV of `cache.slots`, or of the T tokens.
         """
-        if window is not None:
-            mask = mask & ((window == 0) | (distance < window))
+        if cache.window is not None:
+            seen = inputs.mask & ((cache.window == 0) | (inputs.distance < cache.window))
+            inputs = inputs._replace(mask=seen)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
-        y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(
-            norm(x), rope, mask, past, recent, index, packing, since
-        )
-        x, _ = since_of(x, packing, since)
+        y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(norm(x), cache, inputs, output_start)
+        x, _ = from_column(x, inputs.packing, output_start)
         axes = hidden_axes(x.shape[1])
         x = constrain(x + y, *axes)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")

@@ -35,17 +35,17 @@ def batch_bucket(rows: int) -> int:
     return round_up(rows, 32)
 
 
-def packed_places(mask: np.ndarray) -> np.ndarray | None:
-    """[N] int32, row * T + column of every token of a mask [B, T], as `Transformer` takes places; None if not worth it.
+def packed_token_indices(mask: np.ndarray) -> np.ndarray | None:
+    """[N] int32, row * T + column of every token of a mask [B, T], as `Transformer` takes them; None if not worth it.
 
-    N is a multiple of 32, of 64 from 1,024 places on, of 128 from 2,048 and so forth: a sixteenth is spare at most, and
-    holds the first place again. Fewer than 1,024 places cost what reading the weights costs, packed or not.
+    N is a multiple of 32, of 64 from 1,024 tokens on, of 128 from 2,048 and so forth: a sixteenth is spare at most, and
+    repeats the first index. Fewer than 1,024 tokens cost what reading the weights costs, packed or not.
     """
-    places = np.flatnonzero(mask).astype(np.int32)
-    if mask.size < 1024 or not len(places):
+    indices = np.flatnonzero(mask).astype(np.int32)
+    if mask.size < 1024 or not len(indices):
         return None
-    size = round_up(len(places), max(32, 1 << max(len(places).bit_length() - 5, 0)))
-    return np.concatenate([places, np.repeat(places[:1], size - len(places))]) if size < mask.size else None
+    size = round_up(len(indices), max(32, 1 << max(len(indices).bit_length() - 5, 0)))
+    return np.concatenate([indices, np.repeat(indices[:1], size - len(indices))]) if size < mask.size else None
 
 
 def left_pad(ids: np.ndarray, mask: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

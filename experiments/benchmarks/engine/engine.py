@@ -148,7 +148,9 @@ def labels(lm) -> dict:
     def prefill(params, asked):
         positions, valid = positions_of(asked.mask)
         collections, last = variables(lm.model, params, None), asked.ids.shape[1] - 1
-        hidden, part = apply(lm.model, collections, asked.ids, positions, valid, places=asked.places, since=last)
+        hidden, part = apply(
+            lm.model, collections, asked.ids, positions, valid, token_indices=asked.places, output_start=last
+        )
         return hidden[:, 0], part
 
     score = jax.jit(dispatch.label_scores, static_argnames=("model",))
