@@ -22,7 +22,7 @@ from flax import struct
 
 from sva.generation import chat
 from sva.generation.lm import LM
-from sva.models.cache import Part
+from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.utils.errors import UserError
@@ -42,7 +42,7 @@ class FirstPass:
     more meets a compiled program unless it passes a step.
     """
 
-    prefix: Part  # of one row, the instruction
+    prefix: KVSegment  # of one row, the instruction
     label_ids: jax.Array  # [M] int32, the labels' tokens one after another, end tokens left out; some spare
     label_depth: jax.Array  # [M] int32, place of a token in its label
     label_mask: jax.Array  # [M, M] bool, which label tokens each one sees
@@ -67,7 +67,7 @@ class Asked(NamedTuple):
     places: Any = None  # [N] int32 of B * T, as `Transformer` takes them; None: not packed
 
 
-def after_prefix(prefix: Part, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def after_prefix(prefix: KVSegment, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(positions, valid), as of `positions_of`, of rows that follow the shared instruction."""
     positions, valid = positions_of(mask)
     return jnp.sum(prefix.valid, dtype=jnp.int32) + positions, valid
@@ -198,7 +198,7 @@ def _prefill(
     ids: jax.Array,
     mask: jax.Array,
     adapter: Mapping[str, Any] | None,
-) -> Part:
+) -> KVSegment:
     return apply(model, variables(model, params, adapter), ids, *positions_of(mask))[1]
 
 

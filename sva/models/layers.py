@@ -107,55 +107,55 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (halves * cos + jax.lax.rev(halves, (halves.ndim - 2,)) * sin).reshape(x.shape)
 
 
-def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """Grouped-query attention over several parts as over one, softmax in float32.
+def attend(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """Grouped-query attention over several segments as over one, softmax in float32.
 
     Args:
       q: [B, T, N, H].
-      parts: keys and values of S_i slots and P_i rows each, the heads a multiple of their K; row b reads row
-        b // (B / P_i) of a part, and its rows' queries are one matrix product with it. In q's dtype, or in a narrower
-        one (or `Rounded`) that is widened to it.
-      mask: [B, T, S] bool over all parts' slots one after another, True where a query may look.
+      segments: keys and values of S_i slots and P_i rows each, the heads a multiple of their K; row b reads row
+        b // (B / P_i) of a segment, and its rows' queries are one matrix product with it. In q's dtype, or in a
+        narrower one (or `Rounded`) that is widened to it.
+      mask: [B, T, S] bool over all segments' slots one after another, True where a query may look.
     Returns:
       [B, T, N * H].
     """
     batch, length, heads, width = q.shape
-    kv_heads = _numbers(parts[0].v).shape[1]
+    kv_heads = _numbers(segments[0].v).shape[1]
     groups = heads // kv_heads
     if batch == length == 1:
-        return _attend_once(q[0, 0].reshape(kv_heads, groups, width), parts, mask[0, 0]).reshape(1, 1, -1)
+        return _attend_once(q[0, 0].reshape(kv_heads, groups, width), segments, mask[0, 0]).reshape(1, 1, -1)
     # A key/value head's queries of all groups and positions are the rows of one matrix.
     q = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, kv_heads, groups * length, width)
-    out = (_attend_by_part if length > 1 and len(parts) > 1 else _attend_at_once)(q, parts, mask)
+    out = (_attend_by_segment if length > 1 and len(segments) > 1 else _attend_at_once)(q, segments, mask)
     out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads * width)
 
 
-def _attend_at_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """[B, K, M, H] of queries [B, K, M = groups * T, H]: one softmax over the scores of all parts."""
+def _attend_at_once(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """[B, K, M, H] of queries [B, K, M = groups * T, H]: one softmax over the scores of all segments."""
     batch, kv_heads, queries, width = q.shape
-    scores = jnp.concatenate([_spread(_scores(q, part), batch) for part in parts], axis=-1)
+    scores = jnp.concatenate([_spread(_scores(q, segment), batch) for segment in segments], axis=-1)
     scores = scores.reshape(batch, kv_heads, -1, mask.shape[1], scores.shape[-1])
     scores = jnp.where(mask[:, None, None, :, :], scores * width**-0.5, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, queries, -1)
     out = jnp.zeros((), q.dtype)
-    for piece, part in zip(_by_part(weights, parts), parts, strict=True):
-        out += _spread(_weighted(_gather(piece, _numbers(part.v).shape[0]), part), batch)
+    for piece, segment in zip(_by_segment(weights, segments), segments, strict=True):
+        out += _spread(_weighted(_gather(piece, _numbers(segment.v).shape[0]), segment), batch)
     return out
 
 
-def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """As `_attend_at_once`, every part's softmax by itself, weighted afterwards by its share of the whole sum.
+def _attend_by_segment(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """As `_attend_at_once`, every segment's softmax by itself, weighted afterwards by its share of the whole sum.
 
     For many queries: scores, the largest arrays by far, stay as the products make them and are never copied.
     """
     batch, kv_heads, _, width = q.shape
     length = mask.shape[1]
     tops, sums, outs = [], [], []
-    for part, sees in zip(parts, _by_part(mask, parts), strict=True):
-        rows, _, slots, _ = _numbers(part.v).shape
-        scores = _scores(q, part)
+    for segment, sees in zip(segments, _by_segment(mask, segments), strict=True):
+        rows, _, slots, _ = _numbers(segment.v).shape
+        scores = _scores(q, segment)
         shape = scores.shape
         scores = scores.reshape(rows, kv_heads, batch // rows, -1, length, slots)
         sees = sees.reshape(rows, 1, batch // rows, 1, length, slots)
@@ -163,7 +163,7 @@ def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.A
         top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))  # what comes out does not depend on it
         weights = jnp.exp(scores - top)
         whole = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _weighted(weights.astype(q.dtype).reshape(shape), part)
+        out = _weighted(weights.astype(q.dtype).reshape(shape), segment)
         outs.append(_spread(out.astype(jnp.float32), batch))
         for found, x in ((tops, top), (sums, whole)):
             found.append(_spread(x.reshape(*shape[:-1], 1), batch))
@@ -174,25 +174,25 @@ def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.A
     return out.astype(q.dtype)
 
 
-def _scores(q: jax.Array, part: KV) -> jax.Array:
-    """[P, K, B / P * M, S] products of queries [B, K, M, H] with a part's keys, float32."""
-    k = _numbers(part.k).astype(q.dtype)
-    asked = _gather(q, len(k))
-    if part.in_blocks:
-        each = jnp.broadcast_to(asked[:, :, None], (*k.shape[:3], *asked.shape[2:]))
+def _scores(q: jax.Array, segment: KV) -> jax.Array:
+    """[P, K, B / P * M, S] products of queries [B, K, M, H] with a segment's keys, float32."""
+    k = _numbers(segment.k).astype(q.dtype)
+    queries = _gather(q, len(k))
+    if segment.in_blocks:
+        each = jnp.broadcast_to(queries[:, :, None], (*k.shape[:3], *queries.shape[2:]))
         scores = _product("PKNMH,PKNHW->PKNMW", each, k, preferred_element_type=jnp.float32)
-        scores = scores.swapaxes(2, 3).reshape(*asked.shape[:3], -1)
+        scores = scores.swapaxes(2, 3).reshape(*queries.shape[:3], -1)
     else:
-        scores = _product("PKMH,PKHS->PKMS", asked, k, preferred_element_type=jnp.float32)
-    scale = _scale(part.k)
+        scores = _product("PKMH,PKHS->PKMS", queries, k, preferred_element_type=jnp.float32)
+    scale = _scale(segment.k)
     return scores if scale is None else scores * scale
 
 
-def _weighted(weights: jax.Array, part: KV) -> jax.Array:
-    """[P, K, M, H] sums of a part's values with weights [P, K, M, S]."""
-    scale = _scale(part.v)
+def _weighted(weights: jax.Array, segment: KV) -> jax.Array:
+    """[P, K, M, H] sums of a segment's values with weights [P, K, M, S]."""
+    scale = _scale(segment.v)
     weights = weights if scale is None else (weights * scale).astype(weights.dtype)
-    return _product("PKMS,PKSH->PKMH", weights, _numbers(part.v).astype(weights.dtype))
+    return _product("PKMS,PKSH->PKMH", weights, _numbers(segment.v).astype(weights.dtype))
 
 
 def _numbers(x: Any) -> jax.Array:
@@ -205,9 +205,9 @@ def _scale(x: Any) -> jax.Array | None:
     return x.scale.reshape(*x.scale.shape[:2], 1, -1) if isinstance(x, Rounded) else None
 
 
-def _by_part(x: jax.Array, parts: Sequence[KV]) -> list[jax.Array]:
-    """[..., S] over all parts' slots, split into the parts'."""
-    return jnp.split(x, np.cumsum([_numbers(part.v).shape[2] for part in parts])[:-1], axis=-1)
+def _by_segment(x: jax.Array, segments: Sequence[KV]) -> list[jax.Array]:
+    """[..., S] over all segments' slots, split into the segments'."""
+    return jnp.split(x, np.cumsum([_numbers(segment.v).shape[2] for segment in segments])[:-1], axis=-1)
 
 
 def _product(spec: str, x: jax.Array, y: jax.Array, **settings: Any) -> jax.Array:
@@ -217,7 +217,7 @@ def _product(spec: str, x: jax.Array, y: jax.Array, **settings: Any) -> jax.Arra
 
 
 def _gather(x: jax.Array, rows: int) -> jax.Array:
-    """[B, K, M, X] as [P, K, B / P * M, X] for a part of P rows."""
+    """[B, K, M, X] as [P, K, B / P * M, X] for a segment of P rows."""
     batch, heads = x.shape[:2]
     if rows == batch:
         return x
@@ -234,28 +234,28 @@ def _spread(x: jax.Array, batch: int) -> jax.Array:
     return x.reshape(batch, heads, -1, width)
 
 
-def _attend_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """[K, G, H] of one query q [K, G, H] of one row over parts of one row, mask [S]; as sums.
+def _attend_once(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """[K, G, H] of one query q [K, G, H] of one row over segments of one row, mask [S]; as sums.
 
     Of matrix products over one row XLA's CPU compiler drops the row's axis, and then copies the cache, four times a
     layer, to write to it.
     """
 
-    def score(part: KV) -> jax.Array:
-        asked = q[:, :, None, :, None] if part.in_blocks else q[:, :, :, None]
-        found = jnp.sum(asked.astype(jnp.float32) * _numbers(part.k)[0][:, None].astype(jnp.float32), axis=-2)
+    def score(segment: KV) -> jax.Array:
+        query = q[:, :, None, :, None] if segment.in_blocks else q[:, :, :, None]
+        found = jnp.sum(query.astype(jnp.float32) * _numbers(segment.k)[0][:, None].astype(jnp.float32), axis=-2)
         found = found.reshape(*q.shape[:2], -1)
-        return found if (scale := _scale(part.k)) is None else found * scale[0]
+        return found if (scale := _scale(segment.k)) is None else found * scale[0]
 
-    def weighted(weights: jax.Array, part: KV) -> jax.Array:
-        weights = weights if (scale := _scale(part.v)) is None else weights * scale[0]
+    def weighted(weights: jax.Array, segment: KV) -> jax.Array:
+        weights = weights if (scale := _scale(segment.v)) is None else weights * scale[0]
         return jnp.sum(
-            weights[:, :, :, None].astype(jnp.float32) * _numbers(part.v)[0][:, None].astype(jnp.float32), axis=2
+            weights[:, :, :, None].astype(jnp.float32) * _numbers(segment.v)[0][:, None].astype(jnp.float32), axis=2
         )
 
-    scores = jnp.concatenate([score(part) for part in parts], axis=-1) * q.shape[-1] ** -0.5
+    scores = jnp.concatenate([score(segment) for segment in segments], axis=-1) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, _MASKED), axis=-1).astype(q.dtype)
-    out = [weighted(piece, part) for piece, part in zip(_by_part(weights, parts), parts, strict=True)]
+    out = [weighted(piece, segment) for piece, segment in zip(_by_segment(weights, segments), segments, strict=True)]
     return sum(out[1:], out[0]).astype(q.dtype)
 
 
@@ -268,7 +268,7 @@ class LayerCache(NamedTuple):
 
 
 class AttentionInputs(NamedTuple):
-    """What the attention of all layers shares in one call."""
+    """Positions, masks and indices that the attention of all layers shares in one call."""
 
     rope: tuple[jax.Array, jax.Array]  # cosine and sine of the T positions
     mask: jax.Array  # [B, T, S] bool over the slots of the past and then the others

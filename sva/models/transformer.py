@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.models import cache as kv_cache
-from sva.models.cache import Part, Recent
+from sva.models.cache import DecodeCache, KVSegment
 from sva.models.config import ModelConfig
 from sva.models.layers import (
     AttentionInputs,
@@ -74,12 +74,12 @@ class Transformer(nn.Module):
         input_ids: jax.Array,
         positions: jax.Array,
         valid: jax.Array,
-        past: Sequence[Part] = (),
-        recent: Recent | None = None,
+        past: Sequence[KVSegment] = (),
+        cache: DecodeCache | None = None,
         mask: jax.Array | None = None,
         token_indices: jax.Array | None = None,
         output_start: int = 0,
-    ) -> tuple[jax.Array, Part | Recent]:
+    ) -> tuple[jax.Array, KVSegment | DecodeCache]:
         """The last layer's normalised output, and these tokens' keys and values.
 
         Args:
@@ -87,9 +87,9 @@ class Transformer(nn.Module):
           positions: [B, T] int32, counted from each row's first token.
           valid: [B, T] bool, False for padding, on whichever side it lies.
           past: keys and values of earlier tokens.
-          recent: slots to write this one token into, which sees what is written there already; None: these tokens
-            become a part of their own.
-          mask: [B, T, T] bool of what each token sees among these, without `recent`; None for every earlier token of
+          cache: slots to write this one token into, which sees what is written there already; None: these tokens
+            become a segment of their own.
+          mask: [B, T, T] bool of what each token sees among these, without `cache`; None for every earlier token of
             the row. Of `past` it sees all valid slots of earlier positions.
           token_indices: [N] int32, row * T + column of every valid token, some twice: outside attention these alone are
             computed, whatever the padding, which then holds anything finite. None: all B * T, as always where a mesh
@@ -97,20 +97,20 @@ class Transformer(nn.Module):
           output_start: the first column whose output is wanted (static): where layers are unrolled, the last one
             computes nothing but keys and values for those before.
         Returns:
-          [B, T - output_start, D] in the model's dtype (padding holds anything finite), and `recent` with these tokens
-          written, or the new Part of B rows and T slots.
+          [B, T - output_start, D] in the model's dtype (padding holds anything finite), and `cache` with these tokens
+          written, or the new KVSegment of B rows and T slots.
         """
         cfg = self.cfg
-        if recent is None:
-            own, slots, index = Part((), positions, valid), None, None
+        if cache is None:
+            own, slots, index = KVSegment((), positions, valid), None, None
         else:
-            own, slots, index = kv_cache.mark(recent, positions, valid), recent.part.kv, recent.index
+            own, slots, index = kv_cache.mark(cache, positions, valid), cache.segment.kv, cache.index
         packed = None if token_indices is None or is_divided() else packing(token_indices, *input_ids.shape)
         inputs = self._attention_inputs(positions, [*past, own], mask, index, packed)
         x = self.embed_tokens(pack(input_ids, packed))
         x = constrain(x, *hidden_axes(1))  # first as the table lies: no copy of it is made
         x = constrain(x, *hidden_axes(x.shape[1]))
-        kvs = tuple(part.kv for part in past)
+        kvs = tuple(segment.kv for segment in past)
         windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
         if self.scan_layers:
             x, kv = self.layers(x, LayerCache(kvs, slots, windows), inputs, 0)
@@ -124,15 +124,15 @@ class Transformer(nn.Module):
                 kv.append(new)
             kv = tuple(kv)
             packed = None if output_start else packed
-        part = dataclasses.replace(own, kv=kv)
+        segment = dataclasses.replace(own, kv=kv)
         x = unpack(self.norm(x), packed)
-        return x, part if index is None else Recent(part, index + positions.shape[1])
+        return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
 
     @nn.nowrap
     def _attention_inputs(
         self,
         positions: jax.Array,
-        segments: Sequence[Part],
+        segments: Sequence[KVSegment],
         mask: jax.Array | None,
         index: jax.Array | None,
         packed: Packing | None,
