@@ -9,6 +9,7 @@ from sva.utils.padding import (
     length_bucket,
     packed_token_indices,
     pad_rows,
+    pad_tokens,
     prompt_bucket,
 )
 
@@ -77,3 +78,14 @@ def test_what_has_no_padding_few_places_or_no_token_is_not_packed():
     assert packed_token_indices(np.ones((32, 64), np.int32)) is None
     assert packed_token_indices(np.eye(31, dtype=np.int32)) is None
     assert packed_token_indices(np.zeros((64, 64), np.int32)) is None
+
+
+def test_token_lists_are_padded_with_zeros_on_the_side_asked_for():
+    rows = [[5, 6, 7], [], np.array([8])]
+    ids, mask = pad_tokens(rows, 4)
+    np.testing.assert_array_equal(ids, [[0, 5, 6, 7], [0, 0, 0, 0], [0, 0, 0, 8]])
+    np.testing.assert_array_equal(mask, [[0, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]])
+    ids, mask = pad_tokens(rows, 4, side="right")
+    np.testing.assert_array_equal(ids, [[5, 6, 7, 0], [0, 0, 0, 0], [8, 0, 0, 0]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
+    assert ids.dtype == mask.dtype == np.int32
