@@ -68,7 +68,7 @@ def _rows(system):
 
 def _request(lm):
     keys = jax.random.split(jax.random.key(0), len(QUESTIONS))
-    prompts = two_pass.PromptBatch(*_encoded(lm))
+    prompts = two_pass.TokenBatch(*_encoded(lm))
     return two_pass.Request(prompts, np.int32(NEW), np.array([1], np.int32), keys, max_new_tokens=8, sampling=Greedy())
 
 

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sva.adaptation import label_scoring
 from sva.generation import chat
-from sva.generation.lm import decompose, factored
+from sva.generation.decompose import decompose
+from sva.generation.merge import factored
 from sva.tasks.labels import Label, instruction
 from sva.utils.errors import UserError
 
@@ -87,8 +88,8 @@ def test_a_large_batch_is_read_without_its_padding_and_scores_the_same(toy):
     questions = [QUESTIONS[i % 2] + " the apple" * (3 + i % 5) for i in range(25)]
     asked = label_scoring.encode(toy, label_scoring.template(toy, LABELS), questions)
     assert asked.ids.shape[0] == 32
-    assert asked.mask[:25].sum() <= len(asked.places) < 0.85 * asked.mask.size
-    padded = label_scoring._scores(toy.model, toy.params, first, asked._replace(places=None))[:25, :3]
+    assert asked.mask[:25].sum() <= len(asked.token_indices) < 0.85 * asked.mask.size
+    padded = label_scoring._scores(toy.model, toy.params, first, asked._replace(token_indices=None))[:25, :3]
     np.testing.assert_allclose(_scores(toy, first, questions), padded, atol=1e-4)
     assert np.ptp(padded, axis=0).min() > 0.01
 

@@ -8,7 +8,8 @@ import tiny
 
 import sva
 from sva.adaptation.adaptive_lm import adaptive
-from sva.generation.lm import decompose, merge, merge_params
+from sva.generation.decompose import decompose
+from sva.generation.merge import merge, merge_params
 from sva.generation.testing import NameAColour, toy_lm
 from sva.models.config import from_hf
 from sva.models.weights import expected

@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from sva.generation.lm import decompose
+from sva.generation.decompose import decompose
 from sva.generation.testing import NameAColour
 from sva.spectral.expert import Expert
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sva.cli.main import main
 from sva.cli import sweep as sweep_command
+from sva.cli.main import main
 from sva.generation.testing import THINGS
 from sva.training import run
 from sva.training.config import load

@@ -13,9 +13,10 @@ from sva.cli.main import main
 from sva.evaluation import evaluate, likelihood
 from sva.generation import chat, population_batch
 from sva.generation.complete import complete
-from sva.generation.engine import EngineConfig, Request, Weights, run
+from sva.generation.engine import EngineConfig, Request, run
 from sva.generation.sampling import Greedy
 from sva.generation.testing import NameAColour, tokenizer, toy_lm
+from sva.generation.weights import Weights
 from sva.models.transformer import logits
 from sva.models.vocabulary import check_ids, excess
 from sva.tasks.labels import Label
@@ -61,7 +62,7 @@ PATHS = {
     "lm.logits": lambda lm: lm.logits(IDS, ONES),
     "lm.generate": lambda lm: lm.generate(IDS, ONES, 4),
     "complete": lambda lm: next(complete(lm, IDS.tolist(), 4)),
-    "members": lambda lm: population_batch.ask(lm, IDS.tolist(), KEYS, 4),
+    "members": lambda lm: population_batch.prompt_batch(lm, IDS.tolist(), KEYS, 4),
     "likelihood, prompt": lambda lm: likelihood.option_logprobs(lm, ["what <spare>"], [[" red"]]),
     "likelihood, option": lambda lm: likelihood.option_logprobs(lm, ["what"], [[" red", " <spare>"]]),
     "evaluate": lambda lm: evaluate.evaluate(lm, [evaluate.Item(TASK, ASKED[0])], progress=False),

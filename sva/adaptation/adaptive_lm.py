@@ -12,12 +12,16 @@ import numpy as np
 from sva.adaptation import dispatchers, label_scoring
 from sva.adaptation.dispatchers import DispatchBatch, Dispatcher, Scored, ServingState, Work
 from sva.adaptation.experts import labels_and_slots
-from sva.adaptation.label_scoring import Choice, Hard, PromptBatch, Soft, Template
+from sva.adaptation.label_scoring import Choice, Hard, Soft, Template, TokenBatch
 from sva.adaptation.two_pass import Decision, Request, first_pass, second_pass, two_pass
 from sva.generation import chat
 from sva.generation.decode import Generation
+from sva.generation.decompose import spectra_of
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts, pad_eos, require_weights, row_keys, shared_form, spectra_of
+from sva.generation.lm import LM
+from sva.generation.loaded_model import require_weights
+from sva.generation.merge import shared_form
+from sva.generation.prompts import check_prompts, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert
@@ -149,7 +153,7 @@ class AdaptiveLM:
         if right is None and isinstance(self.dispatcher, dispatchers.Oracle):
             raise UserError("the oracle needs the right label of every question")
         ids, mask = chat.encode(self.lm, [chat.render(self.lm, question) for question in questions])
-        prompts = PromptBatch(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
+        prompts = TokenBatch(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
         names = [label.name for label in self.labels]
         places = [names.index(name if name in names else OTHER) for name in right or [OTHER] * len(questions)]
         known = jnp.asarray(pad_rows(np.asarray(places, np.int32), len(prompts.ids)))

@@ -21,12 +21,12 @@ import numpy as np
 import optax
 from flax import struct
 
-from sva.adaptation.label_scoring import STEP, Choice, Hard, PromptBatch, ScoringState, after_prefix, label_scores
+from sva.adaptation.label_scoring import STEP, Choice, Hard, ScoringState, TokenBatch, after_prefix, label_scores
 from sva.generation import chat
 from sva.generation.decode import begin, decode
 from sva.generation.lm import LM
 from sva.generation.sampling import Greedy
-from sva.models.cache import Part, Recent, resize
+from sva.models.cache import DecodeCache, KVSegment, resize
 from sva.models.flops import head_flops, linear_flops, pair_flops
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.spectral.mixing import DeltaSlots, Slots, mixture
@@ -39,8 +39,8 @@ from sva.utils.padding import round_up
 class DispatchBatch(NamedTuple):
     """B prompts as a dispatcher may read them."""
 
-    questions: PromptBatch  # inside the classification question, what follows the shared instruction
-    prompts: PromptBatch  # by themselves, as the second pass reads them
+    questions: TokenBatch  # inside the classification question, what follows the shared instruction
+    prompts: TokenBatch  # by themselves, as the second pass reads them
     right: Any  # [B] int32, the place of the right label where it is known; only `Oracle` reads it
 
 
@@ -118,17 +118,24 @@ class Generated:
     def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""
         model, collections, steps = serving.model, variables(serving.model, serving.params, None), self.max_new_tokens
-        ids, mask, places = rows.questions
+        ids, mask, token_indices = rows.questions
         positions, valid = after_prefix(self.scoring.prefix, mask)
         hidden, part = apply(
-            model, collections, ids, positions, valid, [self.scoring.prefix], places=places, since=ids.shape[1] - 1
+            model,
+            collections,
+            ids,
+            positions,
+            valid,
+            [self.scoring.prefix],
+            token_indices=token_indices,
+            output_start=ids.shape[1] - 1,
         )
         logits = apply(model, collections, hidden[:, -1], method="unembed")
         count = ids.shape[0]
         keys = jnp.broadcast_to(jax.random.key(0), (count,))
         limit = jnp.full((count,), steps, jnp.int32)
         state, begun = begin(logits, positions[:, -1], limit, self.eos_ids, keys, Greedy())
-        recent = Recent(resize(part, ids.shape[1] + steps), jnp.asarray(ids.shape[1], jnp.int32))
+        recent = DecodeCache(resize(part, ids.shape[1] + steps), jnp.asarray(ids.shape[1], jnp.int32))
         state, rest, _ = decode(
             model,
             collections,
@@ -235,7 +242,7 @@ def work(
     read: jax.Array,
     drawn: jax.Array,
     *,
-    past: Part | None = None,
+    past: KVSegment | None = None,
     unembedded: jax.Array | int = 0,
 ) -> Work:
     """The work of rows that read and draw so many tokens.
@@ -271,7 +278,7 @@ def _no_work(rows: int) -> Work:
     return Work(nothing, nothing, jnp.zeros(rows, jnp.float32))
 
 
-def _lengths(prompts: PromptBatch) -> jax.Array:
+def _lengths(prompts: TokenBatch) -> jax.Array:
     return jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
 
 

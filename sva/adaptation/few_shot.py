@@ -21,7 +21,10 @@ import numpy as np
 
 from sva.generation import chat, population_batch
 from sva.generation.complete import Completion, complete
-from sva.generation.lm import LM, merge, require_weights, shared_form, spectra_of
+from sva.generation.decompose import spectra_of
+from sva.generation.lm import LM
+from sva.generation.loaded_model import require_weights
+from sva.generation.merge import merge, shared_form
 from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import agree
@@ -220,17 +223,15 @@ def score(
     members, size = len(alphas), len(shots.examples)
     new = cfg.max_new_tokens or shots.task.max_new_tokens
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-    asked = population_batch.ask(lm, shot_tokens(lm, shots), keys, new)
+    prompts = population_batch.prompt_batch(lm, shot_tokens(lm, shots), keys, new)
     right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
     live = np.ones(members, bool)
     block = (cfg.block or size) if elites else size
     for first in range(0, size, block):
         places, rows = np.arange(size)[first : first + block], np.flatnonzero(live)
-        part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[places])
+        part = prompts._replace(ids=prompts.ids[places], mask=prompts.mask[places], keys=prompts.keys[places])
         asking = population_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
-        out = population_batch.answers(
-            lm, asking, part, new, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop
-        )
+        out = population_batch.answers(lm, asking, part, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop)
         found = chat.decode_until(lm, out.tokens, out.lengths, [shots.task.stop] * len(out.tokens))
         verdicts = agree(shots.right(found.texts, places.tolist() * len(rows)))  # of several processes, the first one's
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)

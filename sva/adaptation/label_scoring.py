@@ -12,7 +12,6 @@ earlier tokens only. Generated, as in the paper, the model answers freely and th
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -21,12 +20,13 @@ import numpy as np
 from flax import struct
 
 from sva.generation import chat
+from sva.generation.decode import prefill_prefix
 from sva.generation.lm import LM
-from sva.models.cache import Part
+from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, left_pad, length_bucket, packed_places, pad_rows, round_up
+from sva.utils.padding import batch_bucket, length_bucket, packed_token_indices, pad_rows, pad_tokens, round_up
 
 STEP, PREFIX_STEP = 8, 128  # see `ScoringState`
 _MARK = "\N{REPLACEMENT CHARACTER}"
@@ -42,7 +42,7 @@ class ScoringState:
     more meets a compiled program unless it passes a step.
     """
 
-    prefix: Part  # of one row, the instruction
+    prefix: KVSegment  # of one row, the instruction
     label_ids: jax.Array  # [M] int32, the labels' tokens one after another, end tokens left out; some spare
     label_depth: jax.Array  # [M] int32, place of a token in its label
     label_mask: jax.Array  # [M, M] bool, which label tokens each one sees
@@ -52,15 +52,15 @@ class ScoringState:
     bias: jax.Array  # [C] float32 nats, taken off each label's log-probability; infinite for spare places
 
 
-class PromptBatch(NamedTuple):
+class TokenBatch(NamedTuple):
     """One batch of token ids, padded on the left: prompts, or classification questions after the instruction."""
 
     ids: Any  # [B, T] int32
     mask: Any  # [B, T] int32
-    places: Any = None  # [N] int32 of B * T, as `Transformer` takes them; None: not packed
+    token_indices: Any = None  # [N] int32 of B * T, as `Transformer` takes them; None: not packed
 
 
-def after_prefix(prefix: Part, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def after_prefix(prefix: KVSegment, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(positions, valid), as of `positions_of`, of rows that follow the shared instruction."""
     positions, valid = positions_of(mask)
     return jnp.sum(prefix.valid, dtype=jnp.int32) + positions, valid
@@ -70,7 +70,7 @@ def label_scores(
     model: Transformer,
     params: Mapping[str, Any],
     scoring: ScoringState,
-    questions: PromptBatch,
+    questions: TokenBatch,
     adapter: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """[B, C] float32 log-probability (nats) of each label, its end token included, as the answer to each row.
@@ -97,11 +97,13 @@ def label_scores(
     visible = jnp.concatenate(
         [sees_prompt[None] & valid[:, None, :], jnp.broadcast_to(sees_label, (batch, *sees_label.shape))], axis=2
     )
-    places = None
-    if questions.places is not None:
+    token_indices = None
+    if questions.token_indices is not None:
         starts = jnp.arange(batch, dtype=jnp.int32)[:, None] * (length + labels)
         own = starts + length + jnp.arange(labels, dtype=jnp.int32)[None, :]
-        places = jnp.concatenate([questions.places + questions.places // length * labels, own.reshape(-1)])
+        token_indices = jnp.concatenate(
+            [questions.token_indices + questions.token_indices // length * labels, own.reshape(-1)]
+        )
     hidden, _ = apply(
         model,
         collections,
@@ -110,8 +112,8 @@ def label_scores(
         all_valid,
         [scoring.prefix],
         mask=visible,
-        places=places,
-        since=length - 1,  # the prompt's last, then one a label token
+        token_indices=token_indices,
+        output_start=length - 1,  # the prompt's last, then one a label token
     )
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
     logps = jax.nn.log_softmax(apply(model, collections, hidden, method="unembed"), axis=-1)
@@ -184,17 +186,6 @@ def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choose: Choice = 
     return jnp.matmul(weights, jax.nn.one_hot(slots, num_slots), precision=jax.lax.Precision.HIGHEST)
 
 
-@partial(jax.jit, static_argnames=("model",))
-def _prefill(
-    model: Transformer,
-    params: Mapping[str, Any],
-    ids: jax.Array,
-    mask: jax.Array,
-    adapter: Mapping[str, Any] | None,
-) -> Part:
-    return apply(model, variables(model, params, adapter), ids, *positions_of(mask))[1]
-
-
 _scores = jax.jit(label_scores, static_argnames=("model",))
 
 
@@ -221,18 +212,13 @@ def template(lm: LM, labels: Sequence[Label]) -> Template:
     return Template(chat.Rendered(prefix, question.bos), before[len(prefix) :], after[0])
 
 
-def encode(lm: LM, form: Template, questions: Sequence[str]) -> PromptBatch:
+def encode(lm: LM, form: Template, questions: Sequence[str]) -> TokenBatch:
     """The tokens after the shared prefix, in buckets; spare rows repeat the first and are not packed."""
     rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
-    width = max(len(row) for row in rows)
-    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = row
-        mask[i, width - len(row) :] = 1
-    ids, mask = left_pad(ids, mask, length_bucket(width))
+    ids, mask = pad_tokens(rows, length_bucket(max(len(row) for row in rows)))
     size = batch_bucket(len(rows))
     ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
-    return PromptBatch(*jax.tree.map(jnp.asarray, (ids, mask, packed_places(real))))
+    return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
 
 
 def prepare(
@@ -259,9 +245,12 @@ def prepare(
     end = chat.answer_end(lm)
     if not end:
         raise UserError(f"{lm.name} names no end token, which ends a label; set eos_token_id in its config.json")
-    width = round_up(len(prefix), PREFIX_STEP)
-    ids, mask = _padded(prefix, width)[None], _padded([1] * len(prefix), width)[None]
-    scoring = _scoring_state(_prefill(lm.model, lm.params, ids, mask, adapter), spelt, end)
+    segment = prefill_prefix(
+        lm.model,
+        variables(lm.model, lm.params, adapter),
+        *pad_tokens([prefix], round_up(len(prefix), PREFIX_STEP), side="right"),
+    )
+    scoring = _scoring_state(segment, spelt, end)
     if not calibrate:
         return scoring
     scores = _scores(lm.model, lm.params, scoring, encode(lm, form, CONTENT_FREE), adapter)[: len(CONTENT_FREE)]
@@ -277,7 +266,7 @@ def _check_names(names: Sequence[str]) -> None:
         raise UserError(f"dispatch needs {OTHER!r} and at least one expert's label; got {', '.join(names) or 'none'}")
 
 
-def _scoring_state(prefix: Part, spelt: Sequence[Sequence[int]], end: Sequence[int]) -> ScoringState:
+def _scoring_state(prefix: KVSegment, spelt: Sequence[Sequence[int]], end: Sequence[int]) -> ScoringState:
     """The labels' tokens packed one after another, each label's own and its end scored, without calibration.
 
     Args:

@@ -12,8 +12,8 @@ import jax
 from flax import struct
 
 from sva.adaptation.dispatchers import DispatchBatch, Dispatcher, ServingState, Work
-from sva.adaptation.label_scoring import PromptBatch, decide
-from sva.generation.decode import Generation, generate
+from sva.adaptation.label_scoring import TokenBatch, decide
+from sva.generation.decode import Generation, PromptBatch, generate
 from sva.generation.sampling import Sampling
 from sva.spectral.mixing import mixture
 from sva.utils.errors import UserError
@@ -23,7 +23,7 @@ from sva.utils.errors import UserError
 class Request:
     """Prompts to continue; the fields are those of `generate`."""
 
-    prompts: PromptBatch
+    prompts: TokenBatch
     limit: Any  # [] int32
     eos_ids: Any  # [K] int32
     keys: jax.Array  # [B]
@@ -59,11 +59,8 @@ def second_pass(serving: ServingState, alphas: jax.Array, request: Request) -> G
     return generate(
         serving.model,
         serving.params,
-        request.prompts.ids,
-        request.prompts.mask,
-        request.limit,
+        PromptBatch(request.prompts.ids, request.prompts.mask, request.keys, request.limit),
         request.eos_ids,
-        request.keys,
         mixture(serving.bank, alphas),
         max_new_tokens=request.max_new_tokens,
         sampling=request.sampling,

@@ -93,7 +93,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
     from sva.adaptation import few_shot, few_shot_gradient, mixture_file
     from sva.adaptation.experts import load_experts
-    from sva.generation.lm import load
+    from sva.generation.load import load
     from sva.tasks import task as make_task
     from sva.training.run import command, versions
     from sva.training.search import CEM

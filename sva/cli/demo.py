@@ -16,7 +16,10 @@ from sva.adaptation.by_two_passes import by_two_passes
 from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Item, Record
 from sva.evaluation.stats import accuracy, paired_difference
-from sva.generation.lm import LM, decompose, load, merge, spectra_of
+from sva.generation.decompose import decompose, spectra_of
+from sva.generation.lm import LM
+from sva.generation.load import load
+from sva.generation.merge import merge
 from sva.spectral.expert import Expert
 from sva.tasks import task as make_task
 from sva.tasks.labels import OTHER

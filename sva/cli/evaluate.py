@@ -73,7 +73,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     from sva.adaptation.experts import load_experts
     from sva.adaptation.mixture_file import Alphas
     from sva.evaluation import evaluate
-    from sva.generation.lm import load
+    from sva.generation.load import load
     from sva.tasks import task as make_task
     from sva.training.run import command, versions
 
@@ -173,7 +173,8 @@ def _answer(
     from sva.adaptation.label_scoring import choice
     from sva.adaptation.mixture_file import load_mixture
     from sva.evaluation import evaluate
-    from sva.generation.lm import merge, spectra_of
+    from sva.generation.decompose import spectra_of
+    from sva.generation.merge import merge
 
     budget, rows = settings["max_new_tokens"], settings["batch_size"]
     if "dispatch" in settings:

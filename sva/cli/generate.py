@@ -56,7 +56,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from sva.adaptation.label_scoring import choice
     from sva.adaptation.mixture_file import Alphas
     from sva.generation import chat
-    from sva.generation.lm import load
+    from sva.generation.load import load
     from sva.generation.sampling import strategy
     from sva.utils import seeds
     from sva.utils.errors import at_least
@@ -133,7 +133,7 @@ def _answers(
     """A record an answer, as they are finished; on the screen they are shown in order, a single one as it comes."""
     import jax
 
-    from sva.generation.complete import complete
+    from sva.generation.complete import CompleteOptions, complete
     from sva.generation.engine import EngineConfig
     from sva.utils import seeds
     from sva.utils.padding import batch_bucket
@@ -158,6 +158,12 @@ def _answers(
 
     if alone and chosen[0]:
         print(_heading(chosen[0]), end=" ", flush=True)
+    options = CompleteOptions(
+        mixtures=mixtures,
+        engine=EngineConfig(rows=min(arguments.rows, batch_bucket(len(todo) * arguments.samples))),
+        show=show if alone else None,
+        title=None if alone else "generate",
+    )
     waiting: dict[tuple[int, int], dict[str, Any]] = {}
     order = iter([(prompt.line, sample) for prompt in todo for sample in wanted])
     following = next(order)
@@ -169,10 +175,7 @@ def _answers(
         key=keys,
         samples=arguments.samples,
         stops=arguments.stop,
-        mixtures=mixtures,
-        cfg=EngineConfig(rows=min(arguments.rows, batch_bucket(len(todo) * arguments.samples))),
-        show=show if alone else None,
-        title=None if alone else "generate",
+        options=options,
     ):
         prompt = todo[found.prompt]
         if (prompt.line, found.sample) in done:

@@ -12,7 +12,7 @@ import numpy as np
 from sva.models.config import ModelConfig
 from sva.models.gguf import LAYER_NAMES, NAMES, ROPE_FACTORS
 from sva.models.gguf_file import read_gguf
-from sva.models.layers import inverse_frequencies
+from sva.models.rope import inverse_frequencies
 from sva.models.tokenizer import NO_TOKENIZER
 from sva.models.weights import expected, split_name
 from sva.utils.errors import UserError

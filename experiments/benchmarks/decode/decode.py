@@ -25,7 +25,7 @@ import transformers
 from sva.cli.bench import products, read_rate, step_matrices
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.lm import load
+from sva.generation.load import load
 from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.training.run import command, versions

@@ -18,7 +18,7 @@ import numpy as np
 
 from sva.evaluation import evaluate
 from sva.evaluation.stats import accuracy
-from sva.generation.lm import load
+from sva.generation.load import load
 from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.training.run import command, versions

@@ -40,7 +40,10 @@ import torch
 import transformers
 
 from sva.cli.bench import step_matrices
-from sva.generation.lm import LM, decompose, load, merge_params
+from sva.generation.decompose import decompose
+from sva.generation.lm import LM
+from sva.generation.load import load
+from sva.generation.merge import merge_params
 from sva.models.weights import expected
 from sva.parallel import compile_cache
 from sva.spectral.forms import Spectrum

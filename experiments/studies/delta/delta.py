@@ -21,8 +21,10 @@ from matplotlib.figure import Figure
 
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.lm import factored, load, spectra_of
+from sva.generation.decompose import spectra_of
+from sva.generation.load import load
 from sva.generation.logprobs import score
+from sva.generation.merge import factored
 from sva.models.transformer import apply, positions_of, variables
 from sva.parallel import compile_cache
 from sva.spectral.expert import Expert

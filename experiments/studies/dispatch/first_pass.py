@@ -40,8 +40,8 @@ from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.cli import demo
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.decode import Generation, generate, read
-from sva.generation.lm import load
+from sva.generation.decode import Generation, PromptBatch, generate, read
+from sva.generation.load import load
 from sva.generation.sampling import Greedy
 from sva.models.transformer import variables
 from sva.parallel import compile_cache
@@ -73,20 +73,21 @@ def model(name: str, dtype: str, *, with_classifier: bool = True) -> AdaptiveLM:
 
 
 @jax.jit
-def prefill(serving: two_pass.ServingState, prompts: two_pass.PromptBatch) -> Any:
+def prefill(serving: two_pass.ServingState, prompts: two_pass.TokenBatch) -> Any:
     """Keys, values and the next token's logits."""
     return read(serving.model, variables(serving.model, serving.params, None), *prompts)
 
 
-def continued(serving: two_pass.ServingState, prompts: two_pass.PromptBatch, eos: jax.Array, new: int) -> Generation:
+def continued(serving: two_pass.ServingState, prompts: two_pass.TokenBatch, eos: jax.Array, new: int) -> Generation:
     """The base model's greedy answers."""
     keys = jnp.broadcast_to(jax.random.key(0), (len(prompts.ids),))
     settings = {"max_new_tokens": new, "sampling": Greedy()}
-    return generate(serving.model, serving.params, *prompts, jnp.asarray(new, jnp.int32), eos, keys, **settings)
+    batch = PromptBatch(prompts.ids, prompts.mask, keys, jnp.asarray(new, jnp.int32))
+    return generate(serving.model, serving.params, batch, eos, **settings)
 
 
 @jax.jit
-def whole(serving: two_pass.ServingState, prompts: two_pass.PromptBatch, eos: jax.Array) -> Generation:
+def whole(serving: two_pass.ServingState, prompts: two_pass.TokenBatch, eos: jax.Array) -> Generation:
     """The classification question answered, all of it read for every prompt."""
     return continued(serving, prompts, eos, LABEL_TOKENS)
 
@@ -116,9 +117,9 @@ def padded(rows: dispatchers.Rows, like: dispatchers.Rows) -> dispatchers.Rows:
 
     ids, mask = left(rows.questions.ids, rows.questions.mask, like.questions.ids.shape[1])
     places = np.flatnonzero(np.asarray(mask)).astype(np.int32)
-    places = jnp.asarray(np.resize(places, len(like.questions.places)).astype(np.int32))
-    prompts = two_pass.PromptBatch(*left(rows.prompts.ids, rows.prompts.mask, like.prompts.ids.shape[1]))
-    return rows._replace(questions=label_scoring.PromptBatch(ids, mask, places), prompts=prompts)
+    places = jnp.asarray(np.resize(places, len(like.questions.token_indices)).astype(np.int32))
+    prompts = two_pass.TokenBatch(*left(rows.prompts.ids, rows.prompts.mask, like.prompts.ids.shape[1]))
+    return rows._replace(questions=label_scoring.TokenBatch(ids, mask, places), prompts=prompts)
 
 
 def warm(stopwatch: Stopwatch, function: Any, *arguments: Any) -> tuple[Any, float]:
@@ -146,7 +147,7 @@ def measure(
     if "whole" not in left_out:
         texts = [form.before + form.space + question + form.after for question in questions]
         ids, mask = chat.encode(lm, texts)
-        widths["whole"] = all_of_it = two_pass.PromptBatch(*left_pad(ids, mask, length_bucket(ids.shape[1])))
+        widths["whole"] = all_of_it = two_pass.TokenBatch(*left_pad(ids, mask, length_bucket(ids.shape[1])))
         _, seconds["whole"] = warm(stopwatch, whole, base.serving, all_of_it, eos)
     _, seconds["prefill"] = warm(stopwatch, prefill, base.serving, rows.prompts)
     asked, labels = rows.questions, base.dispatcher.scoring.label_ids  # pyright: ignore
@@ -156,7 +157,7 @@ def measure(
     keys = jnp.broadcast_to(jax.random.key(0), (len(questions),))
     limit, never = jnp.asarray(NEW, jnp.int32), jnp.full(4, -1, jnp.int32)
     ids, mask = (np.asarray(x) for x in rows.prompts)
-    prompts = two_pass.PromptBatch(*map(jnp.asarray, left_pad(ids, mask, round_up(ids.shape[1], 64))))
+    prompts = two_pass.TokenBatch(*map(jnp.asarray, left_pad(ids, mask, round_up(ids.shape[1], 64))))
     request = two_pass.Request(prompts, limit, never, keys, max_new_tokens=NEW, sampling=Greedy())
     chosen = list(alphas.values())[-1]
     stopwatch(two_pass.second_pass, base.serving, chosen, dataclasses.replace(request, limit=limit // 32))

@@ -42,7 +42,8 @@ from sva.cli.adapt import BUDGETS
 from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Item
 from sva.evaluation.stats import accuracy, paired_difference
-from sva.generation.lm import LM, load
+from sva.generation.lm import LM
+from sva.generation.load import load
 from sva.parallel import compile_cache
 from sva.spectral.expert import Expert
 from sva.tasks import task

@@ -28,7 +28,7 @@ from sva.evaluation import evaluate
 from sva.evaluation.stats import accuracy as interval
 from sva.evaluation.stats import paired_difference
 from sva.generation import chat
-from sva.generation.lm import load
+from sva.generation.load import load
 from sva.generation.sampling import Temperature
 from sva.models.hub import resolve
 from sva.parallel import compile_cache

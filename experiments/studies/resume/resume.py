@@ -21,7 +21,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sva.generation.lm import decompose, load
+from sva.generation.decompose import decompose
+from sva.generation.load import load
 from sva.generation.testing import NameAColour, toy_lm
 from sva.parallel import compile_cache
 from sva.spectral.parametrisations import SIGMOID_NUCLEAR

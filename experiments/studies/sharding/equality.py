@@ -33,8 +33,9 @@ import sva
 from sva.adaptation import two_pass
 from sva.adaptation.adaptive_lm import adaptive
 from sva.generation.chat import encode, render
-from sva.generation.decode import generate
-from sva.generation.lm import LM, merge_params
+from sva.generation.decode import PromptBatch, generate
+from sva.generation.lm import LM
+from sva.generation.merge import merge_params
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
 from sva.models import layout
@@ -126,11 +127,8 @@ def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray, form: str) -> tuple[
     out = generate(
         at.lm.model,
         params,
-        ids,
-        mask,
-        np.int32(NEW),
+        PromptBatch(ids, mask, keys(), np.int32(NEW)),
         np.full(4, -1, np.int32),
-        keys(),
         adapter,
         max_new_tokens=NEW,
         sampling=Temperature(),
@@ -161,7 +159,7 @@ def both_passes(at: Setting) -> tuple[two_pass.TwoPass, two_pass.ServingState]:
     system = adaptive(at.lm, at.experts, progress=False)
     rows = system.rows(QUESTIONS)
     request = two_pass.Request(
-        two_pass.PromptBatch(*prompts(at.lm)),
+        two_pass.TokenBatch(*prompts(at.lm)),
         np.int32(NEW),
         np.full(4, -1, np.int32),
         keys()[:PROMPTS],

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from sva.adaptation.adaptive_lm import SLOTS
 from sva.adaptation.dispatchers import DispatchBatch, Scored, ServingState
-from sva.adaptation.label_scoring import PromptBatch, ScoringState
+from sva.adaptation.label_scoring import ScoringState, TokenBatch
 from sva.adaptation.two_pass import Request, two_pass
 from sva.cli.aot.flops import generation_flops, two_pass_flops, update_flops
 from sva.cli.aot.shapes import Shapes, bank_of, cache_of, keys_of, params_of, rows_of, spectra_of, state_of, whole, z_of
-from sva.generation.decode import generate
+from sva.generation.decode import PromptBatch, generate
 from sva.generation.sampling import Greedy
 from sva.spectral.forms import Spectrum, adapters
 from sva.spectral.mixing import FactoredSlots
@@ -72,11 +72,8 @@ def rollout(shapes: Shapes) -> Program:
         return generate.lower(
             shapes.model,
             params,
-            ids,
-            mask,
-            whole(shapes, (), jnp.int32),
+            PromptBatch(ids, mask, keys_of(shapes, rows), whole(shapes, (), jnp.int32)),
             whole(shapes, (4,), jnp.int32),
-            keys_of(shapes, rows),
             adapter,
             max_new_tokens=shapes.new,
             sampling=config.rollout.sampling,
@@ -105,7 +102,7 @@ def both_passes(shapes: Shapes) -> Program:
         bias=whole(shapes, (LABELS,), jnp.float32),
         **{name: whole(shapes, (size,), jnp.int32) for name, size in numbers.items()},
     )
-    prompts = PromptBatch(rows_of(shapes, rows, shapes.prompt), rows_of(shapes, rows, shapes.prompt))
+    prompts = TokenBatch(rows_of(shapes, rows, shapes.prompt), rows_of(shapes, rows, shapes.prompt))
     request = Request(
         prompts,
         limit=whole(shapes, (), jnp.int32),
