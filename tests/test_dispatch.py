@@ -121,7 +121,7 @@ def test_a_soft_choice_mixes_by_probability_and_a_threshold_leaves_the_unsure_to
     always, never = (label_scoring.decide(probs, slots, 4, label_scoring.Threshold(least)) for least in (0.0, 1.0))
     np.testing.assert_array_equal(always, label_scoring.decide(probs, slots, 4))
     assert not np.asarray(never).any()
-    with pytest.raises(UserError, match=r"threshold=1.5 is no probability"):
+    with pytest.raises(UserError, match=r"threshold=1.5 is not a probability"):
         label_scoring.Threshold(1.5)
 
 

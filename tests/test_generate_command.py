@@ -111,7 +111,7 @@ def test_broken_lines_are_numbered_and_the_others_answered(run, tmp_path):
     )
     code, _, err = run("--file", path, "--out", out, "--max-new-tokens", 4)
     assert code == 2
-    for words in ("line 3 has no", "line 4 is no JSON", "line 5 is not UTF-8", "line 6 has 302 tokens"):
+    for words in ("line 3 has no", "line 4 is not JSON", "line 5 is not UTF-8", "line 6 has 302 tokens"):
         assert words in err
     assert "4 of 6 lines were skipped" in err
     assert [record["line"] for record in _records(out)] == [1, 7]
@@ -139,7 +139,7 @@ def test_plain_lines_are_prompts():
         (["x", "--classifier", "c"], "--classifier chooses between experts"),
         (["x", "--choice", "soft"], "--choice is between experts"),
         (["x", "--expert", "e", "--choice", "sofd"], "--choice sofd is not known; use hard, soft or"),
-        (["x", "--expert", "e", "--choice", "2"], "threshold=2.0 is no probability"),
+        (["x", "--expert", "e", "--choice", "2"], "threshold=2.0 is not a probability"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, words, run):

@@ -66,7 +66,7 @@ REFUSED = [
     ("routes", "[gsm8k, no]", "true or false"),
     ("task", "null", "nothing is given"),
     ("task", "''", "empty"),
-    ("task", "???", "no value"),
+    ("task", "???", "not a value"),
     ("task", "[a]", "not a list"),
     ("task", "{a: b}", "not a mapping"),
     ("task", "*a", "undefined alias"),

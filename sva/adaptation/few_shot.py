@@ -170,7 +170,7 @@ def draw(task: Task, split: str, size: int, seed: int) -> Shots:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotConfig:
-    """How members answer."""
+    """Settings of the answers to the shots."""
 
     max_new_tokens: int | None = None  # the task's own budget by default
     temperature: float = 0.0  # 0: greedy; otherwise all members draw with the same random numbers
@@ -187,12 +187,12 @@ class FewShotConfig:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are drawn."""
+        """The sampling strategy at this temperature."""
         return Temperature(self.temperature) if self.temperature else Greedy()
 
 
 class Scores(NamedTuple):
-    """How P members answered S shots."""
+    """Grades of P members' answers to S shots."""
 
     right: np.ndarray  # [P, S] bool
     mean_logprobs: np.ndarray  # [P, S] float32 nats, mean over an answer's tokens
@@ -324,7 +324,7 @@ def adapt(
 
 
 def is_found(history: Sequence[Mapping[str, float]]) -> bool:
-    """Of generations' rows: whether any member ever answered a shot right, or likelihoods were climbed.
+    """Whether any member ever answered a shot right, or likelihoods were climbed, by the rows of the generations.
 
     If not, the alphas tell nothing, and the base is kept.
     """

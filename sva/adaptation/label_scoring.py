@@ -122,7 +122,7 @@ def label_scores(
 
 
 class Choice(Protocol):
-    """What to answer a prompt with, given how likely each label is: a frozen dataclass, static under jit."""
+    """Weights of the experts from the probabilities of their labels: a frozen dataclass, static under jit."""
 
     def __call__(self, probs: jax.Array) -> jax.Array:
         """[B, C] weights of the labels' experts from probs [B, C]; what falls to "other" adds nothing to the base."""
@@ -155,7 +155,7 @@ class Threshold:
 
     def __post_init__(self) -> None:
         if not 0 <= self.least <= 1:
-            raise UserError(f"threshold={self.least} is no probability; give one from 0 (always sure) to 1")
+            raise UserError(f"threshold={self.least} is not a probability; give one from 0 (always sure) to 1")
 
     def __call__(self, probs: jax.Array) -> jax.Array:
         """See `Choice`; a row that is not sure has no weight at all."""
@@ -166,7 +166,7 @@ def choice(name: str) -> Choice:
     """The choice of a name: hard, soft, or a probability as the threshold.
 
     Raises:
-      UserError: no such choice, or a number that is no probability.
+      UserError: no such choice, or a number that is not a probability.
     """
     if name in ("hard", "soft"):
         return Hard() if name == "hard" else Soft()

@@ -64,9 +64,9 @@ class Alphas:
         try:
             known = json.loads(text)
         except ValueError as error:
-            raise UserError(f"{path} is damaged or no alphas file ({error}); run sva adapt again") from error
+            raise UserError(f"{path} is damaged or not an alphas file ({error}); run sva adapt again") from error
         if not isinstance(known, dict) or known.get("format") != FORMAT:
-            raise UserError(f"{path} is no alphas file of sva; sva adapt writes one")
+            raise UserError(f"{path} is not an alphas file of sva; sva adapt writes one")
         known.pop("format")
         values, experts = known.pop("alphas"), tuple(known.pop("experts"))
         for where, row in values.items() if isinstance(values, dict) else [("alphas", values)]:

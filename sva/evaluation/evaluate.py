@@ -84,7 +84,7 @@ def batches(
 def grade(
     batch: Sequence[Item], completions: Sequence[str], lengths: Any, prompts: Sequence[str] | None = None
 ) -> list[Record]:
-    """One record an item; what follows a task's stop text is no part of the answer."""
+    """One record an item; what follows a task's stop text is not part of the answer."""
     texts = [cut(text, item.task.stop) for text, item in zip(completions, batch, strict=True)]
     verdicts: dict[int, Grade] = {}
     for task in dict.fromkeys(item.task for item in batch):
@@ -110,11 +110,11 @@ def grade(
 
 
 Answer = Callable[[Sequence[Item]], list[Record]]
-"""What answers and grades one batch of items; the one place that knows how answers come about."""
+"""A function that answers and grades one batch of items; the one place that knows how answers come about."""
 
 
 def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> tuple[Answer, int]:
-    """How `lm` answers greedily, `rows` at a time, and how many items it wants in a batch.
+    """Greedy answers by `lm`, `rows` at a time, and the number of items that it wants in a batch.
 
     Answers with a long budget end at very different lengths: through the engine a row that ends takes the next
     prompt, in batches of many times the rows. Short ones, and those of a model on a mesh, wait for their longest.
@@ -139,12 +139,12 @@ def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = Tru
 
 
 def stops_of(batch: Sequence[Item]) -> list[tuple[str, ...]]:
-    """What ends an answer to each item."""
+    """The stop texts of each item."""
     return [item.task.stop for item in batch]
 
 
 def _prompts(lm: LM, batch: Sequence[Item]) -> list[str]:
-    """What `lm` is given of each item."""
+    """The rendered prompt of each item."""
     return [chat.render_example(lm, task, example) for task, example in batch]
 
 

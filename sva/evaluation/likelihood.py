@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations of a prompt."""
+"""Log-likelihoods of given continuations of a prompt."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""What experts are trained for and measured on. Plain Python: nothing here imports JAX.
+"""Tasks that experts are trained for and measured on. Plain Python: nothing here imports JAX.
 
 A new task is a frozen dataclass with a source of rows, the words of a question and a grader (`Task`), listed in
 `_KNOWN` or in a small Python file of the user's (`python_file`); or, with no code at all, a JSONL file.
@@ -71,8 +71,8 @@ def task(
       shots: worked examples before the question, from the train split.
       sandbox: the level at which programs run, for tasks that are answered by programs (`sva.sandbox`).
     Raises:
-      UserError: no such task (with the nearest names), grader, split policy or prompt; a file that is no task; routes
-        for another task than routing, or none for it.
+      UserError: no such task (with the nearest names), grader, split policy or prompt; a file that is not a task;
+        routes for another task than routing, or none for it.
     """
     for setting, value, known in (
         ("grader", grader, GRADERS),

@@ -1,4 +1,4 @@
-"""What a task is: rows to ask about, the words of the question, and a verdict on an answer."""
+"""The protocol of a task: rows to ask about, the words of the question, and a verdict on an answer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ class Task(ABC):
         """The text of the user's turn; the chat template is the tokenizer's affair."""
 
     def text(self, example: Example) -> str:
-        """What makes the example this one, for the check that splits do not overlap."""
+        """The text that identifies an example, for the check that splits do not overlap."""
         return self.question(example)
 
     def answer(self, example: Example) -> str:
@@ -106,7 +106,7 @@ class Task(ABC):
         return ""
 
     def opening(self, architecture: str) -> str:
-        """How the model's answer is made to begin, for models of that architecture."""
+        """The first words of the model's answer, given to it, for models of that architecture."""
         return ""
 
     def options(self, example: Example) -> Options:

@@ -105,7 +105,7 @@ class CodeTask(Task):
         return f"```python\n{(before + example['canonical_solution']).strip()}\n```"
 
     def program(self, completion: str, example: Example) -> str | None:
-        """What is run; None where there is nothing to run."""
+        """The program to run; None where there is none."""
         name, prompt = example["entry_point"], example["prompt"]
         if self.grader == "reference":
             return reference_program(completion, name, prompt)

@@ -23,7 +23,7 @@ GRADERS = {
     "solution": "solution",
     "math": "math",
 }
-"""What a line's "grader" may be: "exact" compares whole texts (but for case, quotes, a trailing full stop),
+"""Values of a line's "grader": "exact" compares whole texts (but for case, quotes, a trailing full stop),
 a form of `answers.FORMS` the one answer of that form, "solution" the number that a solution ends in, "math"
 the expression that it ends in, compared by value."""
 

@@ -65,7 +65,7 @@ def left_pad(ids: np.ndarray, mask: np.ndarray, length: int) -> tuple[np.ndarray
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens at the start of every row to read once for all of them, a multiple of 8.
+    """Number of tokens at the start of every row to read once for all of them, a multiple of 8.
 
     No more than all rows have in common, and every row keeps a token of its own; 0 for a single row.
     """

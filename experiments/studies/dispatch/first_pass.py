@@ -151,7 +151,9 @@ def measure(
         _, seconds["whole"] = warm(stopwatch, whole, base.serving, all_of_it, eos)
     _, seconds["prefill"] = warm(stopwatch, prefill, base.serving, rows.prompts)
     asked, labels = rows.questions, base.dispatcher.scoring.label_ids  # pyright: ignore
-    tokens = np.zeros((asked.mask.size if asked.places is None else len(asked.places)) + len(questions) * len(labels))
+    tokens = np.zeros(
+        (asked.mask.size if asked.token_indices is None else len(asked.token_indices)) + len(questions) * len(labels)
+    )
     if "products" not in left_out:
         _, seconds["products"] = warm(stopwatch, products, base.serving.params, tokens)
     keys = jnp.broadcast_to(jax.random.key(0), (len(questions),))

@@ -161,7 +161,7 @@ def _splits(builder_cls: type[tfds.core.GeneratorBasedBuilder], config: Any, pla
     sources: Any = builder.as_data_source()  # a dict: one source for each split
     splits = {name: Rows(source) for name, source in sources.items()}
     for rows in splits.values():
-        _ = rows[0], rows[-1]  # what is cut short or is no record shows here
+        _ = rows[0], rows[-1]  # what is cut short or is not a record shows here
     return splits
 
 

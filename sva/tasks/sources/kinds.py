@@ -30,7 +30,7 @@ LABELS = {
     "countries": "countries and their capitals",
     "other": "anything else",
 }
-"""What a dispatcher reads of a kind that has no description of its own."""
+"""Descriptions, for a dispatcher, of kinds that have none of their own."""
 
 
 class Item(NamedTuple):
@@ -56,7 +56,7 @@ def _lines(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Deck:
-    """What one split owns, in an order that `rng` decides."""
+    """The words, numbers and pairs of one split, in an order that `rng` decides."""
 
     split: str
     rng: random.Random

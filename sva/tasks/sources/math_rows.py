@@ -78,7 +78,9 @@ def upstream_rows(split: str) -> list[upstream.Row]:
                     name: str(row[name]) for name in ("problem", "solution")
                 }
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{where} is no problem of MATH ({error!r}); it needs problem and solution") from error
+                raise UserError(
+                    f"{where} is not a problem of MATH ({error!r}); it needs problem and solution"
+                ) from error
             if math_answers.boxed(row["solution"]) is None:
                 raise UserError(f"{where}: the solution has no \\boxed{{}} answer")
             rows.append(row)
