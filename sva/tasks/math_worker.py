@@ -143,7 +143,7 @@ def _same_expression(prediction: str, right: str) -> bool:
 
 
 def _expression(text: str, transformations: tuple[Any, ...]) -> Any:
-    """The expression that `parse_expr` makes of a text, from its parts; None where it is more than numbers and calls."""
+    """The expression that `parse_expr` makes of a text, from its parts; None where it is more than that."""
     import sympy
     from sympy.parsing.sympy_parser import stringify_expr
 
