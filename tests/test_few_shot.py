@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,7 +169,7 @@ def test_racing_drops_members_and_changes_no_elite(setting, reference):
     assert sum(step.row["dropped"] for step in raced) > 0 == sum(step.row["dropped"] for step in every)
     assert sum(step.row["tokens"] for step in raced) < sum(step.row["tokens"] for step in every)
     for one, other in zip(every, raced, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one.state, other.state)
+        chex.assert_trees_all_equal(one.state, other.state)
 
 
 def test_a_member_is_dropped_only_when_enough_others_are_sure_to_beat_it():

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,8 @@ def continuation_logprobs(
       scored: [B, T] int32, 1 for the tokens to sum over; never a row's first.
       adapter: of the rows, or None for the model alone.
     """
+    chex.assert_rank(ids, 2)
+    chex.assert_equal_shape([ids, mask, scored])
     hidden, _ = apply(model, variables(model, params, adapter), ids, *positions_of(mask))
     logprobs = score(
         lambda h: apply(model, {"params": params}, h, method="unembed"), hidden[:, :-1], ids[:, 1:]
