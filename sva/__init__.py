@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from sva.evaluation.evaluate import evaluate
     from sva.generation.complete import complete
     from sva.generation.decode import Generation
-    from sva.generation.lm import LM, decompose, factored, load, merge, quantise
+    from sva.generation.decompose import decompose
+    from sva.generation.lm import LM
+    from sva.generation.load import load, quantise
+    from sva.generation.merge import factored, merge
     from sva.generation.sampling import Greedy, MinP, Temperature, TopK, TopP
     from sva.models.transformer import logits
     from sva.parallel.sharding import MeshConfig, make_mesh
@@ -33,7 +36,10 @@ _MODULES = {
     "sva.evaluation.evaluate": ("evaluate",),
     "sva.generation.complete": ("complete",),
     "sva.generation.decode": ("Generation",),
-    "sva.generation.lm": ("LM", "decompose", "factored", "load", "merge", "quantise"),
+    "sva.generation.decompose": ("decompose",),
+    "sva.generation.lm": ("LM",),
+    "sva.generation.load": ("load", "quantise"),
+    "sva.generation.merge": ("factored", "merge"),
     "sva.generation.sampling": ("Greedy", "MinP", "Temperature", "TopK", "TopP"),
     "sva.models.transformer": ("logits",),
     "sva.parallel.sharding": ("MeshConfig", "make_mesh"),

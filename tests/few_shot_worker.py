@@ -40,7 +40,9 @@ def main(model, output, mesh_name):
         task, search = NameAColour(), CEM(population=8, elite_ratio=0.25)
         shots, cfg = Shots(task, tuple(task.source("validation")[:6])), FewShotConfig(rows=20)
         begin = search.init(jnp.zeros(3))
-        steps = list(few_shot.adapt(lm, pool, shots, search, cfg, jax.random.key(0), state=begin, generations=3))
+        steps = list(
+            few_shot.adapt(lm, pool, shots, search, cfg, jax.random.key(0), state=begin, generations=range(1, 4))
+        )
     if is_writer():
         np.savez(output, alphas=[step.alphas for step in steps], means=[step.row["mean"] for step in steps])
 

@@ -7,10 +7,9 @@ import pytest
 from margins import assert_same_tokens
 
 import sva
-from sva.adaptation import dispatchers
-from sva.adaptation import label_scoring as dispatch
-from sva.adaptation import two_pass as adapt
-from sva.adaptation.adaptive_lm import OTHER_LABEL, SLOTS, AdaptiveLM, adaptive, arrange
+from sva.adaptation import dispatchers, label_scoring, two_pass
+from sva.adaptation.adaptive_lm import SLOTS, AdaptiveLM, adaptive
+from sva.adaptation.experts import OTHER_LABEL, labels_and_slots
 from sva.generation import chat
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
@@ -59,7 +58,7 @@ def _encoded(lm):
 
 def _answer(lm, system, alphas):
     """The second pass with these alphas [5, E_max], in plain shapes."""
-    return adapt.answer(system.served, np.asarray(alphas, np.float32), _request(lm))
+    return two_pass.second_pass(system.serving, np.asarray(alphas, np.float32), _request(lm))
 
 
 def _rows(system):
@@ -69,8 +68,8 @@ def _rows(system):
 
 def _request(lm):
     keys = jax.random.split(jax.random.key(0), len(QUESTIONS))
-    prompts = adapt.Prompts(*_encoded(lm))
-    return adapt.Request(prompts, np.int32(NEW), np.array([1], np.int32), keys, max_new_tokens=8, sampling=Greedy())
+    prompts = two_pass.TokenBatch(*_encoded(lm))
+    return two_pass.Request(prompts, np.int32(NEW), np.array([1], np.int32), keys, max_new_tokens=8, sampling=Greedy())
 
 
 @either
@@ -111,12 +110,12 @@ def test_both_passes_together_are_each_by_itself(setting):
     lm, system, _ = setting
     # A bias that splits the batch, so that more than one expert is at work.
     probs = np.log(system.choose(QUESTIONS).probs)
-    bias = np.array(system.dispatcher.first.bias)
+    bias = np.array(system.dispatcher.scoring.bias)
     bias[:3] += np.median(probs - probs[:, -1:], axis=0)
-    scored = dispatchers.Scored(dataclasses.replace(system.dispatcher.first, bias=bias))
+    scored = dispatchers.Scored(dataclasses.replace(system.dispatcher.scoring, bias=bias))
     rows = _rows(system)
-    out = adapt.two_pass(system.served, scored, rows, _request(lm))
-    first = adapt.choose(system.served, scored, rows)
+    out = two_pass.two_pass(system.serving, scored, rows, _request(lm))
+    first = two_pass.first_pass(system.serving, scored, rows)
     np.testing.assert_allclose(out.decision.probs, first.probs, atol=1e-5)
     chosen = np.asarray(first.probs).argmax(axis=1)
     assert len(set(chosen)) > 1
@@ -128,13 +127,13 @@ def test_both_passes_together_are_each_by_itself(setting):
 
 def test_a_soft_choice_answers_with_the_mixture_and_an_unsure_one_with_the_base(setting):
     lm, system, _ = setting
-    for choice in (dispatch.Soft(), dispatch.Threshold(1.0)):
-        served = dataclasses.replace(system.served, choice=choice)
-        out = adapt.two_pass(served, system.dispatcher, _rows(system), _request(lm))
+    for choice in (label_scoring.Soft(), label_scoring.Threshold(1.0)):
+        serving = dataclasses.replace(system.serving, choice=choice)
+        out = two_pass.two_pass(serving, system.dispatcher, _rows(system), _request(lm))
         probs = np.asarray(out.decision.probs)
         assert not probs[:, 3:].any()  # of places that no label has
         alphas = np.zeros((5, SLOTS))
-        alphas[:, 1:3] = probs[:, :2] if isinstance(choice, dispatch.Soft) else 0
+        alphas[:, 1:3] = probs[:, :2] if isinstance(choice, label_scoring.Soft) else 0
         np.testing.assert_allclose(out.decision.alphas, alphas, atol=1e-6)
         np.testing.assert_array_equal(out.generation.tokens, _answer(lm, system, out.decision.alphas).tokens)
 
@@ -153,7 +152,9 @@ def test_answers_say_which_expert_and_how_sure(setting):
 
 def test_a_row_that_the_base_answers_is_named_other_however_likely_an_expert_is(setting):
     _, system, _ = setting
-    unsure = dataclasses.replace(system, served=dataclasses.replace(system.served, choice=dispatch.Threshold(1.0)))
+    unsure = dataclasses.replace(
+        system, serving=dataclasses.replace(system.serving, choice=label_scoring.Threshold(1.0))
+    )
     decision = unsure.choose(QUESTIONS)
     assert [label for label, _ in unsure.named(decision)] == ["other"] * 5
     assert [prob for _, prob in unsure.named(decision)] == pytest.approx(decision.probs.max(axis=1))
@@ -164,7 +165,7 @@ def test_another_batch_prompt_expert_or_mixture_compiles_nothing(setting, compil
     settings = dict(sampling=Temperature(), key=jax.random.key(0))
     system.answer(QUESTIONS, NEW, **settings)
     other = adaptive(lm, [_expert(sva.decompose(lm, "mlp"), 3, "colour")], progress=False)
-    one_less = dataclasses.replace(system, served=other.served)
+    one_less = dataclasses.replace(system, serving=other.serving)
     compilations.clear()
     system.answer(["name a thing"] * 8, 7, **settings)
     system.answer(QUESTIONS[::-1] + ["grass"], 8, **(settings | {"key": jax.random.key(1)}))
@@ -195,7 +196,7 @@ def test_a_classification_expert_runs_the_first_pass_and_only_that(setting):
 def test_labels_stand_in_the_order_that_the_classifier_learnt_and_the_base_is_asked_in_the_experts(toy):
     spectra = sva.decompose(toy, "mlp", progress=False)
     experts = [_expert(spectra, 1, "colour"), _expert(spectra, 2, "thing")]
-    labels, slots = arrange(experts, _judge(spectra, ["thing", "colour", "other"]))
+    labels, slots = labels_and_slots(experts, _judge(spectra, ["thing", "colour", "other"]))
     assert [label.name for label in labels] == ["thing", "colour", "other"]
     assert slots == [2, 1, 0]
     base, judged = (
@@ -207,9 +208,9 @@ def test_labels_stand_in_the_order_that_the_classifier_learnt_and_the_base_is_as
     np.testing.assert_array_equal(asked.choose(QUESTIONS).probs, base.choose(QUESTIONS).probs)
     np.testing.assert_array_equal(asked.choose(QUESTIONS).alphas, base.choose(QUESTIONS).alphas)
     with pytest.raises(UserError, match="tells apart thing, other; these experts need colour, thing, other"):
-        arrange(experts, _judge(spectra, ["thing", "other"]))
+        labels_and_slots(experts, _judge(spectra, ["thing", "other"]))
     with pytest.raises(UserError, match="tells apart nothing"):
-        arrange(experts, _expert(spectra, 3, "colour"))
+        labels_and_slots(experts, _expert(spectra, 3, "colour"))
 
 
 def test_experts_that_cannot_be_served_together_are_refused(toy):
@@ -245,7 +246,7 @@ def _many(lm, count):
 
 
 def test_more_experts_than_slots_make_a_larger_bank(eight):
-    assert eight.served.num_slots == 2 * SLOTS
+    assert eight.serving.num_slots == 2 * SLOTS
     assert {x.z.shape[-2] for x in _banks(eight)} == {2 * SLOTS}
 
 
@@ -294,7 +295,7 @@ def test_a_ninth_expert_compiles_nothing_and_leaves_the_other_rows_alone(setting
 
 
 def _banks(system):
-    return jax.tree.leaves(system.served.bank, is_leaf=lambda x: isinstance(x, FactoredSlots | DeltaSlots))
+    return jax.tree.leaves(system.serving.bank, is_leaf=lambda x: isinstance(x, FactoredSlots | DeltaSlots))
 
 
 def _near(expert, others, rng):
@@ -347,12 +348,12 @@ def test_base_rows_among_experts_are_the_base_bit_for_bit_and_factored_nearly(se
     ids, mask = _encoded(lm)
     alphas = np.zeros((5, SLOTS), np.float32)
     alphas[[1, 3], 1] = 1
-    adapted = sva.logits(lm.model, lm.params, ids, mask, mixture(whole.served.bank, alphas))
+    adapted = sva.logits(lm.model, lm.params, ids, mask, mixture(whole.serving.bank, alphas))
     base = lm.logits(ids, mask)
     np.testing.assert_array_equal(adapted[::2], base[::2])
     factored = adaptive(lm, [_expert(spectra, 1, "colour")], calibrate=False, progress=False)
     assert {plan.form for plan in factored.plans.values()} == {"factored"}
-    near = sva.logits(lm.model, lm.params, ids, mask, mixture(factored.served.bank, alphas))
+    near = sva.logits(lm.model, lm.params, ids, mask, mixture(factored.serving.bank, alphas))
     shown = np.asarray(mask, bool)[::2]
     np.testing.assert_allclose(np.asarray(near)[::2][shown], np.asarray(base)[::2][shown], atol=1e-4)
     assert np.abs(np.asarray(adapted - base))[1::2].max() > 0.1

@@ -6,7 +6,7 @@ from test_few_shot import experts
 
 import sva
 from sva.adaptation import few_shot
-from sva.adaptation.mixture_file import Alphas, adapted, known
+from sva.adaptation.mixture_file import Alphas, identities, load_mixture
 from sva.utils.errors import UserError
 
 
@@ -16,7 +16,7 @@ def made(toy):
 
 
 def _file(path, toy, made, values):
-    Alphas(values, known(made), {"name": toy.name, "fingerprint": toy.fingerprint}, record={"seed": 3}).save(path)
+    Alphas(values, identities(made), {"name": toy.name, "fingerprint": toy.fingerprint}, record={"seed": 3}).save(path)
     return path
 
 
@@ -28,7 +28,7 @@ def test_a_file_brings_back_its_mixture_whatever_the_order_of_the_experts(toy, m
     path = _file(tmp_path / "alphas.json", toy, made, rows)
     np.testing.assert_array_equal(Alphas.load(path).array(pool.names), values)
     assert json.loads(path.read_text())["seed"] == 3
-    ours, theirs = adapted(toy, path, made[::-1], progress=False), few_shot.mixed(toy, pool, values)
+    ours, theirs = load_mixture(toy, path, made[::-1], progress=False), few_shot.mixed(toy, pool, values)
     for name, weight in theirs.named_params().items():
         np.testing.assert_array_equal(ours.named_params()[name], weight)
 
@@ -41,15 +41,15 @@ def test_other_experts_bases_and_sizes_are_refused_in_one_line(toy, made, tmp_pa
     broken.write_text("{")
     other.write_text("[]")
     for call, words in (
-        (lambda: adapted(toy, path, made), "know nothing of expert"),
-        (lambda: adapted(toy, path, made[1:]), "not among those given"),
-        (lambda: adapted(foreign, path, made[:2]), "was made for toy-0"),
+        (lambda: load_mixture(toy, path, made), "know nothing of expert"),
+        (lambda: load_mixture(toy, path, made[1:]), "not among those given"),
+        (lambda: load_mixture(foreign, path, made[:2]), "was made for toy-0"),
         (lambda: Alphas.load(short), "alphas has 3 numbers for 2 experts"),
-        (lambda: Alphas.load(broken), "damaged or no alphas file"),
-        (lambda: Alphas.load(other), "no alphas file of sva"),
+        (lambda: Alphas.load(broken), "damaged or not an alphas file"),
+        (lambda: Alphas.load(other), "not an alphas file of sva"),
         (lambda: Alphas.load(tmp_path / "none.json"), "no alphas file at"),
-        (lambda: known([made[0], made[1], made[0]]), "expert 3 is the same as expert 1"),
-        (lambda: Alphas({"a": [1.0]}, known(made[:1]), {}).array(["b"]), "alphas are of 1 matrices"),
+        (lambda: identities([made[0], made[1], made[0]]), "expert 3 is the same as expert 1"),
+        (lambda: Alphas({"a": [1.0]}, identities(made[:1]), {}).array(["b"]), "alphas are of 1 matrices"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             call()

@@ -7,7 +7,7 @@ import pytest
 from test_tokenizer import bpe_gguf
 from tokenizers.processors import TemplateProcessing
 
-from sva.adaptation import label_scoring as dispatch
+from sva.adaptation import label_scoring
 from sva.evaluation import likelihood
 from sva.generation import chat
 from sva.generation.testing import NameAColour, tokenizer, toy_lm
@@ -93,7 +93,7 @@ def test_bos_goes_in_front_of_raw_text_alone_and_no_end_token_behind_any(front, 
     assert chat.tokenize(lm, [""]) == [before]
     assert likelihood.followed(lm, "red", [" red", " red red"]) == (raw, [[RED], [RED, RED]])
     assert solution_tokens(lm, Red(), [{"answer": "red"}]) == [[RED, END]]
-    form = dispatch.template(lm, (Label("red", "a"), Label("other", "b")))
+    form = label_scoring.template(lm, (Label("red", "a"), Label("other", "b")))
     start = [3, 2] if template else [*before, 2]
     assert chat.tokenize(lm, [form.before])[0][: len(start)] == start
 
@@ -214,4 +214,4 @@ def test_a_broken_template_is_one_line(template, words, toy, capsys):
 def test_a_template_that_writes_a_question_twice_cannot_classify(toy):
     lm = with_template(toy, "{{ messages[0].content }} {{ messages[0].content }}")
     with pytest.raises(UserError, match="writes a question 2 times; two passes need it once"):
-        dispatch.template(lm, [Label("colour", "colours"), Label("other", "anything else")])
+        label_scoring.template(lm, [Label("colour", "colours"), Label("other", "anything else")])

@@ -8,7 +8,9 @@ import tiny
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from sva.models.checkpoint import EMBEDDING, HEAD, match, open_checkpoint
+from sva.models.checkpoint import match
+from sva.models.checkpoint_formats import open_checkpoint
+from sva.models.hf_directory import EMBEDDING, HEAD
 from sva.models.weights import expected
 from sva.utils.errors import UserError
 

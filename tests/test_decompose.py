@@ -1,5 +1,6 @@
 """Decomposition from the checkpoint on disk, and what may be done with a truncated spectrum."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,9 +10,11 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 import sva
-from sva.cli import main
-from sva.generation import lm as lm_module
-from sva.generation.lm import decompose_checkpoint, factored
+from sva.cli.main import main
+from sva.generation import decompose as decompose_module
+from sva.generation import load as load_module
+from sva.generation.decompose import decompose_checkpoint
+from sva.generation.merge import factored
 from sva.spectral import forms, store
 from sva.utils.errors import UserError
 from sva.utils.trees import select
@@ -44,7 +47,7 @@ def test_the_command_does_not_load_the_model_and_the_model_finds_what_it_made(
     dtype, checkpoint, cache, monkeypatch, capsys
 ):
     with pytest.MonkeyPatch.context() as patch:
-        _forbid(patch, lm_module, "load_params")
+        _forbid(patch, load_module, "load_params")
         assert main(["decompose", str(checkpoint), "--targets", "all", "--dtype", dtype]) == 0
     model = sva.load(str(checkpoint), dtype, progress=False)
     names = select(model.named_params(), "all")
@@ -76,15 +79,15 @@ def test_shares_are_disjoint_even_and_make_one_cache(checkpoint, cache, monkeypa
 def test_weights_are_read_one_by_one_for_the_fingerprint_and_once_more_if_they_are_targets(
     checkpoint, cache, monkeypatch
 ):
-    opened = lm_module.open_checkpoint(checkpoint)
+    opened = decompose_module.open_checkpoint(checkpoint)
     reads = []
 
     def read(name):
         reads.append(name)
         return opened.read(name)
 
-    counting = lm_module.dataclasses.replace(opened, read=read)
-    monkeypatch.setattr(lm_module, "open_checkpoint", lambda path: counting)
+    counting = dataclasses.replace(opened, read=read)
+    monkeypatch.setattr(decompose_module, "open_checkpoint", lambda path: counting)
     decompose_checkpoint(str(checkpoint), "gate", progress=False)
     targets = select(opened.shapes, "gate")
     assert sorted(reads) == sorted([*opened.shapes, *targets])

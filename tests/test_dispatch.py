@@ -6,9 +6,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sva.adaptation import label_scoring as dispatch
+from sva.adaptation import label_scoring
 from sva.generation import chat
-from sva.generation.lm import decompose, factored
+from sva.generation.decompose import decompose
+from sva.generation.merge import factored
 from sva.tasks.labels import Label, instruction
 from sva.utils.errors import UserError
 
@@ -25,9 +26,11 @@ def z(toy):
 
 
 def _scores(lm, first, questions=QUESTIONS, adapter=None):
-    form = dispatch.template(lm, LABELS)
-    encoded = dispatch.encode(lm, form, questions)
-    return np.asarray(dispatch._scores(lm.model, lm.params, first, encoded, adapter))[: len(questions), : len(LABELS)]
+    form = label_scoring.template(lm, LABELS)
+    encoded = label_scoring.encode(lm, form, questions)
+    return np.asarray(label_scoring._scores(lm.model, lm.params, first, encoded, adapter))[
+        : len(questions), : len(LABELS)
+    ]
 
 
 def _probs(scores, bias):
@@ -50,7 +53,7 @@ def _one_at_a_time(lm, question, label, z=None):
 def test_label_scores_are_those_of_each_label_by_itself_without_a_cache(adapted, toy, z):
     used = z if adapted else None
     adapter = factored(decompose(toy, "all", progress=False), z) if adapted else None
-    first = dispatch.prepare(toy, LABELS, adapter=adapter, calibrate=False)
+    first = label_scoring.prepare(toy, LABELS, adapter=adapter, calibrate=False)
     expected = [[_one_at_a_time(toy, question, label.name, used) for label in LABELS] for question in QUESTIONS]
     np.testing.assert_allclose(_scores(toy, first, adapter=adapter), expected, atol=1e-4)
     assert (np.asarray(first.label_ids) > 0).sum() == 4  # "green thing" is two tokens
@@ -66,35 +69,35 @@ def test_a_question_after_the_prefix_has_the_ids_it_has_in_one_piece(toy):
     own = PreTrainedTokenizerFast(tokenizer_object=model, chat_template=toy.tokenizer.chat_template)
     model = toy.model.clone(cfg=dataclasses.replace(toy.model.cfg, vocab_size=len(own)))
     lm = dataclasses.replace(toy, model=model, tokenizer=own)
-    form = dispatch.template(lm, LABELS)
+    form = label_scoring.template(lm, LABELS)
     for question in ("what colour ?", " what", "\nwhat"):
         whole = own(chat.render(lm, instruction(LABELS, question)))["input_ids"]
-        ids, mask, _ = dispatch.encode(lm, form, [question])
+        ids, mask, _ = label_scoring.encode(lm, form, [question])
         assert own(form.before)["input_ids"] + ids[mask > 0].tolist() == whole
         assert form.before + form.space + question + form.after == chat.render(lm, instruction(LABELS, question))
 
 
 def test_a_rows_scores_do_not_depend_on_the_others(toy):
-    first = dispatch.prepare(toy, LABELS)
+    first = label_scoring.prepare(toy, LABELS)
     together = _scores(toy, first)
     np.testing.assert_array_equal(_scores(toy, first, QUESTIONS[::-1]), together[::-1])
 
 
 def test_a_large_batch_is_read_without_its_padding_and_scores_the_same(toy):
-    first = dispatch.prepare(toy, LABELS)
+    first = label_scoring.prepare(toy, LABELS)
     questions = [QUESTIONS[i % 2] + " the apple" * (3 + i % 5) for i in range(25)]
-    asked = dispatch.encode(toy, dispatch.template(toy, LABELS), questions)
+    asked = label_scoring.encode(toy, label_scoring.template(toy, LABELS), questions)
     assert asked.ids.shape[0] == 32
-    assert asked.mask[:25].sum() <= len(asked.places) < 0.85 * asked.mask.size
-    padded = dispatch._scores(toy.model, toy.params, first, asked._replace(places=None))[:25, :3]
+    assert asked.mask[:25].sum() <= len(asked.token_indices) < 0.85 * asked.mask.size
+    padded = label_scoring._scores(toy.model, toy.params, first, asked._replace(token_indices=None))[:25, :3]
     np.testing.assert_allclose(_scores(toy, first, questions), padded, atol=1e-4)
     assert np.ptp(padded, axis=0).min() > 0.01
 
 
 def test_calibration_takes_off_what_empty_prompts_favour(toy):
-    plain = dispatch.prepare(toy, LABELS, calibrate=False)
-    calibrated = dispatch.prepare(toy, LABELS)
-    free = [[_one_at_a_time(toy, text, label.name) for label in LABELS] for text in dispatch.CONTENT_FREE]
+    plain = label_scoring.prepare(toy, LABELS, calibrate=False)
+    calibrated = label_scoring.prepare(toy, LABELS)
+    free = [[_one_at_a_time(toy, text, label.name) for label in LABELS] for text in label_scoring.CONTENT_FREE]
     expected = np.asarray(jax.nn.log_softmax(np.array(free), axis=-1)).mean(axis=0)
     np.testing.assert_array_equal(plain.bias, [0] * 3 + [np.inf] * 5)
     np.testing.assert_allclose(calibrated.bias, [*expected, *[np.inf] * 5], atol=1e-4)
@@ -104,22 +107,22 @@ def test_calibration_takes_off_what_empty_prompts_favour(toy):
 
 def test_the_likeliest_label_gets_its_slot_and_other_gets_nothing():
     probs = np.array([[0.5, 0.2, 0.3], [0.3, 0.4, 0.3], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2]], np.float32)
-    alphas = dispatch.decide(probs, np.array(SLOTS), 5)
+    alphas = label_scoring.decide(probs, np.array(SLOTS), 5)
     np.testing.assert_array_equal(alphas, [[0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0] * 5, [0, 0, 1, 0, 0]])
 
 
 def test_a_soft_choice_mixes_by_probability_and_a_threshold_leaves_the_unsure_to_the_base():
     slots = np.array(SLOTS)
     probs = np.array([[0.6, 0.3, 0.1], [0.4, 0.35, 0.25], [0.1, 0.1, 0.8]], np.float32)
-    soft = dispatch.decide(probs, slots, 4, dispatch.Soft())
+    soft = label_scoring.decide(probs, slots, 4, label_scoring.Soft())
     np.testing.assert_allclose(soft, [[0, 0.3, 0.6, 0], [0, 0.35, 0.4, 0], [0, 0.1, 0.1, 0]], atol=1e-6)
-    sure = dispatch.decide(probs, slots, 4, dispatch.Threshold(0.5))
+    sure = label_scoring.decide(probs, slots, 4, label_scoring.Threshold(0.5))
     np.testing.assert_array_equal(sure, [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    always, never = (dispatch.decide(probs, slots, 4, dispatch.Threshold(least)) for least in (0.0, 1.0))
-    np.testing.assert_array_equal(always, dispatch.decide(probs, slots, 4))
+    always, never = (label_scoring.decide(probs, slots, 4, label_scoring.Threshold(least)) for least in (0.0, 1.0))
+    np.testing.assert_array_equal(always, label_scoring.decide(probs, slots, 4))
     assert not np.asarray(never).any()
-    with pytest.raises(UserError, match=r"threshold=1.5 is no probability"):
-        dispatch.Threshold(1.5)
+    with pytest.raises(UserError, match=r"threshold=1.5 is not a probability"):
+        label_scoring.Threshold(1.5)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +136,13 @@ def test_a_soft_choice_mixes_by_probability_and_a_threshold_leaves_the_unsure_to
 )
 def test_labels_that_cannot_be_told_apart_are_refused(names, words, toy):
     with pytest.raises(UserError, match=words):
-        dispatch.prepare(toy, [Label(name, "x") for name in names])
+        label_scoring.prepare(toy, [Label(name, "x") for name in names])
 
 
 def test_a_model_without_tokenizer_or_end_token_says_so(toy):
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        dispatch.prepare(dataclasses.replace(toy, tokenizer=None), LABELS)
+        label_scoring.prepare(dataclasses.replace(toy, tokenizer=None), LABELS)
     endless = toy.model.clone(cfg=dataclasses.replace(toy.model.cfg, eos_token_ids=()))
     tokenizer = toy.tokenizer.__class__(tokenizer_object=toy.tokenizer.backend_tokenizer)
     with pytest.raises(UserError, match="no end token"):
-        dispatch.prepare(dataclasses.replace(toy, model=endless, tokenizer=tokenizer), LABELS)
+        label_scoring.prepare(dataclasses.replace(toy, model=endless, tokenizer=tokenizer), LABELS)

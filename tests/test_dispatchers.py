@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import sva
-from sva.adaptation import dispatchers
-from sva.adaptation import two_pass as adapt
+from sva.adaptation import dispatchers, two_pass
 from sva.adaptation.adaptive_lm import DISPATCHERS, SLOTS, adaptive
 from sva.generation import chat
 from sva.generation.testing import COLOURS, THINGS
@@ -37,7 +36,7 @@ def model(toy):
 
 
 def _chosen(model, questions=tuple(QUESTIONS), right=tuple(RIGHT)):
-    return adapt.choose(model.served, model.dispatcher, model.rows(questions, right))
+    return two_pass.first_pass(model.serving, model.dispatcher, model.rows(questions, right))
 
 
 @pytest.mark.parametrize("name", [*DISPATCHERS, "fixed:thing"])
@@ -61,9 +60,9 @@ def test_every_dispatcher_gives_probabilities_and_what_they_took(name, model):
 def test_another_dispatcher_of_a_kind_compiles_nothing(model, compilations):
     first, second = (model.by(f"fixed:{name}") for name in ("thing", "colour"))
     rows = model.rows(QUESTIONS)
-    adapt.choose(first.served, first.dispatcher, rows)
+    two_pass.first_pass(first.serving, first.dispatcher, rows)
     compilations.clear()
-    adapt.choose(second.served, second.dispatcher, rows)
+    two_pass.first_pass(second.serving, second.dispatcher, rows)
     assert compilations == []
 
 
@@ -84,7 +83,7 @@ def test_the_label_named_first_is_read_in_any_spelling_and_other_where_none_is(m
     tokens = np.array([[words[word] for word in row] for row in rows])
     np.testing.assert_array_equal(model.by("generated").dispatcher.named(tokens, 8), [1, 0, 2, 2])
     labels = (Label("door lamp", ""), Label("door", ""), Label(OTHER, ""))
-    reader = dispatchers.generated(model.lm, labels, model.dispatcher.first)
+    reader = dispatchers.generated(model.lm, labels, model.dispatcher.scoring)
     door, lamp = (model.lm.tokenizer(word)["input_ids"][0] for word in ("door", "lamp"))
     np.testing.assert_array_equal(reader.named(np.array([[lamp, door, lamp], [lamp, door, door]]), 8), [0, 1])
 
@@ -125,8 +124,8 @@ def test_a_blend_takes_each_rows_dispatcher(model):
     own = [0, 1, 2, 1, 0, 0, 0, 0]
     blend = dispatchers.Blend(members, jax.nn.one_hot(np.array(own), 3))
     rows = model.rows(QUESTIONS, RIGHT)
-    each = [adapt.choose(model.served, member, rows) for member in members]
-    both = adapt.choose(model.served, blend, rows)
+    each = [two_pass.first_pass(model.serving, member, rows) for member in members]
+    both = two_pass.first_pass(model.serving, blend, rows)
     wanted = [each[member].probs[row] for row, member in enumerate(own)]
     np.testing.assert_allclose(both.probs, wanted, atol=1e-6)
     np.testing.assert_allclose(both.work.read, each[0].work.read + each[1].work.read)

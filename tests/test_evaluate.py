@@ -12,15 +12,15 @@ from transformers import PreTrainedTokenizerFast
 
 import sva.tasks
 from sva.cli import evaluate as evaluate_command
-from sva.cli import main
-from sva.evaluation import evaluate, likelihood, records
+from sva.cli.main import main
+from sva.evaluation import evaluate, likelihood
 from sva.evaluation.evaluate import Item
-from sva.generation import chat
-from sva.generation import stop_strings as stops
+from sva.generation import chat, stop_strings
 from sva.generation.testing import THINGS, NameAColour, tokenizer, toy_lm
 from sva.models.tokenizer import load_tokenizer
 from sva.tasks.base import Grade, reason
 from sva.utils.errors import UserError
+from sva.utils.jsonl import read_records, resumed
 
 
 def test_records_are_the_greedy_answers_in_order_graded_by_their_own_task(toy):
@@ -103,16 +103,16 @@ def interrupted(answer, after):
 def test_a_stopped_evaluation_ends_with_the_file_of_an_unstopped_one(toy, tmp_path):
     todo = evaluate.items(NameAColour(), "test", 5)
     answer = evaluate.by_generation(toy, 4)
-    with records.opened(tmp_path / "whole.jsonl", settings(), {}) as file:
+    with resumed(tmp_path / "whole.jsonl", settings(), {}) as file:
         whole = evaluate.recorded(file, todo, answer, batch_size=2)
     path = tmp_path / "stopped.jsonl"
     for done in (1, 0):
-        with pytest.raises(KeyboardInterrupt), records.opened(path, settings(), {}) as file:
+        with pytest.raises(KeyboardInterrupt), resumed(path, settings(), {}) as file:
             evaluate.recorded(file, todo, interrupted(answer, done), batch_size=2)
         lines = path.read_bytes().splitlines(keepends=True)
         path.write_bytes(b"".join(lines[:3]) + lines[1][:20])  # and cut off within a line
-    with records.opened(path, settings(), {}) as file:
-        assert sorted(file.rows) == [0, 1]
+    with resumed(path, settings(), {}) as file:
+        assert [record["index"] for record in file.records] == [0, 1]
         assert evaluate.recorded(file, todo, answer, batch_size=2) == whole
     assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
     first = whole[0]
@@ -123,13 +123,13 @@ def test_a_stopped_evaluation_ends_with_the_file_of_an_unstopped_one(toy, tmp_pa
 
 def test_records_of_another_run_are_refused_with_what_differs(tmp_path):
     path = tmp_path / "a.jsonl"
-    with records.opened(path, settings(), {}):
+    with resumed(path, settings(), {}):
         pass
-    other = records.opened(path, settings(n=6), {})
-    with pytest.raises(UserError, match=r"a.jsonl holds another evaluation \(n: 5 there, 6 asked for\)"), other:
+    other = resumed(path, settings(n=6), {})
+    with pytest.raises(UserError, match=r"a.jsonl was begun with other settings \(n: 5 there, 6 asked for\)"), other:
         pass
-    again, busy = records.opened(path, settings(), {}), pytest.raises(UserError, match="another process writes")
-    with records.opened(path, settings(), {}), busy, again:
+    again, busy = resumed(path, settings(), {}), pytest.raises(UserError, match="another process writes")
+    with resumed(path, settings(), {}), busy, again:
         pass
 
 
@@ -137,8 +137,8 @@ def test_records_of_another_run_are_refused_with_what_differs(tmp_path):
     ("content", "message"),
     [
         (None, "no records at"),
-        ('{"x": 1}\n', "is not the records of an evaluation"),
-        ("[1]\n", "is not the records of an evaluation"),
+        ('{"x": 1}\n', "has no settings in its first line"),
+        ("[1]\n", "has no settings in its first line"),
         ('{"settings": {}}\n{"index": 0\n{"index": 1}\n', "line 2 is not JSON"),
     ],
 )
@@ -147,13 +147,13 @@ def test_a_file_that_is_no_evaluations_is_one_line(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=message):
-        records.read(path)
+        read_records(path)
 
 
 def test_what_follows_a_stop_text_is_no_part_of_an_answer():
-    assert stops.cut("red Instruction: name", ("Instruction:", "Response")) == "red "
-    assert stops.cut("red Response Instruction:", ("Instruction:", "Response")) == "red "
-    assert stops.cut("red", ("Instruction:",)) == "red"
+    assert stop_strings.cut("red Instruction: name", ("Instruction:", "Response")) == "red "
+    assert stop_strings.cut("red Response Instruction:", ("Instruction:", "Response")) == "red "
+    assert stop_strings.cut("red", ("Instruction:",)) == "red"
     item = Item(NameAColour(stop=("!",)), {"thing": "a", "of": "b"})
     (record,) = evaluate.grade([item], ["red ! green"], [3])
     assert (record.completion, record.correct, record.reason) == ("red ", True, "right")
@@ -255,11 +255,15 @@ def checkpoint(toy, tmp_path, monkeypatch):
     return ["red.jsonl", "--model", tmp_path / "model", "--json", "--max-new-tokens", 2]
 
 
+def _rows(result):
+    return read_records(Path(result["records"]))[1]
+
+
 def test_the_command_writes_records_and_a_second_run_only_reads_them(checkpoint, capsys, monkeypatch):
     first = run(checkpoint, capsys)
-    rows = records.read(Path(first["records"]))[1]
+    rows = _rows(first)
     assert len(rows) == first["n"] == len(sva.tasks.task("red.jsonl").source("test"))
-    assert first["accuracy"]["mean"] == sum(row["correct"] for row in rows.values()) / len(rows)
+    assert first["accuracy"]["mean"] == sum(row["correct"] for row in rows) / len(rows)
     monkeypatch.setattr("sva.evaluation.evaluate.grade", None)
     assert run(checkpoint, capsys) == first
 
@@ -300,7 +304,7 @@ def experts(checkpoint, toy):
 def test_two_passes_over_mixed_tasks_record_what_was_chosen_and_what_it_took(experts, capsys):
     result = run(experts, capsys)
     assert (result["n"], result["task"], result["dispatch"]) == (6, "colour.py+thing.py", "prompt")
-    rows = list(records.read(Path(result["records"]))[1].values())
+    rows = _rows(result)
     assert [row["task"] for row in rows] == ["colour", "thing"] * 3
     assert [row["right_label"] for row in rows] == ["colour", "thing"] * 3
     found = result["first_pass"]
@@ -335,7 +339,7 @@ def test_the_dispatcher_is_the_one_asked_for(experts, changes, wanted, capsys):
     result = run([*experts, *changes], capsys)
     assert result["dispatch"] == wanted
     assert result["choice"] == {"uniform": "soft", "prompt": "0.99"}.get(wanted, "hard")
-    assert len(records.read(Path(result["records"]))[1]) == 6
+    assert len(_rows(result)) == 6
 
 
 def test_experts_of_another_base_are_all_named_and_left_out_only_if_asked(experts, capsys):

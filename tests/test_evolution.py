@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ def test_a_population_has_the_shape_of_the_tree_and_depends_on_the_key_alone(sea
         "a": (search.population, 3),
         "b": (search.population, 2, 2),
     }
-    jax.tree.map(np.testing.assert_array_equal, one, again)
+    chex.assert_trees_all_equal(one, again)
     assert all((x != y).any() for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
@@ -56,7 +57,7 @@ def test_a_generation_of_equals_leaves_es_where_it_is():
     search = OpenAIES(population=4)
     state = search.init(TREE)
     told = search.tell(state, search.ask(state, jax.random.key(0)), jnp.ones(4))
-    jax.tree.map(np.testing.assert_array_equal, told.mean, state.mean)
+    chex.assert_trees_all_equal(told.mean, state.mean)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import sva
-from sva.cli import main
+from sva.cli.main import main
 from sva.spectral.expert import Expert
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCAB, (2, 20))
@@ -181,7 +181,7 @@ def test_a_pt_file_becomes_an_expert(run, world, tmp_path):
         ("show @e.safetensors --model @small", "was trained on"),
         ("import @none.pt --model @base", "cannot be read"),
         ("import @e.safetensors --model @base", "exists"),
-        ("import @e.safetensors --model @base -o @new.safetensors", "no file that torch.save wrote"),
+        ("import @e.safetensors --model @base -o @new.safetensors", "not a file that torch.save wrote"),
         ("export @e.safetensors --model @base --format hf -o @base", "exists"),
         ("export @e.safetensors --model @base --format gguf -o @e.safetensors", "exists"),
         ("export @e.safetensors --model @small --format hf -o @new", "was trained on"),

@@ -12,7 +12,7 @@ import transformers
 from safetensors import SafetensorError
 
 from sva.models import export
-from sva.models.checkpoint import open_checkpoint
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.export import save_checkpoint
 from sva.utils.errors import UserError
 

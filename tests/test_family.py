@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,8 @@ import tiny
 
 import sva
 from sva.adaptation.adaptive_lm import adaptive
-from sva.generation.lm import decompose, merge, merge_params
+from sva.generation.decompose import decompose
+from sva.generation.merge import merge, merge_params
 from sva.generation.testing import NameAColour, toy_lm
 from sva.models.config import from_hf
 from sva.models.weights import expected
@@ -196,7 +198,7 @@ def test_a_step_trains_a_member_and_its_run_resumes_bit_for_bit(spelling, toy, s
         fit(toy, spectra, member, NameAColour(), tmp_path / "a", on_step=stop, **settings)
     resumed = fit(toy, spectra, family(spelling), NameAColour(), tmp_path / "a", **settings)
     whole = fit(toy, spectra, member, NameAColour(), tmp_path / "b", **settings)
-    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    chex.assert_trees_all_equal(resumed, whole)
     start = member.start(matrix_infos(spectra))
     for name, raw in whole.raw.items():
         assert np.abs(raw - start[name]).max() > 1e-3
@@ -210,7 +212,7 @@ def test_expert_files_of_every_member_round_trip(spelling, toy, spectra, tmp_pat
     assert (again.parametrisation, again.digest) == (spelling, expert.digest)
     assert sorted(again.names) == sorted(spectra)
     merged, reread = (merge(toy, spectra, e.z(spectra)).named_params() for e in (expert, again))
-    jax.tree.map(np.testing.assert_array_equal, merged, reread)
+    chex.assert_trees_all_equal(merged, reread)
     assert np.abs(merged[UP] - toy.named_params()[UP]).max() > 1e-3
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +116,9 @@ def test_a_search_finds_a_mixture_that_answers_more_shots_and_goes_on_bit_for_bi
     search = CEM(population=12, elite_ratio=0.25)
 
     def run(state, done, generations):
-        return list(few_shot.adapt(lm, pool, shots, search, CFG, KEY, state=state, done=done, generations=generations))
+        return list(
+            few_shot.adapt(lm, pool, shots, search, CFG, KEY, state=state, generations=range(done + 1, generations + 1))
+        )
 
     base = jnp.zeros(3)
     whole = run(search.init(base), 0, 4)
@@ -160,13 +163,13 @@ def test_racing_drops_members_and_changes_no_elite(setting, reference):
 
     def run(block):
         cfg = FewShotConfig(rows=20, block=block)
-        return list(few_shot.adapt(lm, pool, shots, search, cfg, KEY, state=start, generations=3))
+        return list(few_shot.adapt(lm, pool, shots, search, cfg, KEY, state=start, generations=range(1, 4)))
 
     every, raced = run(None), run(2)
     assert sum(step.row["dropped"] for step in raced) > 0 == sum(step.row["dropped"] for step in every)
     assert sum(step.row["tokens"] for step in raced) < sum(step.row["tokens"] for step in every)
     for one, other in zip(every, raced, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one.state, other.state)
+        chex.assert_trees_all_equal(one.state, other.state)
 
 
 def test_a_member_is_dropped_only_when_enough_others_are_sure_to_beat_it():
@@ -190,7 +193,7 @@ def test_shots_that_nobody_answers_leave_the_state_as_it_was(setting):
     shots = Shots(Never(), tuple(TASK.source("validation")[:2]))
     search = CEM(population=4, elite_ratio=0.5)
     state = search.init(pool.start())
-    (last,) = few_shot.adapt(lm, pool, shots, search, CFG, KEY, state=state, generations=1)
+    (last,) = few_shot.adapt(lm, pool, shots, search, CFG, KEY, state=state, generations=range(1, 2))
     assert last.row["best"] == 0
     np.testing.assert_array_equal(last.state.mean, state.mean)
 

@@ -9,7 +9,7 @@ from test_few_shot import CFG, KEY, TASK, experts
 import sva
 from sva.adaptation import few_shot
 from sva.adaptation.few_shot import FewShotConfig, Shots
-from sva.adaptation.few_shot_gradient import GradientConfig, adapt, init, objective, rows_of
+from sva.adaptation.few_shot_gradient import GradientConfig, adapt, init, objective, scored_rows
 from sva.utils.errors import UserError
 
 RED = [{"thing": thing, "of": "kite", "answer": "red"} for thing in ("apple", "boat", "cloud", "door")]
@@ -24,7 +24,7 @@ def setting(toy):
 def test_the_gradient_is_that_of_the_merged_models_log_likelihood(setting, per_matrix):
     lm, pool = setting
     start = pool.start(per_matrix=per_matrix)
-    rows = rows_of(lm, [[3, 9, 10, 4], [3, 11, 4]], [[5, 1], [6, 7, 1]])
+    rows = scored_rows(lm, [[3, 9, 10, 4], [3, 11, 4]], [[5, 1], [6, 7, 1]])
     worth = jnp.asarray([1.0, 0.5])
     value, gradient = jax.value_and_grad(objective)(start, lm.model, lm.params, pool.bank, rows, worth)
 
@@ -45,7 +45,7 @@ def test_climbing_raises_what_is_climbed(setting, kind):
     lm, pool = setting
     cfg = GradientConfig(kind, lr=0.2, samples=32)
     shots = Shots(TASK, tuple(RED))
-    steps = list(adapt(lm, pool, shots, cfg, CFG, KEY, state=init(jnp.zeros(3), cfg), generations=12))
+    steps = list(adapt(lm, pool, shots, cfg, CFG, KEY, state=init(jnp.zeros(3), cfg), generations=range(1, 13)))
     if kind == "likelihood":
         assert steps[-1].row["nats"] > steps[0].row["nats"] + 0.1
     else:
@@ -73,7 +73,7 @@ def test_votes_are_the_answer_that_most_draws_give(setting):
         (lambda lm, pool: GradientConfig(lr=0), "lr=0 must be above 0"),
         (lambda lm, pool: GradientConfig(samples=1), "samples=1 must be at least 2"),
         (lambda lm, pool: few_shot.vote(lm, pool, Shots(TASK, tuple(RED)), CFG, KEY, samples=1), "votes=1 must be"),
-        (lambda lm, pool: rows_of(lm, [[3] * 250], [[4] * 20]), "context is 256"),
+        (lambda lm, pool: scored_rows(lm, [[3] * 250], [[4] * 20]), "context is 256"),
     ],
 )
 def test_bad_settings_are_one_line(setting, call, words):
@@ -88,4 +88,4 @@ def test_keys_in_int8_which_pass_no_gradient_are_refused(setting):
     cfg = GradientConfig("likelihood", lr=0.2)
     shots = Shots(TASK, tuple(RED))
     with pytest.raises(UserError, match="keys and values in int8 pass no gradient"):
-        next(iter(adapt(small, pool, shots, cfg, CFG, KEY, state=init(jnp.zeros(3), cfg), generations=1)))
+        next(iter(adapt(small, pool, shots, cfg, CFG, KEY, state=init(jnp.zeros(3), cfg), generations=range(1, 2))))

@@ -1,5 +1,6 @@
 """The public code's arithmetic: bfloat16 parameters and Adam state, and the trust region that follows from it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import optax
 import pytest
 import torch
 
-from sva.generation.lm import decompose
+from sva.generation.decompose import decompose
 from sva.generation.testing import NameAColour
 from sva.spectral.expert import Expert
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
@@ -100,7 +101,7 @@ def test_a_bfloat16_run_resumes_bit_for_bit_and_its_expert_keeps_every_value(toy
         fit(toy, spectra, SIGMOID_NUCLEAR, NameAColour(), tmp_path / "a", on_step=stop, **settings)
     resumed = fit(toy, spectra, SIGMOID_NUCLEAR, NameAColour(), tmp_path / "a", **settings)
     whole = fit(toy, spectra, SIGMOID_NUCLEAR, NameAColour(), tmp_path / "b", **settings)
-    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    chex.assert_trees_all_equal(resumed, whole)
     adam = whole.opt_state[1]
     assert isinstance(adam, Bfloat16AdamState)
     assert int(adam.step) == 3
@@ -111,7 +112,7 @@ def test_a_bfloat16_run_resumes_bit_for_bit_and_its_expert_keeps_every_value(toy
     for name, raw in whole.raw.items():
         assert np.ptp(np.asarray(raw, np.float32)) > 0
         np.testing.assert_array_equal(again.raw[name], np.asarray(raw, np.float32))
-    jax.tree.map(np.testing.assert_array_equal, again.z(spectra), expert.z(spectra))
+    chex.assert_trees_all_equal(again.z(spectra), expert.z(spectra))
 
 
 def test_at_the_public_codes_rate_bfloat16_cannot_raise_a_z_of_one():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sva
 from sva.generation import chat
-from sva.generation.lm import adapted, factored, merge_params
+from sva.generation.merge import adapted, factored, merge_params
 from sva.generation.testing import toy_lm
 from sva.models.transformer import logits
 from sva.models.weights import expected

@@ -6,9 +6,9 @@ import json
 import pytest
 import spoken
 
-from sva.cli import main
+from sva.cli.main import main
 from sva.generation.testing import toy_lm
-from sva.utils.jsonl import Results, read_prompts
+from sva.utils.jsonl import RecordFile, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +76,16 @@ def test_a_job_that_is_killed_goes_on_and_ends_with_what_one_run_gives(run, tmp_
     asked = ["--file", _prompts(tmp_path / "p.jsonl", 20), "--max-new-tokens", 8, "--temperature", 0.8, "--rows", 4]
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     assert run(*asked, "--out", whole)[0] == 0
-    add = Results.add
+    add = RecordFile.add
 
     def interrupt(self, record):
-        add(self, record)
+        written = add(self, record)
         if len(parts.read_text().splitlines()) == 8:
             raise KeyboardInterrupt
+        return written
 
     with monkeypatch.context() as patch:
-        patch.setattr(Results, "add", interrupt)
+        patch.setattr(RecordFile, "add", interrupt)
         code, _, err = run(*asked, "--out", parts)
     assert (code, len(_records(parts))) == (1, 7)
     assert "goes on from what is finished" in err
@@ -96,7 +97,7 @@ def test_a_job_that_is_killed_goes_on_and_ends_with_what_one_run_gives(run, tmp_
     assert run(*asked, "--out", parts)[0] == 0  # nothing left to do
     code, _, err = run(*asked, "--seed", 5, "--out", parts)
     assert code == 2
-    assert "parts.jsonl was begun with seed=0, now it is 5" in err
+    assert "parts.jsonl was begun with other settings (seed: 0 there, 5 asked for)" in err
     (tmp_path / "notes.txt").write_text("mine\n")
     code, _, err = run(*asked, "--out", tmp_path / "notes.txt")
     assert (code, (tmp_path / "notes.txt").read_text()) == (2, "mine\n")
@@ -110,7 +111,7 @@ def test_broken_lines_are_numbered_and_the_others_answered(run, tmp_path):
     )
     code, _, err = run("--file", path, "--out", out, "--max-new-tokens", 4)
     assert code == 2
-    for words in ("line 3 has no", "line 4 is no JSON", "line 5 is not UTF-8", "line 6 has 302 tokens"):
+    for words in ("line 3 has no", "line 4 is not JSON", "line 5 is not UTF-8", "line 6 has 302 tokens"):
         assert words in err
     assert "4 of 6 lines were skipped" in err
     assert [record["line"] for record in _records(out)] == [1, 7]
@@ -138,7 +139,7 @@ def test_plain_lines_are_prompts():
         (["x", "--classifier", "c"], "--classifier chooses between experts"),
         (["x", "--choice", "soft"], "--choice is between experts"),
         (["x", "--expert", "e", "--choice", "sofd"], "--choice sofd is not known; use hard, soft or"),
-        (["x", "--expert", "e", "--choice", "2"], "threshold=2.0 is no probability"),
+        (["x", "--expert", "e", "--choice", "2"], "threshold=2.0 is not a probability"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, words, run):

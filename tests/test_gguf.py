@@ -9,8 +9,9 @@ import tiny
 import torch
 import transformers
 
-from sva.models import hub as fetch
-from sva.models.checkpoint import match, open_checkpoint
+from sva.models import hub
+from sva.models.checkpoint import match
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import from_hf, to_hf
 from sva.models.gguf_file import read_gguf
 from sva.models.weights import expected
@@ -114,7 +115,7 @@ def test_a_split_model_is_loaded_as_one_whichever_part_is_named(llama, split):
         assert dict(parts.shapes) == dict(whole.shapes)
     for name in whole.shapes:
         np.testing.assert_array_equal(parts.read(name), whole.read(name), err_msg=name)
-    assert fetch.resolve(str(split[0].parent)) == split[0]
+    assert hub.resolve(str(split[0].parent)) == split[0]
 
 
 def test_missing_parts_are_named(split, tmp_path):
@@ -275,7 +276,7 @@ def test_smollm2_opens_quickly_and_completely():
 def test_reading_gguf_needs_no_torch(llama):
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from sva.models.checkpoint import open_checkpoint\n"
+        "from sva.models.checkpoint_formats import open_checkpoint\n"
         f"c = open_checkpoint({str(llama[1])!r}); print(c.read('model.norm.weight').shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,7 @@ import tiny
 
 import sva
 from sva.interop.gguf_export import save_gguf, tokenizer_metadata
-from sva.models.checkpoint import open_checkpoint
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.gguf_file import read_gguf
 from sva.utils.errors import UserError
 

@@ -10,7 +10,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import sva
-from sva.generation.lm import pad_eos, row_keys
+from sva.generation.prompts import pad_eos, row_keys
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
 from sva.utils.errors import UserError

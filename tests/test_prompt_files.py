@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from sva.utils.jsonl import Prompt, Results, read_prompts
+from sva.utils.jsonl import Prompt, read_prompts
 
 MARK = b"\xef\xbb\xbf"
 
@@ -28,12 +28,3 @@ def test_a_line_in_another_encoding_is_a_fault_of_its_own():
     assert faults == ["it line 2 is not UTF-8 (byte 8); save the file as UTF-8"]
     _, faults = read_prompts(io.BytesIO("Hi.".encode("utf-16")), "it", jsonl=False)
     assert faults == ["it line 1 is not UTF-8 (byte 1); save the file as UTF-8"]
-
-
-def test_results_that_an_editor_saved_again_are_gone_on_with(tmp_path):
-    path = tmp_path / "out.jsonl"
-    with Results(path, {"seed": 1}) as results:
-        results.add({"line": 1})
-    path.write_bytes(MARK + path.read_bytes().replace(b"\n", b"\r\n"))
-    with Results(path, {"seed": 1}) as results:
-        assert results.records == [{"line": 1}]

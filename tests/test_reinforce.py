@@ -9,7 +9,10 @@ import pytest
 import tiny
 import torch
 
-from sva.generation.lm import decompose, factored, load, logits
+from sva.generation.decompose import decompose
+from sva.generation.load import load
+from sva.generation.merge import factored
+from sva.models.transformer import logits
 from sva.spectral.parametrisations import SIGMOID_NUCLEAR, matrix_infos
 from sva.training.advantages import BASELINES
 from sva.training.kl import PENALTIES

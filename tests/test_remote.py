@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from sva.cli import main
-from sva.generation.lm import decompose, load
+from sva.cli.main import main
+from sva.generation.decompose import decompose
+from sva.generation.load import load
 from sva.spectral import store
 from sva.spectral.expert import Expert
 from sva.utils.errors import UserError

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sva.cli import main
+from sva.cli.main import main
 from sva.training import config
 from sva.training.config import SETTINGS, Config, load
 from sva.utils.errors import UserError
@@ -66,7 +66,7 @@ REFUSED = [
     ("routes", "[gsm8k, no]", "true or false"),
     ("task", "null", "nothing is given"),
     ("task", "''", "empty"),
-    ("task", "???", "no value"),
+    ("task", "???", "not a value"),
     ("task", "[a]", "not a list"),
     ("task", "{a: b}", "not a mapping"),
     ("task", "*a", "undefined alias"),

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import sva
 from sva.generation.testing import toy_lm
 from sva.models import layout
-from sva.models.checkpoint import open_checkpoint
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import from_hf
 from sva.models.load import load_params
 from sva.models.transformer import Transformer

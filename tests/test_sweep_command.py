@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sva.cli import main
 from sva.cli import sweep as sweep_command
+from sva.cli.main import main
 from sva.generation.testing import THINGS
-from sva.training import run as runs
+from sva.training import run
 from sva.training.config import load
 from sva.utils.errors import UserError
 
@@ -52,7 +52,7 @@ def test_cells_are_the_grids_product_with_the_last_axis_fastest(tmp_path, config
 
 def test_a_sweep_that_was_stopped_goes_on_and_leaves_finished_cells_alone(tmp_path, config, monkeypatch, capsys):
     path = sweep(tmp_path, config, grid={"seed": [0, 1]})
-    train, seeds = runs.train, []
+    train, seeds = run.train, []
 
     def stopped(settings):
         if settings.seed == 1 and not seeds.count(1):
@@ -61,7 +61,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_leaves_finished_cells_alone(tmp_pa
         seeds.append(settings.seed)
         return train(settings)
 
-    monkeypatch.setattr(runs, "train", stopped)
+    monkeypatch.setattr(run, "train", stopped)
     assert main(["sweep", str(path)]) == 1
     capsys.readouterr()
     assert main(["sweep", str(path), "--table", "--json"]) == 0

@@ -110,7 +110,15 @@ def test_prompts_of_two_splits_that_differ_in_marks_only_are_refused_by_name(tmp
         ('{"prompt": " ", "answer": "b"}', r"line 2: 'prompt' is ' ', not a text"),
         ('{"prompt": "a", "answer": "b", "grader": "fair"}', r"line 2: no grader 'fair'; there are exact"),
         ('{"prompt": "a", "answer": "b", "gradr": "word"}', r"line 2 has 'gradr'; did you mean 'grader'"),
-        ('{"prompt": "a", "answer": "b", "grader": "number"}', r"line 2: the answer 'b' is nothing that .*'number'"),
+        (
+            '{"prompt": "a", "answer": "b", "grader": "number"}',
+            r"line 2: the grader 'number' cannot read the answer 'b'; these can: exact, letter",
+        ),
+        (
+            '{"prompt": "a", "answer": "1/2", "grader": "word"}',
+            r"cannot read the answer '1/2'; these can: exact, solution, math",
+        ),
+        ('{"prompt": "a", "answer": "...", "grader": "word"}', r"cannot read the answer '...'; no grader can"),
         ("\udcff", r"line 2 is not JSON"),
     ],
 )

@@ -10,7 +10,7 @@ import tiny
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from sva.models.checkpoint import open_checkpoint
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.end_tokens import end_tokens
 from sva.models.export import save_checkpoint
 from sva.models.gguf import read_gguf

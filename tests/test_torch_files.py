@@ -137,7 +137,7 @@ def test_anything_but_named_tensors_is_refused_and_nothing_is_run(value, words, 
         (b"\x82\x01.", "instruction EXT1"),
         (b"cos\nsystem\n" + text("true") + b"\x85R.", "os.system"),
         (b"\x80\x04" + text("os") + text("system") + b"\x93)R.", "os.system"),
-        (b"\x80\x04)K\x01\x93.", "a name that is no text"),
+        (b"\x80\x04)K\x01\x93.", "a name that is not a text"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n}" + text("__defaults__") + b"K\x01sb.", "sets attributes"),
         (b"ccollections\nOrderedDict\n(K\x01tR.", "calls something in a way"),
         (b"ctorch._utils\n_rebuild_parameter\n)R.", "calls something in a way"),
@@ -150,7 +150,7 @@ def test_anything_but_named_tensors_is_refused_and_nothing_is_run(value, words, 
         (b"c\x1b[31m\nred\n.", r"\x1b[31m.red"),
         (b"}K\x01K\x02s.", "as a key"),
         (b"}))s.", "a tuple as a key"),
-        (b"K\x01" + text("a") + b"Ns.", "no dictionary"),
+        (b"K\x01" + text("a") + b"Ns.", "not a dictionary"),
         (b"h\x07.", "damaged"),
         (b"R.", "damaged"),
         (b".", "damaged"),
@@ -178,10 +178,10 @@ def test_a_pickle_made_by_hand_is_refused(program, words, tmp_path, monkeypatch)
         ({"shape": (1,) * 70, "strides": (1,) * 70}, "damaged"),
         ({"shape": (2,), "strides": (4,)}, "ends at number 4"),
         ({"offset": 1}, "ends at number 4"),
-        ({"offset": -1}, "are no sizes"),
-        ({"shape": (-1,)}, "are no sizes"),
-        ({"strides": (-1,)}, "are no sizes"),
-        ({"strides": (1, 1)}, "are no sizes"),
+        ({"offset": -1}, "are not sizes"),
+        ({"shape": (-1,)}, "are not sizes"),
+        ({"strides": (-1,)}, "are not sizes"),
+        ({"strides": (1, 1)}, "are not sizes"),
         ({"count": 5}, "holds 4 float32 numbers, not 5"),
         ({"count": 2**60}, "holds 4 float32 numbers"),
         ({"storage": "DoubleStorage"}, "holds 2 float64 numbers, not 4"),
@@ -237,9 +237,9 @@ def test_files_of_other_kinds_are_named(tmp_path):
     assert "cannot be read" in refusal(tmp_path)
     path = tmp_path / "x.pt"
     path.write_bytes(b"hello")
-    assert "no file that torch.save wrote" in refusal(path)
+    assert "not a file that torch.save wrote" in refusal(path)
     path.write_bytes(pickle.dumps({"a": 1}))
-    assert "no file that torch.save wrote" in refusal(path)
+    assert "not a file that torch.save wrote" in refusal(path)
     torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     assert "from before 1.6" in refusal(path)
     with zipfile.ZipFile(path, "w") as file:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sva.generation import chat
-from sva.generation.lm import decompose
+from sva.generation.decompose import decompose
 from sva.generation.testing import NameAColour, toy_lm
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
 from sva.training.checkpoint import Checkpoints

@@ -7,22 +7,20 @@ import numpy as np
 import pytest
 
 import sva
-from sva.adaptation import dispatchers, few_shot, few_shot_gradient
-from sva.adaptation import label_scoring as dispatch
+from sva.adaptation import dispatchers, few_shot, few_shot_gradient, label_scoring
 from sva.adaptation.adaptive_lm import AdaptiveLM
-from sva.cli import main
+from sva.cli.main import main
 from sva.evaluation import evaluate, likelihood
-from sva.generation import chat
-from sva.generation import population_batch as mixed_batch
+from sva.generation import chat, population_batch
 from sva.generation.complete import complete
-from sva.generation.engine import EngineConfig, Request, Weights, run
+from sva.generation.engine import EngineConfig, Request, run
 from sva.generation.sampling import Greedy
 from sva.generation.testing import NameAColour, tokenizer, toy_lm
+from sva.generation.weights import Weights
 from sva.models.transformer import logits
 from sva.models.vocabulary import check_ids, excess
 from sva.tasks.labels import Label
-from sva.training import population, rollout
-from sva.training import sft as supervised
+from sva.training import population, rollout, sft
 from sva.utils.errors import UserError
 
 SPARE = 32  # the id of <spare>, the first one without an embedding
@@ -55,7 +53,7 @@ SPARE_LABELS = (Label("<spare>", "none"), Label("other", "anything else"))
 
 def adaptive(lm):
     """As much of two passes as reads questions."""
-    return AdaptiveLM(lm, LABELS, SimpleNamespace(slots=(1, 0)), dispatch.template(lm, LABELS), None, {}, LABELS)
+    return AdaptiveLM(lm, LABELS, SimpleNamespace(slots=(1, 0)), label_scoring.template(lm, LABELS), None, {}, LABELS)
 
 
 PATHS = {
@@ -64,7 +62,7 @@ PATHS = {
     "lm.logits": lambda lm: lm.logits(IDS, ONES),
     "lm.generate": lambda lm: lm.generate(IDS, ONES, 4),
     "complete": lambda lm: next(complete(lm, IDS.tolist(), 4)),
-    "members": lambda lm: mixed_batch.ask(lm, IDS.tolist(), KEYS, 4),
+    "members": lambda lm: population_batch.prompt_batch(lm, IDS.tolist(), KEYS, 4),
     "likelihood, prompt": lambda lm: likelihood.option_logprobs(lm, ["what <spare>"], [[" red"]]),
     "likelihood, option": lambda lm: likelihood.option_logprobs(lm, ["what"], [[" red", " <spare>"]]),
     "evaluate": lambda lm: evaluate.evaluate(lm, [evaluate.Item(TASK, ASKED[0])], progress=False),
@@ -82,13 +80,13 @@ PATHS = {
             few_shot.FewShotConfig(),
             KEYS[0],
             state=None,
-            generations=1,
+            generations=range(1, 2),
         )
     ),
-    "answers to train on": lambda lm: supervised.solution_tokens(lm, TASK, [{"ask": "x", "answer": "red <spare>"}]),
-    "label": lambda lm: dispatch.prepare(lm, SPARE_LABELS),
+    "answers to train on": lambda lm: sft.solution_tokens(lm, TASK, [{"ask": "x", "answer": "red <spare>"}]),
+    "label": lambda lm: label_scoring.prepare(lm, SPARE_LABELS),
     "label, generated": lambda lm: dispatchers.generated(lm, SPARE_LABELS, None),
-    "first pass": lambda lm: dispatch.encode(lm, dispatch.template(lm, LABELS), ["what <spare> ?"]),
+    "first pass": lambda lm: label_scoring.encode(lm, label_scoring.template(lm, LABELS), ["what <spare> ?"]),
     "two passes": lambda lm: adaptive(lm).rows(["what <spare> ?"]),
     "two passes, in order": lambda lm: adaptive(lm).shortest_first(["red", "what <spare> ?"]),
     "router": lambda lm: adaptive(lm).by("embedding", examples=[("what <spare> ?", "red")]),
@@ -127,8 +125,8 @@ def test_an_end_token_without_embedding_is_refused_where_it_is_scored(larger):
     lm = dataclasses.replace(larger, tokenizer=own)
     assert chat.end_tokens(lm) == (1, SPARE)
     for scored in (
-        lambda: supervised.solution_tokens(lm, TASK, [{"answer": "red"}]),
-        lambda: dispatch.prepare(lm, LABELS),
+        lambda: sft.solution_tokens(lm, TASK, [{"answer": "red"}]),
+        lambda: label_scoring.prepare(lm, LABELS),
     ):
         with pytest.raises(UserError, match=f"^the end token of toy-0: {NAMED}"):
             scored()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from mesh_worker import on_mesh
 
-from sva.adaptation import two_pass as adapt
+from sva.adaptation import two_pass
 from sva.adaptation.adaptive_lm import adaptive
 from sva.adaptation.dispatchers import Blend
 from sva.generation.sampling import Greedy
@@ -41,8 +41,8 @@ def main(output, name):
         rows = model.rows(QUESTIONS, ["other"] * 5 + ["colour", "thing", "other"])
         keys = jax.random.split(jax.random.key(0), len(QUESTIONS))
         limit, eos = np.int32(NEW), np.full(4, -1, np.int32)
-        request = adapt.Request(rows.prompts, limit, eos, keys, max_new_tokens=NEW, sampling=Greedy())
-        out = to_host(adapt.two_pass(model.served, Blend(members, own), rows, request))
+        request = two_pass.Request(rows.prompts, limit, eos, keys, max_new_tokens=NEW, sampling=Greedy())
+        out = to_host(two_pass.two_pass(model.serving, Blend(members, own), rows, request))
     if is_writer():
         found = {"probs": out.decision.probs, "alphas": out.decision.alphas, "tokens": out.generation.tokens}
         np.savez(output, **found, logprobs=out.generation.logprobs)

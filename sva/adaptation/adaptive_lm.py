@@ -3,23 +3,25 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.adaptation import dispatchers
-from sva.adaptation import label_scoring as dispatch
-from sva.adaptation import two_pass as adapt
-from sva.adaptation.dispatchers import Dispatcher, Scored, Work
-from sva.adaptation.label_scoring import Choice, Hard, Soft, Template
-from sva.adaptation.two_pass import Decision, Prompts, Request, Rows, Served
+from sva.adaptation import dispatchers, label_scoring
+from sva.adaptation.dispatchers import DispatchBatch, Dispatcher, Scored, ServingState, Work
+from sva.adaptation.experts import labels_and_slots
+from sva.adaptation.label_scoring import Choice, Hard, Soft, Template, TokenBatch
+from sva.adaptation.two_pass import Decision, Request, first_pass, second_pass, two_pass
 from sva.generation import chat
 from sva.generation.decode import Generation
+from sva.generation.decompose import spectra_of
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts, pad_eos, require_weights, row_keys, shared_form, spectra_of
+from sva.generation.lm import LM
+from sva.generation.loaded_model import require_weights
+from sva.generation.merge import shared_form
+from sva.generation.prompts import check_prompts, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert
@@ -32,7 +34,6 @@ from sva.utils.timing import Stopwatch
 
 ROWS = 32  # of the first pass
 SLOTS = 8  # a bank has a multiple of these: the base, experts, and room for more without recompiling the second pass
-OTHER_LABEL = Label(OTHER, "anything else")
 DISPATCHERS = ("prompt", "classifier", "generated", "embedding", "random", "oracle", "uniform")
 
 
@@ -46,7 +47,7 @@ class Answer(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a pass over one question took."""
+    """Time, tokens and FLOPs of a pass over one question."""
 
     seconds: float  # its share of the batch's
     read: int  # tokens given
@@ -55,7 +56,7 @@ class Cost(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """An answer, and what each of the two passes took."""
+    """An answer, and the cost of each of the two passes."""
 
     answer: Answer
     first: Cost
@@ -68,7 +69,7 @@ class AdaptiveLM:
 
     lm: LM
     labels: tuple[Label, ...]
-    served: Served
+    serving: ServingState
     template: Template  # the classification question
     dispatcher: Dispatcher
     plans: Mapping[str, Plan]  # by weight name: the form it runs in, and what that leaves out
@@ -90,40 +91,40 @@ class AdaptiveLM:
         """
         check_dispatcher(name)
         kind, _, label = name.partition(":")
-        places = len(self.served.slots)
-        served = self.served
+        places = len(self.serving.slots)
+        serving = self.serving
         if kind in ("prompt", "generated"):
             return self._asking(kind)
         if kind == "classifier":
             if self.classifier is None:
                 raise UserError("the dispatcher 'classifier' needs a classification expert (--classifier)")
-            dispatcher = _scored(self.lm, self.labels, served.bank, self.classifier)
+            dispatcher = _scored(self.lm, self.labels, serving.bank, self.classifier)
         elif kind == "embedding":
             dispatcher = self._router(examples)
         elif kind == "random":
-            dispatcher = dispatchers.lots(self.labels, places, seed)
+            dispatcher = dispatchers.at_random(self.labels, places, seed)
         elif kind == "oracle":
             dispatcher = dispatchers.Oracle()
         elif kind == "uniform":
-            dispatcher, served = dispatchers.uniform(self.labels, places), dataclasses.replace(served, choice=Soft())
+            dispatcher, serving = dispatchers.uniform(self.labels, places), dataclasses.replace(serving, choice=Soft())
         else:
-            dispatcher = dispatchers.everywhere(self.labels, label, places)
-        return dataclasses.replace(self, dispatcher=dispatcher, served=served)
+            dispatcher = dispatchers.fixed(self.labels, label, places)
+        return dataclasses.replace(self, dispatcher=dispatcher, serving=serving)
 
     def _asking(self, kind: str) -> "AdaptiveLM":
         """With the base asked for one of the experts' own labels, in their order, also where there is a classifier."""
         labels = self.own_labels
         if kind == "prompt":
-            dispatcher: Scored | dispatchers.Generated = _scored(self.lm, labels, self.served.bank, None)
+            dispatcher: Scored | dispatchers.Generated = _scored(self.lm, labels, self.serving.bank, None)
         else:
-            first = dispatch.prepare(self.lm, labels, calibrate=False)
-            dispatcher = dispatchers.generated(self.lm, labels, first)
-        slots_of = _padded([*range(1, len(labels)), 0], len(self.served.slots))
+            scoring = label_scoring.prepare(self.lm, labels, calibrate=False)
+            dispatcher = dispatchers.generated(self.lm, labels, scoring)
+        slots_of = _padded([*range(1, len(labels)), 0], len(self.serving.slots))
         return dataclasses.replace(
             self,
             labels=labels,
-            served=dataclasses.replace(self.served, slots=slots_of),
-            template=dispatch.template(self.lm, labels),
+            serving=dataclasses.replace(self.serving, slots=slots_of),
+            template=label_scoring.template(self.lm, labels),
             dispatcher=dispatcher,
         )
 
@@ -136,27 +137,27 @@ class AdaptiveLM:
         for start in range(0, len(kept), ROWS):
             batch = [question for question, _ in kept[start : start + ROWS]]
             rows = self.rows(batch)
-            states.append(_embed(self.lm.model, self.lm.params, *rows.prompts)[: len(batch)])
+            states.append(_embed(self.lm.model, self.lm.params, rows.prompts.ids, rows.prompts.mask)[: len(batch)])
             check_finite(self.lm, np.asarray(states[-1]), "embedding of example", start)
-        return dispatchers.fit(jnp.concatenate(states), [place for _, place in kept], len(self.served.slots))
+        return dispatchers.fit_router(jnp.concatenate(states), [place for _, place in kept], len(self.serving.slots))
 
-    def rows(self, questions: Sequence[str], right: Sequence[str] | None = None) -> Rows:
-        """What the first pass may look at, in its buckets.
+    def rows(self, questions: Sequence[str], right: Sequence[str] | None = None) -> DispatchBatch:
+        """The prompts as a dispatcher reads them, in their buckets.
 
         Args:
           questions: at least one.
-          right: the right label of each, for the oracle; a name that is no label of these experts is "other".
+          right: the right label of each, for the oracle; a name that is not a label of these experts is "other".
         """
         if not questions:
             raise UserError("there is no question to answer; give at least one")
         if right is None and isinstance(self.dispatcher, dispatchers.Oracle):
             raise UserError("the oracle needs the right label of every question")
         ids, mask = chat.encode(self.lm, [chat.render(self.lm, question) for question in questions])
-        prompts = Prompts(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
+        prompts = TokenBatch(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
         names = [label.name for label in self.labels]
         places = [names.index(name if name in names else OTHER) for name in right or [OTHER] * len(questions)]
         known = jnp.asarray(pad_rows(np.asarray(places, np.int32), len(prompts.ids)))
-        return Rows(dispatch.encode(self.lm, self.template, questions), prompts, known)
+        return DispatchBatch(label_scoring.encode(self.lm, self.template, questions), prompts, known)
 
     def shortest_first(self, questions: Sequence[str]) -> list[int]:
         """The places of the questions in order of their tokens, so that batches of neighbours have little padding."""
@@ -170,7 +171,7 @@ class AdaptiveLM:
         for start in range(0, max(len(questions), 1), ROWS):
             batch = order[start : start + ROWS]
             rows = self.rows([questions[i] for i in batch], right and [right[i] for i in batch])
-            decision = adapt.choose(self.served, self.dispatcher, rows)
+            decision = first_pass(self.serving, self.dispatcher, rows)
             found.append(self._decided(decision, len(batch)))
         back = np.argsort(order, kind="stable")
         return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *found)
@@ -204,15 +205,15 @@ class AdaptiveLM:
         """
         rows = self.rows(questions, right)
         request = self._request(rows, len(questions), max_new_tokens, sampling or Greedy(), key)
-        out = adapt.two_pass(self.served, self.dispatcher, rows, request)
+        out = two_pass(self.serving, self.dispatcher, rows, request)
         return self._answers(out.decision, out.generation, len(questions))
 
     def measured_choice(
         self, questions: Sequence[str], stopwatch: Stopwatch, right: Sequence[str] | None = None
     ) -> tuple[Decision, list[Cost]]:
-        """The first pass alone over one batch, as host arrays, and what it took of each question."""
+        """The first pass alone over one batch, as host arrays, and its cost for each question."""
         rows, size = self.rows(questions, right), len(questions)
-        decision, seconds = stopwatch(adapt.choose, self.served, self.dispatcher, rows)
+        decision, seconds = stopwatch(first_pass, self.serving, self.dispatcher, rows)
         return self._decided(decision, size), _costs(decision.work, seconds, size)
 
     def measured(
@@ -223,22 +224,22 @@ class AdaptiveLM:
         right: Sequence[str] | None = None,
         stops: Sequence[Sequence[str]] | None = None,
     ) -> list[Measured]:
-        """`answer`, greedily and one pass after the other, with what each of them took.
+        """`answer`, greedily and one pass after the other, with the cost of each.
 
         Args:
           stops: the stop strings that each answer is cut at; none by default.
         """
         rows, size = self.rows(questions, right), len(questions)
         request = self._request(rows, size, max_new_tokens, Greedy(), None)
-        decision, first = stopwatch(adapt.choose, self.served, self.dispatcher, rows)
-        generation, second = stopwatch(adapt.answer, self.served, decision.alphas, request)
+        decision, first = stopwatch(first_pass, self.serving, self.dispatcher, rows)
+        generation, second = stopwatch(second_pass, self.serving, decision.alphas, request)
         read, drawn = rows.prompts.mask.sum(axis=1), generation.lengths
-        work = _work(self.lm.model, self.served.bank, read, drawn, unembedded=drawn)
+        work = _work(self.lm.model, self.serving.bank, read, drawn, unembedded=drawn)
         costs = _costs(decision.work, first, size), _costs(work, second, size)
         return list(map(Measured, self._answers(decision, generation, size, stops), *costs))
 
     def _request(
-        self, rows: Rows, size: int, max_new_tokens: int, sampling: Sampling, key: jax.Array | None
+        self, rows: DispatchBatch, size: int, max_new_tokens: int, sampling: Sampling, key: jax.Array | None
     ) -> Request:
         lengths = np.asarray(rows.prompts.mask)[:size].sum(axis=1)
         check_prompts(lengths, max_new_tokens, self.lm.model.cfg.max_position_embeddings)
@@ -266,7 +267,7 @@ class AdaptiveLM:
 
 
 def _costs(work: Work, seconds: float, size: int) -> list[Cost]:
-    """Of the first `size` rows, which share the seconds."""
+    """Costs of the first `size` rows, which share the seconds."""
     read, drawn, flops = (np.asarray(x)[:size].tolist() for x in work)
     return [Cost(seconds / size, *each) for each in zip(read, drawn, flops, strict=True)]
 
@@ -295,8 +296,8 @@ def adaptive(
       lm: the base model of all of them.
       experts: at least one; each one's metadata gives its label and its description.
       classifier: the expert that the first pass runs on (the paper's second dispatcher); None for the base model.
-      choice: `dispatch.Hard` (the likeliest expert), `Soft` (all, by probability) or `Threshold` (unsure: the base).
-      calibrate: see `dispatch.prepare`.
+      choice: `Hard` (the likeliest expert), `Soft` (all, by probability) or `Threshold` (unsure: the base).
+      calibrate: see `label_scoring.prepare`.
       tolerance: components that no expert moves by more than this part of the matrix's largest singular value may be
         dropped; 0 is exact.
       exact_base: rows that no expert answers are the base model's bit for bit, for more bytes.
@@ -308,7 +309,7 @@ def adaptive(
     if not experts:
         raise UserError("two passes need at least one expert; train one with sva train")
     require_weights(lm, "a bank of experts")
-    labels, places = arrange(experts, classifier)
+    labels, places = labels_and_slots(experts, classifier)
     everyone = [*experts, *([classifier] if classifier else [])]
     names = list(dict.fromkeys(name for expert in everyone for name in expert.names))
     spectra = spectra_of(lm, names, progress=progress)
@@ -322,9 +323,11 @@ def adaptive(
     nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
     dispatcher = _scored(lm, labels, nested, alphas, calibrate=calibrate)
-    served = Served(lm.model, lm.params, nested, num_slots, _padded(places, len(dispatcher.first.bias)), choice)
-    own, _ = arrange(experts, None)
-    return AdaptiveLM(lm, labels, served, dispatch.template(lm, labels), dispatcher, plans, own, alphas)
+    serving = ServingState(
+        lm.model, lm.params, nested, num_slots, _padded(places, len(dispatcher.scoring.bias)), choice
+    )
+    own, _ = labels_and_slots(experts, None)
+    return AdaptiveLM(lm, labels, serving, label_scoring.template(lm, labels), dispatcher, plans, own, alphas)
 
 
 def _padded(places: Sequence[int], size: int) -> jax.Array:
@@ -336,65 +339,13 @@ def _scored(
     lm: LM, labels: Sequence[Label], bank: Mapping[str, Any], expert: jax.Array | None, *, calibrate: bool = True
 ) -> Scored:
     adapter = None if expert is None else mixture(bank, expert[None, :])
-    return Scored(dispatch.prepare(lm, labels, adapter=adapter, calibrate=calibrate), expert)
+    return Scored(label_scoring.prepare(lm, labels, adapter=adapter, calibrate=calibrate), expert)
 
 
 def check_dispatcher(name: str) -> None:
     """Raises UserError unless `AdaptiveLM.by` knows the name."""
     if name not in DISPATCHERS and not name.startswith("fixed:"):
         raise UserError(f"no dispatcher {name!r}; there is {', '.join(DISPATCHERS)} and fixed:LABEL")
-
-
-def load_experts(
-    lm: LM, paths: Sequence[Path], classifier: Path | None = None, *, skip_foreign: bool = False
-) -> tuple[list[Expert], Expert | None]:
-    """(the experts of these files, the classification expert) for `lm`.
-
-    Args:
-      skip_foreign: leave out experts of another base, naming them on stderr; never the classification expert.
-    Raises:
-      UserError: a file that is none, experts of another base (all are named), or none left.
-    """
-    found = [Expert.load(path) for path in paths]
-    of = [expert.metadata.get("fingerprint") for expert in found]
-    foreign = [
-        f"{path} ({expert.metadata.get('base')})"
-        for path, expert, known in zip(paths, found, of, strict=True)
-        if known != lm.fingerprint
-    ]
-    if foreign and (not skip_foreign or len(foreign) == len(found)):
-        rest = "; leave them out, or pass --skip-foreign" if len(foreign) < len(found) else ""
-        raise UserError(
-            f"{len(foreign)} of {len(found)} experts were not trained on {lm.name} ({lm.fingerprint[:12]}): "
-            f"{', '.join(foreign)}{rest}"
-        )
-    if foreign:
-        print(f"sva: left out, for they were not trained on {lm.name}: {', '.join(foreign)}", file=sys.stderr)
-    judge = Expert.load(classifier, fingerprint=lm.fingerprint, base=lm.name) if classifier else None
-    return [expert for expert, known in zip(found, of, strict=True) if known == lm.fingerprint], judge
-
-
-def arrange(experts: Sequence[Expert], classifier: Expert | None) -> tuple[tuple[Label, ...], list[int]]:
-    """(C labels, the bank's slot of each): the experts' in order and then "other", or as the classifier learnt them.
-
-    A classification expert was trained on one question, so its labels keep their order and their descriptions.
-    """
-    labels = [Label(expert.metadata.get("label", ""), expert.metadata.get("description", "")) for expert in experts]
-    if not all(label.name for label in labels):
-        raise UserError("an expert carries no label; train it again with a task that has one")
-    labels = (*labels, OTHER_LABEL)
-    slots = [*range(1, len(labels)), 0]
-    if classifier is None:
-        return labels, slots
-    learnt = tuple(Label(*pair) for pair in classifier.metadata.get("labels", {}).items())
-    place = {label.name: slot for label, slot in zip(labels, slots, strict=True)}
-    if sorted(label.name for label in learnt) != sorted(label.name for label in labels):
-        told, needed = (", ".join(label.name for label in group) or "nothing" for group in (learnt, labels))
-        raise UserError(
-            f"the classification expert tells apart {told}; these experts need {needed}: load experts of its labels, "
-            "or train a classification expert with task: routing"
-        )
-    return learnt, [place[label.name] for label in learnt]
 
 
 def _pad(ids: np.ndarray, mask: np.ndarray) -> tuple[jax.Array, jax.Array]:

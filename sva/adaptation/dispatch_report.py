@@ -1,4 +1,4 @@
-"""What the first pass chose, how often rightly, and what both passes took: of the rows of an evaluation."""
+"""Accuracy of the first pass, its confusion matrix and the cost of both passes, over the rows of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def confusion(right: Sequence[str], chosen: Sequence[str], labels: Sequence[str]
 
 
 def costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What both passes took over all rows, and the share of the first.
+    """Cost of both passes over all rows, and the share of the first.
 
     Returns:
       {"first": {"seconds", "read", "drawn", "flops"}, "second": likewise, "share_of_first": {"seconds", "tokens",
@@ -43,7 +43,7 @@ def _share(part: float, rest: float) -> float:
 
 
 def scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How often the right label was chosen (Wilson's interval), the confusion matrix, how sure, and `costs`."""
+    """Share of right labels (Wilson's interval), confusion matrix, mean probability, and `costs`."""
     right, chosen = [row["right_label"] for row in rows], [row["label"] for row in rows]
     labels = sorted({*right, *chosen}, key=lambda name: (name == OTHER, name))
     hits = np.array([a == b for a, b in zip(right, chosen, strict=True)])

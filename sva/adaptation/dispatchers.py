@@ -1,14 +1,14 @@
-"""Dispatchers: what says, for every row of a batch, how likely each label is the right one.
+"""Dispatchers: for every row of a batch, how likely each label is the right one.
 
 A dispatcher is a small frozen pytree: its arrays are traced and its settings static, so that it goes into the jitted
-two-pass function as an argument and another one of its kind meets a compiled program. What is then made of the
-probabilities is the affair of a `Choice`.
+two-pass function as an argument and another one of its kind meets a compiled program. A `Choice` then turns the
+probabilities into weights of the experts.
 
     Scored      the classification question, each label's log-probability; by the base or a classification expert
     Generated   the same question, answered freely and read (the paper's first pass)
     Router      a linear classifier over the base model's mean last hidden state
     Blend       a weighted mean of several dispatchers
-    Fixed, Random, Oracle   the baselines: always the same, by lot, always right
+    Fixed, Random, Oracle   the baselines: always the same, at random, always right
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ import numpy as np
 import optax
 from flax import struct
 
-from sva.adaptation.label_scoring import STEP, Asked, Choice, FirstPass, Hard, Prompts, after_prefix, label_scores
+from sva.adaptation.label_scoring import STEP, Choice, Hard, ScoringState, TokenBatch, after_prefix, label_scores
 from sva.generation import chat
 from sva.generation.decode import begin, decode
 from sva.generation.lm import LM
 from sva.generation.sampling import Greedy
-from sva.models.cache import Part, Recent, resize
+from sva.models.cache import DecodeCache, KVSegment, resize
 from sva.models.flops import head_flops, linear_flops, pair_flops
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.spectral.mixing import DeltaSlots, Slots, mixture
@@ -36,16 +36,16 @@ from sva.utils.errors import UserError
 from sva.utils.padding import round_up
 
 
-class Rows(NamedTuple):
-    """What a first pass may look at, of B rows."""
+class DispatchBatch(NamedTuple):
+    """B prompts as a dispatcher may read them."""
 
-    asked: Asked  # inside the classification question, what follows the shared instruction
-    prompts: Prompts  # by themselves, as the second pass reads them
-    right: Any  # [B] int32, the place of the right label where it is known; only `Oracle` looks
+    questions: TokenBatch  # inside the classification question, what follows the shared instruction
+    prompts: TokenBatch  # by themselves, as the second pass reads them
+    right: Any  # [B] int32, the place of the right label where it is known; only `Oracle` reads it
 
 
 @struct.dataclass
-class Served:
+class ServingState:
     """A base model, the experts that rows mix, and the labels that these answer to."""
 
     model: Transformer = struct.field(pytree_node=False)
@@ -57,7 +57,7 @@ class Served:
 
 
 class Work(NamedTuple):
-    """What a pass needs for each row; padding does not count, nor does what is computed once for all batches."""
+    """Tokens and FLOPs of a pass for each row, without padding and without what is computed once for all batches."""
 
     read: Any  # [B] int32, tokens given
     drawn: Any  # [B] int32, tokens generated
@@ -65,7 +65,7 @@ class Work(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a dispatcher found for each row, and what that took."""
+    """A dispatcher's probabilities for each row, and the work that they took."""
 
     probs: Any  # [B, C] float32, over the labels; 0 in spare places
     work: Work
@@ -74,8 +74,8 @@ class Verdict(NamedTuple):
 class Dispatcher(Protocol):
     """See the head of this file; a `flax.struct.dataclass`."""
 
-    def __call__(self, served: Served, rows: Rows) -> Verdict:
-        """How likely each label is for each row, under jit."""
+    def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
+        """Probabilities of the labels for each row, under jit."""
         ...
 
 
@@ -83,20 +83,20 @@ class Dispatcher(Protocol):
 class Scored:
     """The labels' log-probabilities as answers to the classification question, calibrated: one prefill, no decoding."""
 
-    first: FirstPass
+    scoring: ScoringState
     expert: jax.Array | None = None  # [E_max] mixture that scores (a classification expert's slot); None: the base
 
-    def __call__(self, served: Served, rows: Rows) -> Verdict:
+    def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""
-        adapter = None if self.expert is None else mixture(served.bank, self.expert[None, :])
-        scores = label_scores(served.model, served.params, self.first, rows.asked, adapter)
-        states = jnp.sum(self.first.label_mask.any(axis=1), dtype=jnp.int32)
-        read = _lengths(rows.asked) + states
-        bank = None if adapter is None else served.bank
-        once = self.first.prefix
+        adapter = None if self.expert is None else mixture(serving.bank, self.expert[None, :])
+        scores = label_scores(serving.model, serving.params, self.scoring, rows.questions, adapter)
+        states = jnp.sum(self.scoring.label_mask.any(axis=1), dtype=jnp.int32)
+        read = _lengths(rows.questions) + states
+        bank = None if adapter is None else serving.bank
+        once = self.scoring.prefix
         return Verdict(
-            jax.nn.softmax(scores - self.first.bias[None, :], axis=-1),
-            work(served.model, bank, read, jnp.zeros_like(read), past=once, unembedded=states + 1),
+            jax.nn.softmax(scores - self.scoring.bias[None, :], axis=-1),
+            work(serving.model, bank, read, jnp.zeros_like(read), past=once, unembedded=states + 1),
         )
 
 
@@ -108,31 +108,38 @@ class Generated:
     label is "other". The one named has probability 1.
     """
 
-    first: FirstPass
+    scoring: ScoringState
     spellings: jax.Array  # [P, W] int32 tokens, -1 after the end
     owners: jax.Array  # [P] int32, whose label; C for spare rows
     other: jax.Array  # [] int32, the place of "other"
     eos_ids: jax.Array  # [K] int32
     max_new_tokens: int = struct.field(pytree_node=False, default=8)
 
-    def __call__(self, served: Served, rows: Rows) -> Verdict:
+    def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""
-        model, collections, steps = served.model, variables(served.model, served.params, None), self.max_new_tokens
-        ids, mask, places = rows.asked
-        positions, valid = after_prefix(self.first.prefix, mask)
+        model, collections, steps = serving.model, variables(serving.model, serving.params, None), self.max_new_tokens
+        ids, mask, token_indices = rows.questions
+        positions, valid = after_prefix(self.scoring.prefix, mask)
         hidden, part = apply(
-            model, collections, ids, positions, valid, [self.first.prefix], places=places, since=ids.shape[1] - 1
+            model,
+            collections,
+            ids,
+            positions,
+            valid,
+            [self.scoring.prefix],
+            token_indices=token_indices,
+            output_start=ids.shape[1] - 1,
         )
         logits = apply(model, collections, hidden[:, -1], method="unembed")
         count = ids.shape[0]
         keys = jnp.broadcast_to(jax.random.key(0), (count,))
         limit = jnp.full((count,), steps, jnp.int32)
         state, begun = begin(logits, positions[:, -1], limit, self.eos_ids, keys, Greedy())
-        recent = Recent(resize(part, ids.shape[1] + steps), jnp.asarray(ids.shape[1], jnp.int32))
+        recent = DecodeCache(resize(part, ids.shape[1] + steps), jnp.asarray(ids.shape[1], jnp.int32))
         state, rest, _ = decode(
             model,
             collections,
-            [self.first.prefix],
+            [self.scoring.prefix],
             recent,
             state,
             self.eos_ids,
@@ -140,10 +147,10 @@ class Generated:
             steps=steps - 1,
         )
         tokens = jnp.concatenate([begun[0][:, None], rest[0]], axis=1)
-        named = self.named(tokens, served.slots.shape[0])
+        named = self.named(tokens, serving.slots.shape[0])
         return Verdict(
-            jax.nn.one_hot(named, served.slots.shape[0]),
-            work(model, None, _lengths(rows.asked), state.count, past=self.first.prefix, unembedded=state.count),
+            jax.nn.one_hot(named, serving.slots.shape[0]),
+            work(model, None, _lengths(rows.questions), state.count, past=self.scoring.prefix, unembedded=state.count),
         )
 
     def named(self, tokens: jax.Array, places: int) -> jax.Array:
@@ -167,24 +174,24 @@ class Router:
     weights: jax.Array  # [D, C] float32
     bias: jax.Array  # [C] float32; minus infinity for labels without an example and in spare places
 
-    def __call__(self, served: Served, rows: Rows) -> Verdict:
+    def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""
-        states = embed(served.model, served.params, *rows.prompts)
+        states = embed(serving.model, serving.params, rows.prompts.ids, rows.prompts.mask)
         scores = jnp.matmul(states, self.weights, precision=jax.lax.Precision.HIGHEST) + self.bias[None, :]
         read = _lengths(rows.prompts)
-        return Verdict(jax.nn.softmax(scores, axis=-1), work(served.model, None, read, jnp.zeros_like(read)))
+        return Verdict(jax.nn.softmax(scores, axis=-1), work(serving.model, None, read, jnp.zeros_like(read)))
 
 
 @struct.dataclass
 class Blend:
-    """A weighted mean of what several dispatchers say, for all rows or for each: one batch may mix dispatchers."""
+    """A weighted mean of several dispatchers' probabilities, for all rows or for each: a batch may mix dispatchers."""
 
     members: tuple[Dispatcher, ...]  # K of them
     weights: jax.Array  # [1 or B, K], each row adding to 1
 
-    def __call__(self, served: Served, rows: Rows) -> Verdict:
+    def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`; all members run for all rows."""
-        found = [member(served, rows) for member in self.members]
+        found = [member(serving, rows) for member in self.members]
         parts = [self.weights[:, k, None] * verdict.probs for k, verdict in enumerate(found)]
         return Verdict(sum(parts), jax.tree.map(lambda *x: sum(x), *(verdict.work for verdict in found)))
 
@@ -195,7 +202,7 @@ class Fixed:
 
     weights: jax.Array  # [C] float32
 
-    def __call__(self, served: Served, rows: Rows) -> Verdict:
+    def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""
         batch = rows.right.shape[0]
         return Verdict(jnp.broadcast_to(self.weights, (batch, self.weights.shape[0])), _no_work(batch))
@@ -203,12 +210,12 @@ class Fixed:
 
 @struct.dataclass
 class Random:
-    """A label by lot, drawn by the prompt's own tokens: the same prompt draws the same label in any batch."""
+    """A random label, drawn by the prompt's own tokens: the same prompt draws the same label in any batch."""
 
     key: jax.Array
     weights: jax.Array  # [C] float32, each label's chance
 
-    def __call__(self, served: Served, rows: Rows) -> Verdict:
+    def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""
         ids = rows.prompts.ids.astype(jnp.uint32)
         batch, length = ids.shape
@@ -223,9 +230,9 @@ class Random:
 class Oracle:
     """The right label, as if the first pass never failed."""
 
-    def __call__(self, served: Served, rows: Rows) -> Verdict:
+    def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""
-        probs = jax.nn.one_hot(rows.right, served.slots.shape[0])
+        probs = jax.nn.one_hot(rows.right, serving.slots.shape[0])
         return Verdict(probs, _no_work(rows.right.shape[0]))
 
 
@@ -235,7 +242,7 @@ def work(
     read: jax.Array,
     drawn: jax.Array,
     *,
-    past: Part | None = None,
+    past: KVSegment | None = None,
     unembedded: jax.Array | int = 0,
 ) -> Work:
     """The work of rows that read and draw so many tokens.
@@ -243,7 +250,7 @@ def work(
     Args:
       bank: the experts' tree of `Slots` where the rows run on a mixture; None for the base's own weights.
       read, drawn: [B] int32 tokens; the last one drawn is not read again.
-      past: what every row sees of earlier, counted in what attention costs.
+      past: the prefix that every row attends to, counted in the cost of attention.
       unembedded: [B] states whose logits are computed.
     """
     tokens = (read + jnp.maximum(drawn - 1, 0)).astype(jnp.float32)
@@ -254,7 +261,7 @@ def work(
 
 
 def _mixed_flops(model: Transformer, bank: Any) -> float:
-    """Of one token through every layer's weights, each in the form that the bank has it in."""
+    """FLOPs per token of all layer matmuls, each matrix in the form that the bank has it in."""
     total = linear_flops(model.cfg)
     for slots in jax.tree.leaves(bank, is_leaf=lambda x: isinstance(x, Slots)):
         is_delta = isinstance(slots, DeltaSlots)
@@ -271,7 +278,7 @@ def _no_work(rows: int) -> Work:
     return Work(nothing, nothing, jnp.zeros(rows, jnp.float32))
 
 
-def _lengths(prompts: Asked | Prompts) -> jax.Array:
+def _lengths(prompts: TokenBatch) -> jax.Array:
     return jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
 
 
@@ -282,8 +289,8 @@ def embed(model: Transformer, params: Mapping[str, Any], ids: jax.Array, mask: j
     return jnp.einsum("BTD,BT->BD", hidden.astype(jnp.float32), weights) / weights.sum(axis=1, keepdims=True)
 
 
-def generated(lm: LM, labels: Sequence[Label], first: FirstPass) -> Generated:
-    """The dispatcher that reads a free answer; `first` as `dispatch.prepare` makes it for the base model."""
+def generated(lm: LM, labels: Sequence[Label], scoring: ScoringState) -> Generated:
+    """The dispatcher that reads a free answer; `scoring` as `label_scoring.prepare` makes it for the base model."""
     tokenizer = chat.need_tokenizer(lm)
     spelt = [
         (space + word, place)
@@ -297,13 +304,13 @@ def generated(lm: LM, labels: Sequence[Label], first: FirstPass) -> Generated:
     width = round_up(max((len(tokens) for tokens, _ in found), default=1), STEP)
     size = round_up(len(found), 6 * STEP)
     spellings = np.full((size, width), -1, np.int32)
-    owners = np.full(size, len(first.bias), np.int32)
+    owners = np.full(size, len(scoring.bias), np.int32)
     for row, (tokens, place) in enumerate(found):
         spellings[row, : len(tokens)] = tokens
         owners[row] = place
     other = [label.name for label in labels].index(OTHER)
     return Generated(
-        first,
+        scoring,
         jnp.asarray(spellings),
         jnp.asarray(owners),
         jnp.asarray(other, jnp.int32),
@@ -311,7 +318,7 @@ def generated(lm: LM, labels: Sequence[Label], first: FirstPass) -> Generated:
     )
 
 
-def everywhere(labels: Sequence[Label], name: str, places: int) -> Fixed:
+def fixed(labels: Sequence[Label], name: str, places: int) -> Fixed:
     """The expert of one label for every prompt; "other" is the base.
 
     Raises:
@@ -329,13 +336,13 @@ def uniform(labels: Sequence[Label], places: int) -> Fixed:
     return Fixed(jnp.asarray(np.pad(experts / experts.sum(), (0, places - len(labels)))))
 
 
-def lots(labels: Sequence[Label], places: int, seed: int = 0) -> Random:
+def at_random(labels: Sequence[Label], places: int, seed: int = 0) -> Random:
     """Every label, "other" among them, with the same chance."""
     chances = np.full(len(labels), 1 / len(labels), np.float32)
     return Random(seeds.key(seed), jnp.asarray(np.pad(chances, (0, places - len(labels)))))
 
 
-def fit(states: jax.Array, owners: Sequence[int], places: int) -> Router:
+def fit_router(states: jax.Array, owners: Sequence[int], places: int) -> Router:
     """The router that tells apart examples with states [n, D] of the labels at `owners` [n].
 
     States are standardised; cross-entropy plus 1e-3 times the squared weights, by 500 full steps of Adam.

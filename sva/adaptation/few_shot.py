@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.generation import chat
-from sva.generation import population_batch as mixed_batch
+from sva.generation import chat, population_batch
 from sva.generation.complete import Completion, complete
-from sva.generation.lm import LM, merge, require_weights, shared_form, spectra_of
+from sva.generation.decompose import spectra_of
+from sva.generation.lm import LM
+from sva.generation.loaded_model import require_weights
+from sva.generation.merge import merge, shared_form
 from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import agree
@@ -43,7 +45,7 @@ class Pool:
 
     names: tuple[str, ...]  # M matrices, in the order of alphas [M, E]
     spectra: Mapping[str, Spectrum]
-    vectors: tuple[Mapping[str, jax.Array], ...]  # of each of E experts what is mixed: its z, or its raw values
+    vectors: tuple[Mapping[str, jax.Array], ...]  # mixed values of each of E experts: its z, or its raw values
     bank: Mapping[str, Any]  # the model's nested tree of `Slots`
     reference: bool = False
 
@@ -168,11 +170,11 @@ def draw(task: Task, split: str, size: int, seed: int) -> Shots:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotConfig:
-    """How members answer."""
+    """Settings of the answers to the shots."""
 
     max_new_tokens: int | None = None  # the task's own budget by default
     temperature: float = 0.0  # 0: greedy; otherwise all members draw with the same random numbers
-    rows: int = 320  # answers at work at a time, whole members; what their keys and values need is the memory it takes
+    rows: int = 320  # decoded at once, whole members only; sets the peak memory of the KV cache
     block: int | None = None  # shots between two looks at which members can still be elite; None: all are asked all
 
     def __post_init__(self) -> None:
@@ -185,12 +187,12 @@ class FewShotConfig:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are drawn."""
+        """The sampling strategy at this temperature."""
         return Temperature(self.temperature) if self.temperature else Greedy()
 
 
 class Scores(NamedTuple):
-    """How P members answered S shots."""
+    """Grades of P members' answers to S shots."""
 
     right: np.ndarray  # [P, S] bool
     mean_logprobs: np.ndarray  # [P, S] float32 nats, mean over an answer's tokens
@@ -221,15 +223,15 @@ def score(
     members, size = len(alphas), len(shots.examples)
     new = cfg.max_new_tokens or shots.task.max_new_tokens
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-    asked = mixed_batch.ask(lm, shot_tokens(lm, shots), keys, new)
+    prompts = population_batch.prompt_batch(lm, shot_tokens(lm, shots), keys, new)
     right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
     live = np.ones(members, bool)
     block = (cfg.block or size) if elites else size
     for first in range(0, size, block):
         places, rows = np.arange(size)[first : first + block], np.flatnonzero(live)
-        part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[places])
-        asking = mixed_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
-        out = mixed_batch.answers(lm, asking, part, new, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop)
+        part = prompts._replace(ids=prompts.ids[places], mask=prompts.mask[places], keys=prompts.keys[places])
+        asking = population_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
+        out = population_batch.answers(lm, asking, part, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop)
         found = chat.decode_until(lm, out.tokens, out.lengths, [shots.task.stop] * len(out.tokens))
         verdicts = agree(shots.right(found.texts, places.tolist() * len(rows)))  # of several processes, the first one's
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
@@ -283,8 +285,8 @@ class Progress:
 
     number: int  # from 1
     alphas: np.ndarray  # the solution so far, [E] or [M, E] float32
-    state: Any  # to go on from
-    row: Mapping[str, float]  # what is told of it: accuracies of the members and more
+    state: Any  # to resume from
+    row: Mapping[str, float]  # accuracies of the members and more
 
 
 def adapt(
@@ -296,20 +298,19 @@ def adapt(
     key: jax.Array,
     *,
     state: Any,
-    done: int = 0,
-    generations: int,
+    generations: range,
 ) -> Iterator[Progress]:
-    """The search's generations from `done` + 1 on; the last one has the solution.
+    """The search after each of `generations`; the last one has the solution.
 
-    Generation g draws with fold_in(key, g), so that a search that goes on from a saved state ends as it would have.
+    Generation g draws with fold_in(key, g), so that a search that resumes from a saved state ends as it would have.
     A generation in which no member answers any shot right tells nothing apart and leaves the state as it is, but for
-    the public code's rules, which go on with its first members.
+    the public code's rules, which continue with its first members.
 
     Args:
-      state: `search.init(pool.start())`, or one that was saved after `done` generations.
-      generations: in all.
+      state: `search.init(pool.start())`, or one that was saved after the generation before the first of `generations`.
+      generations: their numbers, such as range(1, 21) for the first twenty.
     """
-    for number in range(done + 1, generations + 1):
+    for number in generations:
         asked, drawn = jax.random.split(jax.random.fold_in(key, number))
         population = search.ask(state, asked)
         elites = search.elites if isinstance(search, CEM) else 0
@@ -323,7 +324,7 @@ def adapt(
 
 
 def is_found(history: Sequence[Mapping[str, float]]) -> bool:
-    """Of generations' rows: whether any member ever answered a shot right, or likelihoods were climbed.
+    """Whether any member ever answered a shot right, or likelihoods were climbed, by the rows of the generations.
 
     If not, the alphas tell nothing, and the base is kept.
     """

@@ -22,13 +22,14 @@ from flax import struct
 from sva.adaptation.few_shot import FewShotConfig, Pool, Progress, Shots, draws, shot_tokens
 from sva.evaluation.likelihood import continuation_logprobs
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts
+from sva.generation.lm import LM
+from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, check_gradients
 from sva.spectral.mixing import mixture
 from sva.training.advantages import group
 from sva.training.sft import solution_tokens
 from sva.utils.errors import UserError, above, at_least
-from sva.utils.padding import length_bucket
+from sva.utils.padding import length_bucket, pad_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class State:
     opt_state: Any
 
 
-class Rows(NamedTuple):
+class ScoredRows(NamedTuple):
     """B prompts with what follows them, padded on the right, all [B, T] int32."""
 
     ids: np.ndarray
@@ -67,25 +68,19 @@ def init(start: jax.Array, cfg: GradientConfig) -> State:
     return State(start, optax.adam(cfg.lr).init(start))
 
 
-def rows_of(lm: LM, prompts: Sequence[Sequence[int]], following: Sequence[Sequence[int]]) -> Rows:
+def scored_rows(lm: LM, prompts: Sequence[Sequence[int]], following: Sequence[Sequence[int]]) -> ScoredRows:
     """Prompts and what follows each, in one length bucket.
 
     Raises:
       UserError: one is longer than the model's context.
     """
-    check_prompts(
-        np.asarray([len(p) + len(f) for p, f in zip(prompts, following, strict=True)]),
-        1,
-        lm.model.cfg.max_position_embeddings,
-    )
-    width = length_bucket(max(len(p) + len(f) for p, f in zip(prompts, following, strict=True)))
-    rows = Rows(*(np.zeros((len(prompts), width), np.int32) for _ in Rows._fields))
-    for i, (prompt, after) in enumerate(zip(prompts, following, strict=True)):
-        size = len(prompt) + len(after)
-        rows.ids[i, :size] = [*prompt, *after]
-        rows.mask[i, :size] = 1
-        rows.scored[i, len(prompt) : size] = 1
-    return rows
+    whole = [[*prompt, *after] for prompt, after in zip(prompts, following, strict=True)]
+    lengths = np.asarray([len(row) for row in whole])
+    check_prompts(lengths, 1, lm.model.cfg.max_position_embeddings)
+    ids, mask = pad_tokens(whole, length_bucket(int(lengths.max())), side="right")
+    starts = np.asarray([len(prompt) for prompt in prompts])
+    scored = mask * (np.arange(mask.shape[1])[None, :] >= starts[:, None])
+    return ScoredRows(ids=ids, mask=mask, scored=scored.astype(np.int32))
 
 
 def objective(
@@ -93,10 +88,10 @@ def objective(
     model: Transformer,
     params: Mapping[str, Any],
     bank: Mapping[str, Any],
-    rows: Rows,
-    worth: jax.Array,
+    rows: ScoredRows,
+    row_weights: jax.Array,
 ) -> jax.Array:
-    """[] float32: sum over rows of worth [B] times the log-probability (nats) of what follows, under one mixture.
+    """[] float32: sum over rows of row_weights [B] times the log-probability (nats) of the rest, under one mixture.
 
     Args:
       alphas: [E], or [M, E] for one a matrix; differentiate in it.
@@ -104,7 +99,7 @@ def objective(
     """
     padded = jnp.pad(alphas, [(0, 0)] * (alphas.ndim - 1) + [(1, 0)])
     each = jnp.broadcast_to(padded, (len(rows.ids), *padded.shape))
-    return jnp.sum(worth * continuation_logprobs(model, params, *rows, mixture(bank, each)))
+    return jnp.sum(row_weights * continuation_logprobs(model, params, *rows, mixture(bank, each)))
 
 
 @partial(jax.jit, static_argnames=("model", "lr"))
@@ -113,14 +108,14 @@ def ascend(
     model: Transformer,
     params: Mapping[str, Any],
     bank: Mapping[str, Any],
-    rows: Rows,
-    worth: jax.Array,
+    rows: ScoredRows,
+    row_weights: jax.Array,
     *,
     lr: float,
 ) -> tuple[State, jax.Array]:
     """The state after one step of Adam up `objective`, and its value before."""
     check_gradients(model)
-    value, gradient = jax.value_and_grad(objective)(state.alphas, model, params, bank, rows, worth)
+    value, gradient = jax.value_and_grad(objective)(state.alphas, model, params, bank, rows, row_weights)
     updates, opt_state = optax.adam(lr).update(-gradient, state.opt_state)
     return State(jnp.asarray(optax.apply_updates(state.alphas, updates)), opt_state), value
 
@@ -134,10 +129,9 @@ def adapt(
     key: jax.Array,
     *,
     state: State,
-    done: int = 0,
-    generations: int,
+    generations: range,
 ) -> Iterator[Progress]:
-    """The ascent's steps from `done` + 1 on; arguments as `few_shot.adapt`, `state` from `init`.
+    """The ascent after each of `generations`; arguments as `few_shot.adapt`, `state` from `init`.
 
     Raises:
       UserError: `likelihood`, and a shot has no answer that its own grader calls right.
@@ -145,21 +139,21 @@ def adapt(
     prompts = shot_tokens(lm, shots)
     if gradient.objective == "likelihood":
         solutions = solution_tokens(lm, shots.task, shots.examples)
-        rows = rows_of(lm, prompts, solutions)
-        worth = jnp.asarray([1 / (len(solutions) * len(tokens)) for tokens in solutions], jnp.float32)
-        for number in range(done + 1, generations + 1):
-            state, value = ascend(state, lm.model, lm.params, pool.bank, rows, worth, lr=gradient.lr)
+        rows = scored_rows(lm, prompts, solutions)
+        row_weights = jnp.asarray([1 / (len(solutions) * len(tokens)) for tokens in solutions], jnp.float32)
+        for number in generations:
+            state, value = ascend(state, lm.model, lm.params, pool.bank, rows, row_weights, lr=gradient.lr)
             check_finite(lm, np.asarray(value)[None], "ascent")
             yield Progress(number, np.asarray(state.alphas), state, {"nats": float(value)})
         return
     size = len(prompts)
-    for number in range(done + 1, generations + 1):
+    for number in generations:
         found = draws(lm, pool, state.alphas, shots, gradient.samples, cfg, jax.random.fold_in(key, number))
         places = [row.prompt for row in found]
         right = shots.right([row.text for row in found], places).reshape(size, gradient.samples)
-        rows = rows_of(lm, [prompts[i] for i in places], [row.tokens.tolist() for row in found])
-        worth = group(jnp.asarray(right, jnp.float32)).reshape(-1) / right.size
-        state, _ = ascend(state, lm.model, lm.params, pool.bank, rows, worth, lr=gradient.lr)
+        rows = scored_rows(lm, [prompts[i] for i in places], [row.tokens.tolist() for row in found])
+        row_weights = group(jnp.asarray(right, jnp.float32)).reshape(-1) / right.size
+        state, _ = ascend(state, lm.model, lm.params, pool.bank, rows, row_weights, lr=gradient.lr)
         means = right.mean(axis=1)
         row = {"best": float(means.max()), "mean": float(right.mean()), "tokens": sum(len(row.tokens) for row in found)}
         yield Progress(number, np.asarray(state.alphas), state, row)

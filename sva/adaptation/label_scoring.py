@@ -12,7 +12,6 @@ earlier tokens only. Generated, as in the paper, the model answers freely and th
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -21,28 +20,29 @@ import numpy as np
 from flax import struct
 
 from sva.generation import chat
+from sva.generation.decode import prefill_prefix
 from sva.generation.lm import LM
-from sva.models.cache import Part
+from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, left_pad, length_bucket, packed_places, pad_rows, round_up
+from sva.utils.padding import batch_bucket, length_bucket, packed_token_indices, pad_rows, pad_tokens, round_up
 
-STEP, PREFIX_STEP = 8, 128  # see `FirstPass`
+STEP, PREFIX_STEP = 8, 128  # see `ScoringState`
 _MARK = "\N{REPLACEMENT CHARACTER}"
 # Prompts with nothing to classify; what they favour is the labels' own pull (arXiv 2102.09690, section 4).
 CONTENT_FREE = ("N/A", "...", "Hello.", "Please answer the question.")
 
 
 @struct.dataclass
-class FirstPass:
-    """Everything that scoring needs, as arrays: made once by `prepare`, for one model and one set of labels.
+class ScoringState:
+    """The arrays that scoring needs: made once by `prepare`, for one model and one set of labels.
 
     Every size has room to spare, the instruction in steps of 128 tokens and the others in steps of 8, so that one label
     more meets a compiled program unless it passes a step.
     """
 
-    prefix: Part  # of one row, the instruction
+    prefix: KVSegment  # of one row, the instruction
     label_ids: jax.Array  # [M] int32, the labels' tokens one after another, end tokens left out; some spare
     label_depth: jax.Array  # [M] int32, place of a token in its label
     label_mask: jax.Array  # [M, M] bool, which label tokens each one sees
@@ -52,22 +52,15 @@ class FirstPass:
     bias: jax.Array  # [C] float32 nats, taken off each label's log-probability; infinite for spare places
 
 
-class Prompts(NamedTuple):
-    """One batch of prompts as [B, T] int32 ids and masks, padded on the left."""
-
-    ids: Any
-    mask: Any
-
-
-class Asked(NamedTuple):
-    """One batch inside the classification question: what follows the shared instruction, padded on the left."""
+class TokenBatch(NamedTuple):
+    """One batch of token ids, padded on the left: prompts, or classification questions after the instruction."""
 
     ids: Any  # [B, T] int32
     mask: Any  # [B, T] int32
-    places: Any = None  # [N] int32 of B * T, as `Transformer` takes them; None: not packed
+    token_indices: Any = None  # [N] int32 of B * T, as `Transformer` takes them; None: not packed
 
 
-def after_prefix(prefix: Part, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def after_prefix(prefix: KVSegment, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(positions, valid), as of `positions_of`, of rows that follow the shared instruction."""
     positions, valid = positions_of(mask)
     return jnp.sum(prefix.valid, dtype=jnp.int32) + positions, valid
@@ -76,8 +69,8 @@ def after_prefix(prefix: Part, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 def label_scores(
     model: Transformer,
     params: Mapping[str, Any],
-    first: FirstPass,
-    asked: Asked,
+    scoring: ScoringState,
+    questions: TokenBatch,
     adapter: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """[B, C] float32 log-probability (nats) of each label, its end token included, as the answer to each row.
@@ -85,49 +78,51 @@ def label_scores(
     Places without a label hold 0.
 
     Args:
-      asked: B rows, the text after the instruction up to where the answer starts.
+      questions: B rows, the text after the instruction up to where the answer starts.
       adapter: of the classification expert, the one that `prepare` was given; None for the base.
     """
     collections = variables(model, params, adapter)
-    ids = asked.ids
+    ids = questions.ids
     batch, length = ids.shape
-    labels = first.label_ids.shape[0]
-    positions, valid = after_prefix(first.prefix, asked.mask)
-    after = positions[:, -1:] + 1 + first.label_depth[None, :]
-    all_ids = jnp.concatenate([ids, jnp.broadcast_to(first.label_ids, (batch, labels))], axis=1)
+    labels = scoring.label_ids.shape[0]
+    positions, valid = after_prefix(scoring.prefix, questions.mask)
+    after = positions[:, -1:] + 1 + scoring.label_depth[None, :]
+    all_ids = jnp.concatenate([ids, jnp.broadcast_to(scoring.label_ids, (batch, labels))], axis=1)
     all_positions = jnp.concatenate([positions, after], axis=1)
     all_valid = jnp.concatenate([valid, jnp.ones((batch, labels), bool)], axis=1)
     # What each of the T + M new tokens sees of the others: earlier tokens of its prompt, its own label's.
     causal = jnp.tril(jnp.ones((length, length), bool))
     sees_prompt = jnp.concatenate([causal, jnp.ones((labels, length), bool)])
-    sees_label = jnp.concatenate([jnp.zeros((length, labels), bool), first.label_mask])
+    sees_label = jnp.concatenate([jnp.zeros((length, labels), bool), scoring.label_mask])
     visible = jnp.concatenate(
         [sees_prompt[None] & valid[:, None, :], jnp.broadcast_to(sees_label, (batch, *sees_label.shape))], axis=2
     )
-    places = None
-    if asked.places is not None:
+    token_indices = None
+    if questions.token_indices is not None:
         starts = jnp.arange(batch, dtype=jnp.int32)[:, None] * (length + labels)
         own = starts + length + jnp.arange(labels, dtype=jnp.int32)[None, :]
-        places = jnp.concatenate([asked.places + asked.places // length * labels, own.reshape(-1)])
+        token_indices = jnp.concatenate(
+            [questions.token_indices + questions.token_indices // length * labels, own.reshape(-1)]
+        )
     hidden, _ = apply(
         model,
         collections,
         all_ids,
         all_positions,
         all_valid,
-        [first.prefix],
+        [scoring.prefix],
         mask=visible,
-        places=places,
-        since=length - 1,  # the prompt's last, then one a label token
+        token_indices=token_indices,
+        output_start=length - 1,  # the prompt's last, then one a label token
     )
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
     logps = jax.nn.log_softmax(apply(model, collections, hidden, method="unembed"), axis=-1)
-    picked = logps[:, first.target_from + 1, first.target_ids]
-    return jax.ops.segment_sum(picked.T, first.target_label, num_segments=first.bias.shape[0]).T
+    picked = logps[:, scoring.target_from + 1, scoring.target_ids]
+    return jax.ops.segment_sum(picked.T, scoring.target_label, num_segments=scoring.bias.shape[0]).T
 
 
 class Choice(Protocol):
-    """What to answer a prompt with, given how likely each label is: a frozen dataclass, static under jit."""
+    """Weights of the experts from the probabilities of their labels: a frozen dataclass, static under jit."""
 
     def __call__(self, probs: jax.Array) -> jax.Array:
         """[B, C] weights of the labels' experts from probs [B, C]; what falls to "other" adds nothing to the base."""
@@ -160,7 +155,7 @@ class Threshold:
 
     def __post_init__(self) -> None:
         if not 0 <= self.least <= 1:
-            raise UserError(f"threshold={self.least} is no probability; give one from 0 (always sure) to 1")
+            raise UserError(f"threshold={self.least} is not a probability; give one from 0 (always sure) to 1")
 
     def __call__(self, probs: jax.Array) -> jax.Array:
         """See `Choice`; a row that is not sure has no weight at all."""
@@ -171,7 +166,7 @@ def choice(name: str) -> Choice:
     """The choice of a name: hard, soft, or a probability as the threshold.
 
     Raises:
-      UserError: no such choice, or a number that is no probability.
+      UserError: no such choice, or a number that is not a probability.
     """
     if name in ("hard", "soft"):
         return Hard() if name == "hard" else Soft()
@@ -189,17 +184,6 @@ def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choose: Choice = 
     """
     weights = jnp.where(slots[None, :] == 0, 0, choose(probs))
     return jnp.matmul(weights, jax.nn.one_hot(slots, num_slots), precision=jax.lax.Precision.HIGHEST)
-
-
-@partial(jax.jit, static_argnames=("model",))
-def _prefill(
-    model: Transformer,
-    params: Mapping[str, Any],
-    ids: jax.Array,
-    mask: jax.Array,
-    adapter: Mapping[str, Any] | None,
-) -> Part:
-    return apply(model, variables(model, params, adapter), ids, *positions_of(mask))[1]
 
 
 _scores = jax.jit(label_scores, static_argnames=("model",))
@@ -220,26 +204,21 @@ class Template:
 
 def template(lm: LM, labels: Sequence[Label]) -> Template:
     """The rendered classification question for these labels."""
-    asked = chat.render(lm, instruction(labels, _MARK))
-    before, *after = asked.split(_MARK)
+    question = chat.render(lm, instruction(labels, _MARK))
+    before, *after = question.split(_MARK)
     if len(after) != 1:
         raise UserError(f"{lm.name}: its chat template writes a question {len(after)} times; two passes need it once")
     prefix = before.rstrip(" ")
-    return Template(chat.Rendered(prefix, asked.bos), before[len(prefix) :], after[0])
+    return Template(chat.Rendered(prefix, question.bos), before[len(prefix) :], after[0])
 
 
-def encode(lm: LM, form: Template, questions: Sequence[str]) -> Asked:
-    """What follows the shared prefix, in buckets of rows and tokens; spare rows repeat the first and are not packed."""
+def encode(lm: LM, form: Template, questions: Sequence[str]) -> TokenBatch:
+    """The tokens after the shared prefix, in buckets; spare rows repeat the first and are not packed."""
     rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
-    width = max(len(row) for row in rows)
-    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = row
-        mask[i, width - len(row) :] = 1
-    ids, mask = left_pad(ids, mask, length_bucket(width))
+    ids, mask = pad_tokens(rows, length_bucket(max(len(row) for row in rows)))
     size = batch_bucket(len(rows))
     ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
-    return Asked(*jax.tree.map(jnp.asarray, (ids, mask, packed_places(real))))
+    return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
 
 
 def prepare(
@@ -248,8 +227,8 @@ def prepare(
     *,
     adapter: Mapping[str, Any] | None = None,
     calibrate: bool = True,
-) -> FirstPass:
-    """The first pass for these labels.
+) -> ScoringState:
+    """The arrays that score these labels.
 
     Args:
       labels: C labels; one is "other".
@@ -259,17 +238,42 @@ def prepare(
       UserError: no label but "other", two labels of one name, no "other", or a model without an end token.
     """
     names = [label.name for label in labels]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two experts carry the label {twice!r}; give one of them another label")
-    if OTHER not in names or len(names) < 2:
-        raise UserError(f"dispatch needs {OTHER!r} and at least one expert's label; got {', '.join(names) or 'none'}")
+    _check_names(names)
     spelt = chat.tokenize(lm, names, follows=True, kind="label")
     form = template(lm, labels)
     prefix = chat.tokenize(lm, [form.before])[0]
     end = chat.answer_end(lm)
     if not end:
         raise UserError(f"{lm.name} names no end token, which ends a label; set eos_token_id in its config.json")
+    segment = prefill_prefix(
+        lm.model,
+        variables(lm.model, lm.params, adapter),
+        *pad_tokens([prefix], round_up(len(prefix), PREFIX_STEP), side="right"),
+    )
+    scoring = _scoring_state(segment, spelt, end)
+    if not calibrate:
+        return scoring
+    scores = _scores(lm.model, lm.params, scoring, encode(lm, form, CONTENT_FREE), adapter)[: len(CONTENT_FREE)]
+    pull = jax.nn.log_softmax(scores - scoring.bias[None, :], axis=-1).mean(axis=0)
+    return dataclasses.replace(scoring, bias=jnp.where(jnp.isfinite(scoring.bias), pull, jnp.inf))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two experts carry the label {twice!r}; give one of them another label")
+    if OTHER not in names or len(names) < 2:
+        raise UserError(f"dispatch needs {OTHER!r} and at least one expert's label; got {', '.join(names) or 'none'}")
+
+
+def _scoring_state(prefix: KVSegment, spelt: Sequence[Sequence[int]], end: Sequence[int]) -> ScoringState:
+    """The labels' tokens packed one after another, each label's own and its end scored, without calibration.
+
+    Args:
+      prefix: the instruction, prefilled.
+      spelt: the tokens of each of C labels.
+      end: the tokens that end every label.
+    """
     ids, depth, owner, target_from, target_ids, target_label = [], [], [], [], [], []
     for number, tokens in enumerate(spelt):
         for place, token in enumerate([*tokens, *end]):
@@ -280,33 +284,21 @@ def prepare(
                 ids.append(token)
                 depth.append(place)
                 owner.append(number)
-    places, states = round_up(len(names), STEP), round_up(len(ids), STEP)
+    places, states = round_up(len(spelt), STEP), round_up(len(ids), STEP)
     targets = places + states  # a label has a token to score for each of its own, and its end
     same = np.asarray(owner)[:, None] == np.asarray(owner)[None, :]
-    width = round_up(len(prefix), PREFIX_STEP)
-    first = FirstPass(
-        prefix=_prefill(
-            lm.model,
-            lm.params,
-            _padded(prefix, width)[None],
-            _padded([1] * len(prefix), width)[None],
-            adapter,
-        ),
+    return ScoringState(
+        prefix=prefix,
         label_ids=_padded(ids, states),
         label_depth=_padded(depth, states),
         label_mask=jnp.asarray(np.pad(same & np.tril(np.ones_like(same)), (0, states - len(ids)))),
         target_from=_padded(target_from, targets, -1),
         target_ids=_padded(target_ids, targets),
         target_label=_padded(target_label, targets, places),
-        bias=jnp.where(np.arange(places) < len(names), 0, jnp.inf),
+        bias=jnp.where(np.arange(places) < len(spelt), 0, jnp.inf),
     )
-    if not calibrate:
-        return first
-    scores = _scores(lm.model, lm.params, first, encode(lm, form, CONTENT_FREE), adapter)[: len(CONTENT_FREE)]
-    pull = jax.nn.log_softmax(scores - first.bias[None, :], axis=-1).mean(axis=0)
-    return dataclasses.replace(first, bias=jnp.where(jnp.isfinite(first.bias), pull, jnp.inf))
 
 
 def _padded(values: Sequence[int], size: int, spare: int = 0) -> jax.Array:
-    """[size] int32, what `values` leave free filled with `spare`."""
+    """[size] int32: `values`, then `spare`."""
     return jnp.asarray([*values, *[spare] * (size - len(values))], jnp.int32)

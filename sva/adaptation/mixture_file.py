@@ -1,11 +1,11 @@
-"""The file of a few-shot adaptation: a mixture, the experts it mixes, and everything that it was found with.
+"""The file of a few-shot adaptation: a mixture, the experts it mixes, and the settings of the search that found it.
 
     {"format": "sva-alphas-1", "base": {"name", "fingerprint"}, "experts": [{"label", "digest"}, ...],
      "alphas": [E numbers] or {weight name: [E numbers]}, "reference": false, "settings": {...}, "history": [...],
      "state": [...], "command": ..., "versions": {...}}
 
-Experts are known by the hash of what they hold, so that files may move. The search's state is in the file too: it is
-written after every generation, and a search that was stopped goes on from it.
+Experts are identified by the hash of their values, so that files may move. The search's state is in the file too: it is
+written after every generation, and a search that was stopped resumes from it.
 """
 
 import dataclasses
@@ -64,9 +64,9 @@ class Alphas:
         try:
             known = json.loads(text)
         except ValueError as error:
-            raise UserError(f"{path} is damaged or no alphas file ({error}); run sva adapt again") from error
+            raise UserError(f"{path} is damaged or not an alphas file ({error}); run sva adapt again") from error
         if not isinstance(known, dict) or known.get("format") != FORMAT:
-            raise UserError(f"{path} is no alphas file of sva; sva adapt writes one")
+            raise UserError(f"{path} is not an alphas file of sva; sva adapt writes one")
         known.pop("format")
         values, experts = known.pop("alphas"), tuple(known.pop("experts"))
         for where, row in values.items() if isinstance(values, dict) else [("alphas", values)]:
@@ -89,7 +89,7 @@ class Alphas:
             raise UserError(f"the alphas are of {len(self.values)} matrices, the experts of {len(names)}: see {other}")
         return np.asarray([self.values[name] for name in names], np.float32)
 
-    def arrange(self, experts: Sequence[Expert]) -> list[Expert]:
+    def ordered(self, experts: Sequence[Expert]) -> list[Expert]:
         """The experts in the order of the alphas.
 
         Raises:
@@ -113,8 +113,8 @@ class Alphas:
         return [given[known["digest"]] for known in self.experts]
 
 
-def known(experts: Sequence[Expert]) -> tuple[dict[str, str], ...]:
-    """What an alphas file says of experts.
+def identities(experts: Sequence[Expert]) -> tuple[dict[str, str], ...]:
+    """Label and digest of each expert, as an alphas file has them.
 
     Raises:
       UserError: one is given twice.
@@ -126,7 +126,7 @@ def known(experts: Sequence[Expert]) -> tuple[dict[str, str], ...]:
     return tuple({"label": expert.metadata.get("label", ""), "digest": expert.digest} for expert in experts)
 
 
-def adapted(lm: LM, path: Path, experts: Sequence[Expert], *, progress: bool = True) -> LM:
+def load_mixture(lm: LM, path: Path, experts: Sequence[Expert], *, progress: bool = True) -> LM:
     """The model with the mixture of an alphas file merged into its weights.
 
     Raises:
@@ -138,5 +138,5 @@ def adapted(lm: LM, path: Path, experts: Sequence[Expert], *, progress: bool = T
             f"{path} was made for {alphas.base['name']} ({alphas.base['fingerprint'][:12]}), not for {lm.name} "
             f"({lm.fingerprint[:12]}); load that model"
         )
-    members = pool(lm, alphas.arrange(experts), reference=alphas.reference, progress=progress)
+    members = pool(lm, alphas.ordered(experts), reference=alphas.reference, progress=progress)
     return mixed(lm, members, alphas.array(members.names))

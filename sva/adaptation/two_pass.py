@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
-from sva.adaptation.dispatchers import Dispatcher, Rows, Served, Work
-from sva.adaptation.label_scoring import Prompts, decide
-from sva.generation.decode import Generation, generate
+from sva.adaptation.dispatchers import DispatchBatch, Dispatcher, ServingState, Work
+from sva.adaptation.label_scoring import TokenBatch, decide
+from sva.generation.decode import Generation, PromptBatch, generate
 from sva.generation.sampling import Sampling
 from sva.spectral.mixing import mixture
 from sva.utils.errors import UserError
@@ -23,7 +23,7 @@ from sva.utils.errors import UserError
 class Request:
     """Prompts to continue; the fields are those of `generate`."""
 
-    prompts: Prompts
+    prompts: TokenBatch
     limit: Any  # [] int32
     eos_ids: Any  # [K] int32
     keys: jax.Array  # [B]
@@ -32,7 +32,7 @@ class Request:
 
 
 class Decision(NamedTuple):
-    """What the first pass decided for each row."""
+    """The first pass's decision for each row."""
 
     probs: Any  # [B, C] float32, over the labels; 0 in places that no label has
     alphas: Any  # [B, E_max] float32, each expert's weight; the base's slot is 0
@@ -40,51 +40,51 @@ class Decision(NamedTuple):
 
 
 class TwoPass(NamedTuple):
-    """What both passes gave."""
+    """The results of both passes."""
 
     decision: Decision
     generation: Generation
 
 
 @jax.jit
-def answer(served: Served, alphas: jax.Array, request: Request) -> Generation:
-    """The second pass alone, with the mixtures given: alphas [B, E_max].
+def second_pass(serving: ServingState, alphas: jax.Array, request: Request) -> Generation:
+    """Answers of the second pass alone, under the given mixtures: alphas [B, E_max].
 
     Raises:
       UserError: alphas of another size.
     """
-    if (alphas.shape[0], alphas.shape[-1]) != (len(request.keys), served.num_slots):
-        wanted = [len(request.keys), served.num_slots]
+    if (alphas.shape[0], alphas.shape[-1]) != (len(request.keys), serving.num_slots):
+        wanted = [len(request.keys), serving.num_slots]
         raise UserError(f"alphas have shape {list(alphas.shape)}; these prompts and this bank need {wanted}")
     return generate(
-        served.model,
-        served.params,
-        *request.prompts,
-        request.limit,
+        serving.model,
+        serving.params,
+        PromptBatch(request.prompts.ids, request.prompts.mask, request.keys, request.limit),
         request.eos_ids,
-        request.keys,
-        mixture(served.bank, alphas),
+        mixture(serving.bank, alphas),
         max_new_tokens=request.max_new_tokens,
         sampling=request.sampling,
     )
 
 
 @jax.jit
-def choose(served: Served, dispatcher: Dispatcher, rows: Rows) -> Decision:
-    """The first pass alone; arguments as in `two_pass`."""
-    verdict = dispatcher(served, rows)
-    return Decision(verdict.probs, decide(verdict.probs, served.slots, served.num_slots, served.choice), verdict.work)
+def first_pass(serving: ServingState, dispatcher: Dispatcher, rows: DispatchBatch) -> Decision:
+    """The decision of the first pass alone; arguments as in `two_pass`."""
+    verdict = dispatcher(serving, rows)
+    return Decision(
+        verdict.probs, decide(verdict.probs, serving.slots, serving.num_slots, serving.choice), verdict.work
+    )
 
 
 @jax.jit
-def two_pass(served: Served, dispatcher: Dispatcher, rows: Rows, request: Request) -> TwoPass:
-    """Both passes over one batch.
+def two_pass(serving: ServingState, dispatcher: Dispatcher, rows: DispatchBatch, request: Request) -> TwoPass:
+    """Decision and answers of both passes over one batch.
 
     Args:
-      served: the base model and its experts.
-      dispatcher: who says what each prompt is (`sva.adaptation.dispatchers`).
-      rows: what it may look at, of B prompts (`AdaptiveLM.rows`).
+      serving: the base model and its experts.
+      dispatcher: classifies each prompt (`sva.adaptation.dispatchers`).
+      rows: the B prompts as a dispatcher reads them (`AdaptiveLM.rows`).
       request: the same prompts, B rows, and how to continue them.
     """
-    decision = choose(served, dispatcher, rows)
-    return TwoPass(decision, answer(served, decision.alphas, request))
+    decision = first_pass(serving, dispatcher, rows)
+    return TwoPass(decision, second_pass(serving, decision.alphas, request))

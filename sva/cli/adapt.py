@@ -91,10 +91,9 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     import numpy as np
     from tqdm import tqdm
 
-    from sva.adaptation import few_shot, few_shot_gradient
-    from sva.adaptation import mixture_file as alphas
-    from sva.adaptation.adaptive_lm import load_experts
-    from sva.generation.lm import load
+    from sva.adaptation import few_shot, few_shot_gradient, mixture_file
+    from sva.adaptation.experts import load_experts
+    from sva.generation.load import load
     from sva.tasks import task as make_task
     from sva.training.run import command, versions
     from sva.training.search import CEM
@@ -118,7 +117,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
     lm = load(arguments.model)
     experts, _ = load_experts(lm, arguments.expert, skip_foreign=arguments.skip_foreign)
-    told = alphas.known(experts)
+    told = mixture_file.identities(experts)
     settings = {
         **{name: getattr(arguments, name) for name in _SEARCH},
         "shots": shots,
@@ -136,7 +135,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         history, state = _earlier(out, settings, start)
         if arguments.method == "vote":
             chosen = few_shot.vote(lm, members, chosen, cfg, jax.random.fold_in(key, 0))
-        parts: dict[str, Any] = {"state": state, "done": len(history), "generations": generations}
+        parts: dict[str, Any] = {"state": state, "generations": range(len(history) + 1, generations + 1)}
         steps = (
             few_shot_gradient.adapt(lm, members, chosen, ascent, cfg, key, **parts)
             if is_ascent
@@ -152,7 +151,7 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
             named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
             saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
             record = {"settings": settings, "history": history, "state": saved, **made_with}
-            alphas.Alphas(named, *identity, record).save(out)
+            mixture_file.Alphas(named, *identity, record).save(out)
     return out, read_json(out)
 
 

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from sva.adaptation import dispatch_report as dispatch_scores
+from sva.adaptation import dispatch_report
 from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.adaptation.by_two_passes import by_two_passes
 from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Item, Record
 from sva.evaluation.stats import accuracy, paired_difference
-from sva.generation.lm import LM, decompose, load, merge, spectra_of
+from sva.generation.decompose import decompose, spectra_of
+from sva.generation.lm import LM
+from sva.generation.load import load
+from sva.generation.merge import merge
 from sva.spectral.expert import Expert
 from sva.tasks import task as make_task
 from sva.tasks.labels import OTHER
@@ -66,8 +69,8 @@ def demo(directory: Path) -> dict[str, Any]:
     ):
         answers[system] = two_passes(model.by(by), todo, name)
         right, chosen = zip(*[(record.right_label, record.label) for record in answers[system]], strict=True)
-        dispatchers[name] = dispatch_scores.confusion(right, chosen, labels)
-        costs[name] = dispatch_scores.costs([record._asdict() for record in answers[system]])
+        dispatchers[name] = dispatch_report.confusion(right, chosen, labels)
+        costs[name] = dispatch_report.costs([record._asdict() for record in answers[system]])
     own = {kind: f"{kind} everywhere" for kind in experts} | {OTHER: "base"}
     answers["oracle dispatch"] = [answers[own[kind]][i] for i, kind in enumerate(kinds)]
     plots.confusion(dispatchers, labels, directory / "dispatch.png")

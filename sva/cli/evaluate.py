@@ -10,6 +10,7 @@ from typing import Any
 
 from sva.cli.options import add_precision, precision
 from sva.utils.errors import UserError, at_least
+from sva.utils.jsonl import read_records, resumed
 from sva.utils.remote import local_argument, path_argument
 
 _TEXT = "Accuracy on a task's held-out rows, with an interval and a record of every example."
@@ -68,11 +69,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the command prints of one evaluation, and its records on disk."""
-    from sva.adaptation import dispatch_report as dispatch_scores
-    from sva.adaptation.adaptive_lm import load_experts
+    from sva.adaptation import dispatch_report
+    from sva.adaptation.experts import load_experts
     from sva.adaptation.mixture_file import Alphas
-    from sva.evaluation import evaluate, records
-    from sva.generation.lm import load
+    from sva.evaluation import evaluate
+    from sva.generation.load import load
     from sva.tasks import task as make_task
     from sva.training.run import command, versions
 
@@ -121,12 +122,12 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     stem = "+".join(task.name.replace("/", "_") for task in tasks)
     out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
-    with records.opened(out, settings, {"command": command(), "versions": versions()}) as file:
+    with resumed(out, settings, {"command": command(), "versions": versions()}) as file:
         answer, size = _answer(lm, experts, classifier, arguments.alphas, settings)
         rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}")
     result = settings | scores(rows) | {"records": str(out)}
     if two_passes:
-        result["first_pass"] = dispatch_scores.scores(rows)
+        result["first_pass"] = dispatch_report.scores(rows)
     return result
 
 
@@ -170,9 +171,10 @@ def _answer(
     from sva.adaptation.adaptive_lm import adaptive
     from sva.adaptation.by_two_passes import by_two_passes, router_examples
     from sva.adaptation.label_scoring import choice
-    from sva.adaptation.mixture_file import adapted
+    from sva.adaptation.mixture_file import load_mixture
     from sva.evaluation import evaluate
-    from sva.generation.lm import merge, spectra_of
+    from sva.generation.decompose import spectra_of
+    from sva.generation.merge import merge
 
     budget, rows = settings["max_new_tokens"], settings["batch_size"]
     if "dispatch" in settings:
@@ -181,7 +183,7 @@ def _answer(
         model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
         return by_two_passes(model, budget), rows
     if alphas:
-        lm = adapted(lm, alphas, experts)
+        lm = load_mixture(lm, alphas, experts)
     elif experts:
         spectra = spectra_of(lm, experts[0].names)
         lm = merge(lm, spectra, experts[0].z(spectra))
@@ -226,14 +228,13 @@ def compared(a: Path, b: Path) -> dict[str, Any]:
     """Accuracies of two evaluations of the same questions, and their difference with a paired bootstrap's interval.
 
     Raises:
-      UserError: a file is none of an evaluation, or the two have no or not the same questions.
+      UserError: a file is not of an evaluation, or the two have no or not the same questions.
     """
     import numpy as np
 
-    from sva.evaluation.records import read
     from sva.evaluation.stats import accuracy, paired_difference
 
-    (settings_a, rows_a), (settings_b, rows_b) = read(a), read(b)
+    (settings_a, rows_a), (settings_b, rows_b) = _rows(a), _rows(b)
     both = sorted(rows_a.keys() & rows_b.keys())
     other = [i for i in both if rows_a[i]["question"] != rows_b[i]["question"]]
     if not both or other:
@@ -249,9 +250,17 @@ def compared(a: Path, b: Path) -> dict[str, Any]:
     }
 
 
+def _rows(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """(settings, {index: row}) of an evaluation's file."""
+    settings, records = read_records(path)
+    if "task" not in settings or not all("index" in record for record in records):
+        raise UserError(f"{path} is not the records of an evaluation; sva evaluate TASK --out {path} makes them")
+    return settings, {record["index"]: record for record in records}
+
+
 def as_text(result: Mapping[str, Any]) -> str:
     """A result in a few lines."""
-    from sva.adaptation import dispatch_report as dispatch_scores
+    from sva.adaptation import dispatch_report
     from sva.evaluation.stats import percent
 
     if "b_minus_a" in result:
@@ -268,6 +277,6 @@ def as_text(result: Mapping[str, Any]) -> str:
         f", weights {result['quantisation'] or 'as stored'}"
         + (f"; not normalised by length {percent(whole)}" if whole else "")
         + "".join(f"\n  {name} {percent(each)}" for name, each in result.get("by_task", {}).items())
-        + (f"\n{dispatch_scores.as_text(result['first_pass'])}" if "first_pass" in result else "")
+        + (f"\n{dispatch_report.as_text(result['first_pass'])}" if "first_pass" in result else "")
         + f"\n{reasons}\nrecords: {result['records']}"
     )

@@ -116,7 +116,7 @@ def _show(arguments: argparse.Namespace) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     import dataclasses
 
-    from sva.generation.lm import load
+    from sva.generation.load import load
     from sva.interop.sakana import read_expert
     from sva.interop.torch_files import read_tensors
 
@@ -135,7 +135,7 @@ def _export(arguments: argparse.Namespace) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from sva.generation.lm import merge
+    from sva.generation.merge import merge
     from sva.interop import peft as export_peft
     from sva.interop.gguf_export import save_gguf, tokenizer_metadata
     from sva.models.export import save_checkpoint
@@ -190,7 +190,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _transfer(arguments: argparse.Namespace) -> None:
-    from sva.generation.lm import load, spectra_of
+    from sva.generation.decompose import spectra_of
+    from sva.generation.load import load
     from sva.models.weights import expected
     from sva.spectral.expert import Expert
     from sva.spectral.transfer import transfer
@@ -224,7 +225,8 @@ def _transfer(arguments: argparse.Namespace) -> None:
 
 def _adapted(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     """(base model, expert, its spectra) of --model and the expert file, which must belong together."""
-    from sva.generation.lm import load, spectra_of
+    from sva.generation.decompose import spectra_of
+    from sva.generation.load import load
     from sva.spectral.expert import Expert
 
     Expert.load(arguments.expert)  # what is wrong with it is said before a model is loaded

@@ -9,7 +9,7 @@ from typing import Any
 
 from sva.cli.options import add_precision, precision
 from sva.utils.errors import UserError
-from sva.utils.jsonl import Prompt, Results, read_prompts
+from sva.utils.jsonl import Prompt, read_prompts, resumed
 from sva.utils.remote import local_argument, local_path, path_argument
 
 
@@ -56,7 +56,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from sva.adaptation.label_scoring import choice
     from sva.adaptation.mixture_file import Alphas
     from sva.generation import chat
-    from sva.generation.lm import load
+    from sva.generation.load import load
     from sva.generation.sampling import strategy
     from sva.utils import seeds
     from sva.utils.errors import at_least
@@ -91,7 +91,7 @@ def _generate(arguments: argparse.Namespace) -> None:
                 "alphas": arguments.alphas and Alphas.load(arguments.alphas).values,
             }
             settings |= precision(arguments)
-            results = stack.enter_context(Results(arguments.out, settings))
+            results = stack.enter_context(resumed(arguments.out, settings))
         for record in _answers(mixed, prompts, faults, arguments, sampling, results.records if results else []):
             if results:
                 results.add(record)
@@ -133,7 +133,7 @@ def _answers(
     """A record an answer, as they are finished; on the screen they are shown in order, a single one as it comes."""
     import jax
 
-    from sva.generation.complete import complete
+    from sva.generation.complete import CompleteOptions, complete
     from sva.generation.engine import EngineConfig
     from sva.utils import seeds
     from sva.utils.padding import batch_bucket
@@ -158,6 +158,12 @@ def _answers(
 
     if alone and chosen[0]:
         print(_heading(chosen[0]), end=" ", flush=True)
+    options = CompleteOptions(
+        mixtures=mixtures,
+        engine=EngineConfig(rows=min(arguments.rows, batch_bucket(len(todo) * arguments.samples))),
+        show=show if alone else None,
+        title=None if alone else "generate",
+    )
     waiting: dict[tuple[int, int], dict[str, Any]] = {}
     order = iter([(prompt.line, sample) for prompt in todo for sample in wanted])
     following = next(order)
@@ -169,10 +175,7 @@ def _answers(
         key=keys,
         samples=arguments.samples,
         stops=arguments.stop,
-        mixtures=mixtures,
-        cfg=EngineConfig(rows=min(arguments.rows, batch_bucket(len(todo) * arguments.samples))),
-        show=show if alone else None,
-        title=None if alone else "generate",
+        options=options,
     ):
         prompt = todo[found.prompt]
         if (prompt.line, found.sample) in done:
@@ -215,7 +218,8 @@ def _tokens(lm: Any, prompt: Prompt, arguments: argparse.Namespace, faults: list
 
 def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Any]:
     """(what was chosen for each prompt, the mixtures)."""
-    from sva.adaptation.adaptive_lm import adaptive, load_experts
+    from sva.adaptation.adaptive_lm import adaptive
+    from sva.adaptation.experts import load_experts
     from sva.adaptation.label_scoring import choice
     from sva.generation.complete import Mixtures
 
@@ -225,16 +229,16 @@ def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) 
     model = adaptive(lm, experts, classifier=classifier, choice=choice(arguments.choice))
     decision = model.choose([prompt.text for prompt in todo])
     chosen = [{"label": label, "prob": prob} for label, prob in model.named(decision)]
-    return chosen, Mixtures(model.served.bank, decision.alphas)
+    return chosen, Mixtures(model.serving.bank, decision.alphas)
 
 
 def _mixed(lm: Any, arguments: argparse.Namespace) -> Any:
     """The model with the mixture of --alphas merged into it."""
-    from sva.adaptation.adaptive_lm import load_experts
-    from sva.adaptation.mixture_file import adapted
+    from sva.adaptation.experts import load_experts
+    from sva.adaptation.mixture_file import load_mixture
 
     experts, _ = load_experts(lm, arguments.expert, None, skip_foreign=arguments.skip_foreign)
-    return adapted(lm, arguments.alphas, experts)
+    return load_mixture(lm, arguments.alphas, experts)
 
 
 def _heading(record: Mapping[str, Any]) -> str:

@@ -123,7 +123,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _decompose(arguments: argparse.Namespace) -> None:
-    from sva.generation.lm import decompose_checkpoint
+    from sva.generation.decompose import decompose_checkpoint
 
     index, _, count = arguments.share.partition("/")
     if not (index.isdecimal() and count.isdecimal()):
@@ -190,7 +190,7 @@ def _report(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from sva.cli.aot.report import model_config
     from sva.cli.bench import bench, check, random_lm, table
-    from sva.generation.lm import load
+    from sva.generation.load import load
     from sva.training.run import command, versions
 
     numbers = {"prompt": arguments.prompt, "new_tokens": arguments.max_new_tokens}

@@ -12,14 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from sva.evaluation.likelihood import option_logprobs
-from sva.evaluation.records import RecordFile
 from sva.generation import chat
-from sva.generation.complete import complete
+from sva.generation.complete import CompleteOptions, complete
 from sva.generation.engine import EngineConfig
 from sva.generation.lm import LM
 from sva.generation.stop_strings import cut
 from sva.tasks.base import Example, Grade, Task, reason
 from sva.utils.files import read_lines, write_atomically
+from sva.utils.jsonl import RecordFile
 
 _REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
 _READ = 4  # prompts that the engine reads together
@@ -84,7 +84,7 @@ def batches(
 def grade(
     batch: Sequence[Item], completions: Sequence[str], lengths: Any, prompts: Sequence[str] | None = None
 ) -> list[Record]:
-    """One record an item; what follows a task's stop text is no part of the answer."""
+    """One record an item; what follows a task's stop text is not part of the answer."""
     texts = [cut(text, item.task.stop) for text, item in zip(completions, batch, strict=True)]
     verdicts: dict[int, Grade] = {}
     for task in dict.fromkeys(item.task for item in batch):
@@ -110,11 +110,11 @@ def grade(
 
 
 Answer = Callable[[Sequence[Item]], list[Record]]
-"""What answers and grades one batch of items; the one place that knows how answers come about."""
+"""A function that answers and grades one batch of items; the one place that knows how answers come about."""
 
 
 def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> tuple[Answer, int]:
-    """How `lm` answers greedily, `rows` at a time, and how many items it wants in a batch.
+    """Greedy answers by `lm`, `rows` at a time, and the number of items that it wants in a batch.
 
     Answers with a long budget end at very different lengths: through the engine a row that ends takes the next
     prompt, in batches of many times the rows. Short ones, and those of a model on a mesh, wait for their longest.
@@ -127,11 +127,11 @@ def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> 
 def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> Answer:
     """Greedy answers of `lm`, through the chat template and the engine, with `rows` decoded at once."""
     cfg = EngineConfig(rows=rows, prompts=min(_READ, rows))
+    options = CompleteOptions(engine=cfg, title="answers" if progress else None)
 
     def answer(batch: Sequence[Item]) -> list[Record]:
         prompts = _prompts(lm, batch)
-        title = "answers" if progress else None
-        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=stops_of(batch), cfg=cfg, title=title)
+        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=stops_of(batch), options=options)
         found = sorted(done, key=lambda completion: completion.prompt)
         return grade(batch, [each.text for each in found], [len(each.tokens) for each in found], prompts)
 
@@ -139,12 +139,12 @@ def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = Tru
 
 
 def stops_of(batch: Sequence[Item]) -> list[tuple[str, ...]]:
-    """What ends an answer to each item."""
+    """The stop texts of each item."""
     return [item.task.stop for item in batch]
 
 
 def _prompts(lm: LM, batch: Sequence[Item]) -> list[str]:
-    """What `lm` is given of each item."""
+    """The rendered prompt of each item."""
     return [chat.render_example(lm, task, example) for task, example in batch]
 
 
@@ -195,15 +195,16 @@ def recorded(
 
     A batch is always the same items, so that a run that was stopped ends with what it would have ended with.
     """
-    with tqdm(total=len(todo), initial=len(file.rows), desc=title, unit="prompt", file=sys.stderr) as bar:
+    rows = {record["index"]: record for record in file.records}
+    with tqdm(total=len(todo), initial=len(rows), desc=title, unit="prompt", file=sys.stderr) as bar:
         for start in range(0, len(todo), batch_size):
             places = range(start, min(start + batch_size, len(todo)))
-            missing = [i for i in places if i not in file.rows]
+            missing = [i for i in places if i not in rows]
             records = answer([todo[i] for i in places]) if missing else []
             for i in missing:
-                file.append(i, records[i - start]._asdict())
+                rows[i] = file.add({"index": i, **records[i - start]._asdict()})
             bar.update(len(missing))
-    return [file.rows[i] for i in range(len(todo))]
+    return [rows[i] for i in range(len(todo))]
 
 
 def evaluate(

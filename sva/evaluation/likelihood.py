@@ -1,20 +1,22 @@
-"""How likely a model finds given continuations of a prompt."""
+"""Log-likelihoods of given continuations of a prompt."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sva.generation import chat
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM, check_prompts
+from sva.generation.lm import LM
 from sva.generation.logprobs import score
+from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, length_bucket, pad_rows
+from sva.utils.padding import batch_bucket, length_bucket, pad_rows, pad_tokens
 
 
 @partial(jax.jit, static_argnames=("model",))
@@ -33,6 +35,8 @@ def continuation_logprobs(
       scored: [B, T] int32, 1 for the tokens to sum over; never a row's first.
       adapter: of the rows, or None for the model alone.
     """
+    chex.assert_rank(ids, 2)
+    chex.assert_equal_shape([ids, mask, scored])
     hidden, _ = apply(model, variables(model, params, adapter), ids, *positions_of(mask))
     logprobs = score(
         lambda h: apply(model, {"params": params}, h, method="unembed"), hidden[:, :-1], ids[:, 1:]
@@ -56,12 +60,8 @@ def option_logprobs(lm: LM, prompts: Sequence[str], options: Sequence[Sequence[s
         starts += [len(heads)] * len(tails)
     lengths = np.asarray([len(row) for row in rows])
     check_prompts(lengths, 1, lm.model.cfg.max_position_embeddings)
-    places = np.arange(length_bucket(int(lengths.max())))[None, :]
-    ids = np.zeros((len(rows), places.shape[1]), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    mask = (places < lengths[:, None]).astype(np.int32)
-    scored = mask * (places >= np.asarray(starts)[:, None])
+    ids, mask = pad_tokens(rows, length_bucket(int(lengths.max())), side="right")
+    scored = mask * (np.arange(mask.shape[1])[None, :] >= np.asarray(starts)[:, None])
     size = batch_bucket(len(rows))
     padded = (pad_rows(x, size) for x in (ids, mask, scored.astype(np.int32)))
     sums = np.asarray(continuation_logprobs(lm.model, lm.params, *padded))[: len(rows)]

@@ -22,6 +22,7 @@ from sva.generation.stop_strings import Text, stop_tokens
 from sva.models.vocabulary import check_ids
 from sva.tasks.base import Example, Task
 from sva.utils.errors import UserError
+from sva.utils.padding import pad_tokens
 
 _PROBE = "7301946285"
 
@@ -171,13 +172,7 @@ def _say(note: str) -> None:
 def encode(lm: LM, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(ids, mask), both [B, T] int32, of rendered texts, padded on the left to the longest."""
     rows = tokenize(lm, texts)
-    width = max((len(row) for row in rows), default=0)
-    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
-    for i, row in enumerate(rows):
-        if row:
-            ids[i, -len(row) :] = row
-            mask[i, -len(row) :] = 1
-    return ids, mask
+    return pad_tokens(rows, max((len(row) for row in rows), default=0))
 
 
 def decode(lm: LM, tokens: Any, lengths: Any) -> list[str]:

@@ -1,17 +1,13 @@
 """Log-probabilities that are NaN or infinite: an error that names the cause, before anything is made of them."""
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
 import numpy as np
 
+from sva.generation.loaded_model import LoadedModel
 from sva.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from sva.generation.lm import LM
 
-
-def check_finite(lm: "LM", values: np.ndarray, what: str, first: int = 0) -> None:
+def check_finite(lm: LoadedModel, values: np.ndarray, what: str, first: int = 0) -> None:
     """Raises UserError where `lm` gave a log-probability, or what is computed as it is, that is not finite: the cause.
 
     Args:
@@ -26,7 +22,7 @@ def check_finite(lm: "LM", values: np.ndarray, what: str, first: int = 0) -> Non
         raise UserError(f"{what} {first + int(place[0])}: the model gives {value}: {cause(lm)}")
 
 
-def cause(lm: "LM") -> str:
+def cause(lm: LoadedModel) -> str:
     """Why a model gives NaN or infinite values: a weight that holds some, or else its activations."""
     for name, weight in lm.named_params().items():
         if not bool(jnp.isfinite(weight).all()):

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from sva.generation.lm import DTYPES, LM
-from sva.models.config import ModelConfig, Rope
+from sva.generation.lm import LM
+from sva.generation.loaded_model import DTYPES
+from sva.models.config import ModelConfig
+from sva.models.rope import Rope
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.tasks.base import SPLITS, Example, Grade, Task

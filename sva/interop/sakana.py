@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sva.generation.lm import LM, spectra_of
+from sva.generation.decompose import spectra_of
+from sva.generation.lm import LM
 from sva.interop.torch_files import SavedTensor, read_tensors
 from sva.models.weights import expected
 from sva.spectral.expert import Expert

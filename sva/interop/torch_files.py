@@ -2,7 +2,9 @@
 
 Such a file is a zip: `data.pkl` says in pickle's language which tensors there are, `data/<key>` holds their numbers.
 Pickle is a small stack machine whose REDUCE instruction calls any function by name, which is how a hostile file runs
-code. Here that machine is our own (`_Machine`): it knows the few instructions that torch writes for a dictionary of
+code. The standard Unpickler with an allow-list of names would call nothing else, but cannot be bounded: it hashes
+whatever a file makes a key (a tuple of itself sixty times over takes 2^60 steps) and sizes its memo by the largest
+index. So that machine is our own (`_Machine`): it knows the few instructions that torch writes for a dictionary of
 tensors, and the few names below stand for plain values; nothing is ever looked up, imported or called. All other
 instructions and names are refused, and so is whatever does not fit its storage.
 """
@@ -30,7 +32,7 @@ _DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
 }
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch before 1.6 began its files
-# What zipfile raises for files that are no zip, or of a kind that it does not unpack.
+# What zipfile raises for files that are not zip files, or of a kind that it does not unpack.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError)
 _LONGEST_NAME = 80  # of a name out of the file that a message repeats
 
@@ -83,7 +85,7 @@ def read_tensors(path: str | Path) -> dict[str, SavedTensor]:
                 )
             if not start.startswith(b"PK"):
                 raise UserError(
-                    f"{path} is no file that torch.save wrote; give a policy_params or learnable_params .pt"
+                    f"{path} is not a file that torch.save wrote; give a policy_params or learnable_params .pt"
                 )
             with zipfile.ZipFile(stream) as archive:
                 return _read(archive, path.stat().st_size)
@@ -99,7 +101,7 @@ def read_tensors(path: str | Path) -> dict[str, SavedTensor]:
 
 
 class _Refused(Exception):
-    """What a file of tensors never holds."""
+    """The file holds something that a file of tensors never does."""
 
 
 def _read(archive: zipfile.ZipFile, size: int) -> dict[str, SavedTensor]:
@@ -130,7 +132,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> dict[str, SavedTensor]:
             case ("storage", _Name() as kind, str(key), str(), int(count)) if kind in _STORAGES:
                 pass
             case _:
-                raise _Refused("it refers to something outside itself that is no storage of floating-point numbers")
+                raise _Refused("it refers to something outside itself that is not a storage of floating-point numbers")
         dtype = _STORAGES[kind]
         if key not in storages:
             data = read(f"data/{key}")
@@ -158,7 +160,7 @@ def _tensor(arguments: Any) -> SavedTensor:
         case _:
             raise _Refused("a tensor is described in a way that torch never writes")
     if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
-        raise ValueError("a tensor's shape, strides or offset are no sizes")
+        raise ValueError("a tensor's shape, strides or offset are not sizes")
     count = 1
     for size in shape:
         count *= size
@@ -174,7 +176,7 @@ def _tensor(arguments: Any) -> SavedTensor:
 
 
 def _call(name: Any, arguments: Any) -> Any:
-    """What a name with arguments stands for."""
+    """The plain value that a call of a known name stands for."""
     match name, arguments:
         case _Name("collections", "OrderedDict"), ():
             return {}
@@ -268,14 +270,14 @@ class _Machine:
 def _named(module: Any, name: Any) -> _Name:
     found = _Name(module, name)
     if not isinstance(module, str) or not isinstance(name, str) or found not in _NAMES:
-        label = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "a name that is no text"
+        label = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "a name that is not a text"
         raise _Refused(f"it asks for {_short(label)}, and a dictionary of floating-point tensors needs no such thing")
     return found
 
 
 def _put(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict) or len(items) % 2:
-        raise ValueError("items are put in something that is no dictionary")
+        raise ValueError("items are put in something that is not a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str):
             raise _Refused(f"a dictionary has {_kind(key)} as a key, not a name")
@@ -283,7 +285,7 @@ def _put(target: Any, items: list[Any]) -> None:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for a message; the value itself may be endless and is not shown."""
+    """The kind of a value in words, for a message; the value itself may be endless and is not shown."""
     if isinstance(value, _Name):
         return f"the name {_short(f'{value.module}.{value.name}')}"
     if isinstance(value, SavedTensor):

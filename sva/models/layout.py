@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from sva.models.cache import KV, Part, blocks_of
+from sva.models.cache import KV, KVSegment, blocks_of
 from sva.models.config import ModelConfig
 from sva.models.transformer import Transformer
 from sva.models.weights import expected, nest, split_name
@@ -22,7 +22,7 @@ def params(model: Transformer, without: Collection[str] = ()) -> dict[str, Any]:
     return nested(model, {name: leaf for name, leaf in expected(model.cfg).items() if name not in without})
 
 
-def places(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], list[str]]:
+def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], list[str]]:
     """{path in the linen tree: the weight there, or, in order, the layers that are stacked there}."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name in names:
@@ -37,7 +37,9 @@ def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
     """`expected`, of the weights that a linen tree of parameters holds."""
     paths = flatten_dict(tree).keys()
     weights = expected(model.cfg)
-    return {name: weights[name] for path, names in places(weights, model).items() if path in paths for name in names}
+    return {
+        name: weights[name] for path, names in names_by_path(weights, model).items() if path in paths for name in names
+    }
 
 
 def spectra(cfg: ModelConfig, names: Iterable[str]) -> dict[str, Spectrum]:
@@ -57,7 +59,7 @@ def spectrum(weight: Leaf, rank: int) -> Spectrum:
     )
 
 
-def part(model: Transformer, rows: int, slots: int) -> Part:
+def kv_segment(model: Transformer, rows: int, slots: int) -> KVSegment:
     """Of keys and values as `sva.models.cache.empty` makes them of floats."""
     cfg = model.cfg
     blocks, size = blocks_of(slots, scan=model.scan_layers)
@@ -70,7 +72,7 @@ def part(model: Transformer, rows: int, slots: int) -> Part:
     kv = KV(k, Leaf((*lead, blocks * size, cfg.head_dim), axes))
     marks = Leaf((rows, blocks * size), ("batch", None))
     layers: Any = _stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
-    return Part(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
+    return KVSegment(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
 
 
 def rows(tree: Any) -> Any:

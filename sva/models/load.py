@@ -59,7 +59,7 @@ def load_params(
     leaves: dict[Any, Any] = flatten_dict(layout.params(model))
     arrays: dict[tuple[str, ...], jax.Array] = {}
     with tqdm(total=len(specs), desc="load", unit="weight", file=sys.stderr, disable=not progress, leave=False) as bar:
-        for path, names in layout.places(specs, model).items():
+        for path, names in layout.names_by_path(specs, model).items():
             if names[0] in without:
                 if mesh is None or not mesh.is_multi_process:
                     for name in names:

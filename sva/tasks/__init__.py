@@ -1,4 +1,4 @@
-"""What experts are trained for and measured on. Plain Python: nothing here imports JAX.
+"""Tasks that experts are trained for and measured on. Plain Python: nothing here imports JAX.
 
 A new task is a frozen dataclass with a source of rows, the words of a question and a grader (`Task`), listed in
 `_KNOWN` or in a small Python file of the user's (`python_file`); or, with no code at all, a JSONL file.
@@ -19,6 +19,7 @@ from sva.tasks.labels import OTHER
 from sva.tasks.mbpp import Mbpp
 from sva.tasks.python_file import from_python
 from sva.tasks.routing import Routing, routing
+from sva.tasks.sources import arc_rows, kinds
 from sva.tasks.splits import POLICIES
 from sva.utils.errors import UserError
 
@@ -28,10 +29,10 @@ GRADERS = ("strict", "reference")
 PROMPTS = ("own", "reference")
 
 _KNOWN: dict[str, Callable[[], Task]] = {
-    **{name: lambda name=name: procedural.task(name) for name in procedural.NAMES},
+    **{name: lambda name=name: procedural.task(name) for name in kinds.NAMES},
     "gsm8k": gsm8k.Gsm8k,
     "math": math_hendrycks.Math,
-    **{name: lambda name=name: arc.Arc(name=name) for name in arc.NAMES},
+    **{name: lambda name=name: arc.Arc(name=name) for name in arc_rows.NAMES},
 }
 # Answered by programs, in a sandbox.
 _CODE: dict[str, Callable[[], CodeTask]] = {
@@ -41,7 +42,7 @@ _CODE: dict[str, Callable[[], CodeTask]] = {
 }
 
 
-PUBLIC = ("gsm8k", "math", *arc.NAMES, *_CODE)  # the public code's own
+PUBLIC = ("gsm8k", "math", *arc_rows.NAMES, *_CODE)  # the public code's own
 
 
 def names() -> tuple[str, ...]:
@@ -70,8 +71,8 @@ def task(
       shots: worked examples before the question, from the train split.
       sandbox: the level at which programs run, for tasks that are answered by programs (`sva.sandbox`).
     Raises:
-      UserError: no such task (with the nearest names), grader, split policy or prompt; a file that is no task; routes
-        for another task than routing, or none for it.
+      UserError: no such task (with the nearest names), grader, split policy or prompt; a file that is not a task;
+        routes for another task than routing, or none for it.
     """
     for setting, value, known in (
         ("grader", grader, GRADERS),

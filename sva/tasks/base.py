@@ -1,4 +1,4 @@
-"""What a task is: rows to ask about, the words of the question, and a verdict on an answer."""
+"""The protocol of a task: rows to ask about, the words of the question, and a verdict on an answer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -42,9 +42,9 @@ class Task(ABC):
 
     An example is a plain dict with the field names of wherever it comes from. `label` is the lower-case word
     that a dispatcher answers with for this kind of question, `description` the phrase that explains it; tasks
-    may share a label. `max_new_tokens` is what a right answer needs, with some room. `metric` is what the share of
-    right answers is called in this field. `grader`, `splits` and `prompt` choose between sva's way and that of
-    Transformer-Squared's public code ("reference"), each by itself.
+    may share a label. `max_new_tokens` is what a right answer needs, with some room. `grader`,
+    `splits` and `prompt` choose between sva's way and that of Transformer-Squared's public code ("reference"), each by
+    itself.
     """
 
     name: str
@@ -53,7 +53,6 @@ class Task(ABC):
     max_new_tokens: int
     licence: str
     origin: str
-    metric: str = "accuracy"
     stop: tuple[str, ...] = ()  # texts that end an answer; what follows one is cut off
     shots: int = 0  # worked examples from the train split before the question
     grader: str = "strict"
@@ -78,7 +77,7 @@ class Task(ABC):
         """The text of the user's turn; the chat template is the tokenizer's affair."""
 
     def text(self, example: Example) -> str:
-        """What makes the example this one, for the check that splits do not overlap."""
+        """The text that identifies an example, for the check that splits do not overlap."""
         return self.question(example)
 
     def answer(self, example: Example) -> str:
@@ -107,7 +106,7 @@ class Task(ABC):
         return ""
 
     def opening(self, architecture: str) -> str:
-        """How the model's answer is made to begin, for models of that architecture."""
+        """The first words of the model's answer, given to it, for models of that architecture."""
         return ""
 
     def options(self, example: Example) -> Options:

@@ -85,7 +85,6 @@ class CodeTask(Task):
     label: str = "code"
     description: str = "a request to write a program"
     max_new_tokens: int = 512
-    metric: str = "pass@1"
     grader: str = "strict"
     sandbox: str = "strict"
     is_continued: bool = False  # whether `prompt` is the beginning of the program
@@ -106,7 +105,7 @@ class CodeTask(Task):
         return f"```python\n{(before + example['canonical_solution']).strip()}\n```"
 
     def program(self, completion: str, example: Example) -> str | None:
-        """What is run; None where there is nothing to run."""
+        """The program to run; None where there is none."""
         name, prompt = example["entry_point"], example["prompt"]
         if self.grader == "reference":
             return reference_program(completion, name, prompt)

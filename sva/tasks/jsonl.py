@@ -23,7 +23,7 @@ GRADERS = {
     "solution": "solution",
     "math": "math",
 }
-"""What a line's "grader" may be: "exact" compares whole texts (but for case, quotes, a trailing full stop),
+"""Values of a line's "grader": "exact" compares whole texts (but for case, quotes, a trailing full stop),
 a form of `answers.FORMS` the one answer of that form, "solution" the number that a solution ends in, "math"
 the expression that it ends in, compared by value."""
 
@@ -107,9 +107,16 @@ def _row(line: bytes, grader: str, where: str) -> Example:
     if fields["grader"] not in GRADERS:
         raise UserError(f"{where}: no grader {fields['grader']!r}; there are {', '.join(GRADERS)}")
     if _grade(fields["answer"], fields).answer is None:
-        gold, name = fields["answer"], fields["grader"]
-        raise UserError(f"{where}: the answer {gold!r} is nothing that the grader {name!r} can read")
+        raise UserError(f"{where}: {_unreadable(fields)}")
     return fields
+
+
+def _unreadable(row: Example) -> str:
+    """The message for an answer that its grader cannot read, with the graders that can."""
+    gold = row["answer"]
+    able = [name for name in GRADERS if _grade(gold, {**row, "grader": name}).answer is not None]
+    mend = f'these can: {", ".join(able)} (the line\'s "grader")' if able else "no grader can; write it in another way"
+    return f"the grader {row['grader']!r} cannot read the answer {gold!r}; {mend}"
 
 
 def _grade(completion: str, row: Example) -> Grade:

@@ -41,10 +41,10 @@ def strict(gold: str, answer: str) -> tuple[bool, str]:
 
 
 def reference(gold: str, answer: str) -> tuple[bool, str]:
-    """What SakanaAI/self-adaptive-llms (commit 03a41ae) decides of a pair of answers.
+    """The verdict of SakanaAI/self-adaptive-llms (commit 03a41ae) on a pair of answers.
 
     That code hands what it cannot compare as text to sympy's parse_expr, which evaluates it as Python; here the same
-    translation is walked as a tree of numbers, names and functions, and anything else is no expression. Its first
+    translation is walked as a tree of numbers, names and functions, and anything else is not an expression. Its first
     try, sympy's LaTeX parser, fails where it is installed as it asks (hydra needs antlr 4.9, that parser 4.11).
     """
     try:
@@ -146,7 +146,7 @@ def _same_expression(prediction: str, right: str) -> bool:
 
 
 def _expression(text: str, transformations: tuple[Any, ...]) -> Any:
-    """What `parse_expr` makes of a text, built from its parts; None where it is more than numbers and functions."""
+    """The expression that `parse_expr` makes of a text, from its parts; None where it is more than that."""
     import sympy
     from sympy.parsing.sympy_parser import stringify_expr
 

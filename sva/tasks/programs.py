@@ -131,7 +131,7 @@ def _continued(text: str, found: Sequence[Piece], name: str, prompt: str) -> Pie
 
 
 def _support(found: Sequence[Piece], main: Piece, module: Sequence[Statement], name: str) -> list[Statement]:
-    """What other pieces define that the module uses: of the nearest piece before it, else of the first behind it."""
+    """Definitions in other pieces that the module uses: from the nearest before it, else from the first behind it."""
     place = next((i for i, piece in enumerate(found) if piece is main), len(found))
     others = {i: statements(piece.source, piece.tree) for i, piece in enumerate(found) if i != place}
     order = [*reversed(range(place)), *range(place + 1, len(found))]

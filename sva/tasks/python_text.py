@@ -146,7 +146,7 @@ def _blocks(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _typed(source: str) -> str:
-    """What was typed in a transcript of an interpreter; other sources as they are."""
+    """The lines typed in a transcript of an interpreter; other sources as they are."""
     if not source.lstrip().startswith(">>>"):
         return source
     lines = [line.lstrip() for line in source.split("\n")]

@@ -79,7 +79,7 @@ def _given(verdict: Any, answer: str) -> tuple[bool, str, str]:
 
 
 def final_answer(completion: str) -> str | None:
-    """What stands after the last "Answer:", else what tags hold or thinking leaves, else a completion of one line."""
+    """The text after the last "Answer:", else in the tags or outside the thinking, else a completion of one line."""
     text = unwrapped(completion)[-20_000:].strip()
     _, said, rest = re.sub(r"\*\*", "", text).rpartition("Answer:")
     answer = rest.strip() if said or "\n" not in text or text != completion.strip() else ""

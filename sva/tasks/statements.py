@@ -1,4 +1,4 @@
-"""What a program's top-level statements name, and which of them only show how it is used. Nothing is run."""
+"""Names in a program's top-level statements, and which statements only show how it is used. Nothing is run."""
 
 import ast
 import builtins
@@ -58,7 +58,7 @@ class Statement:
 
     @property
     def needs(self) -> set[str]:
-        """What must have a value before it runs."""
+        """Names that must have a value before it runs."""
         is_compound = hasattr(self.node, "body") or isinstance(self.node, ast.Match)
         own = self.names.binds - self.names.updates if is_compound else set()
         return self.names.reads - own - self.names.inner

@@ -1,4 +1,4 @@
-"""What a model answers, without its thinking and without the tags that it puts around an answer.
+"""A model's answer without its thinking and without the tags that it puts around an answer.
 
 Strict graders and their limits of length see `unwrapped(completion)`; the public code's verdicts are given on the raw
 text. Tags count in either case, with blanks or underscores: <think>, <Thinking>, [THINK]; <answer>, <final_answer>.
@@ -44,7 +44,7 @@ def unwrapped(completion: str) -> str:
 
 
 def _after(text: str, thoughts: Sequence[re.Match[str]]) -> str:
-    """What follows the last closing tag, up to where thinking begins again."""
+    """The text after the last closing tag, up to where thinking begins again."""
     closed = max((tag.end() for tag in thoughts if "/" in tag["closes"]), default=0)
     opened = min((tag.start() for tag in thoughts if tag.start() >= closed), default=len(text))
     return text[closed:opened]
@@ -70,7 +70,7 @@ def _outside(text: str, thoughts: Sequence[re.Match[str]]) -> str:
 
 
 def _held(text: str) -> str | None:
-    """What the last answer tags hold that hold anything, tags of a whole response after those; None without tags."""
+    """The text in the last answer tags that hold any, tags of a whole response after those; None without tags."""
     tags = list(_TAG.finditer(text))
     for kind in ("answer", "whole"):
         if (held := _last_held(text, [tag for tag in tags if tag[kind]])) is not None:

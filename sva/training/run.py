@@ -32,7 +32,10 @@ from tqdm import tqdm
 from sva.evaluation import evaluate as evaluation
 from sva.evaluation.evaluate import Record
 from sva.evaluation.stats import accuracy, paired_difference
-from sva.generation.lm import LM, decompose, load, merge
+from sva.generation.decompose import decompose
+from sva.generation.lm import LM
+from sva.generation.load import load
+from sva.generation.merge import merge
 from sva.interop import expert_report
 from sva.parallel import processes as distributed
 from sva.parallel.sharding import check_rows, make_mesh

@@ -35,7 +35,7 @@ def confusion(matrices: Mapping[str, np.ndarray], labels: Sequence[str], path: P
 def movement(
     title: str, layers: Sequence[int], moved: Mapping[str, np.ndarray], profiles: Mapping[str, np.ndarray], path: Path
 ) -> None:
-    """What an expert moved: how much by layer and kind of matrix (left), and where in the spectrum (right).
+    """Draws an expert's changes: by layer and kind of matrix (left), and along the spectrum (right).
 
     Args:
       title: of the picture.

@@ -24,7 +24,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 class Setting(NamedTuple):
-    """What one setting may hold."""
+    """The values that one setting may have."""
 
     kind: type  # str, int, float, bool, or tuple for a list of texts
     is_optional: bool  # null is a value of it
@@ -187,7 +187,7 @@ def _text(text: str, tag: str, name: str, where: str) -> str:
         raise UserError(f'{where}: needs text, and {text} is true or false in YAML; if it is meant, quote it: "{text}"')
     if text in ("", "???"):  # the second is OmegaConf's for "still to be given"
         raise UserError(
-            f"{where}: {'the text is empty' if not text else '??? is no value'}; leave {name} out for its default"
+            f"{where}: {'the text is empty' if not text else '??? is not a value'}; leave {name} out for its default"
         )
     return text
 

@@ -25,8 +25,8 @@ import transformers
 from sva.cli.bench import products, read_rate, step_matrices
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.lm import load
-from sva.parallel import compile_cache as runtime
+from sva.generation.load import load
+from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.training.run import command, versions
 from sva.utils.files import write_json
@@ -59,7 +59,7 @@ def product_rates(lead: tuple[int, ...], out: int) -> dict[str, float]:
 
 
 def main() -> None:
-    runtime.start()
+    compile_cache.start()
     lm = load("smollm2-135m-instruct-q4_1")
     with tempfile.TemporaryDirectory() as directory:
         lm.save(Path(directory) / "model")

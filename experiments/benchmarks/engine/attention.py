@@ -16,7 +16,7 @@ import numpy as np
 
 from sva.models.cache import BLOCK, KV
 from sva.models.layers import attend
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.training.run import command, versions
 from sva.utils.files import write_json
 
@@ -63,7 +63,7 @@ def milliseconds(run) -> float:
 
 
 def main() -> None:
-    runtime.start()
+    compile_cache.start()
     q = jnp.asarray(np.random.default_rng(1).standard_normal((ROWS, 1, HEADS, WIDTH)), jnp.float32)
     result = {"rows": ROWS, "layers": LAYERS, "slots": {}}
     for slots in (64, 96, 128, 256, 384, 512):

@@ -27,13 +27,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sva.adaptation import label_scoring as dispatch
+from sva.adaptation import label_scoring
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.complete import Mixtures, complete
-from sva.generation.lm import load, merge, shared_form, spectra_of
+from sva.generation.complete import CompleteOptions, Mixtures, complete
+from sva.generation.decompose import spectra_of
+from sva.generation.load import load
+from sva.generation.merge import merge, shared_form
 from sva.models.transformer import apply, positions_of, variables
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert
 from sva.spectral.mixing import bank, slots
@@ -78,7 +80,7 @@ def job(lm) -> dict:
     found = {}
 
     def ours():
-        for done in complete(lm, rows, lengths, eos_ids=(), title="sva"):
+        for done in complete(lm, rows, lengths, options=CompleteOptions(eos_ids=(), title="sva")):
             found[done.prompt] = done.tokens
 
     times = {"sva": [seconds(ours), seconds(ours)], "transformers": []}
@@ -135,10 +137,10 @@ def labels(lm) -> dict:
     )
     names = [Label(name, f"{name} questions, which may be about {many}") for name in ("sums", "spelling", "sorting")]
     names = [*names, Label("other", f"anything else, {many} among it")]
-    first = dispatch.prepare(lm, names)
-    form = dispatch.template(lm, names)
+    first = label_scoring.prepare(lm, names)
+    form = label_scoring.template(lm, names)
     batches = [
-        dispatch.encode(lm, form, questions[start : start + 32])  # the shortest first, as `AdaptiveLM.choose` has them
+        label_scoring.encode(lm, form, questions[start : start + 32])  # shortest first, as in `AdaptiveLM.choose`
         for start in range(0, len(questions), 32)
     ]
 
@@ -146,10 +148,12 @@ def labels(lm) -> dict:
     def prefill(params, asked):
         positions, valid = positions_of(asked.mask)
         collections, last = variables(lm.model, params, None), asked.ids.shape[1] - 1
-        hidden, part = apply(lm.model, collections, asked.ids, positions, valid, places=asked.places, since=last)
+        hidden, part = apply(
+            lm.model, collections, asked.ids, positions, valid, token_indices=asked.places, output_start=last
+        )
         return hidden[:, 0], part
 
-    score = jax.jit(dispatch.label_scores, static_argnames=("model",))
+    score = jax.jit(label_scoring.label_scores, static_argnames=("model",))
     runs = {
         "first pass": lambda: [score(lm.model, lm.params, first, batch).block_until_ready() for batch in batches],
         "plain prefill": lambda: [jax.block_until_ready(prefill(lm.params, batch)) for batch in batches],
@@ -179,7 +183,7 @@ def experts(lm) -> dict:
     merged = merge(lm, spectra, found[0].z(spectra))
 
     def decode(lm, mixtures=None, tokens=64):
-        return list(complete(lm, rows, tokens, eos_ids=(), mixtures=mixtures))
+        return list(complete(lm, rows, tokens, options=CompleteOptions(eos_ids=(), mixtures=mixtures)))
 
     runs = {"one expert, merged": partial(decode, merged)}
     forms = {}
@@ -217,12 +221,12 @@ def long(lm) -> dict:
     lengths = [forced[i % len(forced)] // 8 for i in range(len(rows))]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     some = [*by_length[::16], *by_length[::-16]]  # short ones first, then long ones, then short ones again
-    list(complete(lm, [rows[i] for i in some], [lengths[i] for i in some], eos_ids=()))
+    list(complete(lm, [rows[i] for i in some], [lengths[i] for i in some], options=CompleteOptions(eos_ids=())))
     warm = len(compiled)
     compiled.clear()
     held = []
     started = time.perf_counter()
-    for done, _ in enumerate(complete(lm, rows, lengths, eos_ids=(), title="long"), 1):
+    for done, _ in enumerate(complete(lm, rows, lengths, options=CompleteOptions(eos_ids=(), title="long")), 1):
         if done % 100 == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             held.append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
@@ -239,7 +243,7 @@ def long(lm) -> dict:
 
 
 def main() -> None:
-    runtime.start()
+    compile_cache.start()
     lm = load("smollm2-135m-instruct-q4_1")
     parts = {"job": job, "labels": labels, "experts": experts, "long": long}
     path = HERE / "result.json"

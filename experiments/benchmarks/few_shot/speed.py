@@ -30,7 +30,7 @@ import sva
 from sva.adaptation import few_shot
 from sva.cli.bench import products, step_matrices
 from sva.generation import chat
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.tasks import task as make_task
 from sva.training.run import command, versions
 from sva.training.search import CEM
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=320, help="of sva's batch")
     parser.add_argument("--summary", action="store_true", help="no round; write result.json from all so far")
     arguments = parser.parse_args()
-    runtime.start()
+    compile_cache.start()
     path = HERE / "rounds.jsonl"
     rounds = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     setting = f"{arguments.task}, at most {arguments.new} tokens"

@@ -22,7 +22,7 @@ import transformers
 from llama import peer_of, shaped, wait
 
 from sva.cli.bench import bench, table
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.training.run import command, versions
 from sva.utils.files import write_json
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--scan", action="store_true", help="one compiled layer for all")
     arguments = parser.parse_args()
-    runtime.start()
+    compile_cache.start()
     started = time.perf_counter()
     lm = shaped(arguments.layers, "bfloat16", scan_layers=arguments.scan)
     result: dict[str, Any] = {"layers": arguments.layers, "scan_layers": arguments.scan}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from sva.cli.bench import read_rate
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral.forms import Delta, Factored, Spectrum
 from sva.training.run import command, versions
 from sva.utils.files import write_json
@@ -50,7 +50,7 @@ def seconds(x: jax.Array, layers: list[Any]) -> float:
 
 
 def main() -> None:
-    runtime.start()
+    compile_cache.start()
     out, into = SHAPE
     result: dict[str, Any] = {"layers": LAYERS, "shape": SHAPE, "device": jax.devices()[0].device_kind}
     rate = result["read_gigabytes_per_second"] = read_rate(5) / 1e9

@@ -18,8 +18,8 @@ import numpy as np
 
 from sva.evaluation import evaluate
 from sva.evaluation.stats import accuracy
-from sva.generation.lm import load
-from sva.parallel import compile_cache as runtime
+from sva.generation.load import load
+from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.training.run import command, versions
 from sva.utils.files import write_json
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--scan", action="store_true")
     parser.add_argument("--out", default="gsm8k.json")
     arguments = parser.parse_args()
-    runtime.start()
+    compile_cache.start()
     started = time.perf_counter()
     lm = load(arguments.model, arguments.dtype, scan_layers=arguments.scan)
     todo = evaluate.items(task("gsm8k"), "test", 10_000)

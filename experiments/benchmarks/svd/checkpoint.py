@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from sva.models.checkpoint import open_checkpoint
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import from_hf
 from sva.models.weights import expected
 from sva.training.run import command, versions

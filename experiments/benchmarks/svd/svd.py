@@ -32,8 +32,8 @@ import scipy.linalg
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from sva.generation.lm import load
-from sva.models.checkpoint import open_checkpoint
+from sva.generation.load import load
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.hub import resolve
 from sva.spectral import svd as implementation
 from sva.spectral.expert import Expert

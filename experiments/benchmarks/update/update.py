@@ -40,9 +40,12 @@ import torch
 import transformers
 
 from sva.cli.bench import step_matrices
-from sva.generation.lm import LM, decompose, load, merge_params
+from sva.generation.decompose import decompose
+from sva.generation.lm import LM
+from sva.generation.load import load
+from sva.generation.merge import merge_params
 from sva.models.weights import expected
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral.forms import Spectrum
 from sva.spectral.parametrisations import family
 from sva.training.loop import TrainConfig, init_state, train_step
@@ -368,7 +371,7 @@ def main() -> None:
     parser.add_argument("--memory", choices=["ours", "public", "batched"], help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    runtime.start()
+    compile_cache.start()
     if arguments.memory:
         memory(arguments.memory, arguments.directory)
         return

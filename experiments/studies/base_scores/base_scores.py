@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from sva.cli.evaluate import scores
-from sva.evaluation import evaluate, records
+from sva.evaluation import evaluate
 from sva.evaluation.stats import accuracy
-from sva.generation.lm import load
-from sva.parallel import compile_cache as runtime
+from sva.generation.load import load
+from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.tasks.base import Grade, reason
 from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.jsonl import resumed
 
 MODEL = "smollm2-135m-instruct-q4_1"
 RUNS = (
@@ -55,7 +56,7 @@ def score(lm, name: str, by: str, rows: int) -> dict:
         answer, batch = evaluate.by_likelihood(lm), BATCH // 4
     else:
         answer, batch = evaluate.greedy(lm, budget, BATCH)
-    with records.opened(path, settings, {"command": command(), "versions": versions()}) as file:
+    with resumed(path, settings, {"command": command(), "versions": versions()}) as file:
         made = evaluate.recorded(file, todo, answer, batch, f"{name} by {by}")
     result = {"task": name, "by": by, "n": len(made), "of": len(task(name).source("test"))}
     if by == "likelihood":
@@ -78,7 +79,7 @@ def kind(verdict: Grade) -> str:
 
 def main() -> None:
     rows = {name: int(count) for name, count in (argument.split("=") for argument in sys.argv[1:])}
-    runtime.start()
+    compile_cache.start()
     lm = load(MODEL)
     place = Path(__file__).parent / "result.json"
     result = {"model": lm.name, "quantisation": lm.quantisation, "dtype": str(lm.model.dtype.__name__), "scores": []}

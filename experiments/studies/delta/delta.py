@@ -21,10 +21,12 @@ from matplotlib.figure import Figure
 
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.lm import factored, load, spectra_of
+from sva.generation.decompose import spectra_of
+from sva.generation.load import load
 from sva.generation.logprobs import score
+from sva.generation.merge import factored
 from sva.models.transformer import apply, positions_of, variables
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral.expert import Expert
 from sva.spectral.forms import delta
 from sva.spectral.serving_plan import plan, summary
@@ -54,7 +56,7 @@ def spread(values):
 
 
 def main() -> None:
-    runtime.start()
+    compile_cache.start()
     lm = load("smollm2-135m-instruct-q4_1")
     assets = resources.files("sva") / "assets"
     experts = {

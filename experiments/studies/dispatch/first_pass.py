@@ -35,18 +35,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.adaptation import dispatchers
-from sva.adaptation import label_scoring as dispatch
-from sva.adaptation import two_pass as adapt
+from sva.adaptation import dispatchers, label_scoring, two_pass
 from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.cli import demo
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.decode import Generation, generate, read
-from sva.generation.lm import load
+from sva.generation.decode import Generation, PromptBatch, generate, read
+from sva.generation.load import load
 from sva.generation.sampling import Greedy
 from sva.models.transformer import variables
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral.expert import Expert
 from sva.tasks import task
 from sva.tasks.labels import OTHER
@@ -75,22 +73,23 @@ def model(name: str, dtype: str, *, with_classifier: bool = True) -> AdaptiveLM:
 
 
 @jax.jit
-def prefill(served: adapt.Served, prompts: adapt.Prompts) -> Any:
+def prefill(serving: two_pass.ServingState, prompts: two_pass.TokenBatch) -> Any:
     """Keys, values and the next token's logits."""
-    return read(served.model, variables(served.model, served.params, None), *prompts)
+    return read(serving.model, variables(serving.model, serving.params, None), *prompts)
 
 
-def continued(served: adapt.Served, prompts: adapt.Prompts, eos: jax.Array, new: int) -> Generation:
+def continued(serving: two_pass.ServingState, prompts: two_pass.TokenBatch, eos: jax.Array, new: int) -> Generation:
     """The base model's greedy answers."""
     keys = jnp.broadcast_to(jax.random.key(0), (len(prompts.ids),))
     settings = {"max_new_tokens": new, "sampling": Greedy()}
-    return generate(served.model, served.params, *prompts, jnp.asarray(new, jnp.int32), eos, keys, **settings)
+    batch = PromptBatch(prompts.ids, prompts.mask, keys, jnp.asarray(new, jnp.int32))
+    return generate(serving.model, serving.params, batch, eos, **settings)
 
 
 @jax.jit
-def whole(served: adapt.Served, prompts: adapt.Prompts, eos: jax.Array) -> Generation:
+def whole(serving: two_pass.ServingState, prompts: two_pass.TokenBatch, eos: jax.Array) -> Generation:
     """The classification question answered, all of it read for every prompt."""
-    return continued(served, prompts, eos, LABEL_TOKENS)
+    return continued(serving, prompts, eos, LABEL_TOKENS)
 
 
 @jax.jit
@@ -116,11 +115,11 @@ def padded(rows: dispatchers.Rows, like: dispatchers.Rows) -> dispatchers.Rows:
     def left(ids: jax.Array, mask: jax.Array, length: int) -> tuple[jax.Array, ...]:
         return tuple(jnp.asarray(x) for x in left_pad(np.asarray(ids), np.asarray(mask), length))
 
-    ids, mask = left(rows.asked.ids, rows.asked.mask, like.asked.ids.shape[1])
+    ids, mask = left(rows.questions.ids, rows.questions.mask, like.questions.ids.shape[1])
     places = np.flatnonzero(np.asarray(mask)).astype(np.int32)
-    places = jnp.asarray(np.resize(places, len(like.asked.places)).astype(np.int32))
-    prompts = adapt.Prompts(*left(*rows.prompts, like.prompts.ids.shape[1]))
-    return rows._replace(asked=dispatch.Asked(ids, mask, places), prompts=prompts)
+    places = jnp.asarray(np.resize(places, len(like.questions.token_indices)).astype(np.int32))
+    prompts = two_pass.TokenBatch(*left(rows.prompts.ids, rows.prompts.mask, like.prompts.ids.shape[1]))
+    return rows._replace(questions=label_scoring.TokenBatch(ids, mask, places), prompts=prompts)
 
 
 def warm(stopwatch: Stopwatch, function: Any, *arguments: Any) -> tuple[Any, float]:
@@ -142,27 +141,29 @@ def measure(
     eos = jnp.asarray(chat.end_tokens(lm), jnp.int32)
     seconds, alphas = {}, {}
     for name, model in by.items():
-        decision, seconds[name] = warm(stopwatch, adapt.choose, model.served, model.dispatcher, rows)
+        decision, seconds[name] = warm(stopwatch, two_pass.first_pass, model.serving, model.dispatcher, rows)
         alphas[name] = decision.alphas
-    widths = {"asked": rows.asked, "prefill": rows.prompts}
+    widths = {"asked": rows.questions, "prefill": rows.prompts}
     if "whole" not in left_out:
         texts = [form.before + form.space + question + form.after for question in questions]
         ids, mask = chat.encode(lm, texts)
-        widths["whole"] = all_of_it = adapt.Prompts(*left_pad(ids, mask, length_bucket(ids.shape[1])))
-        _, seconds["whole"] = warm(stopwatch, whole, base.served, all_of_it, eos)
-    _, seconds["prefill"] = warm(stopwatch, prefill, base.served, rows.prompts)
-    asked, labels = rows.asked, base.dispatcher.first.label_ids  # pyright: ignore
-    tokens = np.zeros((asked.mask.size if asked.places is None else len(asked.places)) + len(questions) * len(labels))
+        widths["whole"] = all_of_it = two_pass.TokenBatch(*left_pad(ids, mask, length_bucket(ids.shape[1])))
+        _, seconds["whole"] = warm(stopwatch, whole, base.serving, all_of_it, eos)
+    _, seconds["prefill"] = warm(stopwatch, prefill, base.serving, rows.prompts)
+    asked, labels = rows.questions, base.dispatcher.scoring.label_ids  # pyright: ignore
+    tokens = np.zeros(
+        (asked.mask.size if asked.token_indices is None else len(asked.token_indices)) + len(questions) * len(labels)
+    )
     if "products" not in left_out:
-        _, seconds["products"] = warm(stopwatch, products, base.served.params, tokens)
+        _, seconds["products"] = warm(stopwatch, products, base.serving.params, tokens)
     keys = jnp.broadcast_to(jax.random.key(0), (len(questions),))
     limit, never = jnp.asarray(NEW, jnp.int32), jnp.full(4, -1, jnp.int32)
     ids, mask = (np.asarray(x) for x in rows.prompts)
-    prompts = adapt.Prompts(*map(jnp.asarray, left_pad(ids, mask, round_up(ids.shape[1], 64))))
-    request = adapt.Request(prompts, limit, never, keys, max_new_tokens=NEW, sampling=Greedy())
+    prompts = two_pass.TokenBatch(*map(jnp.asarray, left_pad(ids, mask, round_up(ids.shape[1], 64))))
+    request = two_pass.Request(prompts, limit, never, keys, max_new_tokens=NEW, sampling=Greedy())
     chosen = list(alphas.values())[-1]
-    stopwatch(adapt.answer, base.served, chosen, dataclasses.replace(request, limit=limit // 32))
-    _, seconds["second"] = stopwatch(adapt.answer, base.served, chosen, request)
+    stopwatch(two_pass.second_pass, base.serving, chosen, dataclasses.replace(request, limit=limit // 32))
+    _, seconds["second"] = stopwatch(two_pass.second_pass, base.serving, chosen, request)
     widths["second"] = prompts
     widths = {name: int(x.ids.shape[1]) for name, x in widths.items()}
     return {"seconds": seconds, "widths": widths, "packed": len(tokens)}
@@ -195,13 +196,13 @@ def main() -> None:
     parser.add_argument("--leave", nargs="+", choices=[*FIRST[1:], *OTHERS], default=[])
     parser.add_argument("--out", default="first_pass.json")
     arguments = parser.parse_args()
-    runtime.start()
+    compile_cache.start()
     place = Path(__file__).with_name(arguments.out)
     names = [name for name in FIRST if name not in arguments.leave]
-    served = model(arguments.model, arguments.dtype, with_classifier="classifier" in names)
-    by, stopwatch = {name: served.by(name) for name in names}, Stopwatch()
+    serving = model(arguments.model, arguments.dtype, with_classifier="classifier" in names)
+    by, stopwatch = {name: serving.by(name) for name in names}, Stopwatch()
     questions = [item.question for item in evaluate.items(task("gsm8k"), "test", PROMPTS)]
-    questions = [questions[number] for number in served.shortest_first(questions)]
+    questions = [questions[number] for number in serving.shortest_first(questions)]
     found = json.loads(place.read_text())["batches"] if place.exists() else []
     batches = [questions[start : start + BATCH] for start in range(0, PROMPTS, BATCH)]
     all_rows = [by["prompt"].rows(batch) for batch in batches]
@@ -210,13 +211,13 @@ def main() -> None:
     for number in range(len(found), min(len(found) + arguments.batches, len(batches))):
         found.append(measure(by, batches[number], all_rows[number], stopwatch, arguments.leave))
         result = {
-            "model": served.lm.name,
-            "dtype": str(served.lm.model.dtype.__name__),
+            "model": serving.lm.name,
+            "dtype": str(serving.lm.model.dtype.__name__),
             "device": jax.devices()[0].device_kind,
             "prompts": len(found) * BATCH,
-            "labels": [label.name for label in served.labels],
-            "instruction_tokens": int(by["prompt"].dispatcher.first.prefix.valid.sum()),  # pyright: ignore
-            "label_tokens": int(by["prompt"].dispatcher.first.label_mask.any(axis=1).sum()),  # pyright: ignore
+            "labels": [label.name for label in serving.labels],
+            "instruction_tokens": int(by["prompt"].dispatcher.scoring.prefix.valid.sum()),  # pyright: ignore
+            "label_tokens": int(by["prompt"].dispatcher.scoring.label_mask.any(axis=1).sum()),  # pyright: ignore
             **summary(found),
             "batches": found,
         }

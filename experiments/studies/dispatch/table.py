@@ -33,26 +33,27 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from sva.adaptation import dispatch_report as dispatch_scores
-from sva.adaptation import few_shot
+from sva.adaptation import dispatch_report, few_shot
 from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.adaptation.by_two_passes import by_two_passes, router_examples
 from sva.adaptation.label_scoring import Soft
 from sva.cli import demo
 from sva.cli.adapt import BUDGETS
-from sva.evaluation import evaluate, records
+from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Item
 from sva.evaluation.stats import accuracy, paired_difference
-from sva.generation.lm import LM, load
-from sva.parallel import compile_cache as runtime
+from sva.generation.lm import LM
+from sva.generation.load import load
+from sva.parallel import compile_cache
 from sva.spectral.expert import Expert
 from sva.tasks import task
 from sva.tasks.labels import OTHER
-from sva.tasks.procedural import KINDS, MIXTURES
+from sva.tasks.sources.kinds import KINDS, MIXTURES
 from sva.training.run import command, versions
 from sva.training.search import CEM
 from sva.utils import plots
 from sva.utils.files import write_json
+from sva.utils.jsonl import resumed
 from sva.utils.timing import Stopwatch
 
 HERE, RUNS = Path(__file__).parent, Path("runs/dispatch")
@@ -82,7 +83,7 @@ class Cells:
         """One row an item, of what `answer` gives for each batch."""
         path = RUNS / f"{self.name}-{system.replace(', ', '-').replace(' ', '_')}-{len(self.items)}.jsonl"
         settings = dict(self.about, system=system, **about)
-        with records.opened(path, settings, {"command": command(), "versions": versions()}) as file:
+        with resumed(path, settings, {"command": command(), "versions": versions()}) as file:
             return evaluate.recorded(file, self.items, answer, BATCH, f"{self.name}: {system}")
 
     def some(self, name: str, places: Sequence[int]) -> "Cells":
@@ -132,7 +133,7 @@ def searched(lm: LM, pool: few_shot.Pool, experts: Sequence[Expert], kind: str, 
         chosen = few_shot.draw(task(kind), "train", shots, seed)
         start = search.init(pool.start())
         steps = few_shot.adapt(
-            lm, pool, chosen, search, few_shot.FewShotConfig(), key, state=start, generations=generations
+            lm, pool, chosen, search, few_shot.FewShotConfig(), key, state=start, generations=range(1, generations + 1)
         )
         *_, last = steps = list(tqdm(steps, f"adapt {kind}, seed {seed}", generations, file=sys.stderr))
         history = [dict(step.row) for step in steps]
@@ -186,7 +187,7 @@ def seeds_of(lm: LM, classifier: Expert, cells: Cells) -> Iterator[dict[str, Row
                 unsure = [(label if prob >= LEAST else OTHER, prob, first) for label, prob, first in chosen]
                 made[f"{name}, {LEAST}"] = sent(answers, unsure, right)
                 by = model.by(name)
-                by = dataclasses.replace(by, served=dataclasses.replace(by.served, choice=Soft()))
+                by = dataclasses.replace(by, serving=dataclasses.replace(by.serving, choice=Soft()))
                 made[f"{name}, soft"] = cells.two_passes(f"{name}, soft, seed {seed}", by, **about)
         made["few-shot"] = adapted(lm, experts, cells, seed)
         yield made | {"oracle": sent(answers, [(label, 1.0, free) for label in right], right)}
@@ -215,7 +216,7 @@ def summary(found: Sequence[Mapping[str, Rows]]) -> dict[str, Any]:
         }
         rows = [row for made in found for row in made[system]]
         if rows[0]["first"] is not None:
-            scores = dispatch_scores.scores(rows)
+            scores = dispatch_report.scores(rows)
             table[system] |= {name: scores[name] for name in ("right_label", "labels", "confusion", "cost")}
     few = [{row["task"]: row["alphas"] for row in made["few-shot"]} for made in found]
     table["few-shot"]["alphas"] = {kind: [of_a_seed[kind] for of_a_seed in few] for kind in few[0]}
@@ -291,7 +292,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=160, help="test prompts of each kind of the mixed set")
     parser.add_argument("--unseen", type=int, default=48, help="test prompts of each unseen kind")
     arguments = parser.parse_args()
-    runtime.start()
+    compile_cache.start()
     lm = load(demo.MODEL)
     _, classifier = demo.load_shipped(lm)
     about = {"model": lm.name, "classifier": classifier.digest}

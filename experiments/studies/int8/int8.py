@@ -28,10 +28,10 @@ from sva.evaluation import evaluate
 from sva.evaluation.stats import accuracy as interval
 from sva.evaluation.stats import paired_difference
 from sva.generation import chat
-from sva.generation.lm import load
+from sva.generation.load import load
 from sva.generation.sampling import Temperature
 from sva.models.hub import resolve
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.training.run import command, versions
 from sva.utils.files import write_json
@@ -174,7 +174,7 @@ def sampled(exact, lm, ids, mask) -> dict:
 
 
 def main() -> None:
-    runtime.start()
+    compile_cache.start()
     path = Path(__file__).with_name("result.json")
     result = json.loads(path.read_text()) if path.exists() else {}
     about = {"versions": versions(), "command": command(), "model": MODEL}

@@ -21,9 +21,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sva.generation.lm import decompose, load
+from sva.generation.decompose import decompose
+from sva.generation.load import load
 from sva.generation.testing import NameAColour, toy_lm
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral.parametrisations import SIGMOID_NUCLEAR
 from sva.tasks import task
 from sva.training.loop import TrainConfig, fit
@@ -38,7 +39,7 @@ STEPS, KILLS = 20, 10
 
 def run(model: str, run_dir: Path) -> None:
     """One process of the run: goes on where the last was killed, and leaves the final state's bytes."""
-    runtime.start()
+    compile_cache.start()
     run_dir.mkdir(exist_ok=True)
     is_toy = model == "toy"
     lm = toy_lm() if is_toy else load(model, progress=False)

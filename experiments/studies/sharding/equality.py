@@ -30,17 +30,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 import sva
-from sva.adaptation import two_pass as adapt
+from sva.adaptation import two_pass
 from sva.adaptation.adaptive_lm import adaptive
 from sva.generation.chat import encode, render
-from sva.generation.decode import generate
-from sva.generation.lm import LM, merge_params
+from sva.generation.decode import PromptBatch, generate
+from sva.generation.lm import LM
+from sva.generation.merge import merge_params
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
 from sva.models import layout
-from sva.parallel import compile_cache as runtime
-from sva.parallel import processes as distributed
-from sva.parallel import sharding
+from sva.parallel import compile_cache, processes, sharding
 from sva.spectral.expert import Expert
 from sva.spectral.forms import adapters
 from sva.spectral.mixing import mixture
@@ -89,7 +88,7 @@ class Adapted(NamedTuple):
 
     params: Any
     adapter: Any
-    served: adapt.Served
+    serving: two_pass.ServingState
     alphas: np.ndarray  # [B, E_max]
 
 
@@ -128,17 +127,14 @@ def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray, form: str) -> tuple[
     out = generate(
         at.lm.model,
         params,
-        ids,
-        mask,
-        np.int32(NEW),
+        PromptBatch(ids, mask, keys(), np.int32(NEW)),
         np.full(4, -1, np.int32),
-        keys(),
         adapter,
         max_new_tokens=NEW,
         sampling=Temperature(),
         samples=SAMPLES,
     )
-    return distributed.to_host(out), params, adapter
+    return processes.to_host(out), params, adapter
 
 
 def keys() -> jax.Array:
@@ -158,20 +154,20 @@ def gradient(raw: Any, spectra: Any, params: Any, batch: Batch, *, model: Any, k
     return sharding.repeat_all((value, grads))
 
 
-def two_pass(at: Setting) -> tuple[adapt.TwoPass, adapt.Served]:
+def both_passes(at: Setting) -> tuple[two_pass.TwoPass, two_pass.ServingState]:
     """The answers, and what served them."""
     system = adaptive(at.lm, at.experts, progress=False)
     rows = system.rows(QUESTIONS)
-    request = adapt.Request(
-        adapt.Prompts(*prompts(at.lm)),
+    request = two_pass.Request(
+        two_pass.TokenBatch(*prompts(at.lm)),
         np.int32(NEW),
         np.full(4, -1, np.int32),
         keys()[:PROMPTS],
         max_new_tokens=NEW,
         sampling=Greedy(),
     )
-    out = adapt.two_pass(system.served, system.dispatcher, rows, request)
-    return distributed.to_host(out), system.served
+    out = two_pass.two_pass(system.serving, system.dispatcher, rows, request)
+    return processes.to_host(out), system.serving
 
 
 def prompts(lm: LM) -> tuple[np.ndarray, np.ndarray]:
@@ -192,12 +188,12 @@ def measure(at: Setting, batch: Batch | None, form: str) -> tuple[Recorded, Adap
         placed = sharding.place(batch, sharding.shardings(layout.rows(batch), at.lm.mesh))
     raw = {name: jnp.asarray(x) for name, x in at.experts[0].raw.items()}
     found_grads = [gradient(raw, at.nested, at.lm.params, placed, model=at.lm.model, kl_coef=kl) for kl in KL_COEFS]
-    losses, grads = zip(*distributed.to_host(found_grads), strict=True)
-    answer, served = two_pass(at)
+    losses, grads = zip(*processes.to_host(found_grads), strict=True)
+    answer, serving = both_passes(at)
     recorded = Recorded(
         batch, list(map(float, losses)), list(grads), found.tokens, answer.generation.tokens, answer.decision.probs
     )
-    return recorded, Adapted(params, adapter, served, answer.decision.alphas)
+    return recorded, Adapted(params, adapter, serving, answer.decision.alphas)
 
 
 def relative(a: list[np.ndarray], b: list[np.ndarray]) -> float:
@@ -218,8 +214,8 @@ def margins(lm: LM, on: Adapted, ours: np.ndarray, theirs: np.ndarray, *, sample
             scores = np.asarray(sva.logits(lm.model, on.params, text, np.ones_like(text), on.adapter))[0, -1]
             scores = scores + np.asarray(jax.random.gumbel(jax.random.fold_in(keys()[row], step), scores.shape))
         else:
-            adapter = mixture(on.served.bank, on.alphas[row : row + 1])
-            scores = np.asarray(sva.logits(lm.model, on.served.params, text, np.ones_like(text), adapter))[0, -1]
+            adapter = mixture(on.serving.bank, on.alphas[row : row + 1])
+            scores = np.asarray(sva.logits(lm.model, on.serving.params, text, np.ones_like(text), adapter))[0, -1]
         second, first = np.sort(scores)[-2:]
         steps.append({"row": int(row), "step": step, "margin": float(first - second)})
     return steps
@@ -236,8 +232,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("result.json"))
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.devices)
-    runtime.start()
-    distributed.start()
+    compile_cache.start()
+    processes.start()
     with tempfile.TemporaryDirectory() as directory:
         source = arguments.model
         if source == "toy":
@@ -254,7 +250,7 @@ def main() -> None:
         "processes": jax.process_count(),
     }
     result |= {"devices": jax.device_count(), "versions": versions(), "command": command()}
-    if distributed.is_writer():
+    if processes.is_writer():
         write_json(arguments.output, result)
         print(json.dumps(result, indent=2))
 

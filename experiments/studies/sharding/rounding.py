@@ -22,7 +22,7 @@ import numpy as np
 import sva
 from sva.cli.demo import asset_files
 from sva.models import layers
-from sva.parallel import compile_cache as runtime
+from sva.parallel import compile_cache
 from sva.spectral import forms
 from sva.training.reinforce import Batch
 from sva.training.run import command, versions
@@ -31,7 +31,7 @@ from sva.utils.files import write_json
 
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
-    runtime.start()
+    compile_cache.start()
     lm = sva.load("smollm2-135m-instruct-q4_1", scan_layers=True, progress=False)
     at = equality.setting(lm, sva.decompose(lm, "mlp", progress=False), asset_files()[:2])
     raw = {name: jnp.asarray(x, jnp.float32) for name, x in at.experts[0].raw.items()}

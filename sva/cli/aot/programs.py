@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from sva.adaptation.adaptive_lm import SLOTS
-from sva.adaptation.dispatchers import Rows, Scored
-from sva.adaptation.label_scoring import Asked, FirstPass
-from sva.adaptation.two_pass import Prompts, Request, Served, two_pass
+from sva.adaptation.dispatchers import DispatchBatch, Scored, ServingState
+from sva.adaptation.label_scoring import ScoringState, TokenBatch
+from sva.adaptation.two_pass import Request, two_pass
 from sva.cli.aot.flops import generation_flops, two_pass_flops, update_flops
 from sva.cli.aot.shapes import Shapes, bank_of, cache_of, keys_of, params_of, rows_of, spectra_of, state_of, whole, z_of
-from sva.generation.decode import generate
+from sva.generation.decode import PromptBatch, generate
 from sva.generation.sampling import Greedy
 from sva.spectral.forms import Spectrum, adapters
 from sva.spectral.mixing import FactoredSlots
@@ -72,11 +72,8 @@ def rollout(shapes: Shapes) -> Program:
         return generate.lower(
             shapes.model,
             params,
-            ids,
-            mask,
-            whole(shapes, (), jnp.int32),
+            PromptBatch(ids, mask, keys_of(shapes, rows), whole(shapes, (), jnp.int32)),
             whole(shapes, (4,), jnp.int32),
-            keys_of(shapes, rows),
             adapter,
             max_new_tokens=shapes.new,
             sampling=config.rollout.sampling,
@@ -99,13 +96,13 @@ def both_passes(shapes: Shapes) -> Program:
     states, scored = 2 * LABELS - 1, 3 * LABELS - 1
     numbers = {"label_ids": states, "label_depth": states}
     numbers |= {"target_from": scored, "target_ids": scored, "target_label": scored}
-    first = FirstPass(
+    scoring = ScoringState(
         prefix=cache_of(shapes, 1, PREFIX),
         label_mask=whole(shapes, (states, states), jnp.bool_),
         bias=whole(shapes, (LABELS,), jnp.float32),
         **{name: whole(shapes, (size,), jnp.int32) for name, size in numbers.items()},
     )
-    prompts = Prompts(rows_of(shapes, rows, shapes.prompt), rows_of(shapes, rows, shapes.prompt))
+    prompts = TokenBatch(rows_of(shapes, rows, shapes.prompt), rows_of(shapes, rows, shapes.prompt))
     request = Request(
         prompts,
         limit=whole(shapes, (), jnp.int32),
@@ -115,14 +112,14 @@ def both_passes(shapes: Shapes) -> Program:
         sampling=Greedy(),
     )
     # The first pass runs on the base model, whose weights are the factored ones at z = 1: as an expert of ones.
-    served = Served(shapes.model, params, bank, SLOTS, slots=whole(shapes, (LABELS,), jnp.int32))
-    dispatcher = Scored(first, expert=whole(shapes, (SLOTS,), jnp.float32))
-    asked = Rows(Asked(*prompts), prompts, right=rows_of(shapes, rows))
+    serving = ServingState(shapes.model, params, bank, SLOTS, slots=whole(shapes, (LABELS,), jnp.int32))
+    dispatcher = Scored(scoring, expert=whole(shapes, (SLOTS,), jnp.float32))
+    batch = DispatchBatch(prompts, prompts, right=rows_of(shapes, rows))
 
     def lower() -> Any:
-        return two_pass.lower(served, dispatcher, asked, request)
+        return two_pass.lower(serving, dispatcher, batch, request)
 
-    kinds = {"weights": params, "spectra": spectra, "experts": table, "batch": (dispatcher, asked)}
+    kinds = {"weights": params, "spectra": spectra, "experts": table, "batch": (dispatcher, batch)}
     cache = cache_of(shapes, rows, shapes.prompt), cache_of(shapes, rows, shapes.new - 1)
     return Program(lower, kinds, cache, two_pass_flops(shapes, states, PREFIX), shapes.new - 1)
 

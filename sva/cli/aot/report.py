@@ -19,7 +19,7 @@ import jax
 from sva.cli.aot import hlo
 from sva.cli.aot.programs import PROGRAMS, Program
 from sva.cli.aot.shapes import Shapes, held_bytes, params_of, spectra_of, state_of, targets_of
-from sva.generation.lm import DTYPES
+from sva.generation.loaded_model import DTYPES
 from sva.models import layout
 from sva.models.config import ModelConfig, from_hf
 from sva.models.hub import HUB_SECONDS

@@ -1,0 +1,164 @@
+"""Spectra of a model's weights: computed once for each base model, kept under the cache directory, placed like them."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from sva.generation.loaded_model import DTYPES, LoadedModel
+from sva.models import layout
+from sva.models.checkpoint import Checkpoint, match
+from sva.models.checkpoint_formats import open_checkpoint
+from sva.models.hub import resolve
+from sva.models.load import digest, fingerprint
+from sva.models.weights import expected
+from sva.parallel.sharding import place, shardings
+from sva.spectral import store
+from sva.spectral.forms import Spectrum
+from sva.spectral.store import Record
+from sva.utils.errors import UserError
+from sva.utils.matmul import Int8, floats
+from sva.utils.paths import spectra_dir
+from sva.utils.trees import select
+
+
+def decompose(
+    lm: LoadedModel, targets: str = "mlp", *, rank: int | None = None, progress: bool = True
+) -> dict[str, Spectrum]:
+    """{weight name: Spectrum(u [D_out, R], s [R], vt [R, D_in])} of the target weights, s descending.
+
+    u and vt have the model's dtype, s is float32. Computed once for each base model and kept under the cache
+    directory (`sva.utils.paths.cache_dir`), where `sva decompose` puts them without loading the model.
+
+    Args:
+      lm: the base model.
+      targets: see `sva.utils.trees.select`.
+      rank: components to keep, R = min(rank, D_out, D_in). A truncated spectrum serves the delta form, in which the
+        dropped components keep z = 1, and `merge`; `factored` and `reinforce_loss` need all and refuse it.
+      progress: show a bar on stderr.
+    Raises:
+      UserError: `targets` matches nothing, rank is below 1, or a weight holds NaN or infinite values.
+    """
+    names = select(expected(lm.model.cfg), targets)
+    return spectra_of(lm, names, progress=progress) if rank is None else _spectra(lm, names, rank, progress)
+
+
+def decompose_checkpoint(
+    name_or_path: str,
+    targets: str = "mlp",
+    dtype: str = "float32",
+    *,
+    rank: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> tuple[Path, list[Record]]:
+    """Puts into the cache what `decompose` of the loaded model would, one matrix in memory at a time for each worker.
+
+    The model is not loaded: its weights are read once for the fingerprint, one by one, and the targets once more.
+
+    Args:
+      name_or_path: as in `load`.
+      targets, rank: as in `decompose`.
+      dtype: of the model that will use the spectra; the weights are rounded to it first, as loading does.
+      share: (i, n): this process takes every n-th matrix from the i-th on, counted among those of like shape, so that
+        n processes or hosts with one cache directory share the work evenly.
+      progress: show a bar on stderr.
+    Returns:
+      The cache's directory, and the record of each matrix of this share, in the checkpoint's order.
+    Raises:
+      UserError: as `load` and `decompose`; a share that does not exist.
+    """
+    index, count = share
+    if not 0 <= index < count:
+        raise UserError(
+            f"share {index}/{count} does not exist; {count} processes take 0/{count} to {count - 1}/{count}"
+        )
+    checkpoint = open_checkpoint(resolve(name_or_path))
+    specs = expected(checkpoint.config)
+    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
+    names = select(specs, targets)
+    mine = sorted(names, key=lambda name: specs[name].shape)[index::count]
+    known = fingerprint(
+        (name, digest(checkpoint.read(name)))
+        for name in tqdm(specs, "fingerprint", unit="weight", file=sys.stderr, disable=not progress, leave=False)
+    )
+
+    held = np.dtype(DTYPES[dtype])
+    sources = {name: store.Source(specs[name].shape, partial(_read, checkpoint, name, held)) for name in mine}
+    directory = _spectra_dir(known, dtype, rank)
+    records = {
+        record.name: record
+        for record, _ in store.stream(sources, known, directory, dtype=dtype, rank=rank, progress=progress)
+    }
+    return directory, [records[name] for name in names if name in records]
+
+
+def spectra_of(lm: LoadedModel, names: Sequence[str], *, progress: bool = True) -> dict[str, Spectrum]:
+    """`decompose` for weights given by name.
+
+    Raises:
+      UserError: the model has no linear layer with a weight of such a name.
+    """
+    missing = [name for name in names if name not in lm.spectra]
+    if missing:
+        adaptable = set(select(expected(lm.model.cfg), "all"))
+        unknown = [name for name in missing if name not in adaptable]
+        if unknown:
+            raise UserError(f"{lm.name} has no linear layer {unknown[0]} to adapt; is the expert for another model?")
+        lm.spectra.update(_spectra(lm, missing, None, progress))
+    return {name: lm.spectra[name] for name in names}
+
+
+def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: bool) -> dict[str, Spectrum]:
+    """Spectra in the model's dtype, out of the store, on the model's devices; one matrix at a time is on the host."""
+    dtype = np.dtype(lm.model.dtype)
+    is_shared = lm.mesh is not None and lm.mesh.is_multi_process
+    weights = {} if is_shared else lm.stored_params()
+    kept = "int8" if any(isinstance(weights.get(name), Int8) for name in names) else dtype.name
+    directory = _spectra_dir(lm.fingerprint, kept, rank)
+    settings: dict[str, Any] = {"dtype": dtype.name, "rank": rank, "progress": progress}
+    if not weights.keys() >= set(names):
+        # This process holds parts of the weights at most: it decomposes its share of them out of the checkpoint.
+        checkpoint = open_checkpoint(resolve(lm.name))
+        shapes = {name: spec.shape for name, spec in expected(lm.model.cfg).items()}
+        sources = {name: store.Source(shapes[name], partial(_read, checkpoint, name, dtype)) for name in names}
+        mine = {name: sources[name] for name in list(names)[jax.process_index() :: jax.process_count()]}
+        for _ in store.stream(mine, lm.fingerprint, directory, **settings):
+            pass
+        if is_shared:
+            multihost_utils.sync_global_devices("sva: spectra")
+    else:
+        sources = {
+            name: store.Source(
+                weights[name].shape, lambda name=name: np.asarray(floats(weights[name], jnp.float32), np.float32)
+            )
+            for name in names
+        }
+    placed = {
+        record.name: _on_devices(lm, record.name, Spectrum(u.astype(dtype), s, vt.astype(dtype)))
+        for record, (u, s, vt) in store.stream(sources, lm.fingerprint, directory, **settings)
+    }
+    return {name: placed[name] for name in names}
+
+
+def _on_devices(lm: LoadedModel, name: str, spectrum: Spectrum) -> Spectrum:
+    if lm.mesh is None:
+        return jax.tree.map(jnp.asarray, spectrum)
+    leaves = layout.spectrum(expected(lm.model.cfg)[name], len(spectrum.s))
+    return place(spectrum, shardings(leaves, lm.mesh))
+
+
+def _read(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> np.ndarray:
+    """A weight in float32, rounded first to the dtype that the model holds it in."""
+    return checkpoint.read(name).astype(dtype, copy=False).astype(np.float32, copy=False)
+
+
+def _spectra_dir(known: str, dtype: str, rank: int | None) -> Path:
+    return spectra_dir() / f"{known[:16]}-{dtype}{'' if rank is None else f'-rank{rank}'}"

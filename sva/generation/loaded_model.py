@@ -1,0 +1,73 @@
+"""A model in memory: its network, weights and tokenizer, and what its weights are called."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sva.models import layout
+from sva.models.export import save_checkpoint
+from sva.models.load import digest, fingerprint
+from sva.models.transformer import Transformer
+from sva.models.weights import unnest
+from sva.spectral.forms import Spectrum
+from sva.utils.errors import UserError
+from sva.utils.matmul import floats
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+KV_DTYPES = {**DTYPES, "int8": jnp.int8}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model, its weights and its tokenizer.
+
+    `model` is frozen and hashable (static under jit), `params` its linen tree (traced). An LM itself never enters
+    jit, nor is it closed over.
+    """
+
+    model: Transformer
+    params: Mapping[str, Any]
+    tokenizer: Any  # a transformers PreTrainedTokenizerFast, or None
+    name: str
+    quantisation: str | None = None  # of the file that the weights came from
+    known_fingerprint: str | None = dataclasses.field(default=None, repr=False)
+    mesh: Mesh | None = None  # on which the params lie by the rules of `sva.parallel.sharding`; None: one device
+    spectra: dict[str, Spectrum] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # read so far
+    z: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)  # of calls that give none
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal sha256 over every weight as stored; of weights made in memory, as `save` would store them."""
+        if self.known_fingerprint:
+            return self.known_fingerprint
+        return fingerprint((name, digest(np.asarray(weight))) for name, weight in self.named_params().items())
+
+    def stored_params(self) -> dict[str, Any]:
+        """The weights by checkpoint name, as they are stored: matrices of a quantised model as `Int8`."""
+        return unnest(self.params, layout.held(self.model, self.params), scan=self.model.scan_layers)
+
+    def named_params(self) -> dict[str, jax.Array]:
+        """The weights by checkpoint name; int8 matrices as the floats that they stand for."""
+        return {name: floats(weight, self.model.dtype) for name, weight in self.stored_params().items()}
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a Hugging Face checkpoint (config, safetensors, tokenizer) that transformers loads.
+
+        Raises:
+          UserError: the directory is not empty, or the disk is full.
+        """
+        tensors = ((name, np.asarray(weight)) for name, weight in self.named_params().items())
+        save_checkpoint(directory, self.model.cfg, tensors, self.tokenizer)
+
+
+def require_weights(lm: LoadedModel, who: str) -> None:
+    """Raises UserError for a model that was loaded `without` its target weights, which `who` needs."""
+    if lm.z is not None:
+        raise UserError(f"{lm.name} was loaded without its target weights, which {who} needs; load it with them")
