@@ -32,7 +32,7 @@ _FILE_TYPES = {
 
 
 def tokenizer_metadata(path: Path | str) -> dict[str, Any]:
-    """What a GGUF file says of its tokenizer and chat template, to be carried over; empty for a directory."""
+    """A GGUF file's metadata of its tokenizer and chat template, to be carried over; empty for a directory."""
     if not to_path(path).is_file():
         return {}
     return {key: value for key, value in read_gguf(path).metadata.items() if key.startswith("tokenizer.")}
