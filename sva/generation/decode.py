@@ -57,7 +57,7 @@ def generate(
     sampling: Sampling,
     samples: int = 1,
 ) -> Generation:
-    """Continues every prompt until an end token or the limit.
+    """The continuation of every prompt, up to an end token or the limit.
 
     Args:
       model, params, adapter: as for `logits`.
