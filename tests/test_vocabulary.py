@@ -69,7 +69,7 @@ PATHS = {
     "evaluate, refilled": lambda lm: evaluate.by_refilling(lm, 64, 2)([evaluate.Item(TASK, ASKED[0])]),
     "rollout": lambda lm: rollout.prompts(lm, TASK, ASKED, 32),
     "rollout's width": lambda lm: rollout.prompt_width(lm, TASK, ASKED),
-    "population": lambda lm: population.room_of(lm, TASK, ASKED),
+    "population": lambda lm: population.shape_of(lm, TASK, ASKED),
     "few-shot": lambda lm: few_shot.shot_tokens(lm, SHOTS),
     "few-shot by gradient": lambda lm: next(
         few_shot_gradient.adapt(

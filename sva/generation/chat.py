@@ -137,7 +137,7 @@ def tokenize(lm: LM, texts: Sequence[str], *, follows: bool = False, kind: str =
 
 
 def _front(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts in front of any text: BOS, mostly, or nothing."""
+    """The tokens that the tokenizer puts in front of any text: BOS, mostly, or none."""
     for text in _probes(tokenizer):
         found = tokenizer(text, return_special_tokens_mask=True)
         if 0 in found["special_tokens_mask"]:

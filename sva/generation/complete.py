@@ -48,7 +48,7 @@ Show = Callable[[int, int, str], None]  # (prompt, sample, new text)
 
 @dataclasses.dataclass(frozen=True)
 class CompleteOptions:
-    """What `complete` is seldom told: how rows run, and what is seen of them on the way."""
+    """The seldom needed settings of `complete`."""
 
     eos_ids: Sequence[int] | None = None  # end tokens; the model's own by default
     mixtures: Mixtures | None = None  # experts for each prompt, instead of the model alone
@@ -127,7 +127,7 @@ class _Texts:
         return bool(self._empty)
 
     def watch(self, prompt: int, sample: int, tokens: np.ndarray) -> int | None:
-        """How many of a row's new tokens to keep where a stop string ends it; None to go on (`engine.Watch`)."""
+        """The number of a row's new tokens to keep where a stop string ends it, else None (`engine.Watch`)."""
         stops = self._stops[prompt]
         if stops not in self._empty:
             return None
@@ -150,7 +150,7 @@ class _Texts:
 
 
 def _weights(lm: LM, options: CompleteOptions, prefix: Sequence[int]) -> Weights:
-    """What the engine's rows read, with the keys and values of the tokens that all prompts begin with."""
+    """The engine's weights, with the keys and values of the tokens that all prompts begin with."""
     eos_ids = chat.end_tokens(lm) if options.eos_ids is None else options.eos_ids
     weights = Weights(lm.model, lm.params, jnp.asarray(pad_eos(eos_ids)))
     if options.mixtures:

@@ -16,7 +16,7 @@ from sva.models.transformer import Transformer, apply, positions_of, variables
 
 
 class Generation(NamedTuple):
-    """What was generated, N = max_new_tokens."""
+    """Generated tokens and their log-probs, N = max_new_tokens."""
 
     tokens: Any  # [B, N] int32; a row's end token is its last one, 0 after it
     logprobs: Any  # [B, N] float32 nats, before temperature and cut (`OnPolicy`: after its temperature), then 0
@@ -25,7 +25,7 @@ class Generation(NamedTuple):
 
 @struct.dataclass
 class DecodeState:
-    """Where each of B rows stands: the token drawn last, which the next step reads."""
+    """The state of B rows between two steps; the next one reads each row's last token."""
 
     token: jax.Array  # [B] int32
     position: jax.Array  # [B] int32, that token's
@@ -57,7 +57,7 @@ def generate(
     sampling: Sampling,
     samples: int = 1,
 ) -> Generation:
-    """Continues every prompt until an end token or the limit.
+    """The continuation of every prompt, up to an end token or the limit.
 
     Args:
       model, params, adapter: as for `logits`.

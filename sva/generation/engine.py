@@ -66,7 +66,7 @@ class State:
 
 
 class Place(NamedTuple):
-    """Which prompt goes where; the numbers are [] int32."""
+    """The row that a prompt takes, and its limits; the numbers are [] int32."""
 
     which: Any  # of the prompts that were read
     row: Any
@@ -152,7 +152,7 @@ def resize(segment: KVSegment, *, slots: int) -> KVSegment:
     return kv_cache.resize(segment, slots)
 
 
-# (request, sample, tokens drawn since the last call) -> how many of them to keep, to end the row; None to go on.
+# (request, sample, tokens drawn since the last call) -> how many of them to keep, to end the row; None to continue it.
 Watch = Callable[[int, int, np.ndarray], int | None]
 
 

@@ -48,7 +48,7 @@ class LM(LoadedModel):
         key: jax.Array | None = None,
         z: Mapping[str, Any] | None = None,
     ) -> Generation:
-        """Continues each prompt until one of `eos_ids` or for max_new_tokens tokens.
+        """The continuation of each prompt, up to one of `eos_ids` or max_new_tokens tokens.
 
         Shapes are bucketed: batches and lengths of one bucket share one compiled program. What all prompts have in
         common at their start, as a chat template's system message, is read once (in steps of 8 tokens), unless each

@@ -1,4 +1,4 @@
-"""What a batch of prompts must be: lengths that fit the context, one key a row, end tokens in a bucket."""
+"""Checks and arrays of a batch of prompts: lengths that fit the context, one key a row, end tokens."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def check_prompts(lengths: np.ndarray, new_tokens: int | np.ndarray, context: in
 
 
 def check_token_lists(lm: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int | np.ndarray) -> None:
-    """As `check_prompts`, of the model's context; raises UserError for a token id outside its vocabulary too."""
+    """Raises UserError as `check_prompts` does, or for a token id outside the model's vocabulary."""
     lengths = np.asarray([len(prompt) for prompt in prompts])
     check_prompts(lengths, new_tokens, lm.model.cfg.max_position_embeddings)
     for number, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""What all rows of a batch read, and the adapter that each row has on top of it."""
+"""The weights that all rows of a batch share, and the adapter that each row has of its own."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -215,5 +215,5 @@ def _by_row(change: Callable[..., jax.Array], segment: KVSegment, *others: KVSeg
 
 
 def _row_axis(segment: KVSegment) -> int:
-    """Of keys and values: before it lie the layers where they are scanned."""
+    """The axis of the rows in keys and values: 1 where layers are scanned, and so come first."""
     return 1 if isinstance(segment.kv, KV) else 0

@@ -156,7 +156,7 @@ class _Reader:
         return _shortest(value) if isinstance(value, float) else value
 
     def need(self, name: str) -> Any:
-        """As `key`; raises UserError where the file does not have it."""
+        """The value of `key`; raises UserError where the file does not have it."""
         self.file.need(f"{self.kind}.{name}")
         return self.key(name)
 

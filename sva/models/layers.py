@@ -45,7 +45,7 @@ class SpectralDense(nn.Module):
 
 
 def side_by_side(x: jax.Array, layers: Sequence[SpectralDense]) -> list[jax.Array]:
-    """What each of these layers makes of the same x [B, T, D_in]: [B, T, features] each."""
+    """[B, T, features] of each of these layers for the same x [B, T, D_in]."""
     given = [layer.given(x.shape[-1], x.dtype) for layer in layers]
     if all(adapter is None for _, adapter, _ in given):
         ys = dots(x, [w for w, _, _ in given])
@@ -196,12 +196,12 @@ def _weighted(weights: jax.Array, segment: KV) -> jax.Array:
 
 
 def _numbers(x: Any) -> jax.Array:
-    """Of keys or values; without their scales where they are `Rounded`."""
+    """The numbers of keys or values, without their scales where they are `Rounded`."""
     return x.q if isinstance(x, Rounded) else x
 
 
 def _scale(x: Any) -> jax.Array | None:
-    """[P, K, 1, S] of keys or values that are `Rounded`."""
+    """[P, K, 1, S] scales of keys or values that are `Rounded`, else None."""
     return x.scale.reshape(*x.scale.shape[:2], 1, -1) if isinstance(x, Rounded) else None
 
 
@@ -226,7 +226,7 @@ def _gather(x: jax.Array, rows: int) -> jax.Array:
 
 
 def _spread(x: jax.Array, batch: int) -> jax.Array:
-    """What `_gather` makes, taken apart again."""
+    """[B, K, M, X] of [P, K, B / P * M, X]: `_gather` undone."""
     rows, heads, _, width = x.shape
     if rows == batch:
         return x
@@ -260,7 +260,7 @@ def _attend_once(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.A
 
 
 class LayerCache(NamedTuple):
-    """What one layer attends to before the call's own tokens, and how far back; scanned layers take one of [L, ...]."""
+    """The keys and values that one layer attends to beside the call's own; scanned layers take one of [L, ...]."""
 
     past: tuple[KV, ...]  # of earlier tokens
     slots: KV | None  # of which this call's one token takes slot `AttentionInputs.slot`; None: T tokens by themselves

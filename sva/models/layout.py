@@ -34,7 +34,7 @@ def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, .
 
 
 def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
-    """`expected`, of the weights that a linen tree of parameters holds."""
+    """{weight name: its Leaf} of the weights that a linen tree of parameters has."""
     paths = flatten_dict(tree).keys()
     weights = expected(model.cfg)
     return {
@@ -49,7 +49,7 @@ def spectra(cfg: ModelConfig, names: Iterable[str]) -> dict[str, Spectrum]:
 
 
 def spectrum(weight: Leaf, rank: int) -> Spectrum:
-    """Of one weight (out, in), with `rank` components."""
+    """The Leafs of one weight's spectrum with `rank` components; the weight is (out, in)."""
     (out, into), (out_axis, in_axis) = weight.shape, weight.axes
     out_units, in_units = weight.units or weight.shape
     return Spectrum(
@@ -60,7 +60,7 @@ def spectrum(weight: Leaf, rank: int) -> Spectrum:
 
 
 def kv_segment(model: Transformer, rows: int, slots: int) -> KVSegment:
-    """Of keys and values as `sva.models.cache.empty` makes them of floats."""
+    """The Leafs of the segment that `sva.models.cache.empty` makes, of floats."""
     cfg = model.cfg
     blocks, size = blocks_of(slots, scan=model.scan_layers)
     lead, axes = (rows, cfg.num_kv_heads), ("batch", "kv_heads", None, None)
@@ -76,7 +76,7 @@ def kv_segment(model: Transformer, rows: int, slots: int) -> KVSegment:
 
 
 def rows(tree: Any) -> Any:
-    """Of the arrays of a batch, whose first axis is its rows."""
+    """The Leafs of a batch's arrays, whose first axis is its rows."""
     return jax.tree.map(lambda x: Leaf(x.shape, ("batch", *(None,) * (x.ndim - 1))), tree)
 
 
@@ -118,5 +118,5 @@ def _stacked(tree: Any, layers: int) -> Any:
 
 
 def size(tree: Any) -> int:
-    """How many numbers a tree of Leaf holds."""
+    """The number of elements in a tree of Leaf."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 class Packing(NamedTuple):
-    """Where the N packed tokens of a batch [B, T] lie."""
+    """Indices of the N packed tokens of a batch [B, T], and back."""
 
     token_indices: jax.Array  # [N] int32, row * T + column of each; one is repeated where there are fewer than N
     packed_indices: jax.Array  # [B, T] int32, which of the N each token is; anything for padding

@@ -14,7 +14,7 @@ DEFAULT_ROPE_THETA = 10000.0
 
 @dataclass(frozen=True)
 class Rope:
-    """How positions turn queries and keys; inverse frequencies are theta^(-2i / head_dim), i < head_dim / 2.
+    """Settings of rotary positions; inverse frequencies are theta^(-2i / head_dim), i < head_dim / 2.
 
     `kind` then changes them: "default" not at all, "linear" divides all by `factor`, "llama3" divides the
     slow ones by `factor` and blends in between (Llama 3.1). `factors`, where not empty, are divisors for each

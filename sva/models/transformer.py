@@ -137,7 +137,7 @@ class Transformer(nn.Module):
         index: jax.Array | None,
         packed: Packing | None,
     ) -> AttentionInputs:
-        """What tokens at `positions` [B, T] see of all segments' slots, and how their queries and keys are turned."""
+        """The mask over all segments' slots of tokens at `positions` [B, T], and their rotary angles."""
         key_positions, key_valid = kv_cache.slots_of(segments, positions.shape[0])
         distance = positions[:, :, None] - key_positions[:, None, :]
         sees = (distance >= 0) & key_valid[:, None, :]
@@ -173,7 +173,7 @@ def check_gradients(model: Transformer) -> None:
 def apply(
     model: Transformer, collections: Mapping[str, Any], *args: Any, method: str | None = None, **settings: Any
 ) -> Any:
-    """What `__call__`, or the method named, returns with these variables: `model.apply`, typed as its result is."""
+    """The result of `__call__`, or of the method named, with these variables: `model.apply`, typed."""
     return model.apply(dict(collections), *args, method=method, **settings)
 
 
