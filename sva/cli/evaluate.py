@@ -74,7 +74,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     from sva.evaluation import evaluate, records
     from sva.generation.lm import load
     from sva.tasks import task as make_task
-    from sva.training.run import command, versions
+    from sva.utils.provenance import command, versions
 
     two_passes = _check(arguments)
     tasks = [

@@ -15,7 +15,7 @@ from sva.generation.decode import generate
 from sva.generation.lm import LM, check_prompts, merge_params, pad_eos
 from sva.generation.sampling import Greedy, OnPolicy, Sampling
 from sva.generation.stop_strings import cut
-from sva.parallel.processes import agree, is_writer, to_host
+from sva.parallel.processes import broadcast_from_process_0, is_writer, to_host
 from sva.spectral.forms import Spectrum, adapters
 from sva.tasks.base import Example, Task
 from sva.training.config.reinforce import ReinforceConfig
@@ -202,7 +202,7 @@ class Verdicts:
         about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
         if about.items() <= known.items():
             return np.asarray(known["rewards"], np.float32)
-        rewards = agree(grade())  # of several processes, what the first one says
+        rewards = broadcast_from_process_0(grade())  # of several processes, what the first one says
         if is_writer():
             write_json(self._path, about | {"rewards": rewards.tolist()})
         return rewards

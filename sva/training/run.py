@@ -15,11 +15,9 @@ A remote one (gs://...) is worked on in a copy, which is sent there after every 
 import contextlib
 import dataclasses
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +45,7 @@ from sva.training.config import load as load_config
 from sva.training.loop import fit
 from sva.utils.errors import UserError, differing
 from sva.utils.files import locked, write_atomically, write_json
+from sva.utils.provenance import command, versions
 from sva.utils.remote import Mirror, local_directory, to_path
 
 _SHOWN = (  # metric, its name in the progress bar, format
@@ -57,17 +56,6 @@ _SHOWN = (  # metric, its name in the progress bar, format
     ("validation_accuracy", "validation", ".2f"),
     ("tokens_per_second", "tok/s", ".0f"),
 )
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "sva")
-
-
-def versions() -> dict[str, str]:
-    """What the run's numbers depend on: Python and the packages that compute."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
-
-
-def command() -> str:
-    """The command that is running, without the path that it lies under."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def task_of(config: Config) -> Task:
@@ -209,7 +197,7 @@ def _train_on(
 
 def _kept(path: Path, todo: Sequence[evaluation.Item], answers: Callable[[], list[Record]]) -> list[Record]:
     """`evaluate.kept` on process 0; the others, whose devices the answers need as well, do as it does."""
-    is_there = bool(distributed.agree(np.asarray(path.exists())))
+    is_there = bool(distributed.broadcast_from_process_0(np.asarray(path.exists())))
     if distributed.is_writer():
         return evaluation.kept(path, todo, answers)
     return [] if is_there else answers()

@@ -49,9 +49,9 @@ from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.train import TrainConfig
 from sva.training.loop import init_state, train_step
 from sva.training.reinforce import Batch, reinforce_loss
-from sva.training.run import command, versions
 from sva.utils.files import write_json
 from sva.utils.matmul import dot
+from sva.utils.provenance import command, versions
 
 ROWS, PROMPT, NEW, ROUNDS = 32, 72, 24, 3
 CFG = TrainConfig(micro_batch=4, remat=False, lr=2e-3)

@@ -21,8 +21,8 @@ from sva.generation.lm import load
 from sva.parallel import compile_cache as runtime
 from sva.tasks import task
 from sva.tasks.base import Grade, reason
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 MODEL = "smollm2-135m-instruct-q4_1"
 RUNS = (

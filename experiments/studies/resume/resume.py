@@ -31,8 +31,8 @@ from sva.training.config.rollout import RolloutConfig
 from sva.training.config.train import TrainConfig
 from sva.training.loop import fit
 from sva.training.metrics import read
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 STEPS, KILLS = 20, 10
 

@@ -48,9 +48,9 @@ from sva.spectral.mixing import mixture
 from sva.spectral.parametrisations import SIGMOID_NUCLEAR
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.reinforce import Batch, reinforce_loss
-from sva.training.run import command, versions
 from sva.utils.files import write_json
 from sva.utils.padding import left_pad
+from sva.utils.provenance import command, versions
 
 PROMPTS, SAMPLES, NEW = 8, 2, 16
 KL_COEFS = (0.0, 0.2)
