@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sva.generation.logprobs import Scores
-from sva.training import kl
+from sva.training import losses
 from sva.training.advantages import BASELINES
 from sva.training.config.reinforce import ALGORITHMS, PENALTIES, ReinforceConfig, check_samples
 from sva.training.reinforce import Batch, advantages, policy_loss
@@ -163,10 +163,10 @@ def test_k1_over_a_completion_has_the_gradient_of_the_completions_divergence():
 def test_the_estimates_are_of_the_divergence_to_the_base():
     logps, ref = jnp.log(PI), jnp.log(REF)
     exact = PI @ np.log(PI / REF)
-    assert PI @ np.asarray(kl.k1(logps, ref)) == pytest.approx(exact, rel=1e-5)
-    assert PI @ np.asarray(kl.k3(logps, ref)) == pytest.approx(exact, rel=1e-5)
-    np.testing.assert_allclose(kl.k2(logps, ref), np.log(PI / REF) ** 2 / 2, rtol=1e-5)
-    assert (np.asarray(kl.k3(logps, ref)) >= 0).all()
+    assert PI @ np.asarray(losses.k1(logps, ref)) == pytest.approx(exact, rel=1e-5)
+    assert PI @ np.asarray(losses.k3(logps, ref)) == pytest.approx(exact, rel=1e-5)
+    np.testing.assert_allclose(losses.k2(logps, ref), np.log(PI / REF) ** 2 / 2, rtol=1e-5)
+    assert (np.asarray(losses.k3(logps, ref)) >= 0).all()
 
 
 @pytest.mark.parametrize("kind", PENALTIES)

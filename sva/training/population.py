@@ -1,6 +1,7 @@
 """A population of z on the same prompts, all of them in one batch: every row its own z."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +31,7 @@ class Answers(NamedTuple):
 def answer(
     lm: LM,
     spectra: Mapping[str, Any],
-    population: Mapping[str, jax.Array],
-    infos: Mapping[str, MatrixInfo],
-    family: Family,
+    z: Mapping[str, jax.Array],
     task: Task,
     examples: Sequence[Example],
     room: Room | None,
@@ -42,19 +41,24 @@ def answer(
 
     Args:
       spectra: the model's nested tree.
-      population: raw values {name: [M, ...]}.
+      z: {name: [M, R]}, one z a member, from `population_z`.
       room: of the prompts, from `room_of`; exactly theirs by default.
     """
-    z = _z(population, infos, family)
     members = mixed_batch.own_z(spectra, z)
     keys = jnp.broadcast_to(jax.random.key(0), (len(examples),))
-    asked = mixed_batch.ask(lm, _tokens(lm, task, examples), keys, max_new_tokens, room)
+    batch = mixed_batch.ask(lm, _tokens(lm, task, examples), keys, max_new_tokens, room)
     rows = len(members) * len(examples)
-    out = mixed_batch.answers(lm, members, asked, max_new_tokens, sampling=Greedy(), rows=rows, stops=task.stop)
+    out = mixed_batch.answers(lm, members, batch, max_new_tokens, sampling=Greedy(), rows=rows, stops=task.stop)
     found = chat.decode_until(lm, out.tokens, out.lengths, [task.stop] * len(out.tokens))
     means = found.means(out.logprobs).reshape(len(members), -1)
-    wrong = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
-    return Answers(found.texts, means, found.lengths, *wrong)
+    counts = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
+    return Answers(found.texts, means, found.lengths, *counts)
+
+
+@partial(jax.jit, static_argnames=("family",))
+def population_z(raw: Mapping[str, jax.Array], infos: Mapping[str, MatrixInfo], family: Family) -> dict[str, jax.Array]:
+    """{name: z [M, R]} of raw values {name: [M, ...]}, M members."""
+    return jax.vmap(family.z, (0, None))(raw, infos)
 
 
 def room_of(lm: LM, task: Task, source: Sequence[Example]) -> Room:
@@ -66,14 +70,8 @@ def _tokens(lm: LM, task: Task, examples: Sequence[Example]) -> list[list[int]]:
     return chat.tokenize(lm, [chat.render_example(lm, task, example) for example in examples])
 
 
-_z = jax.jit(
-    lambda population, infos, family: jax.vmap(family.z, (0, None))(population, infos),
-    static_argnames=("family",),
-)
-
-
 def likelihood_of_right(rewards: np.ndarray, mean_logprobs: np.ndarray) -> np.ndarray:
-    """[M] what decides between members of equal fitness: the mean log-likelihood of a member's right answers.
+    """[M] mean log-likelihood of each member's right answers, which decides between members of equal fitness.
 
     As in Transformer-Squared's public code; there a member with nothing right has 0, the best there is, here the least.
     """

@@ -27,10 +27,9 @@ from sva.models.weights import expected
 from sva.spectral.forms import Spectrum, adapters
 from sva.spectral.parametrisations import Family, MatrixInfo, check_raw, seed_of
 from sva.spectral.svd import require_whole
-from sva.training import surrogates
+from sva.training import losses
 from sva.training.advantages import BASELINES
 from sva.training.config.reinforce import ALGORITHMS, ReinforceConfig
-from sva.training.kl import penalty
 from sva.utils.errors import UserError
 
 
@@ -117,33 +116,29 @@ def reinforce_loss(
     infos = matrix_infos_of(model, spectra)
     check_raw(family, raw, infos)
     adapted = variables(model, params, adapters(spectra, family.z(raw, infos)))
-    prompts, rows = batch.prompt_ids.shape[0], batch.completion_ids.shape[0]
-    positions, valid = positions_of(batch.prompt_mask)
-    prompt_lengths = jnp.repeat(batch.prompt_mask.sum(axis=1), rows // prompts)
-    offsets, scored = positions_of(batch.completion_mask)
-
-    def predicting(collections: Mapping[str, Any]) -> jax.Array:
-        """[B, N, D], the state before each completion token."""
-        since = batch.prompt_ids.shape[1] - 1
-        hidden, past = apply(model, collections, batch.prompt_ids, positions, valid, since=since)
-        last = jnp.repeat(hidden, rows // prompts, axis=0)
-        hidden, _ = apply(model, collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, [past])
-        return jnp.concatenate([last, hidden[:, :-1]], axis=1)
-
-    ref_hidden = jax.lax.stop_gradient(predicting({"params": params})) if cfg.has_kl else None
+    base = {"params": params}
+    ref_hidden = jax.lax.stop_gradient(hidden_before_tokens(model, base, batch)) if cfg.has_kl else None
 
     def unembed(hidden: jax.Array) -> jax.Array:
         """[B, n, V] logits at the temperature of each row."""
-        logits = apply(model, {"params": params}, hidden, method="unembed")
+        logits = apply(model, base, hidden, method="unembed")
         return logits if batch.temperature is None else logits / jnp.reshape(batch.temperature, (-1, 1, 1))
 
-    scores = score(
-        unembed,
-        predicting(adapted),
-        batch.completion_ids,
-        ref_hidden,
-    )
+    scores = score(unembed, hidden_before_tokens(model, adapted, batch), batch.completion_ids, ref_hidden)
     return policy_loss(scores, batch, cfg)
+
+
+def hidden_before_tokens(model: Transformer, collections: Mapping[str, Any], batch: Batch) -> jax.Array:
+    """[B, N, D] hidden states that predict each completion token; a prompt's are computed once for its completions."""
+    samples = batch.completion_ids.shape[0] // batch.prompt_ids.shape[0]
+    positions, valid = positions_of(batch.prompt_mask)
+    offsets, scored = positions_of(batch.completion_mask)
+    since = batch.prompt_ids.shape[1] - 1
+    hidden, past = apply(model, collections, batch.prompt_ids, positions, valid, since=since)
+    last = jnp.repeat(hidden, samples, axis=0)
+    starts = jnp.repeat(batch.prompt_mask.sum(axis=1), samples)
+    hidden, _ = apply(model, collections, batch.completion_ids, starts[:, None] + offsets, scored, [past])
+    return jnp.concatenate([last, hidden[:, :-1]], axis=1)
 
 
 def policy_loss(scores: Scores, batch: Batch, cfg: ReinforceConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -156,17 +151,17 @@ def policy_loss(scores: Scores, batch: Batch, cfg: ReinforceConfig) -> tuple[jax
     scores = scores._replace(logprobs=scores.logprobs * keep, ref_logprobs=scores.ref_logprobs * keep)
     clipped = jnp.zeros_like(keep)
     if not algorithm.is_clipped:
-        losses = surrogates.score_function(scores.logprobs, batch.advantages)
+        surrogate = losses.score_function(scores.logprobs, batch.advantages)
     elif batch.sampled is None:
         raise UserError(
             f"algorithm {cfg.algorithm} needs batch.sampled, the log-probs that completions were drawn with"
         )
     else:
-        losses, is_clipped = surrogates.clipped(
+        surrogate, is_clipped = losses.clipped_ratio(
             scores.logprobs, batch.sampled * keep, batch.advantages, cfg.clip_low, cfg.clip_high
         )
         clipped = is_clipped.astype(jnp.float32)
-    loss = jnp.sum(losses * share) / size
+    loss = jnp.sum(surrogate * share) / size
     aux = {
         "policy_loss": loss,
         "kl": jnp.zeros(()),
@@ -175,7 +170,7 @@ def policy_loss(scores: Scores, batch: Batch, cfg: ReinforceConfig) -> tuple[jax
         "logprobs": scores.logprobs,
     }
     if cfg.has_kl:
-        penalties = penalty(scores, keep, cfg.kl)
+        penalties = losses.penalty(scores, keep, cfg.kl)
         loss = loss + cfg.kl_coef * jnp.sum(penalties * share) / size
         aux["kl"] = jnp.sum(penalties * keep) / size
     return loss, aux

@@ -26,8 +26,16 @@ from sva.utils.files import read_json, write_json
 from sva.utils.padding import budget_bucket, left_pad, length_bucket
 
 
+class TaskBatch(NamedTuple):
+    """P examples of a task, whose prompts are padded to `width` tokens, so that every step has the same shapes."""
+
+    task: Task
+    examples: Sequence[Example]
+    width: int  # from `prompt_width`
+
+
 class Completions(NamedTuple):
-    """What a policy answered, B = P * G rows; row r is sample r % G of prompt r // G."""
+    """A policy's completions, B = P * G rows; row r is sample r % G of prompt r // G."""
 
     prompt_ids: np.ndarray  # [P, T] int32, padded on the left
     prompt_mask: np.ndarray  # [P, T] int32
@@ -48,7 +56,7 @@ class RewardError(UserError):
 
 
 class Rollout(NamedTuple):
-    """One step's completions and what they earned."""
+    """One step's completions with their rewards."""
 
     batch: Batch  # of prompts * samples rows
     rewards: np.ndarray  # [P, G] float32, +1 right, -1 wrong
@@ -58,39 +66,20 @@ class Rollout(NamedTuple):
     empty: int
 
 
-def rollout(
-    lm: LM,
-    spectra: Mapping[str, Spectrum],
-    z: Mapping[str, jax.Array],
-    task: Task,
-    examples: Sequence[Example],
-    key: jax.Array,
-    cfg: RolloutConfig,
-    loss: ReinforceConfig,
-    width: int,
-) -> Rollout:
-    """Samples from the adapted model (merged once), grades, and forms the batch.
-
-    Prompts are padded to `width` tokens (`prompt_width`), so that every step has the same shapes. Row r of
-    the batch is sample r % G of prompt r // G, drawn with fold_in(key, r): a pure function of its arguments.
-    """
-    drawn = sample(lm, spectra, z, task, examples, key, cfg, width)
-    return rewarded(lm, drawn, grade(task, examples, drawn.texts), cfg, loss)
-
-
 def sample(
     lm: LM,
     spectra: Mapping[str, Spectrum],
     z: Mapping[str, jax.Array],
-    task: Task,
-    examples: Sequence[Example],
+    batch: TaskBatch,
     key: jax.Array,
     cfg: RolloutConfig,
-    width: int,
 ) -> Completions:
-    """The completions of `rollout`, before they are graded."""
-    ids, mask = prompts(lm, task, examples, width)
-    rows = len(examples) * cfg.samples
+    """Completions drawn from the adapted model, G = cfg.samples of each prompt; a pure function of its arguments.
+
+    Row r is sample r % G of prompt r // G, drawn with fold_in(key, r).
+    """
+    task, ids, mask = batch.task, *prompts(lm, batch)
+    rows = len(ids) * cfg.samples
     budget = cfg.max_new_tokens or task.max_new_tokens
     eos = chat.end_tokens(lm, task.stop)
     params, adapter = lm.params, None
@@ -136,9 +125,9 @@ def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.n
       RewardError: the grader raised.
     """
     samples = len(texts) // len(examples)
-    asked = [example for example in examples for _ in range(samples)]
+    repeated = [example for example in examples for _ in range(samples)]
     try:
-        grades = task.grade_many([cut(text, task.stop) for text in texts], asked)
+        grades = task.grade_many([cut(text, task.stop) for text in texts], repeated)
     except UserError:  # such as a sandbox that cannot be had here
         raise
     except Exception as error:
@@ -150,8 +139,8 @@ def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.n
     return np.where([grade.correct for grade in grades], 1.0, -1.0).astype(np.float32).reshape(-1, samples)
 
 
-def rewarded(lm: LM, drawn: Completions, rewards: np.ndarray, cfg: RolloutConfig, loss: ReinforceConfig) -> Rollout:
-    """The batch of completions that earned `rewards` [P, G].
+def with_rewards(lm: LM, drawn: Completions, rewards: np.ndarray, cfg: RolloutConfig, loss: ReinforceConfig) -> Rollout:
+    """The training batch of completions whose rewards [P, G] are known.
 
     Columns that no row reaches are cut off, in halves of the budget, so that short completions make a small update
     and there are few shapes to compile.
@@ -202,7 +191,7 @@ class Verdicts:
         about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
         if about.items() <= known.items():
             return np.asarray(known["rewards"], np.float32)
-        rewards = broadcast_from_process_0(grade())  # of several processes, what the first one says
+        rewards = broadcast_from_process_0(grade())
         if is_writer():
             write_json(self._path, about | {"rewards": rewards.tolist()})
         return rewards
@@ -218,9 +207,9 @@ def prompt_width(lm: LM, task: Task, source: Sequence[Example]) -> int:
     return length_bucket(mask.shape[1])
 
 
-def prompts(lm: LM, task: Task, examples: Sequence[Example], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask) [P, width] int32 of the examples' questions, padded on the left."""
-    return left_pad(*_encode(lm, task, examples), width)
+def prompts(lm: LM, batch: TaskBatch) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) [P, width] int32 of the examples' prompts, padded on the left."""
+    return left_pad(*_encode(lm, batch.task, batch.examples), batch.width)
 
 
 def _encode(lm: LM, task: Task, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

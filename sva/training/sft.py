@@ -60,5 +60,5 @@ def solved(
     for i, row in enumerate(tokens):
         ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
-    worth = np.full(len(tokens), len(tokens) / mask.sum(), np.float32)
-    return Batch(*map(jnp.asarray, (*prompts, ids, mask, worth)))
+    weights = np.full(len(tokens), len(tokens) / mask.sum(), np.float32)
+    return Batch(*map(jnp.asarray, (*prompts, ids, mask, weights)))

@@ -21,7 +21,7 @@ class TrainConfig:
     micro_batch: int = 2  # prompts whose completions' activations are held at once
     remat: bool = True  # recompute each layer in the backward pass: a third more work, a fraction of the memory
     param_dtype: str = "float32"  # of raw values and Adam's state; "bfloat16" as the public code, see `optimizers`
-    bound: float | None = None  # raw values are held this near to their family's centre, see `apply_gradient`
+    bound: float | None = None  # raw values are held this near to their family's centre, see `update.apply_gradient`
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
