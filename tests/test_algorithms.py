@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from sva.generation.logprobs import Scores
-from sva.training import kl
+from sva.training import losses
 from sva.training.advantages import BASELINES
-from sva.training.reinforce import ALGORITHMS, Batch, ReinforceConfig, advantages, check_samples, policy_loss
+from sva.training.config.reinforce import ALGORITHMS, PENALTIES, ReinforceConfig, check_samples
+from sva.training.reinforce import Batch, advantages, policy_loss
 from sva.utils.errors import UserError
 
 THETA = np.array([0.3, -0.5, 0.9, 0.1])
@@ -162,13 +163,13 @@ def test_k1_over_a_completion_has_the_gradient_of_the_completions_divergence():
 def test_the_estimates_are_of_the_divergence_to_the_base():
     logps, ref = jnp.log(PI), jnp.log(REF)
     exact = PI @ np.log(PI / REF)
-    assert PI @ np.asarray(kl.k1(logps, ref)) == pytest.approx(exact, rel=1e-5)
-    assert PI @ np.asarray(kl.k3(logps, ref)) == pytest.approx(exact, rel=1e-5)
-    np.testing.assert_allclose(kl.k2(logps, ref), np.log(PI / REF) ** 2 / 2, rtol=1e-5)
-    assert (np.asarray(kl.k3(logps, ref)) >= 0).all()
+    assert PI @ np.asarray(losses.k1(logps, ref)) == pytest.approx(exact, rel=1e-5)
+    assert PI @ np.asarray(losses.k3(logps, ref)) == pytest.approx(exact, rel=1e-5)
+    np.testing.assert_allclose(losses.k2(logps, ref), np.log(PI / REF) ** 2 / 2, rtol=1e-5)
+    assert (np.asarray(losses.k3(logps, ref)) >= 0).all()
 
 
-@pytest.mark.parametrize("kind", kl.PENALTIES)
+@pytest.mark.parametrize("kind", PENALTIES)
 def test_masked_tokens_far_from_the_base_change_no_penalty(kind):
     arms, mask = jnp.asarray([[0, 1]]), jnp.asarray([[1, 0]])
     nothing = jnp.zeros((1, 1), jnp.int32)

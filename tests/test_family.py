@@ -32,9 +32,14 @@ from sva.spectral.parametrisations import (
     seed_of,
 )
 from sva.spectral.svd import svd
-from sva.training.loop import TrainConfig, fit, init_state, train_step
-from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
-from sva.training.rollout import RolloutConfig
+from sva.training.config import Config
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import fit
+from sva.training.optimizers import update_config
+from sva.training.reinforce import Batch, reinforce_loss
+from sva.training.update import init_state, train_step
 from sva.utils.errors import UserError
 from sva.utils.matmul import dot
 from sva.utils.trees import select
@@ -129,7 +134,7 @@ def test_a_wrong_spelling_is_explained_in_one_line(spelling, words):
 )
 def test_a_matrix_that_is_too_small_for_the_setting_is_named_with_its_size(spelling, spectra):
     with pytest.raises(UserError, match=f"{spelling} needs 33 singular values, a target matrix has 32"):
-        init_state(spectra, family(spelling), TrainConfig())
+        init_state(spectra, family(spelling), update_config(TrainConfig()))
 
 
 @pytest.mark.parametrize("spelling", MEMBERS)
@@ -182,10 +187,11 @@ def test_the_gradient_of_scanned_layers_equals_autodiff_through_the_merged_weigh
     "spelling", ["linear", pytest.param("banded:width=2", marks=pytest.mark.long), "projected:n=7,r=3"]
 )
 def test_a_step_trains_a_member_and_its_run_resumes_bit_for_bit(spelling, toy, spectra, tmp_path):
-    settings = dict(
-        rollouts=RolloutConfig(prompts=2, samples=4),
-        loss=ReinforceConfig(baseline="none"),
-        cfg=TrainConfig(steps=2, micro_batch=2, remat=False),
+    settings = Config(
+        parametrisation=spelling,
+        rollout=RolloutConfig(prompts=2, samples=4),
+        reinforce=ReinforceConfig(baseline="none"),
+        train=TrainConfig(steps=2, micro_batch=2, remat=False),
         seed=3,
     )
 
@@ -195,9 +201,9 @@ def test_a_step_trains_a_member_and_its_run_resumes_bit_for_bit(spelling, toy, s
 
     member = family(spelling)
     with pytest.raises(RuntimeError, match="stop"):
-        fit(toy, spectra, member, NameAColour(), tmp_path / "a", on_step=stop, **settings)
-    resumed = fit(toy, spectra, family(spelling), NameAColour(), tmp_path / "a", **settings)
-    whole = fit(toy, spectra, member, NameAColour(), tmp_path / "b", **settings)
+        fit(toy, spectra, NameAColour(), tmp_path / "a", settings, on_step=stop)
+    resumed = fit(toy, spectra, NameAColour(), tmp_path / "a", settings)
+    whole = fit(toy, spectra, NameAColour(), tmp_path / "b", settings)
     chex.assert_trees_all_equal(resumed, whole)
     start = member.start(matrix_infos(spectra))
     for name, raw in whole.raw.items():
@@ -356,9 +362,9 @@ def test_experts_and_middles_that_do_not_fit_are_refused(toy, spectra):
 
 def test_another_step_of_the_same_spelling_compiles_nothing(toy, spectra, batch, compilations):
     cfg = TrainConfig(micro_batch=2, remat=False)
-    state = init_state(spectra, family("core:r=4"), cfg)
+    state = init_state(spectra, family("core:r=4"), update_config(cfg))
     nested = toy.model.nest(spectra)
-    settings = dict(model=toy.model, loss=ReinforceConfig(), cfg=cfg)
+    settings = dict(model=toy.model, loss=ReinforceConfig(), cfg=update_config(cfg))
     changed = dataclasses.replace(batch, completion_ids=(batch.completion_ids + 1) % 32)
     state, _ = train_step(state, nested, toy.params, batch, family=family("core:r=4"), **settings)
     compilations.clear()

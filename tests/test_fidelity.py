@@ -13,10 +13,12 @@ from sva.generation.testing import NameAColour
 from sva.spectral.expert import Expert
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
 from sva.training import config
-from sva.training.loop import TrainConfig, apply_gradient, fit
-from sva.training.optimizers import Bfloat16AdamState, bfloat16_adam
-from sva.training.reinforce import ReinforceConfig
-from sva.training.rollout import RolloutConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import fit
+from sva.training.optimizers import Bfloat16AdamState, bfloat16_adam, optimizer, update_config
+from sva.training.update import apply_gradient
 
 
 def _same_sign(member, cfg, steps, magnitudes):
@@ -26,10 +28,10 @@ def _same_sign(member, cfg, steps, magnitudes):
     pushes = jnp.asarray(-magnitudes * rng.uniform(0.7, 1.3, (steps, len(magnitudes))), jnp.float32)
 
     def step(carry, push):
-        raw, opt_state = apply_gradient(*carry, {"p": push}, family=member, cfg=cfg)
+        raw, opt_state = apply_gradient(*carry, {"p": push}, family=member, cfg=update_config(cfg))
         return (raw, opt_state), raw["p"].astype(jnp.float32)
 
-    _, path = jax.jit(lambda start: jax.lax.scan(step, start, pushes))((raw, cfg.optimizer().init(raw)))
+    _, path = jax.jit(lambda start: jax.lax.scan(step, start, pushes))((raw, optimizer(update_config(cfg)).init(raw)))
     return np.asarray(path[-1]), np.asarray(path[-501])
 
 
@@ -86,10 +88,10 @@ def test_bfloat16_adam_walks_as_torchs_bit_for_bit():
 
 def test_a_bfloat16_run_resumes_bit_for_bit_and_its_expert_keeps_every_value(toy, tmp_path):
     spectra = decompose(toy, "mlp", progress=False)
-    settings = dict(
-        rollouts=RolloutConfig(prompts=4, samples=2),
-        loss=ReinforceConfig(baseline="none"),
-        cfg=TrainConfig(steps=3, lr=2e-3, micro_batch=2, remat=False, param_dtype="bfloat16"),
+    settings = config.Config(
+        rollout=RolloutConfig(prompts=4, samples=2),
+        reinforce=ReinforceConfig(baseline="none"),
+        train=TrainConfig(steps=3, lr=2e-3, micro_batch=2, remat=False, param_dtype="bfloat16"),
         seed=3,
     )
 
@@ -98,9 +100,9 @@ def test_a_bfloat16_run_resumes_bit_for_bit_and_its_expert_keeps_every_value(toy
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        fit(toy, spectra, SIGMOID_NUCLEAR, NameAColour(), tmp_path / "a", on_step=stop, **settings)
-    resumed = fit(toy, spectra, SIGMOID_NUCLEAR, NameAColour(), tmp_path / "a", **settings)
-    whole = fit(toy, spectra, SIGMOID_NUCLEAR, NameAColour(), tmp_path / "b", **settings)
+        fit(toy, spectra, NameAColour(), tmp_path / "a", settings, on_step=stop)
+    resumed = fit(toy, spectra, NameAColour(), tmp_path / "a", settings)
+    whole = fit(toy, spectra, NameAColour(), tmp_path / "b", settings)
     chex.assert_trees_all_equal(resumed, whole)
     adam = whole.opt_state[1]
     assert isinstance(adam, Bfloat16AdamState)
@@ -119,8 +121,9 @@ def test_at_the_public_codes_rate_bfloat16_cannot_raise_a_z_of_one():
     # Why the mode is for p and not for z: above 1 the spacing is 2^-7, and half of it is more than 2e-3.
     cfg = TrainConfig(lr=2e-3, clip_norm=1e9, param_dtype="bfloat16")
     raw = {"z": LINEAR.init(jnp.ones(4)).astype(jnp.bfloat16)}
-    up, _ = apply_gradient(raw, cfg.optimizer().init(raw), {"z": -jnp.ones(4)}, family=LINEAR, cfg=cfg)
-    down, _ = apply_gradient(raw, cfg.optimizer().init(raw), {"z": jnp.ones(4)}, family=LINEAR, cfg=cfg)
+    settings = dict(family=LINEAR, cfg=update_config(cfg))
+    up, _ = apply_gradient(raw, optimizer(update_config(cfg)).init(raw), {"z": -jnp.ones(4)}, **settings)
+    down, _ = apply_gradient(raw, optimizer(update_config(cfg)).init(raw), {"z": jnp.ones(4)}, **settings)
     np.testing.assert_array_equal(up["z"], raw["z"])
     assert (down["z"] < raw["z"]).all()
 

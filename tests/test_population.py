@@ -21,7 +21,8 @@ def test_every_member_answers_as_its_merged_model_does(scan, toy):
     examples = [source[i] for i in range(5)]
     room = population.shape_of(lm, TASK, source)
     nested = lm.model.nest(spectra)
-    found = population.answer(lm, nested, raw, places, SIGMOID_NUCLEAR, TASK, examples, room, NEW)
+    all_z = population.population_z(raw, places, SIGMOID_NUCLEAR)
+    found = population.answer(lm, nested, all_z, TASK, examples, room, NEW)
     encoded = chat.encode(lm, [chat.render(lm, TASK.question(example)) for example in examples])
     texts = []
     for member in range(MEMBERS):
@@ -31,5 +32,5 @@ def test_every_member_answers_as_its_merged_model_does(scan, toy):
         np.testing.assert_allclose(found.mean_logprobs[member], out.logprobs.sum(axis=1) / out.lengths, atol=3e-4)
     assert found.texts == texts
     assert len(set(texts)) > MEMBERS
-    fitting = population.answer(lm, nested, raw, places, SIGMOID_NUCLEAR, TASK, examples, None, NEW)
+    fitting = population.answer(lm, nested, all_z, TASK, examples, None, NEW)
     assert fitting.texts == texts

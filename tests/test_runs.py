@@ -113,7 +113,7 @@ def test_the_experts_file_is_for_this_base_and_says_what_it_is(run, toy):
 def test_a_finished_run_is_read_and_not_repeated(run, settings, toy, monkeypatch):
     run_dir, expert, result = run
     monkeypatch.setattr("sva.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated again"))
-    monkeypatch.setattr("sva.training.loop.sample", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("sva.training.methods.sample", lambda *_, **__: pytest.fail("trained again"))
     again, same = runs.train(settings(run_dir), lm=toy, progress=False)
     for name, raw in expert.raw.items():
         np.testing.assert_array_equal(again.raw[name], raw)
@@ -173,3 +173,19 @@ def test_a_place_that_cannot_be_written_is_one_line(settings, toy, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         runs.train(settings(tmp_path / "file" / "run"), lm=toy, progress=False)
+
+
+def test_a_run_in_which_nothing_was_ever_right_says_so_and_what_to_try(settings, toy, tmp_path, capsys):
+    lines = [{"prompt": f"what colour the {a} of the {b} ?", "answer": "42"} for a in THINGS for b in THINGS[:4]]
+    task = tmp_path / "never.jsonl"
+    task.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_dir = tmp_path / "run"
+    _, result = runs.train(settings(run_dir, f"task={task}", "train.steps=1"), lm=toy, progress=False)
+    assert [row["accuracy"] for row in metrics.read(run_dir / "metrics.jsonl")] == [0.0]
+    (warning,) = json.loads((run_dir / "result.json").read_text())["warnings"]
+    assert warning == result["warnings"][0]
+    assert warning.startswith(
+        "no sampled answer was right in 1 step, so nothing said what a right one is; try an easier"
+    )
+    assert warning.count("(wrong)") == 3  # how the grader read three answers
+    assert f"warning: {warning}" in capsys.readouterr().err

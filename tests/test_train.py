@@ -18,22 +18,28 @@ import pytest
 from sva.generation import chat
 from sva.generation.decompose import decompose
 from sva.generation.testing import NameAColour, toy_lm
-from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
+from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR
 from sva.training.checkpoint import Checkpoints
-from sva.training.guards import GuardConfig, load_batch
-from sva.training.loop import TrainConfig, fit, init_state, train_step
+from sva.training.config import Config
+from sva.training.config.evaluation import ValidationConfig
+from sva.training.config.evolution import EvolutionConfig
+from sva.training.config.guards import GuardConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.guards import load_batch
+from sva.training.loop import fit
 from sva.training.metrics import read
-from sva.training.reinforce import ReinforceConfig
-from sva.training.rollout import RolloutConfig, prompt_width, prompts, rollout
-from sva.training.search import EvolutionConfig
+from sva.training.optimizers import update_config
+from sva.training.rollout import TaskBatch, grade, prompt_width, prompts, sample, with_rewards
 from sva.training.sft import solved
-from sva.training.validation import ValidationConfig
+from sva.training.update import init_state, train_step
 from sva.utils.errors import UserError
 
-SMALL = dict(
-    rollouts=RolloutConfig(prompts=4, samples=4),
-    loss=ReinforceConfig(kl_coef=0.1),
-    cfg=TrainConfig(steps=5, lr=0.05, micro_batch=2, remat=False),
+SMALL = Config(
+    rollout=RolloutConfig(prompts=4, samples=4),
+    reinforce=ReinforceConfig(kl_coef=0.1),
+    train=TrainConfig(steps=5, lr=0.05, micro_batch=2, remat=False),
     seed=3,
 )
 
@@ -42,7 +48,7 @@ def _is_time(name):
     return name == "tokens_per_second" or name.endswith("_seconds")
 
 
-ONE_STEP = dataclasses.replace(SMALL["cfg"], steps=1)
+ONE_STEP = dataclasses.replace(SMALL.train, steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +56,19 @@ def spectra(toy):
     return decompose(toy, "mlp", progress=False)
 
 
-def _fit(toy, spectra, run_dir, **changes):
+def _nothing(_):
+    """Of no step."""
+
+
+def _fit(toy, spectra, run_dir, task=None, on_step=_nothing, **changes):
     run_dir.mkdir(exist_ok=True)
-    return fit(toy, spectra, SIGMOID_NUCLEAR, NameAColour(), run_dir, **(SMALL | changes))
+    config = dataclasses.replace(SMALL, **changes)
+    return fit(toy, spectra, task or NameAColour(), run_dir, config, on_step=on_step)
+
+
+def _rollout(toy, spectra, z, batch, key, cfg, loss):
+    drawn = sample(toy, spectra, z, batch, key, cfg)
+    return with_rewards(toy, drawn, grade(batch.task, batch.examples, drawn.texts), cfg, loss)
 
 
 def _rows(run_dir):
@@ -80,14 +96,14 @@ def batch(toy, spectra):
     ones = {name: jnp.ones(len(x.s)) for name, x in spectra.items()}
     width = prompt_width(toy, task, source)
     examples = [source[i] for i in range(4)]
-    settings = (cfg, ReinforceConfig(baseline="none"), width)
-    return rollout(toy, spectra, ones, task, examples, jax.random.key(0), *settings)
+    asked = TaskBatch(task, examples, width)
+    return _rollout(toy, spectra, ones, asked, jax.random.key(0), cfg, ReinforceConfig(baseline="none"))
 
 
 def _step(toy, spectra, batch, state=None, **changes):
     cfg = TrainConfig(**(dict(micro_batch=4, remat=False, clip_norm=1e9) | changes))
-    state = state or init_state(spectra, LINEAR, cfg)
-    settings = dict(model=toy.model, family=LINEAR, loss=ReinforceConfig(kl_coef=0.1), cfg=cfg)
+    state = state or init_state(spectra, LINEAR, update_config(cfg))
+    settings = dict(model=toy.model, family=LINEAR, loss=ReinforceConfig(kl_coef=0.1), cfg=update_config(cfg))
     return train_step(state, toy.model.nest(spectra), toy.params, batch, **settings)
 
 
@@ -115,7 +131,9 @@ def test_without_score_eos_the_end_token_is_left_out_and_nothing_else(toy, spect
     for score_eos in (True, False):
         cfg = RolloutConfig(prompts=4, samples=3, score_eos=score_eos)
         examples = [source[i] for i in range(4)]
-        data = rollout(toy, spectra, ones, task, examples, jax.random.key(0), cfg, SMALL["loss"], width).batch
+        data = _rollout(
+            toy, spectra, ones, TaskBatch(task, examples, width), jax.random.key(0), cfg, SMALL.reinforce
+        ).batch
         masks.append(np.asarray(data.completion_mask))
     left_out = masks[0] - masks[1]
     np.testing.assert_array_equal(left_out, masks[0] * (np.asarray(data.completion_ids) == 1))
@@ -129,7 +147,9 @@ def test_what_follows_a_stop_text_is_neither_graded_nor_trained(toy, spectra):
     for stop in ((), ("green",)):
         task = NameAColour(max_new_tokens=24, stop=stop)
         width = prompt_width(toy, task, source)
-        found.append(rollout(toy, spectra, ones, task, examples, jax.random.key(0), cfg, SMALL["loss"], width))
+        found.append(
+            _rollout(toy, spectra, ones, TaskBatch(task, examples, width), jax.random.key(0), cfg, SMALL.reinforce)
+        )
     whole, cut = found
     where = [text.find("green") for text in whole.texts]
     assert cut.texts == [text if at < 0 else text[:at] for text, at in zip(whole.texts, where, strict=True)]
@@ -151,7 +171,9 @@ def test_a_stop_that_is_a_special_token_ends_a_rollouts_rows_by_its_id(toy, spec
     for stop in ((), ("<user>",)):
         task = NameAColour(max_new_tokens=24, stop=stop)
         width = prompt_width(toy, task, source)
-        found.append(rollout(toy, spectra, ones, task, examples, jax.random.key(0), cfg, SMALL["loss"], width))
+        found.append(
+            _rollout(toy, spectra, ones, TaskBatch(task, examples, width), jax.random.key(0), cfg, SMALL.reinforce)
+        )
         new = list(compilations)
         compilations.clear()
     assert "generate" not in "".join(new)  # end tokens are an argument
@@ -168,7 +190,7 @@ def test_a_stop_that_is_a_special_token_ends_a_rollouts_rows_by_its_id(toy, spec
     assert ended.overlong < whole.overlong
     refused = NameAColour(stop=("<user> x",))
     with pytest.raises(UserError, match="the stop string '<user> x' holds the special token '<user>' and more"):
-        rollout(toy, spectra, ones, refused, examples, jax.random.key(0), cfg, SMALL["loss"], width)
+        _rollout(toy, spectra, ones, TaskBatch(refused, examples, width), jax.random.key(0), cfg, SMALL.reinforce)
 
 
 def test_a_rollouts_prompt_is_the_tasks_whole_chat(toy):
@@ -177,7 +199,7 @@ def test_a_rollouts_prompt_is_the_tasks_whole_chat(toy):
             return "red"
 
     task = Solved(shots=2)
-    ids, mask = prompts(toy, task, task.source("test")[:1], 128)
+    ids, mask = prompts(toy, TaskBatch(task, task.source("test")[:1], 128))
     text = chat.render_turns(toy, task.turns(task.source("test")[0]))
     assert ids[0][mask[0] == 1].tolist() == chat.tokenize(toy, [text])[0]
     assert len(task.turns(task.source("test")[0])) == 5
@@ -219,11 +241,11 @@ def test_the_gradient_is_clipped_jointly(toy, spectra, batch):
     assert int(state.step) == 1
 
 
-def test_another_batch_and_a_later_state_compile_nothing(toy, spectra, batch, compilations):
+def test_another_batch_a_later_state_and_other_settings_of_the_loop_compile_nothing(toy, spectra, batch, compilations):
     state, _ = _step(toy, spectra, batch.batch)
     changed = dataclasses.replace(batch.batch, completion_ids=(batch.batch.completion_ids + 1) % 32)
     compilations.clear()
-    state, metrics = _step(toy, spectra, changed, state)
+    state, metrics = _step(toy, spectra, changed, state, lr=0.5, steps=7, examples=3, method="next_token")
     assert compilations == []
     assert int(state.step) == 2
 
@@ -231,7 +253,7 @@ def test_another_batch_and_a_later_state_compile_nothing(toy, spectra, batch, co
 def test_training_raises_the_reward(toy, spectra, tmp_path):
     rows = []
     cfg = TrainConfig(steps=20, lr=0.05, micro_batch=8, remat=False)
-    _fit(toy, spectra, tmp_path, rollouts=RolloutConfig(), loss=ReinforceConfig(), cfg=cfg, on_step=rows.append)
+    _fit(toy, spectra, tmp_path, rollout=RolloutConfig(), reinforce=ReinforceConfig(), train=cfg, on_step=rows.append)
     rewards = [row["reward"] for row in rows]
     assert np.mean(rewards[-4:]) > np.mean(rewards[:3]) + 0.4
     assert rows[-1]["z_spread"] > 0.01
@@ -290,7 +312,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(toy, s
     with pytest.raises(FloatingPointError, match="step 2: loss nan, grad_norm nan, reward .*; the batch is kept in"):
         _fit(broken, spectra, tmp_path, on_step=poison)
     checkpoints = Checkpoints(tmp_path / "state")
-    step, state = checkpoints.restore(init_state(spectra, SIGMOID_NUCLEAR, SMALL["cfg"]))
+    step, state = checkpoints.restore(init_state(spectra, SIGMOID_NUCLEAR, update_config(SMALL.train)))
     checkpoints.close()
     assert step == 2
     assert all(np.isfinite(x).all() for x in state.raw.values())
@@ -299,7 +321,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(toy, s
     note = json.loads((tmp_path / "failed" / "step-000002.json").read_text())
     assert len(note["examples"]) == len(kept.prompt_ids) == 4
     assert len(note["texts"]) == len(kept.completion_ids) == 16
-    settings = dict(model=toy.model, family=SIGMOID_NUCLEAR, loss=SMALL["loss"], cfg=SMALL["cfg"])
+    settings = dict(model=toy.model, family=SIGMOID_NUCLEAR, loss=SMALL.reinforce, cfg=update_config(SMALL.train))
     _, metrics = train_step(state, toy.model.nest(spectra), toy_params, kept, **settings)
     assert np.isnan(metrics["loss"])
     _, metrics = train_step(state, toy.model.nest(spectra), toy.params, kept, **settings)
@@ -313,7 +335,7 @@ def test_a_step_that_is_not_finite_is_left_out_where_that_is_asked_for(toy, spec
     toy_params = dict(toy.params)
     broken, rows = dataclasses.replace(toy, params=toy_params), []
     both = lambda row: (rows.append(row), poison(row))  # noqa: E731
-    state = _fit(broken, spectra, tmp_path, watch=GuardConfig(not_finite="skip"), on_step=both)
+    state = _fit(broken, spectra, tmp_path, guards=GuardConfig(not_finite="skip"), on_step=both)
     assert [row["step"] for row in rows if "skipped" in row] == [2]
     assert int(state.step) == 4  # updates
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
@@ -348,16 +370,16 @@ def test_few_training_prompts_are_a_choice_of_the_seed(toy, spectra, tmp_path):
     chosen = []
     for seed in (3, 4):
         seen.clear()
-        cfg = dataclasses.replace(SMALL["cfg"], steps=2, examples=5)
+        cfg = dataclasses.replace(SMALL.train, steps=2, examples=5)
         run_dir = tmp_path / str(seed)
         run_dir.mkdir()
-        fit(toy, spectra, SIGMOID_NUCLEAR, Watched(), run_dir, **(SMALL | {"cfg": cfg, "seed": seed}))
+        _fit(toy, spectra, run_dir, Watched(), train=cfg, seed=seed)
         chosen.append(set(seen))
     assert [len(rows) for rows in chosen] == [5, 5]
     assert chosen[0] != chosen[1]
-    too_many = dataclasses.replace(SMALL["cfg"], examples=10**6)
+    too_many = dataclasses.replace(SMALL.train, examples=10**6)
     with pytest.raises(UserError, match="train.examples=1000000, but the task's training split has"):
-        _fit(toy, spectra, tmp_path / "none", cfg=too_many)
+        _fit(toy, spectra, tmp_path / "none", train=too_many)
 
 
 def test_a_reward_function_that_raises_is_one_line_and_the_batch_is_kept(toy, spectra, tmp_path, whole):
@@ -366,13 +388,13 @@ def test_a_reward_function_that_raises_is_one_line_and_the_batch_is_kept(toy, sp
     with pytest.raises(
         UserError, match=r"step 1: the reward of task .* raised ZeroDivisionError \(division by zero\)"
     ) as e:
-        fit(toy, spectra, SIGMOID_NUCLEAR, Moody(), tmp_path, **SMALL)
+        _fit(toy, spectra, tmp_path, Moody())
     assert "\n" not in str(e.value)
     note = json.loads((tmp_path / "failed" / "step-000001.json").read_text())
     assert note["texts"][:5] == calls[16:21]
     assert len(note["texts"]) == 16
     limit[0] = -1
-    _assert_same(fit(toy, spectra, SIGMOID_NUCLEAR, Moody(), tmp_path, **SMALL), whole[0])
+    _assert_same(_fit(toy, spectra, tmp_path, Moody()), whole[0])
 
 
 def test_a_step_done_again_gets_the_verdicts_that_it_got(toy, spectra, tmp_path, whole, monkeypatch):
@@ -383,25 +405,25 @@ def test_a_step_done_again_gets_the_verdicts_that_it_got(toy, spectra, tmp_path,
     calls.clear()
     limit[0] = 0  # a grader that would raise is not asked for the first step again, but for the second
     with pytest.raises(UserError, match="step 1: the reward"):
-        fit(toy, spectra, SIGMOID_NUCLEAR, Moody(), tmp_path, **SMALL)
+        _fit(toy, spectra, tmp_path, Moody())
     assert len(calls) == 1
     limit[0] = -1
-    _assert_same(fit(toy, spectra, SIGMOID_NUCLEAR, Moody(), tmp_path, **SMALL), whole[0])
+    _assert_same(_fit(toy, spectra, tmp_path, Moody()), whole[0])
 
 
 def test_alarms_are_told_in_the_row_and_stop_the_run_where_asked(toy, spectra, tmp_path):
     rows = []
     watch = GuardConfig(min_reward=2.0, max_length=1000)
-    _fit(toy, spectra, tmp_path / "tell", watch=watch, on_step=rows.append, cfg=ONE_STEP)
+    _fit(toy, spectra, tmp_path / "tell", guards=watch, on_step=rows.append, train=ONE_STEP)
     assert rows[0]["alarms"] == [f"reward {rows[0]['reward']:.4g} is below guards.min_reward=2.0"]
     assert read(tmp_path / "tell" / "metrics.jsonl")[0]["alarms"] == rows[0]["alarms"]
     with pytest.raises(FloatingPointError, match=r"step 0: reward .* is below guards\.min_reward=2\.0; the batch"):
-        _fit(toy, spectra, tmp_path / "stop", watch=dataclasses.replace(watch, on_alarm="stop"), cfg=ONE_STEP)
+        _fit(toy, spectra, tmp_path / "stop", guards=dataclasses.replace(watch, on_alarm="stop"), train=ONE_STEP)
 
 
 def test_a_row_tells_what_a_steps_time_was_spent_on_and_counts_odd_completions(toy, spectra, tmp_path):
     rows = []
-    _fit(toy, spectra, tmp_path, on_step=rows.append, cfg=ONE_STEP)
+    _fit(toy, spectra, tmp_path, on_step=rows.append, train=ONE_STEP)
     parts = [rows[0][f"{name}_seconds"] for name in ("rollout", "grading", "update", "rest")]
     assert all(part > 0 for part in parts)
     assert rows[0]["step_seconds"] == pytest.approx(sum(parts))
@@ -414,8 +436,8 @@ def test_sampler_and_trainer_agree_at_a_temperature_too(toy, spectra, tmp_path, 
     rows = []
     rollouts = RolloutConfig(prompts=4, samples=4, temperature=0.7, form=form)
     loss = ReinforceConfig(algorithm="grpo", kl_coef=0.1)
-    cfg = dataclasses.replace(SMALL["cfg"], steps=2)
-    _fit(toy, spectra, tmp_path, rollouts=rollouts, loss=loss, cfg=cfg, on_step=rows.append)
+    cfg = dataclasses.replace(SMALL.train, steps=2)
+    _fit(toy, spectra, tmp_path, rollout=rollouts, reinforce=loss, train=cfg, on_step=rows.append)
     assert all(row["logprob_gap"] < 1e-4 and row["clipped"] == 0 for row in rows)
     assert abs(rows[0]["kl"]) < 1e-4  # the first policy is the base, at 0.7 as well
     assert rows[1]["kl"] > 1e-4
@@ -430,7 +452,7 @@ def test_a_batch_says_at_what_temperature_it_was_drawn(toy, spectra):
         cfg = RolloutConfig(prompts=2, **changes)
         examples = [source[i] for i in range(2)]
         loss = ReinforceConfig(baseline="none")
-        return rollout(toy, spectra, ones, task, examples, jax.random.key(5), cfg, loss, 32).batch
+        return _rollout(toy, spectra, ones, TaskBatch(task, examples, 32), jax.random.key(5), cfg, loss).batch
 
     np.testing.assert_array_equal(drawn(samples=2, temperature=0.7).temperature, np.full(4, 0.7, np.float32))
     assert drawn(samples=2, temperature=1.0).temperature is None
@@ -440,7 +462,7 @@ def test_a_batch_says_at_what_temperature_it_was_drawn(toy, spectra):
 def test_greedy_rollouts_are_one_a_prompt(toy, spectra, tmp_path):
     rows = []
     greedy = RolloutConfig(prompts=4, samples=1, temperature=0)
-    _fit(toy, spectra, tmp_path, rollouts=greedy, loss=ReinforceConfig(baseline="none"), on_step=rows.append)
+    _fit(toy, spectra, tmp_path, rollout=greedy, reinforce=ReinforceConfig(baseline="none"), on_step=rows.append)
     assert rows[0]["reward"] in (-1, -0.5, 0, 0.5, 1)
     with pytest.raises(UserError, match="greedy completions of one prompt are all the same"):
         RolloutConfig(samples=2, temperature=0)
@@ -449,7 +471,7 @@ def test_greedy_rollouts_are_one_a_prompt(toy, spectra, tmp_path):
 def test_several_epochs_go_on_from_one_another_and_clip(toy, spectra, tmp_path):
     rows = []
     loss = ReinforceConfig(algorithm="grpo", epochs=3, clip_low=1e-3, clip_high=1e-3)
-    state = _fit(toy, spectra, tmp_path, loss=loss, on_step=rows.append, cfg=ONE_STEP)
+    state = _fit(toy, spectra, tmp_path, reinforce=loss, on_step=rows.append, train=ONE_STEP)
     assert int(state.step) == 3
     assert rows[0]["clipped"] > 0.1  # in the last epoch most ratios have left 0.999..1.001
     assert rows[0]["logprob_gap"] < 1e-4  # the first one's
@@ -466,33 +488,25 @@ class Red(NameAColour):
 def test_next_token_prediction_learns_the_given_answers(toy, spectra, tmp_path):
     rows = []
     cfg = TrainConfig(method="next_token", steps=12, lr=0.05, micro_batch=2, remat=False)
-    fit(
-        toy,
-        spectra,
-        SIGMOID_NUCLEAR,
-        Red(),
-        tmp_path,
-        **(SMALL | dict(cfg=cfg, loss=ReinforceConfig())),
-        on_step=rows.append,
-    )
+    _fit(toy, spectra, tmp_path, Red(), train=cfg, reinforce=ReinforceConfig(), on_step=rows.append)
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     assert "reward" not in rows[0]
     with pytest.raises(UserError, match="no answer in answer, label, answerKey that its own grader calls right"):
-        _fit(toy, spectra, tmp_path / "none", cfg=cfg)
+        _fit(toy, spectra, tmp_path / "none", train=cfg)
 
 
 def test_the_next_token_loss_is_the_mean_over_all_answer_tokens(toy, spectra):
     task, cfg = Red(), TrainConfig(micro_batch=1, remat=False)
     examples = [{"thing": "apple", "of": "boat", "answer": "red"}, {"thing": "door", "of": "kite", "answer": "red red"}]
-    asked = prompts(toy, task, examples, 32)
+    asked = prompts(toy, TaskBatch(task, examples, 32))
     data = solved(toy, task, examples, asked, 8)
     np.testing.assert_array_equal(data.completion_mask.sum(axis=1), [2, 3])  # the end token is learnt
     np.testing.assert_array_equal(np.asarray(data.completion_ids)[:, :3], [[5, 1, 0], [5, 5, 1]])
     ids, mask = np.concatenate([asked[0], data.completion_ids], 1), np.concatenate([asked[1], data.completion_mask], 1)
     logps = jax.nn.log_softmax(toy.logits(ids, mask)[:, 31:-1], axis=-1)
     each = np.take_along_axis(np.asarray(logps), np.asarray(data.completion_ids)[:, :, None], axis=2)[..., 0]
-    settings = dict(model=toy.model, family=LINEAR, loss=ReinforceConfig(baseline="none"), cfg=cfg)
-    state = init_state(spectra, LINEAR, cfg)
+    settings = dict(model=toy.model, family=LINEAR, loss=ReinforceConfig(baseline="none"), cfg=update_config(cfg))
+    state = init_state(spectra, LINEAR, update_config(cfg))
     _, metrics = train_step(state, toy.model.nest(spectra), toy.params, data, **settings)
     assert float(metrics["loss"]) == pytest.approx(-(each * np.asarray(data.completion_mask)).sum() / 5, rel=1e-4)
 
@@ -502,7 +516,7 @@ def test_evolution_raises_the_reward_and_resumes_bit_for_bit(strategy, toy, spec
     rows = []
     search = EvolutionConfig(strategy=strategy, population=16, sigma=0.3)
     cfg = TrainConfig(method="evolution", steps=8, lr=0.1)
-    settings = SMALL | dict(cfg=cfg, search=search, rollouts=RolloutConfig(prompts=4))
+    settings = dict(train=cfg, evolution=search, rollout=RolloutConfig(prompts=4))
     whole = _fit(toy, spectra, tmp_path / "a", **settings, on_step=rows.append)
     assert np.mean([row["reward"] for row in rows[-2:]]) > np.mean([row["reward"] for row in rows[:2]])
     assert rows[-1]["best_reward"] >= rows[-1]["reward"]
@@ -519,16 +533,16 @@ def test_evolution_raises_the_reward_and_resumes_bit_for_bit(strategy, toy, spec
 def test_evolution_of_what_is_no_z_is_refused(toy, spectra, tmp_path):
     cfg = TrainConfig(method="evolution")
     with pytest.raises(UserError, match="core:r=3 is no z; use linear"):
-        fit(toy, spectra, family("core:r=3"), NameAColour(), tmp_path, **(SMALL | dict(cfg=cfg)))
+        _fit(toy, spectra, tmp_path, parametrisation="core:r=3", train=cfg)
     with pytest.raises(UserError, match=r"bfloat16 is for gradients"):
-        _fit(toy, spectra, tmp_path, cfg=dataclasses.replace(cfg, param_dtype="bfloat16"))
+        _fit(toy, spectra, tmp_path, train=dataclasses.replace(cfg, param_dtype="bfloat16"))
     with pytest.raises(UserError, match=r"train\.bound=0\.5 is for gradients and for"):
-        _fit(toy, spectra, tmp_path, cfg=dataclasses.replace(cfg, bound=0.5))
+        _fit(toy, spectra, tmp_path, train=dataclasses.replace(cfg, bound=0.5))
 
 
 def test_an_alarm_for_a_kl_that_nobody_computes_is_refused(toy, spectra, tmp_path):
     with pytest.raises(UserError, match=r"guards\.max_kl=3 needs a KL"):
-        _fit(toy, spectra, tmp_path, loss=ReinforceConfig(), watch=GuardConfig(max_kl=3))
+        _fit(toy, spectra, tmp_path, reinforce=ReinforceConfig(), guards=GuardConfig(max_kl=3))
 
 
 def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, spectra, tmp_path, monkeypatch):
@@ -537,8 +551,8 @@ def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, s
     states = []
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: (states.append(state), save(self, step, state)))
-    cfg = dataclasses.replace(SMALL["cfg"], steps=20)
-    settings = SMALL | dict(cfg=cfg, validate=ValidationConfig(every=2, patience=2))
+    cfg = dataclasses.replace(SMALL.train, steps=20)
+    settings = dict(train=cfg, validation=ValidationConfig(every=2, patience=2))
     state = _fit(toy, spectra, tmp_path, **settings)
     assert [row.get("validation_accuracy") for row in _rows(tmp_path)] == [None, 0.5, None, 0.75] + [
         None,
@@ -555,14 +569,14 @@ def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, s
 def test_a_base_that_no_step_improves_on_is_what_is_kept(toy, spectra, tmp_path, monkeypatch):
     found = iter([0.5, 0.5, 0.25])
     monkeypatch.setattr("sva.training.loop._accuracy", lambda *_: next(found))
-    cfg = dataclasses.replace(SMALL["cfg"], steps=2)
-    state = _fit(toy, spectra, tmp_path, cfg=cfg, validate=ValidationConfig(every=1))
+    cfg = dataclasses.replace(SMALL.train, steps=2)
+    state = _fit(toy, spectra, tmp_path, train=cfg, validation=ValidationConfig(every=1))
     assert int(state.best.step) == 0
-    _assert_same(state.chosen, init_state(spectra, SIGMOID_NUCLEAR, cfg).raw)
+    _assert_same(state.chosen, init_state(spectra, SIGMOID_NUCLEAR, update_config(cfg)).raw)
 
 
 def test_a_real_validation_is_of_the_adapted_model(toy, spectra, tmp_path):
-    _fit(toy, spectra, tmp_path, validate=ValidationConfig(every=5, size=8))
+    _fit(toy, spectra, tmp_path, validation=ValidationConfig(every=5, size=8))
     (accuracy,) = [row["validation_accuracy"] for row in _rows(tmp_path) if "validation_accuracy" in row]
     assert accuracy * 8 == round(accuracy * 8)
 
@@ -589,7 +603,7 @@ def test_states_of_other_settings_and_damaged_ones_are_refused_in_one_line(toy, 
 
 def test_prompts_that_are_no_whole_micro_batches_are_refused(toy, spectra, tmp_path):
     with pytest.raises(UserError, match=r"rollout\.prompts=4 is no multiple of train\.micro_batch=3"):
-        _fit(toy, spectra, tmp_path, cfg=TrainConfig(micro_batch=3))
+        _fit(toy, spectra, tmp_path, train=TrainConfig(micro_batch=3))
 
 
 @pytest.mark.parametrize("free", [100, 10**9])
@@ -615,12 +629,12 @@ _CHILD = """
 import sys
 from pathlib import Path
 import numpy as np
-from test_train import SMALL, SIGMOID_NUCLEAR, NameAColour, decompose, fit
+from test_train import SMALL, NameAColour, decompose, fit
 from sva.generation.testing import toy_lm
 
 run_dir = Path(sys.argv[1])
 toy = toy_lm()
-state = fit(toy, decompose(toy, "mlp", progress=False), SIGMOID_NUCLEAR, NameAColour(), run_dir, **SMALL)
+state = fit(toy, decompose(toy, "mlp", progress=False), NameAColour(), run_dir, SMALL)
 np.savez(run_dir / "state.npz", **state.raw)
 """
 
@@ -641,7 +655,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_step(toy, spectra, tmp_path
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    assert len(read(tmp_path / "metrics.jsonl")) < SMALL["cfg"].steps
+    assert len(read(tmp_path / "metrics.jsonl")) < SMALL.train.steps
     subprocess.run(command, env=env, check=True)
     with np.load(tmp_path / "state.npz") as final:
         _assert_same(dict(final), whole[0].raw)

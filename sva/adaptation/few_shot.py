@@ -27,7 +27,7 @@ from sva.generation.loaded_model import require_weights
 from sva.generation.merge import merge, shared_form
 from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
-from sva.parallel.processes import agree
+from sva.parallel.processes import broadcast_from_process_0
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
@@ -233,7 +233,7 @@ def score(
         asking = population_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
         out = population_batch.answers(lm, asking, part, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop)
         found = chat.decode_until(lm, out.tokens, out.lengths, [shots.task.stop] * len(out.tokens))
-        verdicts = agree(shots.right(found.texts, places.tolist() * len(rows)))  # of several processes, the first one's
+        verdicts = broadcast_from_process_0(shots.right(found.texts, places.tolist() * len(rows)))
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
         means[np.ix_(rows, places)] = found.means(out.logprobs).reshape(len(rows), -1)
         tokens += int(out.lengths.sum())

@@ -95,10 +95,10 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     from sva.adaptation.experts import load_experts
     from sva.generation.load import load
     from sva.tasks import task as make_task
-    from sva.training.run import command, versions
     from sva.training.search import CEM
     from sva.utils import seeds
     from sva.utils.files import locked_file, read_json
+    from sva.utils.provenance import command, versions
 
     shots, generations = BUDGETS[arguments.budget]
     shots = shots if arguments.shots is None else arguments.shots

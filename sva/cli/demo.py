@@ -24,9 +24,10 @@ from sva.spectral.expert import Expert
 from sva.tasks import task as make_task
 from sva.tasks.labels import OTHER
 from sva.training import config, metrics
-from sva.training.run import command, train, versions
+from sva.training.run import train
 from sva.utils import plots
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 MODEL = "smollm2-135m-instruct-q4_1"  # what the shipped experts were trained on, also where a hub answers
 LIVE = "largest"  # trained here and now

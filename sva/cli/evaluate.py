@@ -75,7 +75,7 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     from sva.evaluation import evaluate
     from sva.generation.load import load
     from sva.tasks import task as make_task
-    from sva.training.run import command, versions
+    from sva.utils.provenance import command, versions
 
     two_passes = _check(arguments)
     tasks = [

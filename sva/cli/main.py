@@ -152,7 +152,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _compile(arguments: argparse.Namespace) -> None:
     from sva.cli.aot import report as ahead
     from sva.training import config
-    from sva.training import run as runs
+    from sva.utils import provenance
     from sva.utils.files import write_json
 
     programs = tuple(arguments.program or ahead.PROGRAMS)
@@ -172,7 +172,7 @@ def _compile(arguments: argparse.Namespace) -> None:
         scan_layers=not arguments.unroll,
         on_program=lambda name: print(f"sva: compiling the {name} program", file=sys.stderr, flush=True),
     )
-    result |= {"topology": arguments.topology, "command": runs.command(), "versions": runs.versions()}
+    result |= {"topology": arguments.topology, "command": provenance.command(), "versions": provenance.versions()}
     if arguments.output:
         write_json(arguments.output, result)
     _print(result, arguments.json, ahead.summary(result))
@@ -191,7 +191,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from sva.cli.aot.report import model_config
     from sva.cli.bench import bench, check, random_lm, table
     from sva.generation.load import load
-    from sva.training.run import command, versions
+    from sva.utils.provenance import command, versions
 
     numbers = {"prompt": arguments.prompt, "new_tokens": arguments.max_new_tokens}
     check(arguments.batch, **numbers)

@@ -90,7 +90,7 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def agree(values: np.ndarray) -> np.ndarray:
+def broadcast_from_process_0(values: np.ndarray) -> np.ndarray:
     """Process 0's array, on every process: what one host alone decided, such as a verdict that hit a time limit."""
     return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sva.parallel.processes import agree, is_writer, to_host
+from sva.parallel.processes import broadcast_from_process_0, is_writer, to_host
 from sva.utils.errors import UserError
 from sva.utils.files import as_os_error, disk_error
 
@@ -70,13 +70,13 @@ class Checkpoints:
           UserError: the state is damaged, or one of other settings.
         """
         latest = self._manager.latest_step() if self._manager is not None else None
-        step = int(agree(np.asarray(-1 if latest is None else latest)))
+        step = int(broadcast_from_process_0(np.asarray(-1 if latest is None else latest)))
         if step < 0:
             return None
         if jax.process_count() > 1:
             like = to_host(like)
         state = like if self._manager is None else self._read(self._manager, step, like)
-        return step, jax.tree.map(agree, state)
+        return step, jax.tree.map(broadcast_from_process_0, state)
 
     def _read(self, manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like, "settings": self._settings})

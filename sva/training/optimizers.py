@@ -1,10 +1,38 @@
-"""Adam whose parameters, moments and arithmetic are bfloat16, as torch's is on bfloat16 parameters."""
+"""The optimiser: clipped Adam, in float32 or, as torch's is on bfloat16 parameters, in bfloat16."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
+
+from sva.training.config.train import TrainConfig
+
+
+@struct.dataclass
+class UpdateConfig:
+    """Settings of one update. All but the learning rate are static under jit: another rate compiles nothing."""
+
+    lr: jax.Array | float
+    clip_norm: float = struct.field(pytree_node=False)
+    micro_batch: int = struct.field(pytree_node=False)
+    remat: bool = struct.field(pytree_node=False)
+    param_dtype: str = struct.field(pytree_node=False)
+    bound: float | None = struct.field(pytree_node=False)
+
+
+def update_config(cfg: TrainConfig) -> UpdateConfig:
+    """Those settings of `cfg` that an update depends on; not its number of steps, nor its examples."""
+    return UpdateConfig(*(getattr(cfg, field.name) for field in dataclasses.fields(UpdateConfig)))
+
+
+def optimizer(cfg: UpdateConfig) -> optax.GradientTransformation:
+    """Adam on clipped gradients, as the public code."""
+    lr: Any = cfg.lr  # may be traced
+    adam = bfloat16_adam(lr) if cfg.param_dtype == "bfloat16" else optax.adam(lr)
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adam)
 
 
 class Bfloat16AdamState(NamedTuple):
@@ -15,7 +43,9 @@ class Bfloat16AdamState(NamedTuple):
     nu: Any
 
 
-def bfloat16_adam(lr: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+def bfloat16_adam(
+    lr: jax.Array | float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
     """Adam (arXiv 1412.6980) in the steps of torch.optim.Adam, every intermediate result rounded to bfloat16.
 
     The update itself is float32: added to a bfloat16 parameter it is rounded once, as torch's `addcdiv_` does. What

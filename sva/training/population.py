@@ -1,6 +1,7 @@
 """A population of z on the same prompts, all of them in one batch: every row its own z."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,9 @@ from sva.generation import chat, population_batch
 from sva.generation.lm import LM
 from sva.generation.population_batch import PaddedShape
 from sva.generation.sampling import Greedy
-from sva.spectral.parametrisations import Diagonal, Family, MatrixInfo
+from sva.spectral.parametrisations import Family, MatrixInfo
 from sva.tasks.base import Example, Task
 from sva.training.rollout import faults
-from sva.utils.errors import UserError
 
 
 class Answers(NamedTuple):
@@ -27,21 +27,10 @@ class Answers(NamedTuple):
     empty: int
 
 
-def check_rows(family: Family) -> None:
-    """Raises UserError for a parametrisation that no single row can have."""
-    if not isinstance(family, Diagonal):
-        raise UserError(
-            f"train.method=evolution gives every row a z of its own, and {family} is no z; use linear, "
-            "sigmoid_nuclear, top_k or tail_only"
-        )
-
-
 def answer(
     lm: LM,
     spectra: Mapping[str, Any],
-    population: Mapping[str, jax.Array],
-    infos: Mapping[str, MatrixInfo],
-    family: Family,
+    z: Mapping[str, jax.Array],
     task: Task,
     examples: Sequence[Example],
     shape: PaddedShape | None,
@@ -51,10 +40,9 @@ def answer(
 
     Args:
       spectra: the model's nested tree.
-      population: raw values {name: [M, ...]}.
+      z: {name: [M, R]}, one z a member, from `population_z`.
       shape: of the prompts, from `shape_of`; exactly theirs by default.
     """
-    z = _z(population, infos, family)
     members = population_batch.own_z(spectra, z)
     keys = jnp.broadcast_to(jax.random.key(0), (len(examples),))
     prompts = population_batch.prompt_batch(lm, _tokens(lm, task, examples), keys, max_new_tokens, shape)
@@ -62,8 +50,14 @@ def answer(
     out = population_batch.answers(lm, members, prompts, sampling=Greedy(), rows=rows, stops=task.stop)
     found = chat.decode_until(lm, out.tokens, out.lengths, [task.stop] * len(out.tokens))
     means = found.means(out.logprobs).reshape(len(members), -1)
-    wrong = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
-    return Answers(found.texts, means, found.lengths, *wrong)
+    counts = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
+    return Answers(found.texts, means, found.lengths, *counts)
+
+
+@partial(jax.jit, static_argnames=("family",))
+def population_z(raw: Mapping[str, jax.Array], infos: Mapping[str, MatrixInfo], family: Family) -> dict[str, jax.Array]:
+    """{name: z [M, R]} of raw values {name: [M, ...]}, M members."""
+    return jax.vmap(family.z, (0, None))(raw, infos)
 
 
 def shape_of(lm: LM, task: Task, source: Sequence[Example]) -> PaddedShape:
@@ -75,14 +69,8 @@ def _tokens(lm: LM, task: Task, examples: Sequence[Example]) -> list[list[int]]:
     return chat.tokenize(lm, [chat.render_example(lm, task, example) for example in examples])
 
 
-_z = jax.jit(
-    lambda population, infos, family: jax.vmap(family.z, (0, None))(population, infos),
-    static_argnames=("family",),
-)
-
-
 def likelihood_of_right(rewards: np.ndarray, mean_logprobs: np.ndarray) -> np.ndarray:
-    """[M] what decides between members of equal fitness: the mean log-likelihood of a member's right answers.
+    """[M] mean log-likelihood of each member's right answers, which decides between members of equal fitness.
 
     As in Transformer-Squared's public code; there a member with nothing right has 0, the best there is, here the least.
     """

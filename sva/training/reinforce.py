@@ -14,9 +14,8 @@ largest number of tokens allowed, a constant that neither the joint clip of the 
 kl_coef weighs nats a completion, as in `reinforce`.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +27,10 @@ from sva.models.weights import expected
 from sva.spectral.forms import Spectrum, adapters
 from sva.spectral.parametrisations import Family, MatrixInfo, check_raw, seed_of
 from sva.spectral.svd import require_whole
-from sva.training import surrogates
-from sva.training.advantages import BASELINES, GROUPED
-from sva.training.kl import PENALTIES, penalty
-from sva.utils.errors import UserError, above, at_least
+from sva.training import losses
+from sva.training.advantages import BASELINES
+from sva.training.config.reinforce import ALGORITHMS, ReinforceConfig
+from sva.utils.errors import UserError
 
 
 @struct.dataclass
@@ -56,78 +55,9 @@ class Batch:
     temperature: jax.Array | float | None = None  # [B] float32 above 0, or one for all rows; None: 1
 
 
-class Algorithm(NamedTuple):
-    """One line of the table above."""
-
-    baseline: str
-    is_clipped: bool = False
-    is_averaged: bool = False
-
-
-ALGORITHMS = {
-    "reinforce": Algorithm("group"),
-    "rloo": Algorithm("leave_one_out"),
-    "grpo": Algorithm("group", is_clipped=True, is_averaged=True),
-    "dr_grpo": Algorithm("mean", is_clipped=True),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class ReinforceConfig:
-    """Settings of the loss."""
-
-    algorithm: str = "reinforce"
-    baseline: str | None = (
-        None  # of `reinforce`, see `sva.training.advantages`; "group" by default. The others have their own
-    )
-    kl_coef: float = 0.0  # lambda of arXiv 2501.06252; the paper tries 0, 0.1, 0.2, 0.3
-    kl: str = "base_adapted"  # what lambda weighs, see `sva.training.kl`
-    measure_kl: bool = False  # tell the KL even where lambda is 0, at the price of the base's own pass
-    clip_low: float = 0.2  # of the clipped ratio: how far it may fall below 1,
-    clip_high: float = 0.2  # and rise above it
-    epochs: int = 1  # updates a batch; more than one needs a clipped ratio
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise UserError(f"reinforce.algorithm={self.algorithm!r} is not known; use {', '.join(ALGORITHMS)}")
-        known = ALGORITHMS[self.algorithm]
-        if self.baseline is not None and self.baseline not in BASELINES:
-            raise UserError(f"reinforce.baseline={self.baseline!r} is not known; use {', '.join(BASELINES)}")
-        if self.algorithm != "reinforce" and self.baseline not in (None, known.baseline):
-            raise UserError(
-                f"reinforce.baseline={self.baseline} does not go with algorithm {self.algorithm}, whose baseline is "
-                f"{known.baseline}; leave it out"
-            )
-        if self.kl not in PENALTIES:
-            raise UserError(f"reinforce.kl={self.kl!r} is not known; use {', '.join(PENALTIES)}")
-        at_least("reinforce.kl_coef", self.kl_coef, 0)
-        above("reinforce.clip_low", self.clip_low, 0)
-        above("reinforce.clip_high", self.clip_high, 0)
-        at_least("reinforce.epochs", self.epochs, 1)
-        if self.epochs > 1 and not known.is_clipped:
-            raise UserError(
-                f"reinforce.epochs={self.epochs}: {self.algorithm} is for fresh completions only; use grpo or dr_grpo"
-            )
-
-    @property
-    def has_kl(self) -> bool:
-        """Whether the base is asked at all."""
-        return self.kl_coef > 0 or self.measure_kl
-
-
 def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
     """[P, G] advantages of rewards [P, G], G samples a prompt, as the algorithm has them; see `training.advantages`."""
-    return BASELINES[cfg.baseline or ALGORITHMS[cfg.algorithm].baseline](rewards)
-
-
-def check_samples(samples: int, cfg: ReinforceConfig) -> None:
-    """Raises UserError where a baseline compares the samples of a prompt and there is only one."""
-    name = cfg.baseline or ALGORITHMS[cfg.algorithm].baseline
-    if samples < 2 and name in GROUPED:
-        raise UserError(
-            f"rollout.samples={samples}: baseline {name} of algorithm {cfg.algorithm} compares the samples of a prompt "
-            "and needs at least 2; or use reinforce.algorithm=reinforce with baseline none or batch"
-        )
+    return BASELINES[cfg.baseline_name](rewards)
 
 
 def matrix_infos_of(model: Transformer, spectra: Mapping[str, Any]) -> Any:
@@ -188,33 +118,29 @@ def reinforce_loss(
     infos = matrix_infos_of(model, spectra)
     check_raw(family, raw, infos)
     adapted = variables(model, params, adapters(spectra, family.z(raw, infos)))
-    prompts, rows = batch.prompt_ids.shape[0], batch.completion_ids.shape[0]
-    positions, valid = positions_of(batch.prompt_mask)
-    prompt_lengths = jnp.repeat(batch.prompt_mask.sum(axis=1), rows // prompts)
-    offsets, scored = positions_of(batch.completion_mask)
-
-    def predicting(collections: Mapping[str, Any]) -> jax.Array:
-        """[B, N, D], the state before each completion token."""
-        since = batch.prompt_ids.shape[1] - 1
-        hidden, past = apply(model, collections, batch.prompt_ids, positions, valid, output_start=since)
-        last = jnp.repeat(hidden, rows // prompts, axis=0)
-        hidden, _ = apply(model, collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, [past])
-        return jnp.concatenate([last, hidden[:, :-1]], axis=1)
-
-    ref_hidden = jax.lax.stop_gradient(predicting({"params": params})) if cfg.has_kl else None
+    base = {"params": params}
+    ref_hidden = jax.lax.stop_gradient(hidden_before_tokens(model, base, batch)) if cfg.has_kl else None
 
     def unembed(hidden: jax.Array) -> jax.Array:
         """[B, n, V] logits at the temperature of each row."""
-        logits = apply(model, {"params": params}, hidden, method="unembed")
+        logits = apply(model, base, hidden, method="unembed")
         return logits if batch.temperature is None else logits / jnp.reshape(batch.temperature, (-1, 1, 1))
 
-    scores = score(
-        unembed,
-        predicting(adapted),
-        batch.completion_ids,
-        ref_hidden,
-    )
+    scores = score(unembed, hidden_before_tokens(model, adapted, batch), batch.completion_ids, ref_hidden)
     return policy_loss(scores, batch, cfg)
+
+
+def hidden_before_tokens(model: Transformer, collections: Mapping[str, Any], batch: Batch) -> jax.Array:
+    """[B, N, D] hidden states that predict each completion token; a prompt's are computed once for its completions."""
+    samples = batch.completion_ids.shape[0] // batch.prompt_ids.shape[0]
+    positions, valid = positions_of(batch.prompt_mask)
+    offsets, scored = positions_of(batch.completion_mask)
+    output_start = batch.prompt_ids.shape[1] - 1
+    hidden, past = apply(model, collections, batch.prompt_ids, positions, valid, output_start=output_start)
+    last = jnp.repeat(hidden, samples, axis=0)
+    starts = jnp.repeat(batch.prompt_mask.sum(axis=1), samples)
+    hidden, _ = apply(model, collections, batch.completion_ids, starts[:, None] + offsets, scored, [past])
+    return jnp.concatenate([last, hidden[:, :-1]], axis=1)
 
 
 def policy_loss(scores: Scores, batch: Batch, cfg: ReinforceConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -227,17 +153,17 @@ def policy_loss(scores: Scores, batch: Batch, cfg: ReinforceConfig) -> tuple[jax
     scores = scores._replace(logprobs=scores.logprobs * keep, ref_logprobs=scores.ref_logprobs * keep)
     clipped = jnp.zeros_like(keep)
     if not algorithm.is_clipped:
-        losses = surrogates.score_function(scores.logprobs, batch.advantages)
+        surrogate = losses.score_function(scores.logprobs, batch.advantages)
     elif batch.sampled is None:
         raise UserError(
             f"algorithm {cfg.algorithm} needs batch.sampled, the log-probs that completions were drawn with"
         )
     else:
-        losses, is_clipped = surrogates.clipped(
+        surrogate, is_clipped = losses.clipped_ratio(
             scores.logprobs, batch.sampled * keep, batch.advantages, cfg.clip_low, cfg.clip_high
         )
         clipped = is_clipped.astype(jnp.float32)
-    loss = jnp.sum(losses * share) / size
+    loss = jnp.sum(surrogate * share) / size
     aux = {
         "policy_loss": loss,
         "kl": jnp.zeros(()),
@@ -246,7 +172,7 @@ def policy_loss(scores: Scores, batch: Batch, cfg: ReinforceConfig) -> tuple[jax
         "logprobs": scores.logprobs,
     }
     if cfg.has_kl:
-        penalties = penalty(scores, keep, cfg.kl)
+        penalties = losses.penalty(scores, keep, cfg.kl)
         loss = loss + cfg.kl_coef * jnp.sum(penalties * share) / size
         aux["kl"] = jnp.sum(penalties * keep) / size
     return loss, aux

@@ -1,6 +1,5 @@
 """Prompts to completions to rewards to a training batch."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,66 +15,29 @@ from sva.generation.decode import PromptBatch, generate
 from sva.generation.lm import LM
 from sva.generation.merge import merge_params
 from sva.generation.prompts import check_prompts, pad_eos
-from sva.generation.sampling import Greedy, OnPolicy, Sampling, check_temperature
+from sva.generation.sampling import Greedy, OnPolicy, Sampling
 from sva.generation.stop_strings import cut
-from sva.parallel.processes import agree, is_writer, to_host
+from sva.parallel.processes import broadcast_from_process_0, is_writer, to_host
 from sva.spectral.forms import Spectrum, adapters
 from sva.tasks.base import Example, Task
-from sva.training.reinforce import Batch, ReinforceConfig, advantages
-from sva.utils.errors import UserError, at_least
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.reinforce import Batch, advantages
+from sva.utils.errors import UserError
 from sva.utils.files import read_json, write_json
 from sva.utils.padding import budget_bucket, left_pad, length_bucket
 
 
-@dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-    """Settings of one step's rollout.
+class TaskBatch(NamedTuple):
+    """P examples of a task, whose prompts are padded to `width` tokens, so that every step has the same shapes."""
 
-    At a temperature T the policy is softmax(logits / T), in the rollout and in the update alike: in the loss, the
-    clipped ratio, the KL (the base's log-probs take the same T), the entropy and the gap of log-probs; see `Batch`.
-    There is no top-k, top-p or min-p here, because a policy that gives a token no chance has no log-prob of it.
-    Deviation at T = 0: greedy answers are no draw of any policy; as in the public code of Transformer-Squared, which
-    samples so, the update takes log-probs at T = 1.
-    """
-
-    prompts: int = 8  # different prompts a step
-    samples: int = 8  # completions of each
-    max_new_tokens: int | None = None  # the task's own budget by default
-    temperature: float = 1.0  # 0: the likeliest token, as the public code
-    score_eos: bool = True  # train the end token too; the public code never does
-    form: str = (
-        "dense"  # merged once a step, beside the base; "factored": on the spectra alone, which spares the weights
-    )
-
-    def __post_init__(self) -> None:
-        at_least("rollout.prompts", self.prompts, 1)
-        at_least("rollout.samples", self.samples, 1)
-        if self.max_new_tokens is not None:
-            at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
-        at_least("rollout.temperature", self.temperature, 0)
-        if self.temperature > 0:
-            check_temperature("rollout.temperature", self.temperature)
-        if self.temperature == 0 and self.samples > 1:
-            raise UserError(
-                f"rollout.samples={self.samples} greedy completions of one prompt are all the same; set "
-                "rollout.samples=1 or a temperature above 0"
-            )
-        if self.form not in ("dense", "factored"):
-            raise UserError(f"rollout.form={self.form!r} is not known; use dense or factored")
-
-    @property
-    def sampling(self) -> Sampling:
-        """The strategy that draws, and reports the log-probs that the update compares with its own."""
-        return OnPolicy(self.temperature) if self.temperature else Greedy()
-
-    @property
-    def is_tempered(self) -> bool:
-        """Whether the update divides logits at all; greedy answers are taken at a temperature of 1."""
-        return self.temperature not in (0, 1)
+    task: Task
+    examples: Sequence[Example]
+    width: int  # from `prompt_width`
 
 
 class Completions(NamedTuple):
-    """What a policy answered, B = P * G rows; row r is sample r % G of prompt r // G."""
+    """A policy's completions, B = P * G rows; row r is sample r % G of prompt r // G."""
 
     prompt_ids: np.ndarray  # [P, T] int32, padded on the left
     prompt_mask: np.ndarray  # [P, T] int32
@@ -96,7 +58,7 @@ class RewardError(UserError):
 
 
 class Rollout(NamedTuple):
-    """One step's completions and what they earned."""
+    """One step's completions with their rewards."""
 
     batch: Batch  # of prompts * samples rows
     rewards: np.ndarray  # [P, G] float32, +1 right, -1 wrong
@@ -106,39 +68,20 @@ class Rollout(NamedTuple):
     empty: int
 
 
-def rollout(
-    lm: LM,
-    spectra: Mapping[str, Spectrum],
-    z: Mapping[str, jax.Array],
-    task: Task,
-    examples: Sequence[Example],
-    key: jax.Array,
-    cfg: RolloutConfig,
-    loss: ReinforceConfig,
-    width: int,
-) -> Rollout:
-    """Samples from the adapted model (merged once), grades, and forms the batch.
-
-    Prompts are padded to `width` tokens (`prompt_width`), so that every step has the same shapes. Row r of
-    the batch is sample r % G of prompt r // G, drawn with fold_in(key, r): a pure function of its arguments.
-    """
-    drawn = sample(lm, spectra, z, task, examples, key, cfg, width)
-    return rewarded(lm, drawn, grade(task, examples, drawn.texts), cfg, loss)
-
-
 def sample(
     lm: LM,
     spectra: Mapping[str, Spectrum],
     z: Mapping[str, jax.Array],
-    task: Task,
-    examples: Sequence[Example],
+    batch: TaskBatch,
     key: jax.Array,
     cfg: RolloutConfig,
-    width: int,
 ) -> Completions:
-    """The completions of `rollout`, before they are graded."""
-    ids, mask = prompts(lm, task, examples, width)
-    rows = len(examples) * cfg.samples
+    """Completions drawn from the adapted model, G = cfg.samples of each prompt; a pure function of its arguments.
+
+    Row r is sample r % G of prompt r // G, drawn with fold_in(key, r).
+    """
+    task, ids, mask = batch.task, *prompts(lm, batch)
+    rows = len(ids) * cfg.samples
     budget = cfg.max_new_tokens or task.max_new_tokens
     eos = chat.end_tokens(lm, task.stop)
     params, adapter = lm.params, None
@@ -154,12 +97,17 @@ def sample(
         pad_eos(eos),
         adapter,
         max_new_tokens=budget_bucket(budget),
-        sampling=cfg.sampling,
+        sampling=sampling_of(cfg),
         samples=cfg.samples,
     )
     tokens, logprobs, lengths = to_host(out)
     texts, lengths, stopped = chat.decode_until(lm, tokens, lengths, [task.stop] * rows)
     return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos, stopped))
+
+
+def sampling_of(cfg: RolloutConfig) -> Sampling:
+    """The strategy that draws, and reports the log-probs that the update compares with its own."""
+    return OnPolicy(cfg.temperature) if cfg.temperature else Greedy()
 
 
 def faults(
@@ -177,9 +125,9 @@ def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.n
       RewardError: the grader raised.
     """
     samples = len(texts) // len(examples)
-    asked = [example for example in examples for _ in range(samples)]
+    repeated = [example for example in examples for _ in range(samples)]
     try:
-        grades = task.grade_many([cut(text, task.stop) for text in texts], asked)
+        grades = task.grade_many([cut(text, task.stop) for text in texts], repeated)
     except UserError:  # such as a sandbox that cannot be had here
         raise
     except Exception as error:
@@ -191,8 +139,8 @@ def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.n
     return np.where([grade.correct for grade in grades], 1.0, -1.0).astype(np.float32).reshape(-1, samples)
 
 
-def rewarded(lm: LM, drawn: Completions, rewards: np.ndarray, cfg: RolloutConfig, loss: ReinforceConfig) -> Rollout:
-    """The batch of completions that earned `rewards` [P, G].
+def with_rewards(lm: LM, drawn: Completions, rewards: np.ndarray, cfg: RolloutConfig, loss: ReinforceConfig) -> Rollout:
+    """The training batch of completions whose rewards [P, G] are known.
 
     Columns that no row reaches are cut off, in halves of the budget, so that short completions make a small update
     and there are few shapes to compile.
@@ -243,7 +191,7 @@ class Verdicts:
         about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
         if about.items() <= known.items():
             return np.asarray(known["rewards"], np.float32)
-        rewards = agree(grade())  # of several processes, what the first one says
+        rewards = broadcast_from_process_0(grade())
         if is_writer():
             write_json(self._path, about | {"rewards": rewards.tolist()})
         return rewards
@@ -259,9 +207,9 @@ def prompt_width(lm: LM, task: Task, source: Sequence[Example]) -> int:
     return length_bucket(mask.shape[1])
 
 
-def prompts(lm: LM, task: Task, examples: Sequence[Example], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask) [P, width] int32 of the examples' questions, padded on the left."""
-    return left_pad(*_encode(lm, task, examples), width)
+def prompts(lm: LM, batch: TaskBatch) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) [P, width] int32 of the examples' prompts, padded on the left."""
+    return left_pad(*_encode(lm, batch.task, batch.examples), batch.width)
 
 
 def _encode(lm: LM, task: Task, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ metrics.jsonl        one row a step;  tensorboard/  the same
 verdicts.json        the rewards of the last step that was graded
 failed/              batches of steps that went wrong
 expert.safetensors   the expert;  spectrum.png  what it moved, where it is a z
-result.json          accuracy before and after, settings, versions, command
+result.json          accuracy before and after, warnings, settings, versions, command
 before.jsonl         every held-out answer of the base;  after.jsonl  of the adapted model
 
 A remote one (gs://...) is worked on in a copy, which is sent there after every step; see `sva.utils.remote`.
@@ -15,13 +15,11 @@ A remote one (gs://...) is worked on in a copy, which is sent there after every 
 import contextlib
 import dataclasses
 import os
-import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,7 +38,8 @@ from sva.interop import expert_report
 from sva.parallel import processes as distributed
 from sva.parallel.sharding import check_rows, make_mesh
 from sva.spectral.expert import Expert
-from sva.spectral.parametrisations import Diagonal, PerMatrix, count, family, matrix_infos
+from sva.spectral.forms import Spectrum
+from sva.spectral.parametrisations import Diagonal, Family, PerMatrix, count, family, matrix_infos
 from sva.tasks import task as make_task
 from sva.tasks.base import Task
 from sva.tasks.routing import Routing
@@ -48,8 +47,11 @@ from sva.training import metrics, tracking
 from sva.training.config import Config, to_yaml
 from sva.training.config import load as load_config
 from sva.training.loop import fit
+from sva.training.outcome import nothing_learned
+from sva.training.update import ExpertState
 from sva.utils.errors import UserError, differing
 from sva.utils.files import locked, write_atomically, write_json
+from sva.utils.provenance import command, versions
 from sva.utils.remote import Mirror, local_directory, to_path
 
 _SHOWN = (  # metric, its name in the progress bar, format
@@ -60,17 +62,6 @@ _SHOWN = (  # metric, its name in the progress bar, format
     ("validation_accuracy", "validation", ".2f"),
     ("tokens_per_second", "tok/s", ".0f"),
 )
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "sva")
-
-
-def versions() -> dict[str, str]:
-    """What the run's numbers depend on: Python and the packages that compute."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
-
-
-def command() -> str:
-    """The command that is running, without the path that it lies under."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def task_of(config: Config) -> Task:
@@ -110,44 +101,69 @@ def _train(
     check_rows("rollout.prompts", config.rollout.prompts, mesh)
     check_rows("train.micro_batch", config.train.micro_batch, mesh)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
-        return _train_on(None if mesh.size == 1 else mesh, config, run_dir, mirror, lm, profile, progress)
+        run = _start(config, run_dir, lm, None if mesh.size == 1 else mesh, progress)
+        before = _answers(run, run.lm, "before.jsonl", "evaluate base")
+        if mirror is not None:
+            mirror.push()
+        state = _fit(run, mirror, profile)
+        expert = _expert_of(run, state)
+        adapted = merge(run.lm, run.spectra, expert.z(run.spectra))
+        after = _answers(run, adapted, "after.jsonl", "evaluate adapted")
+        return (expert, {}) if not distributed.is_writer() else _finish(run, state, expert, before, after)
 
 
-def _train_on(
-    mesh: Mesh | None,
-    config: Config,
-    run_dir: Path,
-    mirror: Mirror | None,
-    lm: LM | None,
-    profile: bool,
-    progress: bool,
-) -> tuple[Expert, dict[str, Any]]:
-    settings = run_dir / "config.yaml"
+class _Run(NamedTuple):
+    """A run that has begun: its directory is taken, its model loaded."""
+
+    config: Config
+    directory: Path
+    lm: LM
+    spectra: Mapping[str, Spectrum]
+    task: Task
+    family: Family
+    held_out: Sequence[evaluation.Item]
+    progress: bool
+    started: float  # time.time()
+
+
+def _start(config: Config, run_dir: Path, lm: LM | None, mesh: Mesh | None, progress: bool) -> _Run:
+    """The run, with its model loaded and decomposed; only then is its directory taken.
+
+    A directory is not taken by settings that name no task, no model or no weight.
+    """
+    started, settings = time.time(), run_dir / "config.yaml"
     if distributed.is_writer() and settings.exists():
         _check_same(config, settings)
-    started = time.time()
     task, member = task_of(config), family(config.parametrisation)
     without = config.targets if config.rollout.form == "factored" else None
     lm = lm or load(config.model, config.dtype, mesh=mesh, without=without, progress=progress)
     spectra = decompose(lm, config.targets, progress=progress)
-    todo = evaluation.items(task, config.evaluate.split, config.evaluate.size)
-    # Only now: a directory is not taken by settings that name no task, no model or no weight.
+    held_out = evaluation.items(task, config.evaluate.split, config.evaluate.size)
     if distributed.is_writer():
         write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
+    return _Run(config, run_dir, lm, spectra, task, member, held_out, progress, started)
 
-    def answers(lm: LM, title: str) -> list[Record]:
-        return evaluation.evaluate(
-            lm, todo, batch_size=config.evaluate.batch_size, title=f"evaluate {title}", progress=progress
-        )
 
-    before = _kept(run_dir / "before.jsonl", todo, lambda: answers(lm, "base"))
-    if mirror is not None:
-        mirror.push()
-    title = f"train {task.name}"
-    resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+def _answers(run: _Run, lm: LM, name: str, title: str) -> list[Record]:
+    """`evaluation.kept` of this model's answers on process 0; the others, whose devices they need, do as it does."""
+
+    def answers() -> list[Record]:
+        batch_size = run.config.evaluate.batch_size
+        return evaluation.evaluate(lm, run.held_out, batch_size=batch_size, title=title, progress=run.progress)
+
+    path = run.directory / name
+    is_there = bool(distributed.broadcast_from_process_0(np.asarray(path.exists())))
+    if distributed.is_writer():
+        return evaluation.kept(path, run.held_out, answers)
+    return [] if is_there else answers()
+
+
+def _fit(run: _Run, mirror: Mirror | None, profile: bool) -> ExpertState:
+    """The trained state; each step is shown, tracked and sent to where the run directory is."""
+    config, title = run.config, f"train {run.task.name}"
     with (
-        tracking.wandb(config.wandb, to_path(config.run_dir), dict(resolved)) as track,  # pyright: ignore[reportCallIssue, reportArgumentType]
-        tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not progress) as bar,
+        tracking.wandb(config.wandb, to_path(config.run_dir), _resolved(config)) as track,
+        tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not run.progress) as bar,
     ):
 
         def show(row: Mapping[str, Any]) -> None:
@@ -160,62 +176,57 @@ def _train_on(
             for alarm in row.get("alarms", ()):
                 bar.write(f"alarm at step {row['step']}: {alarm}", file=sys.stderr)
 
-        state = fit(
-            lm,
-            spectra,
-            member,
-            task,
-            run_dir,
-            rollouts=config.rollout,
-            loss=config.reinforce,
-            cfg=config.train,
-            seed=config.seed,
-            search=config.evolution,
-            watch=config.guards,
-            validate=config.validation,
-            profile=profile,
-            on_step=show,
-        )
+        return fit(run.lm, run.spectra, run.task, run.directory, config, profile=profile, on_step=show)
+
+
+def _expert_of(run: _Run, state: ExpertState) -> Expert:
+    """The expert of the state's chosen values; what it moved is drawn beside it, where it is a z."""
     expert = Expert(
         {name: np.asarray(raw, np.float32) for name, raw in distributed.to_host(state.chosen).items()},
-        config.parametrisation,
-        weights=() if isinstance(member, PerMatrix) else tuple(spectra),
+        run.config.parametrisation,
+        weights=() if isinstance(run.family, PerMatrix) else tuple(run.spectra),
     )
-    if distributed.is_writer() and isinstance(member, Diagonal):
-        z = expert.z(spectra)
-        moved = expert_report.movements(z, spectra)
-        expert_report.draw(moved, z, f"{task.name} on {lm.name}", run_dir / "spectrum.png")
-    adapted = merge(lm, spectra, expert.z(spectra))
-    after = _kept(run_dir / "after.jsonl", todo, lambda: answers(adapted, "adapted"))
-    if not distributed.is_writer():
-        return expert, {}
+    if distributed.is_writer() and isinstance(run.family, Diagonal):
+        z = expert.z(run.spectra)
+        moved = expert_report.movements(z, run.spectra)
+        expert_report.draw(moved, z, f"{run.task.name} on {run.lm.name}", run.directory / "spectrum.png")
+    return expert
+
+
+def _finish(
+    run: _Run, state: ExpertState, expert: Expert, before: Sequence[Record], after: Sequence[Record]
+) -> tuple[Expert, dict[str, Any]]:
+    """(the expert with its metadata, result.json's content), both written."""
+    config, lm = run.config, run.lm
+    rows = metrics.read(run.directory / "metrics.jsonl")
     result = {
-        "task": task.name,
+        "task": run.task.name,
         "model": lm.name,
         "quantisation": lm.quantisation,
         "fingerprint": lm.fingerprint,
         "split": config.evaluate.split,
         **compare(before, after),
-        "train_steps": len(metrics.read(run_dir / "metrics.jsonl")),
+        "train_steps": len(rows),
         **({} if state.best is None else {"best_step": int(state.best.step)}),
-        "parameters": count(member, matrix_infos(spectra)),
-        "seconds": round(time.time() - started, 1),
-        "config": resolved,
+        "parameters": count(run.family, matrix_infos(run.spectra)),
+        "seconds": round(time.time() - run.started, 1),
+        "warnings": nothing_learned(rows, before),
+        "config": _resolved(config),
         "versions": versions(),
         "command": command(),
     }
-    expert = dataclasses.replace(expert, metadata=describe(lm, task, config, result))
-    expert.save(run_dir / "expert.safetensors")
-    write_json(run_dir / "result.json", result)
+    for warning in result["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    expert = dataclasses.replace(expert, metadata=describe(lm, run.task, config, result))
+    expert.save(run.directory / "expert.safetensors")
+    write_json(run.directory / "result.json", result)
     return expert, result
 
 
-def _kept(path: Path, todo: Sequence[evaluation.Item], answers: Callable[[], list[Record]]) -> list[Record]:
-    """`evaluate.kept` on process 0; the others, whose devices the answers need as well, do as it does."""
-    is_there = bool(distributed.agree(np.asarray(path.exists())))
-    if distributed.is_writer():
-        return evaluation.kept(path, todo, answers)
-    return [] if is_there else answers()
+def _resolved(config: Config) -> dict[str, Any]:
+    """The settings as plain values."""
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    return plain
 
 
 def describe(lm: LM, task: Task, config: Config, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,5 +57,5 @@ def solved(
     """
     tokens = solution_tokens(lm, task, examples)
     ids, mask = pad_tokens(tokens, width, side="right")
-    worth = np.full(len(tokens), len(tokens) / mask.sum(), np.float32)
-    return Batch(*map(jnp.asarray, (*prompts, ids, mask, worth)))
+    weights = np.full(len(tokens), len(tokens) / mask.sum(), np.float32)
+    return Batch(*map(jnp.asarray, (*prompts, ids, mask, weights)))

@@ -28,8 +28,8 @@ from sva.generation import chat
 from sva.generation.load import load
 from sva.parallel import compile_cache
 from sva.tasks import task
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 NEW, ROUNDS = 64, 7
 

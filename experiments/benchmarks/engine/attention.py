@@ -17,8 +17,8 @@ import numpy as np
 from sva.models.cache import BLOCK, KV
 from sva.models.layers import attend
 from sva.parallel import compile_cache
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 ROWS, HEADS, KV_HEADS, WIDTH, LAYERS = 32, 9, 3, 64, 30
 STEPS, ROUNDS = 10, 7

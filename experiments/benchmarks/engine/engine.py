@@ -41,8 +41,8 @@ from sva.spectral.expert import Expert
 from sva.spectral.mixing import bank, slots
 from sva.tasks import task
 from sva.tasks.labels import Label
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 HERE = Path(__file__).parent
 ROUNDS = 5

@@ -32,10 +32,10 @@ from sva.cli.bench import products, step_matrices
 from sva.generation import chat
 from sva.parallel import compile_cache
 from sva.tasks import task as make_task
-from sva.training.run import command, versions
 from sva.training.search import CEM
 from sva.utils.files import write_json
 from sva.utils.padding import common_prefix
+from sva.utils.provenance import command, versions
 
 HERE = Path(__file__).parent
 EXPERTS = ("capitals", "list_last")

@@ -23,8 +23,8 @@ from llama import peer_of, shaped, wait
 
 from sva.cli.bench import bench, table
 from sva.parallel import compile_cache
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 PROMPT, NEW, ROUNDS = 32, 64, 3
 

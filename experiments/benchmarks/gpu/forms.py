@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from sva.cli.bench import read_rate
 from sva.parallel import compile_cache
 from sva.spectral.forms import Delta, Factored, Spectrum
-from sva.training.run import command, versions
 from sva.utils.files import write_json
 from sva.utils.matmul import dot
+from sva.utils.provenance import command, versions
 
 LAYERS, SHAPE, ROUNDS = 12, (14336, 4096), 20
 K = 64

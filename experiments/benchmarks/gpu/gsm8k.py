@@ -21,8 +21,8 @@ from sva.evaluation.stats import accuracy
 from sva.generation.load import load
 from sva.parallel import compile_cache
 from sva.tasks import task
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 BUDGET = 256
 

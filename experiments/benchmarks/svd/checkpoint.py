@@ -25,8 +25,8 @@ import safetensors.numpy
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import from_hf
 from sva.models.weights import expected
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 CONFIG = {
     "model_type": "llama",

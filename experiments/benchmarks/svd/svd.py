@@ -39,8 +39,8 @@ from sva.spectral import svd as implementation
 from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import orthogonality_errors, reconstruction_error, svd
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 from sva.utils.trees import select
 
 MODEL = "smollm2-135m-instruct-q4_1"

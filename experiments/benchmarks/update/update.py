@@ -7,7 +7,7 @@ SmolLM2-135M-Instruct in float32, its 90 mlp matrices, `sigmoid_nuclear`, 32 seq
 24 are completion, rewards of +1 and -1, no baseline, no KL; or layers of Llama-3-8B's shape, random, spectra too. The
 public code (SakanaAI/self-adaptive-llms) composes every W' = U diag(s z) V^T, runs one sequence at a time, lets
 autograd fill a dense gradient for each W', and contracts those to gradients of p; `batched` does the same with all
-sequences in one batch. Ours is `sva.training.loop.train_step`, the update that training runs, on 32 prompts of one
+sequences in one batch. Ours is `sva.training.update.train_step`, the update that training runs, on 32 prompts of one
 completion each, so nothing is shared between rows. `products` are the limit: the bare matrix products that
 composition, or the update, cannot do without, each by itself.
 
@@ -48,11 +48,14 @@ from sva.models.weights import expected
 from sva.parallel import compile_cache
 from sva.spectral.forms import Spectrum
 from sva.spectral.parametrisations import family
-from sva.training.loop import TrainConfig, init_state, train_step
-from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
-from sva.training.run import command, versions
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.train import TrainConfig
+from sva.training.optimizers import update_config
+from sva.training.reinforce import Batch, reinforce_loss
+from sva.training.update import init_state, train_step
 from sva.utils.files import write_json
 from sva.utils.matmul import dot
+from sva.utils.provenance import command, versions
 
 ROWS, PROMPT, NEW, ROUNDS = 32, 72, 24, 3
 CFG = TrainConfig(micro_batch=4, remat=False, lr=2e-3)
@@ -122,7 +125,7 @@ class Ours:
         cfg: TrainConfig = CFG,
     ):
         self.lm, self.flat, self.spectra, self.cfg = lm, spectra, lm.model.nest(spectra), cfg
-        state = init_state(spectra, FAMILY, cfg)
+        state = init_state(spectra, FAMILY, update_config(cfg))
         self.state = state.replace(raw={name: jnp.asarray(x) for name, x in raw.items()})
         ids = jnp.asarray(ids, jnp.int32)
         self._program: Callable[[], Any] = lambda: None
@@ -153,7 +156,7 @@ class Ours:
 
     def compile(self) -> None:
         """Makes the program of `update`."""
-        settings = {"family": FAMILY, "loss": ReinforceConfig(baseline="none"), "cfg": self.cfg}
+        settings = {"family": FAMILY, "loss": ReinforceConfig(baseline="none"), "cfg": update_config(self.cfg)}
         arguments = self.state, self.spectra, self.lm.params, self.batch
         program = train_step.lower(*arguments, model=self.lm.model, **settings).compile()
         self._program = lambda: program(*arguments)

@@ -21,9 +21,9 @@ from sva.generation.load import load
 from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.tasks.base import Grade, reason
-from sva.training.run import command, versions
 from sva.utils.files import write_json
 from sva.utils.jsonl import resumed
+from sva.utils.provenance import command, versions
 
 MODEL = "smollm2-135m-instruct-q4_1"
 RUNS = (

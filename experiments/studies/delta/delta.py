@@ -31,9 +31,9 @@ from sva.spectral.expert import Expert
 from sva.spectral.forms import delta
 from sva.spectral.serving_plan import plan, summary
 from sva.tasks import task
-from sva.training.run import command, versions
 from sva.utils.errors import UserError
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 TOLERANCES = (0.0, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 1e-1)
 PROMPTS = 8

@@ -48,10 +48,10 @@ from sva.parallel import compile_cache
 from sva.spectral.expert import Expert
 from sva.tasks import task
 from sva.tasks.labels import OTHER
-from sva.training.run import command, versions
 from sva.utils.files import write_json
 from sva.utils.matmul import dot
 from sva.utils.padding import left_pad, length_bucket, round_up
+from sva.utils.provenance import command, versions
 from sva.utils.timing import Stopwatch
 
 PROMPTS, BATCH, NEW, LABEL_TOKENS = 256, 32, 256, 8

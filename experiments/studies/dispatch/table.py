@@ -49,11 +49,11 @@ from sva.spectral.expert import Expert
 from sva.tasks import task
 from sva.tasks.labels import OTHER
 from sva.tasks.sources.kinds import KINDS, MIXTURES
-from sva.training.run import command, versions
 from sva.training.search import CEM
 from sva.utils import plots
 from sva.utils.files import write_json
 from sva.utils.jsonl import resumed
+from sva.utils.provenance import command, versions
 from sva.utils.timing import Stopwatch
 
 HERE, RUNS = Path(__file__).parent, Path("runs/dispatch")

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 sys.path.append(str(Path(__file__).parents[3] / "tests"))
 import unseen

@@ -33,8 +33,8 @@ from sva.generation.sampling import Temperature
 from sva.models.hub import resolve
 from sva.parallel import compile_cache
 from sva.tasks import task
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 MODEL, NEW, ROUNDS = "smollm2-135m-instruct-q4_1", 64, 11
 OPTIONS, TEXTS, SAMPLED = 200, 32, 16

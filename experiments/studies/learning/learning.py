@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from sva.cli import sweep as sweep_command
 from sva.training import metrics
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 HERE = Path(__file__).parent
 # Minutes a run on two quiet cores, as expected on 2026-11-25 before any of them but the first two had been made.

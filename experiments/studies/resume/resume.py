@@ -25,14 +25,15 @@ from sva.generation.decompose import decompose
 from sva.generation.load import load
 from sva.generation.testing import NameAColour, toy_lm
 from sva.parallel import compile_cache
-from sva.spectral.parametrisations import SIGMOID_NUCLEAR
 from sva.tasks import task
-from sva.training.loop import TrainConfig, fit
+from sva.training.config import Config
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import fit
 from sva.training.metrics import read
-from sva.training.reinforce import ReinforceConfig
-from sva.training.rollout import RolloutConfig
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 STEPS, KILLS = 20, 10
 
@@ -46,14 +47,14 @@ def run(model: str, run_dir: Path) -> None:
     state = fit(
         lm,
         decompose(lm, "mlp", progress=False),
-        SIGMOID_NUCLEAR,
         NameAColour() if is_toy else task("last_letter"),
         run_dir,
-        # The toy's steps are made long enough to be met in the z.
-        rollouts=RolloutConfig(32, 16) if is_toy else RolloutConfig(4, 4, max_new_tokens=8),
-        loss=ReinforceConfig(kl_coef=0.1),
-        cfg=TrainConfig(steps=STEPS, micro_batch=2, remat=False),
-        seed=0,
+        Config(
+            # The toy's steps are made long enough to be met in the middle.
+            rollout=RolloutConfig(32, 16) if is_toy else RolloutConfig(4, 4, max_new_tokens=8),
+            reinforce=ReinforceConfig(kl_coef=0.1),
+            train=TrainConfig(steps=STEPS, micro_batch=2, remat=False),
+        ),
     )
     leaves = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
     np.savez(run_dir / "final.npz", **leaves)

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from sva.sandbox import Job, Limits, Sandbox
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 NUM_PROGRAMS, EVERY = 10_000, 500
 LIMITS = Limits(cpu_secs=1, wall_secs=20, memory_bytes=256 << 20, file_bytes=4 << 20, disk_bytes=8 << 20)

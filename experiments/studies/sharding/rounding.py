@@ -25,8 +25,8 @@ from sva.models import layers
 from sva.parallel import compile_cache
 from sva.spectral import forms
 from sva.training.reinforce import Batch
-from sva.training.run import command, versions
 from sva.utils.files import write_json
+from sva.utils.provenance import command, versions
 
 
 def main() -> None:

@@ -17,8 +17,10 @@ from sva.generation.sampling import Greedy
 from sva.spectral.forms import Spectrum, adapters
 from sva.spectral.mixing import FactoredSlots
 from sva.spectral.parametrisations import family
-from sva.training.loop import train_step
+from sva.training.optimizers import update_config
 from sva.training.reinforce import Batch
+from sva.training.rollout import sampling_of
+from sva.training.update import train_step
 
 PREFIX, LABELS = 128, 4  # tokens of the classification question, labels of two tokens each
 
@@ -49,7 +51,11 @@ def update(shapes: Shapes) -> Program:
     state, spectra, params = state_of(shapes), spectra_of(shapes), params_of(shapes, without_targets=True)
 
     def lower() -> Any:
-        settings = {"family": family(config.parametrisation), "loss": config.reinforce, "cfg": config.train}
+        settings = {
+            "family": family(config.parametrisation),
+            "loss": config.reinforce,
+            "cfg": update_config(config.train),
+        }
         return train_step.lower(state, spectra, params, batch, model=shapes.model, **settings)
 
     if config.reinforce.has_kl:  # the base model scores as well
@@ -76,7 +82,7 @@ def rollout(shapes: Shapes) -> Program:
             whole(shapes, (4,), jnp.int32),
             adapter,
             max_new_tokens=shapes.new,
-            sampling=config.rollout.sampling,
+            sampling=sampling_of(config.rollout),
             samples=config.rollout.samples,
         )
 

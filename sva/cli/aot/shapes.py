@@ -16,7 +16,8 @@ from sva.parallel.sharding import Leaf, replicated, shardings
 from sva.spectral.forms import Spectrum
 from sva.spectral.parametrisations import family
 from sva.training.config import Config
-from sva.training.loop import init_state
+from sva.training.optimizers import update_config
+from sva.training.update import init_state
 from sva.utils.trees import select
 
 
@@ -81,7 +82,7 @@ def state_of(shapes: Shapes) -> Any:
     named = layout.spectra(shapes.model.cfg, shapes.targets)
     spectra = layout.abstract(named, shapes.model.dtype, shapes.mesh)
     member = family(shapes.config.parametrisation)
-    state = jax.eval_shape(lambda: init_state(_zeros(spectra), member, shapes.config.train))
+    state = jax.eval_shape(lambda: init_state(_zeros(spectra), member, update_config(shapes.config.train)))
     return jax.tree.map(lambda x: whole(shapes, x.shape, x.dtype), state)
 
 

@@ -1,4 +1,6 @@
-"""KL divergence of the adapted model to the base as a penalty, token by token: [B, N] float32, nats.
+"""The terms of the loss token by token, each [B, N]: surrogates of the reward and penalties on the KL to the base.
+
+A surrogate takes log-probs [B, N] and an advantage a completion [B]. A penalty, in float32 nats, is one of:
 
 | name           | penalty                                  | its gradient, over completions drawn from pi       |
 |----------------|------------------------------------------|----------------------------------------------------|
@@ -19,7 +21,32 @@ import jax.numpy as jnp
 
 from sva.generation.logprobs import Scores
 
-PENALTIES = ("base_adapted", "adapted_base", "k1", "k2", "k3")
+
+def score_function(logprobs: jax.Array, advantages: jax.Array) -> jax.Array:
+    """-A log pi(y): its gradient is REINFORCE's (Williams 1992), of completions drawn from pi itself.
+
+    With A = 1 and given answers instead of drawn ones it is the next-token loss.
+    """
+    return -advantages[:, None] * logprobs
+
+
+def clipped_ratio(
+    logprobs: jax.Array, sampled: jax.Array, advantages: jax.Array, low: float, high: float
+) -> tuple[jax.Array, jax.Array]:
+    """(loss, is_clipped): -min(ratio A, clip(ratio, 1 - low, 1 + high) A), and where the clip stopped the gradient.
+
+    PPO (arXiv 1707.06347, equation 7) with ratio = pi(y) / pi_sampled(y) of each token, against the policy that drew
+    the completions; `high` over `low` as in DAPO (arXiv 2503.14476, section 3.1). At a ratio of 1 its gradient is
+    that of `score_function`.
+
+    Args:
+      sampled: [B, N] log-probs under the policy that drew, nats.
+      low, high: how far the ratio may fall below and rise above 1.
+    """
+    ratio = jnp.exp(logprobs - sampled)
+    unclipped = ratio * advantages[:, None]
+    clipped = jnp.clip(ratio, 1 - low, 1 + high) * advantages[:, None]
+    return -jnp.minimum(unclipped, clipped), clipped < unclipped
 
 
 def k1(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
@@ -39,7 +66,7 @@ def k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
 
 
 def penalty(scores: Scores, keep: jax.Array, kind: str) -> jax.Array:
-    """The penalty named `kind` (one of `PENALTIES`) of each token; masked ones hold anything finite.
+    """The penalty named `kind` (one of `config.reinforce.PENALTIES`) of each token; masked ones hold anything finite.
 
     Args:
       keep: [B, N] float32, 1 for the tokens that count; k1's gradient sums over those of a row.

@@ -1,0 +1,94 @@
+"""What a training run's steps share, and what each of them is given and returns."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+
+from sva.evaluation.evaluate import Item
+from sva.generation.lm import LM
+from sva.generation.population_batch import PaddedShape
+from sva.spectral.forms import Spectrum
+from sva.spectral.parametrisations import Family, MatrixInfo, matrix_infos
+from sva.tasks.base import Example, Task
+from sva.training.config.evaluation import ValidationConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.reinforce import Batch
+from sva.training.rollout import TaskBatch, Verdicts
+from sva.training.search import Search
+from sva.training.update import ExpertState
+
+
+class PaddedShapes(NamedTuple):
+    """Sizes that fit every example of the training split, so that all steps run the same programs."""
+
+    prompt: int  # tokens
+    answer: int  # tokens of a given answer, for next_token
+    shape: PaddedShape | None  # of the prompts that a population answers, for evolution
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainContext:
+    """All that stays the same from step to step."""
+
+    lm: LM
+    spectra: Mapping[str, Spectrum]
+    family: Family
+    task: Task
+    rollout: RolloutConfig
+    loss: ReinforceConfig
+    train: TrainConfig
+    search: Search
+    shapes: PaddedShapes
+    verdicts: Verdicts
+    validation: ValidationConfig
+    held_out: Sequence[Item]  # that the validation answers
+
+    @cached_property
+    def nested(self) -> Mapping[str, Any]:
+        """The spectra as the model's tree."""
+        return self.lm.model.nest(self.spectra)
+
+    @cached_property
+    def infos(self) -> Mapping[str, MatrixInfo]:
+        """What the parametrisation may know of each matrix."""
+        return matrix_infos(self.spectra)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of a completion at most."""
+        return self.rollout.max_new_tokens or self.task.max_new_tokens
+
+    def z(self, raw: Any) -> dict[str, Any]:
+        """{weight name: z} of raw values."""
+        return _z(raw, self.infos, self.family)
+
+    def batch(self, examples: Sequence[Example]) -> TaskBatch:
+        """Examples with the width of their prompts."""
+        return TaskBatch(self.task, examples, self.shapes.prompt)
+
+
+@partial(jax.jit, static_argnames=("family",))
+def _z(raw: Any, infos: Mapping[str, MatrixInfo], family: Family) -> dict[str, Any]:
+    return family.z(raw, infos)
+
+
+class Step(NamedTuple):
+    """What distinguishes one step from the others."""
+
+    number: int
+    examples: Sequence[Example]
+    key: jax.Array
+
+
+class StepResult(NamedTuple):
+    """The state after a step, and what was measured in it."""
+
+    state: ExpertState
+    row: dict[str, Any]  # of metrics
+    batch: Batch | None
+    texts: list[str]
