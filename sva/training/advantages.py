@@ -1,4 +1,4 @@
-"""Advantages: what a completion's reward is worth, from rewards [P, G] of G samples of each of P prompts.
+"""Advantages [P, G] from rewards [P, G] of G samples of each of P prompts.
 
 | name            | advantage                                              | source                                    |
 |-----------------|--------------------------------------------------------|-------------------------------------------|

@@ -18,7 +18,7 @@ from sva.utils.files import disk_error, read_lines, write_atomically
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events of one run; a resumed run goes on after its last saved step.
+    """`metrics.jsonl` and TensorBoard events of one run; a resumed run continues after its last saved step.
 
     Both are written at once and in this thread: `SummaryWriter` writes in another, where a full disk is a traceback.
     """

@@ -35,7 +35,7 @@ from sva.utils.errors import UserError
 
 @struct.dataclass
 class Batch:
-    """B completions of P prompts and what they are worth; completion r answers prompt r // (B / P).
+    """B completions of P prompts with their advantages; completion r answers prompt r // (B / P).
 
     Prompts are padded on the left, completions on the right. With several completions a prompt, the prompt is
     computed once, forwards and backwards.

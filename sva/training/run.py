@@ -73,7 +73,7 @@ def task_of(config: Config) -> Task:
 def train(
     config: Config, *, lm: LM | None = None, profile: bool = False, progress: bool = True
 ) -> tuple[Expert, dict[str, Any]]:
-    """Trains the expert that `config` describes, or goes on where its run directory stopped.
+    """The expert that `config` describes, trained from the start or from where its run directory stopped.
 
     Args:
       lm: the base model, if it is loaded already.

@@ -6,7 +6,7 @@
     search.solution(state)
 
 Strategies are frozen dataclasses, so they are static under jit; states are trees of arrays, so they are saved as any
-training state is. A member that is worth nothing at all may have a fitness of minus infinity or NaN.
+training state is. A member's fitness may be minus infinity or NaN, the least there is.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Search(Protocol):
         ...
 
     def tell(self, state: Any, population: Any, fitness: jax.Array, ties: jax.Array | None = None) -> Any:
-        """The state after the members of `ask` earned fitness [P]; `ties` [P] decides between equals."""
+        """The state updated by the fitness [P] of the members of `ask`; `ties` [P] decides between equals."""
         ...
 
     def solution(self, state: Any) -> Any:

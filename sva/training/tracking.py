@@ -13,9 +13,9 @@ Sink = Callable[[Mapping[str, Any]], None]
 
 @contextlib.contextmanager
 def wandb(project: str | None, run_dir: Path, settings: Mapping[str, Any]) -> Iterator[Sink]:
-    """What takes each step's row: a run of this project, named after `run_dir`; nothing where there is no project.
+    """A sink for each step's row: a run of this project, named after `run_dir`; without a project it drops them.
 
-    A resumed run goes on in the same one.
+    A resumed run resumes the same one.
 
     Raises:
       UserError: the package is not installed, or refuses.
