@@ -1,5 +1,6 @@
-"""Settings of every test: JAX is strict about rank, and compiled functions are kept between runs."""
+"""Settings of every test: JAX is strict about rank, compilers work little, and what they made is kept between runs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import pytest
 from etils.epath import backend
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry
+
+# Most of a test's time is LLVM's, over programs that run for milliseconds: no optimisation, and loops without MLIR.
+# What JAX traces and the passes over the whole program stay as users have them. Child processes inherit the flags.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
 
 
 def pytest_configure(config: pytest.Config) -> None:
