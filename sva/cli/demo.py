@@ -1,6 +1,7 @@
 """The whole method on one small model: an expert's answer at once, one trained live, a mixed set in two passes."""
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -205,10 +206,11 @@ def colour(text: str, code: int) -> str:
 def table(records: Mapping[str, Mapping[int, Record]], kinds: Sequence[str]) -> dict[str, Any]:
     """Accuracies overall and by kind, and the paired differences that matter.
 
-    A system that has not answered all prompts is measured on those that all experts answered.
+    A system that has not answered all prompts is measured on the first ones, which all systems answered.
     """
-    common = [i for i in range(len(kinds)) if all(i in answered for answered in records.values())]
-    places = {name: list(range(len(kinds))) if len(found) == len(kinds) else common for name, found in records.items()}
+    whole = range(len(kinds))
+    common = list(itertools.takewhile(lambda i: all(i in answered for answered in records.values()), whole))
+    places = {name: list(whole) if len(found) == len(kinds) else common for name, found in records.items()}
     right = {name: np.array([records[name][i].correct for i in places[name]]) for name in records}
     single = best_single(records, len(common))
     by_kind = {
