@@ -44,8 +44,8 @@ def _answered(by, decision):
     """The second pass, one program for all dispatchers; both in one are what `answer` calls in the tests below."""
     keys = jax.random.split(jax.random.key(0), 8)
     limit, eos = np.int32(3), np.array([1], np.int32)
-    request = adapt.Request(by.rows(QUESTIONS, RIGHT).prompts, limit, eos, keys, max_new_tokens=8, sampling=Greedy())
-    return adapt.answer(by.served, decision.alphas, request)
+    request = two_pass.Request(by.rows(QUESTIONS, RIGHT).prompts, limit, eos, keys, max_new_tokens=8, sampling=Greedy())
+    return two_pass.second_pass(by.serving, decision.alphas, request)
 
 
 @pytest.mark.parametrize("name", [*DISPATCHERS, "fixed:thing"])
