@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from sva.generation.merge import factored, merge
     from sva.generation.sampling import Greedy, MinP, Temperature, TopK, TopP
     from sva.models.transformer import logits
-    from sva.parallel.sharding import MeshConfig, make_mesh
+    from sva.parallel.mesh_config import MeshConfig
+    from sva.parallel.sharding import make_mesh
     from sva.spectral.expert import Expert
     from sva.spectral.forms import Spectrum
     from sva.spectral.mixing import bank, mix
     from sva.spectral.parametrisations import family
     from sva.tasks import task
     from sva.training.config import Config
-    from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
+    from sva.training.config.reinforce import ReinforceConfig
+    from sva.training.reinforce import Batch, reinforce_loss
     from sva.training.run import train
     from sva.utils.errors import UserError
 
@@ -42,14 +44,16 @@ _MODULES = {
     "sva.generation.merge": ("factored", "merge"),
     "sva.generation.sampling": ("Greedy", "MinP", "Temperature", "TopK", "TopP"),
     "sva.models.transformer": ("logits",),
-    "sva.parallel.sharding": ("MeshConfig", "make_mesh"),
+    "sva.parallel.mesh_config": ("MeshConfig",),
+    "sva.parallel.sharding": ("make_mesh",),
     "sva.spectral.expert": ("Expert",),
     "sva.spectral.forms": ("Spectrum",),
     "sva.spectral.mixing": ("bank", "mix"),
     "sva.spectral.parametrisations": ("family",),
     "sva.tasks": ("task",),
     "sva.training.config": ("Config",),
-    "sva.training.reinforce": ("Batch", "ReinforceConfig", "reinforce_loss"),
+    "sva.training.config.reinforce": ("ReinforceConfig",),
+    "sva.training.reinforce": ("Batch", "reinforce_loss"),
     "sva.training.run": ("train",),
     "sva.utils.errors": ("UserError",),
 }

@@ -15,6 +15,7 @@ from sva.adaptation import few_shot
 from sva.adaptation.few_shot import FewShotConfig, Shots
 from sva.generation.testing import NameAColour
 from sva.parallel import sharding
+from sva.parallel.mesh_config import MeshConfig
 from sva.parallel.processes import is_writer, start
 from sva.training.search import CEM
 
@@ -31,7 +32,7 @@ def experts(shapes):
 
 def main(model, output, mesh_name):
     start()
-    mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, mesh_name.split("x"))))
+    mesh = sharding.make_mesh(MeshConfig(*map(int, mesh_name.split("x"))))
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
         lm = sva.load(model, mesh=mesh if mesh.size > 1 else None, progress=False)
         spectra = sva.decompose(lm, "mlp", progress=False)

@@ -14,11 +14,13 @@ import sva
 from sva.generation.testing import NameAColour, toy_lm
 from sva.models import layout
 from sva.parallel import sharding
+from sva.parallel.mesh_config import MeshConfig
 from sva.parallel.processes import is_loss, is_writer, lost, start, to_host
 from sva.spectral.parametrisations import LINEAR
-from sva.training.loop import TrainConfig, fit
-from sva.training.reinforce import ReinforceConfig
-from sva.training.rollout import RolloutConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import fit
 
 
 def on_mesh(mesh):
@@ -38,7 +40,7 @@ def main(run_dir, output, *stages):
     losses = []
     for stage in stages:
         steps, _, name = stage.partition(":")
-        mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, name.split("x"))))
+        mesh = sharding.make_mesh(MeshConfig(*map(int, name.split("x"))))
         with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
             lm, spectra = on_mesh(mesh)
             state = fit(

@@ -11,7 +11,8 @@ import pytest
 from sva.generation.logprobs import Scores
 from sva.training import kl
 from sva.training.advantages import BASELINES
-from sva.training.reinforce import ALGORITHMS, Batch, ReinforceConfig, advantages, check_samples, policy_loss
+from sva.training.config.reinforce import ALGORITHMS, PENALTIES, ReinforceConfig, check_samples
+from sva.training.reinforce import Batch, advantages, policy_loss
 from sva.utils.errors import UserError
 
 THETA = np.array([0.3, -0.5, 0.9, 0.1])
@@ -168,7 +169,7 @@ def test_the_estimates_are_of_the_divergence_to_the_base():
     assert (np.asarray(kl.k3(logps, ref)) >= 0).all()
 
 
-@pytest.mark.parametrize("kind", kl.PENALTIES)
+@pytest.mark.parametrize("kind", PENALTIES)
 def test_masked_tokens_far_from_the_base_change_no_penalty(kind):
     arms, mask = jnp.asarray([[0, 1]]), jnp.asarray([[1, 0]])
     nothing = jnp.zeros((1, 1), jnp.int32)

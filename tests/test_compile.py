@@ -9,10 +9,10 @@ from sva.cli.aot import hlo
 from sva.cli.aot import report as ahead
 from sva.generation.testing import toy_config
 from sva.models.config import to_hf
-from sva.parallel.sharding import MeshConfig
+from sva.parallel.mesh_config import MeshConfig
 from sva.training.config import Config
-from sva.training.loop import TrainConfig
-from sva.training.rollout import RolloutConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
 from sva.utils.errors import UserError
 
 # Wide enough that products outweigh the rest, and no width equals a number of tokens. Deep enough that one layer is

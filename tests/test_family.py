@@ -31,9 +31,11 @@ from sva.spectral.parametrisations import (
     seed_of,
 )
 from sva.spectral.svd import svd
-from sva.training.loop import TrainConfig, fit, init_state, train_step
-from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
-from sva.training.rollout import RolloutConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import fit, init_state, train_step
+from sva.training.reinforce import Batch, reinforce_loss
 from sva.utils.errors import UserError
 from sva.utils.matmul import dot
 from sva.utils.trees import select

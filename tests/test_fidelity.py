@@ -12,10 +12,11 @@ from sva.generation.testing import NameAColour
 from sva.spectral.expert import Expert
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
 from sva.training import config
-from sva.training.loop import TrainConfig, apply_gradient, fit
-from sva.training.optimizers import Bfloat16AdamState, bfloat16_adam
-from sva.training.reinforce import ReinforceConfig
-from sva.training.rollout import RolloutConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import apply_gradient, fit
+from sva.training.optimizers import Bfloat16AdamState, bfloat16_adam, optimizer
 
 
 def _same_sign(member, cfg, steps, magnitudes):
@@ -28,7 +29,7 @@ def _same_sign(member, cfg, steps, magnitudes):
         raw, opt_state = apply_gradient(*carry, {"p": push}, family=member, cfg=cfg)
         return (raw, opt_state), raw["p"].astype(jnp.float32)
 
-    _, path = jax.jit(lambda start: jax.lax.scan(step, start, pushes))((raw, cfg.optimizer().init(raw)))
+    _, path = jax.jit(lambda start: jax.lax.scan(step, start, pushes))((raw, optimizer(cfg).init(raw)))
     return np.asarray(path[-1]), np.asarray(path[-501])
 
 
@@ -118,8 +119,8 @@ def test_at_the_public_codes_rate_bfloat16_cannot_raise_a_z_of_one():
     # Why the mode is for p and not for z: above 1 the spacing is 2^-7, and half of it is more than 2e-3.
     cfg = TrainConfig(lr=2e-3, clip_norm=1e9, param_dtype="bfloat16")
     raw = {"z": LINEAR.init(jnp.ones(4)).astype(jnp.bfloat16)}
-    up, _ = apply_gradient(raw, cfg.optimizer().init(raw), {"z": -jnp.ones(4)}, family=LINEAR, cfg=cfg)
-    down, _ = apply_gradient(raw, cfg.optimizer().init(raw), {"z": jnp.ones(4)}, family=LINEAR, cfg=cfg)
+    up, _ = apply_gradient(raw, optimizer(cfg).init(raw), {"z": -jnp.ones(4)}, family=LINEAR, cfg=cfg)
+    down, _ = apply_gradient(raw, optimizer(cfg).init(raw), {"z": jnp.ones(4)}, family=LINEAR, cfg=cfg)
     np.testing.assert_array_equal(up["z"], raw["z"])
     assert (down["z"] < raw["z"]).all()
 

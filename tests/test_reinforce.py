@@ -15,9 +15,11 @@ from sva.generation.merge import factored
 from sva.models.transformer import logits
 from sva.spectral.parametrisations import SIGMOID_NUCLEAR, matrix_infos
 from sva.training.advantages import BASELINES
-from sva.training.kl import PENALTIES
-from sva.training.loop import ExpertState, TrainConfig, train_step
-from sva.training.reinforce import Batch, ReinforceConfig, advantages, reinforce_loss
+from sva.training.config.reinforce import PENALTIES, ReinforceConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import ExpertState, train_step
+from sva.training.optimizers import optimizer
+from sva.training.reinforce import Batch, advantages, reinforce_loss
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_gradient_equals_the_public_codes(setting, kl_coef):
 def test_p_after_one_and_after_five_steps_is_the_public_codes(setting, kl_coef):
     torch_model, lm, spectra, batch, raw = setting
     cfg = TrainConfig(lr=2e-3, clip_norm=1e-3, micro_batch=1)
-    state = ExpertState(raw, cfg.optimizer().init(raw), jnp.zeros((), jnp.int32))
+    state = ExpertState(raw, optimizer(cfg).init(raw), jnp.zeros((), jnp.int32))
     settings = dict(family=SIGMOID_NUCLEAR, loss=ReinforceConfig(baseline="none", kl_coef=kl_coef), cfg=cfg)
     for step, theirs in enumerate(_public_steps(torch_model, spectra, batch, raw, kl_coef, 5)):
         state, _ = train_step(state, lm.model.nest(spectra), lm.params, batch, model=lm.model, **settings)
@@ -315,7 +317,7 @@ def test_one_temperature_for_all_rows_is_that_of_each_and_compiles_nothing_more(
     tokens, kept = (jnp.asarray(x[1:5], jnp.int32) for x in (EVERY, KEPT))
     batch = Batch(prompts, jnp.ones_like(prompts), tokens, kept, jnp.asarray([1.0, -1, 0.5, 2]))
     cfg = TrainConfig(micro_batch=1, remat=False)
-    state = ExpertState(raw, cfg.optimizer().init(raw), jnp.zeros((), jnp.int32))
+    state = ExpertState(raw, optimizer(cfg).init(raw), jnp.zeros((), jnp.int32))
     settings = dict(model=lm.model, family=SIGMOID_NUCLEAR, loss=ReinforceConfig(), cfg=cfg)
 
     def update(temperature):

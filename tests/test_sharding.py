@@ -20,7 +20,8 @@ from sva.models.load import load_params
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.parallel import processes as distributed
-from sva.parallel.sharding import AXES, Leaf, MeshConfig, check_rows, make_mesh, notes, partition
+from sva.parallel.mesh_config import MeshConfig
+from sva.parallel.sharding import AXES, Leaf, check_rows, make_mesh, notes, partition
 from sva.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -20,14 +20,17 @@ from sva.generation.decompose import decompose
 from sva.generation.testing import NameAColour, toy_lm
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR, family
 from sva.training.checkpoint import Checkpoints
-from sva.training.guards import GuardConfig, load_batch
-from sva.training.loop import TrainConfig, fit, init_state, train_step
+from sva.training.config.evaluation import ValidationConfig
+from sva.training.config.evolution import EvolutionConfig
+from sva.training.config.guards import GuardConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.guards import load_batch
+from sva.training.loop import fit, init_state, train_step
 from sva.training.metrics import read
-from sva.training.reinforce import ReinforceConfig
-from sva.training.rollout import RolloutConfig, prompt_width, prompts, rollout
-from sva.training.search import EvolutionConfig
+from sva.training.rollout import prompt_width, prompts, rollout
 from sva.training.sft import solved
-from sva.training.validation import ValidationConfig
 from sva.utils.errors import UserError
 
 SMALL = dict(

@@ -16,6 +16,7 @@ from sva.adaptation.dispatchers import Blend
 from sva.generation.sampling import Greedy
 from sva.generation.testing import THINGS
 from sva.parallel import sharding
+from sva.parallel.mesh_config import MeshConfig
 from sva.parallel.processes import is_writer, start, to_host
 from sva.spectral.expert import Expert
 
@@ -25,7 +26,7 @@ NEW = 8
 
 def main(output, name):
     start()
-    mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, name.split("x"))))
+    mesh = sharding.make_mesh(MeshConfig(*map(int, name.split("x"))))
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
         lm, spectra = on_mesh(mesh)
         lm.spectra.update(spectra)  # a toy has no checkpoint for several processes to decompose

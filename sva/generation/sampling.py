@@ -12,9 +12,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from sva.generation.temperature import check_temperature
 from sva.utils.errors import UserError
-
-_LEAST_TEMPERATURE = 1e-6  # far below it float32 logits overflow, and it already draws the likeliest token
 
 
 class Sampling(Protocol):
@@ -170,14 +169,6 @@ def _draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
     """`jax.random.categorical` of each row: the arg-max of its logits and Gumbel noise."""
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], logits.dtype))(keys)
     return _argmax(logits + noise)
-
-
-def check_temperature(name: str, value: float) -> None:
-    """Raises UserError unless logits can be divided by this temperature."""
-    if not value > 0:
-        raise UserError(f"{name}={value} must be above 0; for the likeliest token use Greedy()")
-    if not _LEAST_TEMPERATURE <= value < math.inf:
-        raise UserError(f"{name}={value} must be a finite number of at least {_LEAST_TEMPERATURE}; 1 changes nothing")
 
 
 def _argmax(logits: jax.Array, block: int = 128) -> jax.Array:

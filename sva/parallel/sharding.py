@@ -24,6 +24,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sva.parallel.mesh_config import MeshConfig
 from sva.utils.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -41,25 +42,6 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rank", ("fsdp",)),
     ("rank", ("tensor",)),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How many devices each axis has; -1, for one of them, is what the others leave."""
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-
-    def __post_init__(self) -> None:
-        for name, size in dataclasses.asdict(self).items():
-            if size < 1 and size != -1:
-                raise UserError(f"mesh.{name}={size} must be at least 1, or -1 for what the other axes leave")
-        if dataclasses.astuple(self).count(-1) > 1:
-            raise UserError(f"{self} leaves more than one axis open; give -1 once")
-
-    def __str__(self) -> str:
-        return " x ".join(f"mesh.{name}={size}" for name, size in dataclasses.asdict(self).items())
 
 
 class Leaf(NamedTuple):

@@ -29,8 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.spectral import spelling
 from sva.spectral.forms import Bands, Core, Spectrum, Z
-from sva.utils.errors import UserError, at_least
+from sva.utils.errors import UserError
 
 
 class MatrixInfo(NamedTuple):
@@ -58,13 +59,11 @@ class Family(abc.ABC):
     centre: ClassVar[float] = 0.0  # raw value from which `train.bound` is measured
 
     def __post_init__(self) -> None:
-        for setting, value in self._settings().items():
-            at_least(f"{self.name}:{setting}", value, 1)
+        spelling.check(self.name, self._settings())
 
     def __str__(self) -> str:
         """As configurations and expert files spell it, e.g. `projected:n=13,r=2`."""
-        settings = ",".join(f"{setting}={value}" for setting, value in self._settings().items())
-        return f"{self.name}:{settings}" if settings else self.name
+        return str(spelling.Spelling(self.name, self._settings()))
 
     @abc.abstractmethod
     def start(self, infos: Any) -> Any:
@@ -317,35 +316,20 @@ def _hash(x: jax.Array) -> jax.Array:
 LINEAR = Linear()
 SIGMOID_NUCLEAR = SigmoidNuclear()
 
-EXAMPLES: tuple[Family, ...] = (LINEAR, SIGMOID_NUCLEAR, TopK(64), TailOnly(64), Banded(2), Cored(16), Projected(13, 2))
-_BY_NAME = {example.name: example for example in EXAMPLES}
+_BY_NAME: dict[str, type[Family]] = {
+    member.name: member for member in (Linear, SigmoidNuclear, TopK, TailOnly, Banded, Cored, Projected)
+}
+EXAMPLES = tuple(_BY_NAME[example.name](**example.settings) for example in spelling.EXAMPLES.values())
 
 
-def family(spelling: str) -> Family:
+def family(text: str) -> Family:
     """The parametrisation spelt so: a name, and after a colon its settings, e.g. `core:r=16`.
 
     Raises:
       UserError: no such parametrisation (all are listed), a setting that it lacks, misses or cannot take.
     """
-    name, _, text = spelling.partition(":")
-    if name not in _BY_NAME:
-        raise UserError(f"unknown parametrisation {name!r}: it is one of {', '.join(map(str, EXAMPLES))}")
-    example = _BY_NAME[name]
-    known = [field.name for field in dataclasses.fields(example)]
-    settings: dict[str, int] = {}
-    for part in text.split(",") if text else []:
-        setting, _, value = part.partition("=")
-        if setting not in known or setting in settings:
-            raise UserError(
-                f"parametrisation {spelling!r}: {setting!r} is unknown or given twice; write e.g. {example}"
-            )
-        if not value.isdecimal():
-            raise UserError(f"parametrisation {spelling!r}: {setting}={value} is no whole number; write e.g. {example}")
-        settings[setting] = int(value)
-    if settings.keys() != set(known):
-        missing = ", ".join(setting for setting in known if setting not in settings)
-        raise UserError(f"parametrisation {spelling!r} does not say {missing}; write e.g. {example}")
-    return type(example)(**settings)
+    name, settings = spelling.parse(text)
+    return _BY_NAME[name](**settings)
 
 
 def count(member: Family, infos: Any) -> int:

@@ -58,4 +58,3 @@ def _standardised(rewards: jax.Array, axis: int | None) -> jax.Array:
 BASELINES: dict[str, Callable[[jax.Array], jax.Array]] = {
     fn.__name__: fn for fn in (none, leave_one_out, mean, group, batch)
 }
-GROUPED = ("leave_one_out", "mean", "group")  # compare samples of one prompt: of a single one nothing is left

@@ -19,8 +19,6 @@ import jax.numpy as jnp
 
 from sva.generation.logprobs import Scores
 
-PENALTIES = ("base_adapted", "adapted_base", "k1", "k2", "k3")
-
 
 def k1(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     """d = log pi - log base."""
@@ -39,7 +37,7 @@ def k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
 
 
 def penalty(scores: Scores, keep: jax.Array, kind: str) -> jax.Array:
-    """The penalty named `kind` (one of `PENALTIES`) of each token; masked ones hold anything finite.
+    """The penalty named `kind` (one of `config.reinforce.PENALTIES`) of each token; masked ones hold anything finite.
 
     Args:
       keep: [B, N] float32, 1 for the tokens that count; k1's gradient sums over those of a row.

@@ -26,6 +26,7 @@ from sva.models.transformer import Transformer, check_gradients
 from sva.parallel.preemption import shielded
 from sva.parallel.processes import is_writer, to_host
 from sva.parallel.sharding import constrain, place, repeat_all, replicated
+from sva.spectral import spelling
 from sva.spectral.forms import Spectrum
 from sva.spectral.parametrisations import Family, MatrixInfo, matrix_infos
 from sva.tasks.base import Example, Task
@@ -33,82 +34,22 @@ from sva.tasks.batches import batch_indices
 from sva.training import guards, population, validation
 from sva.training import sft as supervised
 from sva.training.checkpoint import Checkpoints
-from sva.training.guards import GuardConfig
+from sva.training.config.evaluation import ValidationConfig
+from sva.training.config.evolution import EvolutionConfig
+from sva.training.config.guards import GuardConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.together import check
+from sva.training.config.train import TrainConfig
 from sva.training.metrics import MetricsLog
-from sva.training.optimizers import bfloat16_adam
-from sva.training.reinforce import Batch, ReinforceConfig, check_samples, matrix_infos_of, reinforce_loss
-from sva.training.rollout import RewardError, RolloutConfig, Verdicts, grade, prompt_width, prompts, rewarded, sample
-from sva.training.search import EvolutionConfig
+from sva.training.optimizers import optimizer
+from sva.training.reinforce import Batch, matrix_infos_of, reinforce_loss
+from sva.training.rollout import RewardError, Verdicts, grade, prompt_width, prompts, rewarded, sample
+from sva.training.search import search_of
 from sva.training.sft import solution_width
-from sva.training.validation import Best, ValidationConfig
+from sva.training.validation import Best
 from sva.utils import seeds
-from sva.utils.errors import UserError, above, at_least
-
-METHODS = ("policy_gradient", "next_token", "evolution")
-PARAM_DTYPES = ("float32", "bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the loop and the optimiser."""
-
-    method: str = "policy_gradient"  # next_token: on given answers; evolution: `training.search`, without a gradient
-    steps: int = 12
-    examples: int | None = None  # different training prompts, drawn by the seed; null: the whole split
-    lr: float = 1e-2
-    clip_norm: float = 1e-3  # of the joint gradient, before Adam; the paper's (table 6)
-    micro_batch: int = 2  # prompts whose completions' activations are held at once
-    remat: bool = True  # recompute each layer in the backward pass: a third more work, a fraction of the memory
-    param_dtype: str = "float32"  # of raw values and Adam's state; "bfloat16" as the public code, see `optimizers`
-    bound: float | None = None  # raw values are held this near to their family's centre, see `apply_gradient`
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UserError(f"train.method={self.method!r} is not known; use {', '.join(METHODS)}")
-        at_least("train.steps", self.steps, 0)
-        if self.examples is not None:
-            at_least("train.examples", self.examples, 1)
-        above("train.lr", self.lr, 0)
-        if not np.isfinite(self.lr):
-            raise UserError(f"train.lr={self.lr} is not finite; write a number such as 1e-2")
-        above("train.clip_norm", self.clip_norm, 0)
-        at_least("train.micro_batch", self.micro_batch, 1)
-        if self.param_dtype not in PARAM_DTYPES:
-            raise UserError(f"train.param_dtype={self.param_dtype!r} is not known; use {' or '.join(PARAM_DTYPES)}")
-        if self.bound is not None:
-            above("train.bound", self.bound, 0)
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """Clipped Adam, as the public code."""
-        adam = bfloat16_adam(self.lr) if self.param_dtype == "bfloat16" else optax.adam(self.lr)
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
-
-
-def check(
-    family: Family,
-    rollouts: RolloutConfig,
-    loss: ReinforceConfig,
-    cfg: TrainConfig,
-    search: EvolutionConfig,
-    watch: GuardConfig,
-) -> None:
-    """Raises UserError for settings that are each sound and do not go together."""
-    if cfg.method == "evolution":
-        population.check_rows(family)
-        if rollouts.is_tempered:
-            raise UserError(f"rollout.temperature={rollouts.temperature}: evolution answers greedily; leave it out")
-        if cfg.param_dtype != "float32":
-            raise UserError(f"train.param_dtype={cfg.param_dtype} is for gradients; evolution needs float32")
-        if cfg.bound is not None and search.strategy == "es":
-            raise UserError(f"train.bound={cfg.bound} is for gradients and for evolution.strategy=cem, not for es")
-        return
-    if rollouts.prompts % cfg.micro_batch:
-        raise UserError(
-            f"rollout.prompts={rollouts.prompts} is no multiple of train.micro_batch={cfg.micro_batch}; change one"
-        )
-    if cfg.method == "policy_gradient":
-        check_samples(rollouts.samples, loss)
-    guards.check_kl_guard(watch, loss)
+from sva.utils.errors import UserError
 
 
 @struct.dataclass
@@ -129,7 +70,7 @@ class ExpertState:
 def init_state(spectra: Mapping[str, Spectrum], family: Family, cfg: TrainConfig) -> ExpertState:
     """The state before the first update: the base model."""
     raw = jax.tree.map(lambda x: x.astype(cfg.param_dtype), family.start(matrix_infos(spectra)))
-    return ExpertState(raw, cfg.optimizer().init(raw), jnp.zeros((), jnp.int32))
+    return ExpertState(raw, optimizer(cfg).init(raw), jnp.zeros((), jnp.int32))
 
 
 def apply_gradient(raw: Any, opt_state: Any, grads: Any, *, family: Family, cfg: TrainConfig) -> tuple[Any, Any]:
@@ -140,7 +81,7 @@ def apply_gradient(raw: Any, opt_state: Any, grads: Any, *, family: Family, cfg:
     rescaling); of 1, the base, for the families that train z itself; of 0, the base, for `banded`, `core` and
     `projected`. In bfloat16 the bound itself is rounded, by up to 0.4 %.
     """
-    updates, opt_state = cfg.optimizer().update(grads, opt_state, raw)
+    updates, opt_state = optimizer(cfg).update(grads, opt_state, raw)
     raw = optax.apply_updates(raw, updates)
     if cfg.bound is not None:
         low, high = family.centre - cfg.bound, family.centre + cfg.bound
@@ -403,7 +344,7 @@ def fit(
       FloatingPointError: a loss, gradient or reward is not finite, or an alarm stops the run; the last sound state is
         kept, and the batch under run_dir/failed.
     """
-    check(family, rollouts, loss, cfg, search, watch)
+    check(spelling.parse(str(family)), rollouts, loss, cfg, search, watch)
     seeds.check("seed", seed)
     source = task.source("train")
     parts = (rollouts, loss, dataclasses.replace(cfg, steps=TrainConfig().steps), search, validate)
@@ -422,7 +363,7 @@ def fit(
         rollouts=rollouts,
         loss=loss,
         cfg=cfg,
-        search=search.search(lr=cfg.lr, centre=family.centre, bound=cfg.bound),
+        search=search_of(search, lr=cfg.lr, centre=family.centre, bound=cfg.bound),
         verdicts=Verdicts(run_dir),
     )
     if cfg.examples is not None:

@@ -1,10 +1,18 @@
-"""Adam whose parameters, moments and arithmetic are bfloat16, as torch's is on bfloat16 parameters."""
+"""The optimiser: clipped Adam, in float32 or, as torch's is on bfloat16 parameters, in bfloat16."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from sva.training.config.train import TrainConfig
+
+
+def optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
+    """Adam on clipped gradients, as the public code."""
+    adam = bfloat16_adam(cfg.lr) if cfg.param_dtype == "bfloat16" else optax.adam(cfg.lr)
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adam)
 
 
 class Bfloat16AdamState(NamedTuple):

@@ -12,10 +12,9 @@ from sva.generation import population_batch as mixed_batch
 from sva.generation.lm import LM
 from sva.generation.population_batch import Room
 from sva.generation.sampling import Greedy
-from sva.spectral.parametrisations import Diagonal, Family, MatrixInfo
+from sva.spectral.parametrisations import Family, MatrixInfo
 from sva.tasks.base import Example, Task
 from sva.training.rollout import faults
-from sva.utils.errors import UserError
 
 
 class Answers(NamedTuple):
@@ -26,15 +25,6 @@ class Answers(NamedTuple):
     lengths: np.ndarray  # [M * Q] int32
     overlong: int
     empty: int
-
-
-def check_rows(family: Family) -> None:
-    """Raises UserError for a parametrisation that no single row can have."""
-    if not isinstance(family, Diagonal):
-        raise UserError(
-            f"train.method=evolution gives every row a z of its own, and {family} is no z; use linear, "
-            "sigmoid_nuclear, top_k or tail_only"
-        )
 
 
 def answer(

@@ -14,9 +14,8 @@ largest number of tokens allowed, a constant that neither the joint clip of the 
 kl_coef weighs nats a completion, as in `reinforce`.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +28,10 @@ from sva.spectral.forms import Spectrum, adapters
 from sva.spectral.parametrisations import Family, MatrixInfo, check_raw, seed_of
 from sva.spectral.svd import require_whole
 from sva.training import surrogates
-from sva.training.advantages import BASELINES, GROUPED
-from sva.training.kl import PENALTIES, penalty
-from sva.utils.errors import UserError, above, at_least
+from sva.training.advantages import BASELINES
+from sva.training.config.reinforce import ALGORITHMS, ReinforceConfig
+from sva.training.kl import penalty
+from sva.utils.errors import UserError
 
 
 @struct.dataclass
@@ -56,78 +56,9 @@ class Batch:
     temperature: jax.Array | float | None = None  # [B] float32 above 0, or one for all rows; None: 1
 
 
-class Algorithm(NamedTuple):
-    """One line of the table above."""
-
-    baseline: str
-    is_clipped: bool = False
-    is_averaged: bool = False
-
-
-ALGORITHMS = {
-    "reinforce": Algorithm("group"),
-    "rloo": Algorithm("leave_one_out"),
-    "grpo": Algorithm("group", is_clipped=True, is_averaged=True),
-    "dr_grpo": Algorithm("mean", is_clipped=True),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class ReinforceConfig:
-    """Settings of the loss."""
-
-    algorithm: str = "reinforce"
-    baseline: str | None = (
-        None  # of `reinforce`, see `sva.training.advantages`; "group" by default. The others have their own
-    )
-    kl_coef: float = 0.0  # lambda of arXiv 2501.06252; the paper tries 0, 0.1, 0.2, 0.3
-    kl: str = "base_adapted"  # what lambda weighs, see `sva.training.kl`
-    measure_kl: bool = False  # tell the KL even where lambda is 0, at the price of the base's own pass
-    clip_low: float = 0.2  # of the clipped ratio: how far it may fall below 1,
-    clip_high: float = 0.2  # and rise above it
-    epochs: int = 1  # updates a batch; more than one needs a clipped ratio
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise UserError(f"reinforce.algorithm={self.algorithm!r} is not known; use {', '.join(ALGORITHMS)}")
-        known = ALGORITHMS[self.algorithm]
-        if self.baseline is not None and self.baseline not in BASELINES:
-            raise UserError(f"reinforce.baseline={self.baseline!r} is not known; use {', '.join(BASELINES)}")
-        if self.algorithm != "reinforce" and self.baseline not in (None, known.baseline):
-            raise UserError(
-                f"reinforce.baseline={self.baseline} does not go with algorithm {self.algorithm}, whose baseline is "
-                f"{known.baseline}; leave it out"
-            )
-        if self.kl not in PENALTIES:
-            raise UserError(f"reinforce.kl={self.kl!r} is not known; use {', '.join(PENALTIES)}")
-        at_least("reinforce.kl_coef", self.kl_coef, 0)
-        above("reinforce.clip_low", self.clip_low, 0)
-        above("reinforce.clip_high", self.clip_high, 0)
-        at_least("reinforce.epochs", self.epochs, 1)
-        if self.epochs > 1 and not known.is_clipped:
-            raise UserError(
-                f"reinforce.epochs={self.epochs}: {self.algorithm} is for fresh completions only; use grpo or dr_grpo"
-            )
-
-    @property
-    def has_kl(self) -> bool:
-        """Whether the base is asked at all."""
-        return self.kl_coef > 0 or self.measure_kl
-
-
 def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
     """[P, G] advantages of rewards [P, G], G samples a prompt, as the algorithm has them; see `training.advantages`."""
-    return BASELINES[cfg.baseline or ALGORITHMS[cfg.algorithm].baseline](rewards)
-
-
-def check_samples(samples: int, cfg: ReinforceConfig) -> None:
-    """Raises UserError where a baseline compares the samples of a prompt and there is only one."""
-    name = cfg.baseline or ALGORITHMS[cfg.algorithm].baseline
-    if samples < 2 and name in GROUPED:
-        raise UserError(
-            f"rollout.samples={samples}: baseline {name} of algorithm {cfg.algorithm} compares the samples of a prompt "
-            "and needs at least 2; or use reinforce.algorithm=reinforce with baseline none or batch"
-        )
+    return BASELINES[cfg.baseline_name](rewards)
 
 
 def matrix_infos_of(model: Transformer, spectra: Mapping[str, Any]) -> Any:

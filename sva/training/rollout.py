@@ -1,6 +1,5 @@
 """Prompts to completions to rewards to a training batch."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,62 +15,17 @@ from sva.generation.decode import generate
 from sva.generation.lm import LM
 from sva.generation.merge import merge_params
 from sva.generation.prompts import check_prompts, pad_eos
-from sva.generation.sampling import Greedy, OnPolicy, Sampling, check_temperature
+from sva.generation.sampling import Greedy, OnPolicy, Sampling
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import agree, is_writer, to_host
 from sva.spectral.forms import Spectrum, adapters
 from sva.tasks.base import Example, Task
-from sva.training.reinforce import Batch, ReinforceConfig, advantages
-from sva.utils.errors import UserError, at_least
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.reinforce import Batch, advantages
+from sva.utils.errors import UserError
 from sva.utils.files import read_json, write_json
 from sva.utils.padding import budget_bucket, left_pad, length_bucket
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-    """Settings of one step's rollout.
-
-    At a temperature T the policy is softmax(logits / T), in the rollout and in the update alike: in the loss, the
-    clipped ratio, the KL (the base's log-probs take the same T), the entropy and the gap of log-probs; see `Batch`.
-    There is no top-k, top-p or min-p here, because a policy that gives a token no chance has no log-prob of it.
-    Deviation at T = 0: greedy answers are no draw of any policy; as in the public code of Transformer-Squared, which
-    samples so, the update takes log-probs at T = 1.
-    """
-
-    prompts: int = 8  # different prompts a step
-    samples: int = 8  # completions of each
-    max_new_tokens: int | None = None  # the task's own budget by default
-    temperature: float = 1.0  # 0: the likeliest token, as the public code
-    score_eos: bool = True  # train the end token too; the public code never does
-    form: str = (
-        "dense"  # merged once a step, beside the base; "factored": on the spectra alone, which spares the weights
-    )
-
-    def __post_init__(self) -> None:
-        at_least("rollout.prompts", self.prompts, 1)
-        at_least("rollout.samples", self.samples, 1)
-        if self.max_new_tokens is not None:
-            at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
-        at_least("rollout.temperature", self.temperature, 0)
-        if self.temperature > 0:
-            check_temperature("rollout.temperature", self.temperature)
-        if self.temperature == 0 and self.samples > 1:
-            raise UserError(
-                f"rollout.samples={self.samples} greedy completions of one prompt are all the same; set "
-                "rollout.samples=1 or a temperature above 0"
-            )
-        if self.form not in ("dense", "factored"):
-            raise UserError(f"rollout.form={self.form!r} is not known; use dense or factored")
-
-    @property
-    def sampling(self) -> Sampling:
-        """The strategy that draws, and reports the log-probs that the update compares with its own."""
-        return OnPolicy(self.temperature) if self.temperature else Greedy()
-
-    @property
-    def is_tempered(self) -> bool:
-        """Whether the update divides logits at all; greedy answers are taken at a temperature of 1."""
-        return self.temperature not in (0, 1)
 
 
 class Completions(NamedTuple):
@@ -156,12 +110,17 @@ def sample(
         jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
         adapter,
         max_new_tokens=budget_bucket(budget),
-        sampling=cfg.sampling,
+        sampling=sampling_of(cfg),
         samples=cfg.samples,
     )
     tokens, logprobs, lengths = to_host(out)
     texts, lengths, stopped = chat.decode_until(lm, tokens, lengths, [task.stop] * rows)
     return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos, stopped))
+
+
+def sampling_of(cfg: RolloutConfig) -> Sampling:
+    """The strategy that draws, and reports the log-probs that the update compares with its own."""
+    return OnPolicy(cfg.temperature) if cfg.temperature else Greedy()
 
 
 def faults(

@@ -18,7 +18,7 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from sva.utils.errors import UserError, above, at_least
+from sva.training.config.evolution import EvolutionConfig, check_cem, check_es
 
 
 class Search(Protocol):
@@ -70,10 +70,7 @@ class OpenAIES:
     lr: float = 1e-2
 
     def __post_init__(self) -> None:
-        at_least("evolution.population", self.population, 2)
-        above("evolution.sigma", self.sigma, 0)
-        if self.population % 2:
-            raise UserError(f"evolution.population={self.population} must be even: es draws its noise in pairs")
+        check_es(self.population, self.sigma)
 
     def init(self, mean: Any) -> ESState:
         """See `Search`."""
@@ -145,17 +142,7 @@ class CEM:
     reference: bool = False
 
     def __post_init__(self) -> None:
-        at_least("evolution.population", self.population, 2)
-        above("evolution.sigma", self.sigma, 0)
-        if not 0 < self.elite_ratio <= 1:
-            raise UserError(f"evolution.elite_ratio={self.elite_ratio} must be above 0 and at most 1")
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"evolution.smoothing={self.smoothing} must be at least 0 and below 1")
-        if self.elites < 2 and not self.reference:
-            raise UserError(
-                f"evolution.elite_ratio={self.elite_ratio} of a population of {self.population} makes {self.elites} "
-                f"elites, and a spread needs at least 2; raise one to {2 / self.population:.3g} or {_least(self)}"
-            )
+        check_cem(self.population, self.elite_ratio, self.sigma, self.smoothing, fewest=0 if self.reference else 2)
 
     @property
     def elites(self) -> int:
@@ -199,14 +186,6 @@ class CEM:
         return state.best if self.reference else state.mean
 
 
-def _least(search: CEM) -> int:
-    """The smallest population that has two elites."""
-    size = search.population
-    while int(search.elite_ratio * size) < 2:
-        size += 1
-    return size
-
-
 def _members(tree: Any) -> tuple[jax.Array, Any]:
     """(the tree as one vector [D], the function from [P, D] to the tree with P in front of every leaf)."""
     flat, unravel = ravel_pytree(tree)
@@ -218,24 +197,9 @@ def _ordered(x: jax.Array) -> jax.Array:
     return jnp.nan_to_num(x.astype(jnp.float32), nan=-jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
 
 
-@dataclasses.dataclass(frozen=True)
-class EvolutionConfig:
-    """Settings of `train.method=evolution`; the step size of `es` is train.lr, the bounds of `cem` are train.bound."""
-
-    strategy: str = "es"
-    population: int = 16
-    sigma: float = 0.1
-    elite_ratio: float = 0.25  # of cem
-    smoothing: float = 0.0  # of cem
-
-    def __post_init__(self) -> None:
-        if self.strategy not in ("es", "cem"):
-            raise UserError(f"evolution.strategy={self.strategy!r} is not known; use es or cem")
-        self.search(lr=1.0, centre=0.0, bound=None)
-
-    def search(self, *, lr: float, centre: float, bound: float | None) -> OpenAIES | CEM:
-        """The search around raw values whose base is at `centre`."""
-        if self.strategy == "es":
-            return OpenAIES(self.population, self.sigma, lr)
-        low, high = (None, None) if bound is None else (centre - bound, centre + bound)
-        return CEM(self.population, self.elite_ratio, self.sigma, low, high, self.smoothing)
+def search_of(cfg: EvolutionConfig, *, lr: float, centre: float, bound: float | None) -> OpenAIES | CEM:
+    """The search that `cfg` describes, around raw values whose base is at `centre`."""
+    if cfg.strategy == "es":
+        return OpenAIES(cfg.population, cfg.sigma, lr)
+    low, high = (None, None) if bound is None else (centre - bound, centre + bound)
+    return CEM(cfg.population, cfg.elite_ratio, cfg.sigma, low, high, cfg.smoothing)

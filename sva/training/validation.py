@@ -1,37 +1,12 @@
 """Which of a run's steps to keep: accuracy on a small fixed subset, and when to stop looking for better ones."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sva.utils.errors import UserError, at_least
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationConfig:
-    """Settings of the validation while training.
-
-    The public code of Transformer-Squared evaluates two whole splits every few steps, 77 % of what it generates on
-    GSM8K; a few dozen fixed prompts tell the same better and worse apart.
-    """
-
-    every: int = 0  # steps; 0: never, and the last state is the result
-    size: int = 32  # the first rows of the split
-    split: str = "validation"
-    batch_size: int = 32
-    patience: int | None = None  # validations without a better one before the run stops; null: it never does
-
-    def __post_init__(self) -> None:
-        at_least("validation.every", self.every, 0)
-        at_least("validation.size", self.size, 1)
-        at_least("validation.batch_size", self.batch_size, 1)
-        if self.patience is not None:
-            at_least("validation.patience", self.patience, 1)
-            if not self.every:
-                raise UserError("validation.patience needs validation.every above 0")
+from sva.training.config.evaluation import ValidationConfig
 
 
 @struct.dataclass

@@ -1,11 +1,15 @@
 """Seeds: which numbers may be one, and the random key that each of them makes."""
 
-from typing import Any
+from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from sva.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 LARGEST = 2**64 - 1
 
@@ -25,6 +29,8 @@ def key(seed: int) -> jax.Array:
     Raises:
       UserError: a seed that is negative, too large or not a whole number.
     """
+    import jax  # not above: settings, which hold seeds, are checked without JAX
+
     check("seed", seed)
     if seed < 2**32:
         return jax.random.key(int(seed))

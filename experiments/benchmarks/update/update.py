@@ -48,8 +48,10 @@ from sva.models.weights import expected
 from sva.parallel import compile_cache as runtime
 from sva.spectral.forms import Spectrum
 from sva.spectral.parametrisations import family
-from sva.training.loop import TrainConfig, init_state, train_step
-from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import init_state, train_step
+from sva.training.reinforce import Batch, reinforce_loss
 from sva.training.run import command, versions
 from sva.utils.files import write_json
 from sva.utils.matmul import dot

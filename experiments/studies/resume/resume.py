@@ -27,10 +27,11 @@ from sva.generation.testing import NameAColour, toy_lm
 from sva.parallel import compile_cache as runtime
 from sva.spectral.parametrisations import SIGMOID_NUCLEAR
 from sva.tasks import task
-from sva.training.loop import TrainConfig, fit
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.training.loop import fit
 from sva.training.metrics import read
-from sva.training.reinforce import ReinforceConfig
-from sva.training.rollout import RolloutConfig
 from sva.training.run import command, versions
 from sva.utils.files import write_json
 

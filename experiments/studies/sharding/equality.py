@@ -42,11 +42,13 @@ from sva.models import layout
 from sva.parallel import compile_cache as runtime
 from sva.parallel import processes as distributed
 from sva.parallel import sharding
+from sva.parallel.mesh_config import MeshConfig
 from sva.spectral.expert import Expert
 from sva.spectral.forms import adapters
 from sva.spectral.mixing import mixture
 from sva.spectral.parametrisations import SIGMOID_NUCLEAR
-from sva.training.reinforce import Batch, ReinforceConfig, reinforce_loss
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.reinforce import Batch, reinforce_loss
 from sva.training.run import command, versions
 from sva.utils.files import write_json
 from sva.utils.padding import left_pad
@@ -266,7 +268,7 @@ def compare(lm: LM, meshes: Sequence[str], form: str, files: Sequence[Path]) -> 
     want, on = measure(base, None, form)
     rows = {}
     for name in meshes:
-        mesh = sharding.make_mesh(sharding.MeshConfig(*map(int, name.split("x"))))
+        mesh = sharding.make_mesh(MeshConfig(*map(int, name.split("x"))))
         with jax.set_mesh(mesh):
             at = moved(base, mesh)
             got, _ = measure(at, want.batch, form)

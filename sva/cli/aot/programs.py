@@ -19,6 +19,7 @@ from sva.spectral.mixing import FactoredSlots
 from sva.spectral.parametrisations import family
 from sva.training.loop import train_step
 from sva.training.reinforce import Batch
+from sva.training.rollout import sampling_of
 
 PREFIX, LABELS = 128, 4  # tokens of the classification question, labels of two tokens each
 
@@ -79,7 +80,7 @@ def rollout(shapes: Shapes) -> Program:
             keys_of(shapes, rows),
             adapter,
             max_new_tokens=shapes.new,
-            sampling=config.rollout.sampling,
+            sampling=sampling_of(config.rollout),
             samples=config.rollout.samples,
         )
 

@@ -1,4 +1,7 @@
-"""One training run's settings: a YAML file and `a.b=c` overrides, typed by the modules' own dataclasses."""
+"""One training run's settings: a YAML file and `a.b=c` overrides, typed by the dataclasses of this package.
+
+Nothing here imports JAX, so that a wrong setting is told at once.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,32 +12,20 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sva.parallel.sharding import MeshConfig
-from sva.spectral.parametrisations import family
-from sva.training.guards import GuardConfig
-from sva.training.loop import TrainConfig, check
-from sva.training.reinforce import ReinforceConfig
-from sva.training.rollout import RolloutConfig
-from sva.training.search import EvolutionConfig
-from sva.training.validation import ValidationConfig
+from sva.parallel.mesh_config import MeshConfig
+from sva.spectral import spelling
+from sva.training.config.evaluation import EvaluateConfig, ValidationConfig
+from sva.training.config.evolution import EvolutionConfig
+from sva.training.config.guards import GuardConfig
+from sva.training.config.reinforce import ReinforceConfig
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.together import check
+from sva.training.config.train import TrainConfig
 from sva.utils import seeds
-from sva.utils.errors import UserError, at_least
+from sva.utils.errors import UserError
 from sva.utils.files import decoded
 from sva.utils.remote import local_path
 from sva.utils.settings import leaves, pairs, parse, settings_of, value_of
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """Settings of the evaluation before and after training."""
-
-    split: str = "test"
-    size: int = 200
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        at_least("evaluate.size", self.size, 1)
-        at_least("evaluate.batch_size", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +56,8 @@ class Config:
 
     def __post_init__(self) -> None:
         seeds.check("seed", self.seed)
-        check(family(self.parametrisation), self.rollout, self.reinforce, self.train, self.evolution, self.guards)
+        parametrisation = spelling.parse(self.parametrisation)
+        check(parametrisation, self.rollout, self.reinforce, self.train, self.evolution, self.guards)
 
 
 SETTINGS = settings_of(Config)

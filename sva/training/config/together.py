@@ -1,0 +1,41 @@
+"""Settings that are each sound and do not go together."""
+
+from sva.spectral.spelling import DIAGONAL, Spelling
+from sva.training.config.evolution import EvolutionConfig
+from sva.training.config.guards import GuardConfig
+from sva.training.config.reinforce import ReinforceConfig, check_samples
+from sva.training.config.rollout import RolloutConfig
+from sva.training.config.train import TrainConfig
+from sva.utils.errors import UserError
+
+
+def check(
+    parametrisation: Spelling,
+    rollouts: RolloutConfig,
+    loss: ReinforceConfig,
+    cfg: TrainConfig,
+    search: EvolutionConfig,
+    watch: GuardConfig,
+) -> None:
+    """Raises UserError for settings that are each sound and do not go together."""
+    if cfg.method == "evolution":
+        if parametrisation.name not in DIAGONAL:
+            raise UserError(
+                f"train.method=evolution gives every row a z of its own, and {parametrisation} is no z; use "
+                f"{', '.join(DIAGONAL[:-1])} or {DIAGONAL[-1]}"
+            )
+        if rollouts.is_tempered:
+            raise UserError(f"rollout.temperature={rollouts.temperature}: evolution answers greedily; leave it out")
+        if cfg.param_dtype != "float32":
+            raise UserError(f"train.param_dtype={cfg.param_dtype} is for gradients; evolution needs float32")
+        if cfg.bound is not None and search.strategy == "es":
+            raise UserError(f"train.bound={cfg.bound} is for gradients and for evolution.strategy=cem, not for es")
+        return
+    if rollouts.prompts % cfg.micro_batch:
+        raise UserError(
+            f"rollout.prompts={rollouts.prompts} is no multiple of train.micro_batch={cfg.micro_batch}; change one"
+        )
+    if cfg.method == "policy_gradient":
+        check_samples(rollouts.samples, loss)
+    if watch.max_kl is not None and not loss.has_kl:
+        raise UserError(f"guards.max_kl={watch.max_kl} needs a KL: set reinforce.kl_coef or reinforce.measure_kl=true")
