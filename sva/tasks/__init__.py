@@ -19,6 +19,7 @@ from sva.tasks.labels import OTHER
 from sva.tasks.mbpp import Mbpp
 from sva.tasks.python_file import from_python
 from sva.tasks.routing import Routing, routing
+from sva.tasks.sources import arc_rows, kinds
 from sva.tasks.splits import POLICIES
 from sva.utils.errors import UserError
 
@@ -28,10 +29,10 @@ GRADERS = ("strict", "reference")
 PROMPTS = ("own", "reference")
 
 _KNOWN: dict[str, Callable[[], Task]] = {
-    **{name: lambda name=name: procedural.task(name) for name in procedural.NAMES},
+    **{name: lambda name=name: procedural.task(name) for name in kinds.NAMES},
     "gsm8k": gsm8k.Gsm8k,
     "math": math_hendrycks.Math,
-    **{name: lambda name=name: arc.Arc(name=name) for name in arc.NAMES},
+    **{name: lambda name=name: arc.Arc(name=name) for name in arc_rows.NAMES},
 }
 # Answered by programs, in a sandbox.
 _CODE: dict[str, Callable[[], CodeTask]] = {
@@ -41,7 +42,7 @@ _CODE: dict[str, Callable[[], CodeTask]] = {
 }
 
 
-PUBLIC = ("gsm8k", "math", *arc.NAMES, *_CODE)  # the public code's own
+PUBLIC = ("gsm8k", "math", *arc_rows.NAMES, *_CODE)  # the public code's own
 
 
 def names() -> tuple[str, ...]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sva.tasks import code, upstream
+from sva.tasks import code
 from sva.tasks.base import Example
+from sva.tasks.sources import upstream
 from sva.utils.errors import UserError
 from sva.utils.paths import data_dir
 

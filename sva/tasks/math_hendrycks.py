@@ -1,98 +1,21 @@
 """MATH: competition mathematics, answered by an expression (Hendrycks et al., arXiv 2103.03874)."""
 
-import gzip
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-from sva.tasks import math_answers, public_rules, splits, upstream
+from sva.tasks import math_answers, public_rules, splits
 from sva.tasks.base import Example, Grade, Task
+from sva.tasks.sources import math_rows
 from sva.tasks.worker import Verdict, shared
-from sva.utils.errors import UserError
-from sva.utils.paths import data_dir
 
 _LONGEST = 1_000  # characters of an answer; the longest right one of MATH has 159
-FIELDS = ("problem", "level", "type", "solution")
-
-
-def place() -> Path:
-    """The user's copy: a folder MATH (train/ and test/, a JSON file for each problem) or math_train.jsonl[.gz] and
-    math_test.jsonl[.gz], in `data_dir()`.
-
-    Raises:
-      UserError: neither is there; MATH is not fetched, for its publisher has withdrawn it.
-    """
-    folder = data_dir()
-    if folder and (folder / "MATH" / "test").is_dir():
-        return folder / "MATH"
-    if folder and _file(folder, "test"):
-        return folder
-    searched = folder or "$SVA_DATA (not set)"
-    raise UserError(
-        f"no data: neither a folder MATH with train/ and test/ nor math_test.jsonl is in {searched}; set $SVA_DATA "
-        "to a folder that has one"
-    )
-
-
-def _file(folder: Path, split: str) -> Path | None:
-    return next((path for end in ("", ".gz") if (path := folder / f"math_{split}.jsonl{end}").is_file()), None)
-
-
-def _files(split: str) -> list[Path]:
-    root = place()
-    if root.name == "MATH":
-        return sorted((root / split).glob("*/*.json"), key=lambda path: (path.parent.name, len(path.name), path.name))
-    file = _file(root, split)
-    return [file] if file else []
-
-
-def fingerprint() -> str:
-    """Changes with the user's files: their names, sizes and times."""
-    content = hashlib.blake2s(digest_size=6)
-    for split in ("train", "test"):
-        for path in _files(split):
-            content.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
-    return content.hexdigest()
-
-
-def upstream_rows(split: str) -> list[upstream.Row]:
-    """All problems of upstream's train or test part, by subject and number, or in the order of the file.
-
-    Raises:
-      UserError: there are none, a file is damaged, or a problem has no boxed answer; each by its file and line.
-    """
-    files = _files(split)
-    if not files:
-        raise UserError(f"no data: {place()} has no {split} problems of MATH")
-    rows = []
-    for path in files:
-        try:
-            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error}); copy it anew") from error
-        lines = [content] if path.suffix == ".json" else content.splitlines()
-        for number, line in enumerate(lines, start=1):
-            where = str(path) if path.suffix == ".json" else f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-                row = {name: str(row.get(name, "")) for name in FIELDS} | {
-                    name: str(row[name]) for name in ("problem", "solution")
-                }
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{where} is no problem of MATH ({error!r}); it needs problem and solution") from error
-            if math_answers.boxed(row["solution"]) is None:
-                raise UserError(f"{where}: the solution has no \\boxed{{}} answer")
-            rows.append(row)
-    return rows
 
 
 @lru_cache(maxsize=4)
 def _clean(split: str, fingerprint: str) -> tuple[int, ...]:
     """The rows of upstream's train part that make up train or validation, of the files with that fingerprint."""
-    from sva.tasks import builders
+    from sva.tasks.sources import builders
 
     train, test = ([row["problem"] for row in builders.math(part)] for part in ("train", "test"))
     validation = [i for i in splits.apart(train, test) if i % 10 == 9]
@@ -114,15 +37,15 @@ class Math(Task):
     label: str = "math"
     description: str = "a mathematical problem"
     max_new_tokens: int = 1024
-    licence: str = "MIT"
+    licence: str = math_rows.LICENCE
     origin: str = "github.com/hendrycks/math"
 
     def _rows(self, split: str) -> Sequence[Example]:
-        from sva.tasks import builders  # tensorflow-datasets takes half a second to import
+        from sva.tasks.sources import builders  # tensorflow-datasets takes half a second to import
 
         if split == "test" or self.splits == "reference":
             return builders.math("test")
-        return builders.Rows(builders.math("train"), _clean(split, fingerprint()))
+        return builders.Rows(builders.math("train"), _clean(split, math_rows.fingerprint()))
 
     @property
     def system(self) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sva.tasks import code, upstream
+from sva.tasks import code
 from sva.tasks.base import Example
+from sva.tasks.sources import upstream
 from sva.utils.errors import UserError
 
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol", "assertion")

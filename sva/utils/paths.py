@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sva.utils.remote import local_path, to_path
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
+_REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def cache_dir() -> Path:

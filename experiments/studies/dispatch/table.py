@@ -49,7 +49,7 @@ from sva.parallel import compile_cache as runtime
 from sva.spectral.expert import Expert
 from sva.tasks import task
 from sva.tasks.labels import OTHER
-from sva.tasks.procedural import KINDS, MIXTURES
+from sva.tasks.sources.kinds import KINDS, MIXTURES
 from sva.training.run import command, versions
 from sva.training.search import CEM
 from sva.utils import plots

@@ -13,7 +13,7 @@ from pathlib import Path
 from sva.training.run import command, versions
 from sva.utils.files import write_json
 
-sys.path.append(str(Path(__file__).parents[2] / "tests"))
+sys.path.append(str(Path(__file__).parents[3] / "tests"))
 import unseen
 
 

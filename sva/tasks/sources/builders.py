@@ -15,9 +15,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from filelock import FileLock
 
-from sva.tasks import arc, gsm8k, math_hendrycks
-from sva.tasks import procedural as made
 from sva.tasks.base import SPLITS, Example
+from sva.tasks.sources import arc_rows, gsm8k_rows, kinds, math_rows
 from sva.utils.errors import UserError
 from sva.utils.files import disk_error
 from sva.utils.paths import cache_dir
@@ -34,11 +33,11 @@ class SeedConfig(tfds.core.BuilderConfig):
 
 
 class SvaProcedural(tfds.core.GeneratorBasedBuilder):
-    """The rows of `sva.tasks.procedural`, one config for each task (and seed)."""
+    """The rows of `sva.tasks.sources.kinds`, one config for each task (and seed)."""
 
     VERSION = tfds.core.Version("1.0.0")
     code_path = None  # tfds 4.9.10 looks for checksums beside it with a package that it does not depend on
-    BUILDER_CONFIGS = [SeedConfig(name=name, task=name) for name in made.NAMES]
+    BUILDER_CONFIGS = [SeedConfig(name=name, task=name) for name in kinds.NAMES]
 
     def _info(self) -> tfds.core.DatasetInfo:
         texts = {name: tfds.features.Text() for name in ("question", "answer", "kind")}
@@ -57,7 +56,7 @@ class SvaProcedural(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
         config = self.builder_config
         assert isinstance(config, SeedConfig)
-        yield from enumerate(made.rows(config.task, split, config.seed))
+        yield from enumerate(kinds.rows(config.task, split, config.seed))
 
 
 @dataclass
@@ -73,9 +72,9 @@ class SvaBenchmarks(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
-        BenchmarkConfig(name="gsm8k", files=("train", "test"), license=gsm8k.Gsm8k.licence),
-        BenchmarkConfig(name="math", files=("train", "test"), license=math_hendrycks.Math.licence),
-        *(BenchmarkConfig(name=name, files=SPLITS, license=arc.Arc.licence) for name in arc.NAMES),
+        BenchmarkConfig(name="gsm8k", files=("train", "test"), license=gsm8k_rows.LICENCE),
+        BenchmarkConfig(name="math", files=("train", "test"), license=math_rows.LICENCE),
+        *(BenchmarkConfig(name=name, files=SPLITS, license=arc_rows.LICENCE) for name in arc_rows.NAMES),
     ]
     code_path = None  # see SvaProcedural
 
@@ -83,7 +82,7 @@ class SvaBenchmarks(tfds.core.GeneratorBasedBuilder):
         assert isinstance(self.builder_config, BenchmarkConfig)
         texts = tfds.features.Sequence(tfds.features.Text())
         choices = tfds.features.FeaturesDict({"text": texts, "label": texts})
-        names = {"gsm8k": gsm8k.FIELDS, "math": math_hendrycks.FIELDS}.get(self.builder_config.name, arc.FIELDS)
+        names = {"gsm8k": gsm8k_rows.FIELDS, "math": math_rows.FIELDS}.get(self.builder_config.name, arc_rows.FIELDS)
         fields = {name: choices if name == "choices" else tfds.features.Text() for name in names}
         return tfds.core.DatasetInfo(
             builder=self,
@@ -99,8 +98,8 @@ class SvaBenchmarks(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
         name = self.builder_config.name if self.builder_config else ""
-        readers = {"gsm8k": gsm8k.upstream_rows, "math": math_hendrycks.upstream_rows}
-        yield from enumerate(readers[name](split) if name in readers else arc.upstream_rows(name, split))
+        readers = {"gsm8k": gsm8k_rows.upstream_rows, "math": math_rows.upstream_rows}
+        yield from enumerate(readers[name](split) if name in readers else arc_rows.upstream_rows(name, split))
 
 
 class Rows(Sequence[Example]):
@@ -167,8 +166,8 @@ def _splits(builder_cls: type[tfds.core.GeneratorBasedBuilder], config: Any, pla
 
 
 def procedural(name: str, seed: int, split: str) -> Rows:
-    """A split of `sva.tasks.procedural.rows`, from a cache whose name changes with what would be made."""
-    place = cache_dir() / "datasets" / f"procedural-{made.fingerprint()}"
+    """A split of `sva.tasks.sources.kinds.rows`, from a cache whose name changes with what would be kinds."""
+    place = cache_dir() / "datasets" / f"procedural-{kinds.fingerprint()}"
     listed = {config.name: config for config in SvaProcedural.BUILDER_CONFIGS}
     config = SeedConfig(name=f"{name}-seed{seed}", task=name, seed=seed) if seed else listed[name]
     return prepared(SvaProcedural, config, place)[split]
@@ -183,5 +182,5 @@ def benchmark(name: str, split: str) -> Rows:
 def math(split: str) -> Rows:
     """A part of the user's copy of MATH, from a cache whose name changes with the files."""
     config = next(config for config in SvaBenchmarks.BUILDER_CONFIGS if config.name == "math")
-    place = cache_dir() / "datasets" / f"math-{math_hendrycks.fingerprint()}"
+    place = cache_dir() / "datasets" / f"math-{math_rows.fingerprint()}"
     return prepared(SvaBenchmarks, config, place)[split]
