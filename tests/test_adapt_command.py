@@ -6,7 +6,7 @@ import pytest
 from test_few_shot import experts
 
 import sva
-from sva.cli import main
+from sva.cli.main import main
 from sva.generation import chat
 from sva.generation.testing import COLOURS, THINGS, toy_lm
 

@@ -1,6 +1,6 @@
 import pytest
 
-from sva.cli import main
+from sva.cli.main import main
 
 COMMANDS = ("demo", "fetch", "decompose", "train", "evaluate", "generate", "expert", "report")
 

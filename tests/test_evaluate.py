@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 import sva.tasks
 from sva.cli import evaluate as evaluate_command
-from sva.cli import main
+from sva.cli.main import main
 from sva.evaluation import evaluate, likelihood, records
 from sva.evaluation.evaluate import Item
 from sva.generation import chat

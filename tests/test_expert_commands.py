@@ -9,7 +9,7 @@ import tiny
 import torch
 
 import sva
-from sva.cli import main
+from sva.cli.main import main
 from sva.spectral.expert import Expert
 
 IDS = np.random.default_rng(0).integers(3, tiny.VOCAB, (2, 20))

@@ -6,7 +6,7 @@ import json
 import pytest
 import spoken
 
-from sva.cli import main
+from sva.cli.main import main
 from sva.generation.testing import toy_lm
 from sva.utils.jsonl import Results, read_prompts
 

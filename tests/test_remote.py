@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sva.cli import main
+from sva.cli.main import main
 from sva.generation.decompose import decompose
 from sva.generation.load import load
 from sva.spectral import store

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from sva.cli import main
+from sva.cli.main import main
 from sva.generation.testing import THINGS
 from sva.spectral.expert import Expert
 from sva.training import config, metrics

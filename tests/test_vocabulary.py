@@ -10,7 +10,7 @@ import sva
 from sva.adaptation import dispatchers, few_shot, few_shot_gradient
 from sva.adaptation import label_scoring as dispatch
 from sva.adaptation.adaptive_lm import AdaptiveLM
-from sva.cli import main
+from sva.cli.main import main
 from sva.evaluation import evaluate, likelihood
 from sva.generation import chat
 from sva.generation import population_batch as mixed_batch

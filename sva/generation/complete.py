@@ -1,7 +1,7 @@
 """Prompts to completions through the engine, as text: what `sva generate`, evaluation and rollouts ask for."""
 
 import dataclasses
-import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from sva.generation import chat
 from sva.generation.decode import read
@@ -24,6 +23,7 @@ from sva.models.cache import Part
 from sva.models.transformer import Transformer, variables
 from sva.models.vocabulary import check_ids
 from sva.utils.padding import common_prefix
+from sva.utils.progress import progress_bar
 
 
 class Completion(NamedTuple):
@@ -126,12 +126,12 @@ def complete(
         return keep
 
     finished = run(weights, requests, cfg or EngineConfig(), sampling, watch if empty else None)
-    with tqdm(total=len(prompts) * samples, desc=title, unit="row", file=sys.stderr, disable=title is None) as bar:
-        drawn = 0
+    with progress_bar(title, len(prompts) * samples, "row", hidden=title is None) as bar:
+        started, drawn = time.monotonic(), 0
         for row in finished:
             check_finite(lm, row.logprobs[None], "prompt", row.request)
             drawn += len(row.tokens)
-            bar.set_postfix_str(f"{drawn / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(f"{drawn / max(time.monotonic() - started, 1e-9):.0f} tokens/s", refresh=False)
             bar.update()
             text = texts.pop((row.request, row.sample), None)
             if text is not None:

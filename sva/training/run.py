@@ -27,7 +27,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from sva.evaluation import evaluate as evaluation
 from sva.evaluation.evaluate import Record
@@ -50,6 +49,7 @@ from sva.training.config import load as load_config
 from sva.training.loop import fit
 from sva.utils.errors import UserError, differing
 from sva.utils.files import locked, write_atomically, write_json
+from sva.utils.progress import progress_bar
 from sva.utils.remote import Mirror, local_directory, to_path
 
 _SHOWN = (  # metric, its name in the progress bar, format
@@ -147,7 +147,7 @@ def _train_on(
     resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     with (
         tracking.wandb(config.wandb, to_path(config.run_dir), dict(resolved)) as track,  # pyright: ignore[reportCallIssue, reportArgumentType]
-        tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not progress) as bar,
+        progress_bar(title, config.train.steps, "step", hidden=not progress) as bar,
     ):
 
         def show(row: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ from sva.adaptation import dispatchers
 from sva.adaptation import label_scoring as dispatch
 from sva.adaptation import two_pass as adapt
 from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
-from sva.cli import demo
+from sva.cli import demonstration as demo
 from sva.evaluation import evaluate
 from sva.generation import chat
 from sva.generation.decode import Generation, generate, read
