@@ -54,12 +54,14 @@ def run(arguments: argparse.Namespace) -> None:
     lines = len(prompts) + len(faults)
     start_jax()
     check_experts(arguments)
-    from sva.adaptation.label_scoring import choice
     from sva.generation import chat
     from sva.generation.load import load
     from sva.generation.sampling import strategy
 
-    choice(arguments.choice)
+    if arguments.choice != "hard":
+        from sva.adaptation.label_scoring import choice
+
+        choice(arguments.choice)
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     chat.end_tokens(lm, arguments.stop)  # a stop string that no text can hold is said before any work
@@ -102,16 +104,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _settings(lm: Any, arguments: argparse.Namespace, sampling: Any) -> dict[str, Any]:
     """What the answers in --out depend on."""
-    from sva.adaptation.mixture_file import Alphas
-
     shared = ("max_new_tokens", "samples", "seed", "stop", "raw")
     settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
     settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
     settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
-    settings |= {
-        "choice": arguments.choice,
-        "alphas": arguments.alphas and Alphas.load(arguments.alphas).values,
-    }
+    settings |= {"choice": arguments.choice, "alphas": None}
+    if arguments.alphas:
+        from sva.adaptation.mixture_file import Alphas
+
+        settings["alphas"] = Alphas.load(arguments.alphas).values
     return settings | precision(arguments)
 
 

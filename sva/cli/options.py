@@ -63,13 +63,15 @@ def precision(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def check_experts(arguments: argparse.Namespace) -> None:
     """Raises UserError for a file of --expert, --classifier or --alphas that cannot be read: before a model is."""
-    from sva.adaptation.mixture_file import Alphas
-    from sva.spectral.expert import Expert
-
     classifier, alphas = getattr(arguments, "classifier", None), getattr(arguments, "alphas", None)
-    for path in [*arguments.expert, *([classifier] if classifier else [])]:
-        Expert.load(path)
+    if arguments.expert:
+        from sva.spectral.expert import Expert
+
+        for path in [*arguments.expert, *([classifier] if classifier else [])]:
+            Expert.load(path)
     if alphas:
+        from sva.adaptation.mixture_file import Alphas
+
         Alphas.load(alphas)
 
 
