@@ -76,13 +76,14 @@ def check_experts(arguments: argparse.Namespace) -> None:
 
 
 def start_jax() -> None:
-    """Imports JAX, which keeps compiled programs on disk and joins the other processes of a run.
+    """Imports JAX, which keeps compiled programs on disk, says when compiling is long, and joins a run's processes.
 
     Each command calls it when nothing is left to check without JAX, and before JAX's first device.
     """
-    from sva.parallel import compile_cache, processes
+    from sva.parallel import compile_cache, compile_notice, processes
 
     compile_cache.start()
+    compile_notice.start()
     processes.start()
 
 
