@@ -34,7 +34,9 @@ class Notice:
             timer.cancel()
         if event == _LOWERED:
             name = str(about.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
-            self._running[thread] = timer = threading.Timer(SECONDS, _say, [f"compiling {name}: the first call is slow"])
+            self._running[thread] = timer = threading.Timer(
+                SECONDS, _say, [f"compiling {name}: the first call is slow"]
+            )
             timer.daemon = True
             timer.start()
         elif seconds >= SECONDS:
