@@ -103,7 +103,7 @@ def test_a_job_that_is_killed_goes_on_and_ends_with_what_one_run_gives(run, tmp_
     assert run(*asked, "--out", parts)[0] == 0  # nothing left to do
     code, _, err = run(*asked, "--seed", 5, "--out", parts)
     assert code == 2
-    assert "parts.jsonl was begun with seed=0, now it is 5" in err
+    assert "parts.jsonl was started with seed=0, now it is 5" in err
     (tmp_path / "notes.txt").write_text("mine\n")
     code, _, err = run(*asked, "--out", tmp_path / "notes.txt")
     assert (code, (tmp_path / "notes.txt").read_text()) == (2, "mine\n")
@@ -117,7 +117,7 @@ def test_broken_lines_are_numbered_and_the_others_answered(run, tmp_path):
     )
     code, _, err = run("--file", path, "--out", out, "--max-new-tokens", 4)
     assert code == 2
-    for words in ("line 3 has no", "line 4 is no JSON", "line 5 is not UTF-8", "line 6 has 302 tokens"):
+    for words in ("line 3 has no", "line 4 is not JSON", "line 5 is not UTF-8", "line 6 has 302 tokens"):
         assert words in err
     assert "4 of 6 lines were skipped" in err
     assert [record["line"] for record in _records(out)] == [1, 7]

@@ -158,7 +158,7 @@ def test_a_fault_is_told_before_anything_runs(tmp_path, config, changes, message
 
 
 def test_a_file_that_is_no_sweep_is_one_line(tmp_path):
-    for content, message in (("- 1", "is no sweep"), ("a: [", "not readable as YAML")):
+    for content, message in (("- 1", "is not a sweep"), ("a: [", "not readable as YAML")):
         (tmp_path / "x.yaml").write_text(content)
         with pytest.raises(UserError, match=message):
             sweep_file.read(tmp_path / "x.yaml")

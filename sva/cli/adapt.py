@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--race", type=int, metavar="N", help="every N shots, drop members that cannot be elite any more"
     )
-    parser.add_argument("--rows", type=int, default=320, help="answers at work at a time (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=320, help="rows decoded at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
     parser.add_argument(
         "--out", type=local_argument, help="the alphas file (default: in runs/adapt, named by the settings)"
@@ -109,7 +109,7 @@ def _budget(arguments: argparse.Namespace) -> tuple[int, int]:
 
 
 class _Search(NamedTuple):
-    """What a search works on: the model with its experts, the shots, the method's settings, and its file."""
+    """A search: the model with its experts, the shots, the method's settings, and its file."""
 
     lm: Any
     members: Any  # few_shot.Pool
@@ -207,10 +207,10 @@ def _digest(value: Any, length: int) -> str:
 
 
 def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[dict[str, Any]], Any]:
-    """(history, state) of the search that an earlier run left at `out`; none, and the start, where there is none.
+    """(history, state) of the search that an earlier run left at `out`; without one an empty history and the start.
 
     Raises:
-      UserError: `out` is something else, or of other settings (named).
+      UserError: `out` is another kind of file, or was written with other settings (named).
     """
     import jax
     import jax.numpy as jnp
@@ -234,7 +234,9 @@ def as_text(path: Path, result: Mapping[str, Any]) -> str:
     history, settings = result["history"], result["settings"]
     lines = [f"{settings['task']}, {settings['shots']} shots, {len(history)} generations: {_told(history[-1])}"]
     if not is_found(history):
-        kept = "the public code's rules went on" if settings["reference"] else "the alphas are 0, the base"
+        kept = (
+            "the search continued by the public code's rules" if settings["reference"] else "the alphas are 0, the base"
+        )
         lines.append(f"no member answered any shot right: {kept}; try other shots, other experts or --method gradient")
     rows = result["alphas"]
     means = [sum(column) / len(rows) for column in zip(*rows.values(), strict=True)] if isinstance(rows, dict) else rows

@@ -43,7 +43,7 @@ BATCH = 32
 
 
 def demo(directory: Path) -> dict[str, Any]:
-    """Runs the demo, going on from whatever `directory` holds, and returns what its result.json says."""
+    """Runs the demo, resuming from whatever `directory` holds, and returns what its result.json says."""
     started = time.time()
     say("1/4  the model and its singular values")
     lm = load(MODEL)
@@ -158,7 +158,7 @@ def table(answers: Mapping[str, Sequence[Record]], kinds: Sequence[str]) -> dict
 
 
 def report(result: Mapping[str, Any], directory: Path) -> str:
-    """What happened, for a person who has read nothing."""
+    """A summary in words, for a person who has read nothing."""
 
     def share(interval: Mapping[str, float]) -> str:
         return f"{100 * interval['mean']:5.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the command prints of one evaluation, and its records on disk."""
+    """The result of one evaluation; its records are written to disk."""
     two_passes = _check(arguments)
     tasks = _tasks(arguments)
     start_jax()
@@ -146,7 +146,7 @@ def _tasks(arguments: argparse.Namespace) -> list[Any]:
 
 
 class _Subject(NamedTuple):
-    """What is evaluated: a model, the experts for it and the classification expert."""
+    """A model under evaluation, the experts for it and the classification expert."""
 
     lm: Any
     experts: Sequence[Any]
@@ -169,7 +169,7 @@ def _subject(arguments: argparse.Namespace, tasks: Sequence[Any]) -> _Subject:
 def _settings(
     arguments: argparse.Namespace, tasks: Sequence[Any], todo: Sequence[Any], subject: _Subject, two_passes: bool
 ) -> dict[str, Any]:
-    """What the records depend on; stands in front of them and names their file."""
+    """The settings that the records depend on: the first line of their file, whose name holds their digest."""
     from sva.adaptation.mixture_file import Alphas
 
     lm, experts, classifier = subject
@@ -198,7 +198,7 @@ def _settings(
 
 
 def _answer(subject: _Subject, alphas: Path | None, settings: Mapping[str, Any]) -> tuple[Any, int]:
-    """What answers a batch, and how many items it takes: the model, its one expert or mixture merged, or two passes."""
+    """(function that answers a batch, items of a batch): of the model, its one expert or mixture merged, or two passes."""
     from sva.adaptation.adaptive_lm import adaptive
     from sva.adaptation.by_two_passes import by_two_passes, router_examples
     from sva.adaptation.label_scoring import choice
@@ -260,7 +260,7 @@ def compared(a: Path, b: Path) -> dict[str, Any]:
     """Accuracies of two evaluations of the same questions, and their difference with a paired bootstrap's interval.
 
     Raises:
-      UserError: a file is none of an evaluation, or the two have no or not the same questions.
+      UserError: a file does not hold an evaluation, or the two have no questions in common or different ones.
     """
     import numpy as np
 

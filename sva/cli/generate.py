@@ -103,7 +103,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _settings(lm: Any, arguments: argparse.Namespace, sampling: Any) -> dict[str, Any]:
-    """What the answers in --out depend on."""
+    """The settings that the answers in --out depend on."""
     shared = ("max_new_tokens", "samples", "seed", "stop", "raw")
     settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
     settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
@@ -146,7 +146,7 @@ class _Job(NamedTuple):
 def _job(
     lm: Any, prompts: Sequence[Prompt], done: set[tuple[int, int]], arguments: argparse.Namespace, faults: list[str]
 ) -> _Job:
-    """What is left to answer; `faults` grows by a sentence for each line that the model cannot read."""
+    """The job that is left; `faults` grows by a sentence for each line that the model cannot read."""
     wanted = range(arguments.samples)
     todo = [prompt for prompt in prompts if not all((prompt.line, sample) in done for sample in wanted)]
     rows = [(prompt, _tokens(lm, prompt, arguments, faults)) for prompt in todo]

@@ -106,7 +106,7 @@ def _result(cell: "Cell") -> dict[str, Any] | None:
 
 
 def table(cells: Sequence["Cell"], failed: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What is known of every cell, and over the seeds of those that differ by nothing else.
+    """Result or state of every cell, and gains over the seeds of cells that differ by nothing else.
 
     Returns:
       {"cells": [{"cell", "status", and where it is done "n", "before", "after", "gain", "steps", "seconds"}],

@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def words(self) -> list[str]:
-        """Of the `sva` command that runs it."""
+        """The words of the `sva` command that runs it."""
         return ["train", self.config, *self.overrides, override("run_dir", str(self.run_dir))]
 
 
@@ -81,7 +81,7 @@ def _asked(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
     node = parse(decoded(content, f"{path} is not readable as YAML: it"), str(path))
-    needs = f"{path} is no sweep; it needs `config:`, a configuration of sva train or a list of them"
+    needs = f"{path} is not a sweep; it needs `config:`, a configuration of sva train or a list of them"
     if not isinstance(node, yaml.MappingNode):
         raise UserError(needs)
     asked = dict(pairs(node, str(path)))

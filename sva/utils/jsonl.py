@@ -45,7 +45,7 @@ def _prompt(line: str) -> str:
     try:
         found = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"is no JSON ({error.msg}, column {error.colno})") from None
+        raise ValueError(f"is not JSON ({error.msg}, column {error.colno})") from None
     prompt = found.get("prompt") if isinstance(found, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError('has no "prompt"; each line is an object such as {"prompt": "..."}')
@@ -56,7 +56,7 @@ class Results:
     """A JSONL file of results, the settings that made them in its first line, to which a later run adds."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
-        """Opens `path`, new or begun by a run of the same settings; a line that a kill cut short is dropped.
+        """Opens `path`, new or started by a run of the same settings; a line that a kill cut short is dropped.
 
         Raises:
           UserError: the file was written with other settings (which differ is said), or is something else.
@@ -76,8 +76,8 @@ class Results:
             if differs := [name for name in now.keys() | known.keys() if now.get(name) != known.get(name)]:
                 name = min(differs)
                 raise UserError(
-                    f"{path} was begun with {name}={known.get(name)!r}, now it is {now.get(name)!r}; name another file "
-                    "with --out, or go on with the old settings"
+                    f"{path} was started with {name}={known.get(name)!r}, now it is {now.get(name)!r}; name another file "
+                    "with --out, or use the old settings"
                 )
             os.truncate(path, text.rfind(b"\n") + 1)
             self._file = path.open("a", encoding="utf-8")
