@@ -198,7 +198,7 @@ def _settings(
 
 
 def _answer(subject: _Subject, alphas: Path | None, settings: Mapping[str, Any]) -> tuple[Any, int]:
-    """(function that answers a batch, items of a batch): of the model, its one expert or mixture merged, or two passes."""
+    """(function that answers a batch, its size): the model, one expert or mixture merged into it, or two passes."""
     from sva.adaptation.adaptive_lm import adaptive
     from sva.adaptation.by_two_passes import by_two_passes, router_examples
     from sva.adaptation.label_scoring import choice

@@ -76,8 +76,8 @@ class Results:
             if differs := [name for name in now.keys() | known.keys() if now.get(name) != known.get(name)]:
                 name = min(differs)
                 raise UserError(
-                    f"{path} was started with {name}={known.get(name)!r}, now it is {now.get(name)!r}; name another file "
-                    "with --out, or use the old settings"
+                    f"{path} was started with {name}={known.get(name)!r}, now it is {now.get(name)!r}; name another "
+                    "file with --out, or use the old settings"
                 )
             os.truncate(path, text.rfind(b"\n") + 1)
             self._file = path.open("a", encoding="utf-8")
