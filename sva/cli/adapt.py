@@ -77,7 +77,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     shots, generations = _budget(arguments)
     start_jax()
-    check_experts(arguments)
     from sva.utils.files import locked_file, read_json
 
     search = _search(arguments, shots)
@@ -138,6 +137,7 @@ def _search(arguments: argparse.Namespace, shots: int) -> _Search:
     cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows, block=arguments.race)
     task = make_task(arguments.task)
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
+    check_experts(arguments)
     lm = load(arguments.model)
     experts, _ = load_experts(lm, arguments.expert, skip_foreign=arguments.skip_foreign)
     told = alphas.known(experts)

@@ -73,7 +73,6 @@ def _evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     two_passes = _check(arguments)
     tasks = _tasks(arguments)
     start_jax()
-    check_experts(arguments)
     from sva.adaptation import dispatch_report as dispatch_scores
     from sva.evaluation import evaluate, records
     from sva.training.run import command, versions
@@ -158,6 +157,7 @@ def _subject(arguments: argparse.Namespace, tasks: Sequence[Any]) -> _Subject:
     from sva.adaptation.adaptive_lm import load_experts
     from sva.generation.load import load
 
+    check_experts(arguments)
     lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
     for expert in [*experts, *([classifier] if classifier else [])]:

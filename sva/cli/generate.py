@@ -53,7 +53,6 @@ def run(arguments: argparse.Namespace) -> None:
     prompts, faults = _prompts(arguments)
     lines = len(prompts) + len(faults)
     start_jax()
-    check_experts(arguments)
     from sva.generation import chat
     from sva.generation.load import load
     from sva.generation.sampling import strategy
@@ -63,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         choice(arguments.choice)
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
+    check_experts(arguments)
     lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     chat.end_tokens(lm, arguments.stop)  # a stop string that no text can hold is said before any work
     mixed = _mixed(lm, arguments) if arguments.alphas else lm
