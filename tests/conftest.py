@@ -1,5 +1,6 @@
-"""Settings of every test: JAX is strict about rank, and compiled functions are kept between runs."""
+"""Settings of every test: JAX is strict about rank, compilers work little, and what they made is kept between runs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,33 @@ from etils.epath import backend
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry
 
+# Most of a test's time is LLVM's, over programs that run for milliseconds: no optimisation, and loops without MLIR.
+# What JAX traces and the passes over the whole program stay as users have them. Child processes inherit the flags.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+
+
+# Compiled programs, shared by all workers and their child processes. JAX reads these when it is imported, as they do.
+_CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+_CACHE_SIZE = 2**30  # JAX's own limit would read every entry at every new one
+
 
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    # A size limit makes JAX lock the directory, which several workers write to at once.
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-    jax.config.update("jax_compilation_cache_max_size", 2**31)
+    directory = config.cache.mkdir("jax")
+    os.environ.update(_CACHE | {"JAX_COMPILATION_CACHE_DIR": str(directory)})
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if not hasattr(config, "workerinput"):
+        _keep_newest(directory, _CACHE_SIZE)
+
+
+def _keep_newest(directory: Path, size: int) -> None:
+    """Removes the oldest files beyond so many bytes; called before there are workers that read them."""
+    for file in sorted(directory.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True):
+        size -= file.stat().st_size
+        if size < 0:
+            file.unlink()
 
 
 @pytest.fixture

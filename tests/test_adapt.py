@@ -93,7 +93,6 @@ def test_a_row_runs_on_its_own_expert_as_if_that_were_merged(setting):
     assert (np.asarray(bases.tokens) != np.asarray(out.tokens)[:, :NEW]).any()
 
 
-@either
 def test_a_row_of_a_mixture_runs_on_the_mixed_expert(setting):
     lm, system, zs = setting
     alphas = np.zeros((5, SLOTS))
@@ -276,7 +275,6 @@ def test_each_of_eight_experts_answers_as_the_merged_model_does(setting, eight):
             assert_same_tokens(ours, alone, ids[row : row + 1], mask[row : row + 1], logits)
 
 
-@either
 def test_a_ninth_expert_compiles_nothing_and_leaves_the_other_rows_alone(setting, eight, compilations):
     lm, nine = setting.lm, _many(setting.lm, 9)
     alphas = np.eye(2 * SLOTS)[[1, 8, 3, 0, 5]]

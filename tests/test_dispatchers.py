@@ -9,6 +9,7 @@ from sva.adaptation import dispatchers
 from sva.adaptation import two_pass as adapt
 from sva.adaptation.adaptive_lm import DISPATCHERS, SLOTS, adaptive
 from sva.generation import chat
+from sva.generation.sampling import Greedy
 from sva.generation.testing import COLOURS, THINGS
 from sva.spectral.expert import Expert
 from sva.tasks.labels import OTHER, Label
@@ -40,6 +41,14 @@ def _chosen(model, questions=tuple(QUESTIONS), right=tuple(RIGHT)):
     return adapt.choose(model.served, model.dispatcher, model.rows(questions, right))
 
 
+def _answered(by, decision):
+    """The second pass, one program for all dispatchers; both in one are what `answer` calls in the tests below."""
+    keys = jax.random.split(jax.random.key(0), 8)
+    limit, eos = np.int32(3), np.array([1], np.int32)
+    request = adapt.Request(by.rows(QUESTIONS, RIGHT).prompts, limit, eos, keys, max_new_tokens=8, sampling=Greedy())
+    return adapt.answer(by.served, decision.alphas, request)
+
+
 @pytest.mark.parametrize("name", [*DISPATCHERS, "fixed:thing"])
 def test_every_dispatcher_gives_probabilities_and_what_they_took(name, model):
     by = model.by(name, examples=EXAMPLES)
@@ -55,7 +64,8 @@ def test_every_dispatcher_gives_probabilities_and_what_they_took(name, model):
     assert (np.asarray(decision.work.flops) > 0).all() == works
     assert (np.asarray(decision.work.read) > 0).all() == works
     assert (np.asarray(decision.work.drawn) > 0).all() == (name == "generated")
-    assert len(by.answer(QUESTIONS, 3, right=RIGHT)) == 5
+    lengths = np.asarray(_answered(by, decision).lengths)[:5]
+    assert ((lengths >= 1) & (lengths <= 3)).all()
 
 
 def test_another_dispatcher_of_a_kind_compiles_nothing(model, compilations):

@@ -628,13 +628,10 @@ np.savez(run_dir / "state.npz", **state.raw)
 """
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_step(toy, spectra, tmp_path, whole, request):
+def test_a_run_that_was_killed_goes_on_from_its_last_step(toy, spectra, tmp_path, whole):
     here = Path(__file__).parent
     env = os.environ | {
         "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
-        # Not the workers' directory: a killed writer, or one without their size limit, leaves an entry that they
-        # cannot evict, and every later test of that run would meet it.
-        "JAX_COMPILATION_CACHE_DIR": str(request.config.cache.mkdir("jax-killed")),
         "JAX_NUMPY_RANK_PROMOTION": "raise",
     }
     command = [sys.executable, "-c", _CHILD, str(tmp_path)]
