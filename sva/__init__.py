@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
     from sva.adaptation.two_pass import two_pass
     from sva.evaluation.evaluate import evaluate
-    from sva.generation.complete import complete
+    from sva.generation.complete import CompleteOptions, complete
     from sva.generation.decode import Generation
     from sva.generation.decompose import decompose
     from sva.generation.lm import LM
@@ -36,7 +36,7 @@ _MODULES = {
     "sva.adaptation.adaptive_lm": ("AdaptiveLM", "adaptive"),
     "sva.adaptation.two_pass": ("two_pass",),
     "sva.evaluation.evaluate": ("evaluate",),
-    "sva.generation.complete": ("complete",),
+    "sva.generation.complete": ("CompleteOptions", "complete"),
     "sva.generation.decode": ("Generation",),
     "sva.generation.decompose": ("decompose",),
     "sva.generation.lm": ("LM",),
@@ -63,6 +63,7 @@ __all__ = [
     "LM",
     "AdaptiveLM",
     "Batch",
+    "CompleteOptions",
     "Config",
     "Expert",
     "Generation",

@@ -5,11 +5,11 @@ from sva.utils.padding import (
     batch_bucket,
     budget_bucket,
     common_prefix,
-    drop_prefix,
     left_pad,
     length_bucket,
-    packed_places,
+    packed_token_indices,
     pad_rows,
+    pad_tokens,
     prompt_bucket,
 )
 
@@ -48,13 +48,11 @@ def test_rows_are_filled_with_the_first():
 def test_the_shared_prefix_is_what_all_rows_begin_with_and_leaves_each_a_token():
     rows = np.arange(40)[None].repeat(3, axis=0)
     rows[1, 30:] += 100
-    ids, mask = left_pad(rows, np.ones_like(rows), 48)
     assert common_prefix(rows) == 24
     assert common_prefix(rows[[0, 2]]) == 32  # equal rows: 39 at most
     assert common_prefix(rows[:1]) == 0
     assert common_prefix([*rows[:1, :9], rows[1, :12]]) == 8
     assert common_prefix(rows[:, :8]) == 0
-    np.testing.assert_array_equal(drop_prefix(mask, 24).sum(axis=1), [16, 16, 16])
 
 
 def test_prompts_of_any_length_meet_few_buckets_that_hold_them():
@@ -68,7 +66,7 @@ def test_packed_places_are_every_token_once_and_a_few_of_the_first_again():
     sizes = set()
     for tokens in rng.integers(20, 130, 100):
         mask = (np.arange(128)[None, :] >= 128 - rng.integers(tokens // 2, tokens, 32)[:, None]).astype(np.int32)
-        places, real = packed_places(mask), np.flatnonzero(mask)
+        places, real = packed_token_indices(mask), np.flatnonzero(mask)
         np.testing.assert_array_equal(places[: len(real)], real)
         assert (places[len(real) :] == real[0]).all()
         assert len(places) - len(real) <= max(31, len(real) / 16)
@@ -77,6 +75,17 @@ def test_packed_places_are_every_token_once_and_a_few_of_the_first_again():
 
 
 def test_what_has_no_padding_few_places_or_no_token_is_not_packed():
-    assert packed_places(np.ones((32, 64), np.int32)) is None
-    assert packed_places(np.eye(31, dtype=np.int32)) is None
-    assert packed_places(np.zeros((64, 64), np.int32)) is None
+    assert packed_token_indices(np.ones((32, 64), np.int32)) is None
+    assert packed_token_indices(np.eye(31, dtype=np.int32)) is None
+    assert packed_token_indices(np.zeros((64, 64), np.int32)) is None
+
+
+def test_token_lists_are_padded_with_zeros_on_the_side_asked_for():
+    rows = [[5, 6, 7], [], np.array([8])]
+    ids, mask = pad_tokens(rows, 4)
+    np.testing.assert_array_equal(ids, [[0, 5, 6, 7], [0, 0, 0, 0], [0, 0, 0, 8]])
+    np.testing.assert_array_equal(mask, [[0, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]])
+    ids, mask = pad_tokens(rows, 4, side="right")
+    np.testing.assert_array_equal(ids, [[5, 6, 7, 0], [0, 0, 0, 0], [8, 0, 0, 0]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
+    assert ids.dtype == mask.dtype == np.int32

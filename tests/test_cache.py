@@ -7,14 +7,14 @@ import pytest
 
 from sva.generation.engine import EngineConfig
 from sva.models import cache as kv_cache
-from sva.models.cache import BLOCK, KV, Part
+from sva.models.cache import BLOCK, KV, KVSegment
 from sva.models.layers import attend
 from sva.utils.errors import UserError
 
 ROWS, HEADS, WIDTH = 4, 2, 8
 
 
-def _plain(slots: int, *, scan: bool, seed: int = 0, dtype: Any = jnp.float32) -> Part:
+def _plain(slots: int, *, scan: bool, seed: int = 0, dtype: Any = jnp.float32) -> KVSegment:
     """Random keys and values of two layers in no blocks, as a call leaves them."""
     rng = np.random.default_rng(seed)
 
@@ -24,10 +24,10 @@ def _plain(slots: int, *, scan: bool, seed: int = 0, dtype: Any = jnp.float32) -
         return kv_cache.kept(jnp.asarray(k), jnp.asarray(v), dtype)
 
     places = jnp.asarray(rng.integers(0, 99, (ROWS, slots)), jnp.int32)
-    return Part(kv(2) if scan else (kv(), kv()), places, places % 3 > 0)
+    return KVSegment(kv(2) if scan else (kv(), kv()), places, places % 3 > 0)
 
 
-def _slots_first(part: Part) -> list[np.ndarray]:
+def _slots_first(part: KVSegment) -> list[np.ndarray]:
     """Every leaf's slots in order, [..., S, H] or [P, S], however they lie in blocks."""
     layers = [part.kv] if isinstance(part.kv, KV) else part.kv
     found = [np.asarray(part.positions), np.asarray(part.valid)]
@@ -38,7 +38,7 @@ def _slots_first(part: Part) -> list[np.ndarray]:
     return found
 
 
-def _equal(left: Part, right: Part, slots: int) -> None:
+def _equal(left: KVSegment, right: KVSegment, slots: int) -> None:
     for x, y in zip(_slots_first(left), _slots_first(right), strict=True):
         axis = 1 if x.ndim == 2 else x.ndim - 2
         np.testing.assert_array_equal(np.take(x, range(slots), axis), np.take(y, range(slots), axis))
@@ -117,5 +117,5 @@ def test_attention_does_not_depend_on_the_blocks(rows):
 
 
 def test_a_segment_that_would_leave_its_block_is_refused():
-    with pytest.raises(UserError, match="segment=12 must divide 32"):
-        EngineConfig(segment=12)
+    with pytest.raises(UserError, match="steps=12 must divide 32"):
+        EngineConfig(steps=12)

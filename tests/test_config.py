@@ -9,8 +9,8 @@ import tiny
 import transformers
 
 from sva.models import config
-from sva.models.config import Rope, from_hf, to_hf
-from sva.models.layers import inverse_frequencies
+from sva.models.config import from_hf, to_hf
+from sva.models.rope import DEFAULT_ROPE_THETA, Rope, inverse_frequencies
 from sva.training import config as settings
 from sva.utils.errors import UserError
 
@@ -49,7 +49,7 @@ def test_defaults_are_those_of_transformers_classes(kind):
     ours = config.DEFAULTS[kind]
     # Qwen2's class has no head_dim; its modules take it from a config that has one
     assert {key: fields.get(key) if key == "head_dim" else fields[key] for key in ours} == ours
-    assert given.rope_parameters == {"rope_theta": config.DEFAULT_ROPE_THETA, "rope_type": "default"}
+    assert given.rope_parameters == {"rope_theta": DEFAULT_ROPE_THETA, "rope_type": "default"}
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

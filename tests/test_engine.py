@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from sva import decompose
-from sva.generation.engine import EngineConfig, Request, Weights, run
+from sva.generation.engine import EngineConfig, Request, run
 from sva.generation.prompts import pad_eos
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
+from sva.generation.weights import Weights, bank_mixture
 from sva.spectral import serving_plan
 from sva.spectral.mixing import slots
 
 END = 9
-FOUR = EngineConfig(rows=4, segment=8)
+FOUR = EngineConfig(rows=4, steps=8)
 
 
 def _requests(count, seed=0, samples=1):
@@ -81,7 +82,7 @@ def test_rows_on_experts_of_a_bank_are_each_on_its_own_and_base_rows_on_none(toy
     zs = [{name: rng.uniform(0.3, 1.7, len(s.s)).astype(np.float32) for name, s in spectra.items()} for _ in range(2)]
     bank = {name: np.stack([np.ones(len(s.s), np.float32), *(z[name] for z in zs)]) for name, s in spectra.items()}
     plans = serving_plan.plan(spectra, zs, 0.0, exact_base=True, kind=lambda name: name)
-    weights = _weights(toy, bank=toy.model.nest(slots(spectra, bank, plans)))
+    weights = _weights(toy, adapter_of=bank_mixture, shared=toy.model.nest(slots(spectra, bank, plans)))
     alphas = np.eye(3, dtype=np.float32)
     alphas[0] = 0
     plain = _requests(6)
@@ -119,7 +120,7 @@ def test_the_caller_may_end_a_row_after_any_token(toy):
 
 def test_a_job_of_the_same_buckets_compiles_nothing(toy, compilations):
     weights = _weights(toy)
-    cfg = EngineConfig(rows=3, segment=8)
+    cfg = EngineConfig(rows=3, steps=8)
     list(run(weights, _requests(12), cfg, Temperature()))
     assert "jit(advance)" in compilations  # the counter works
     compilations.clear()
@@ -128,9 +129,10 @@ def test_a_job_of_the_same_buckets_compiles_nothing(toy, compilations):
 
 
 def test_a_job_of_another_number_of_prompts_compiles_nothing(toy, compilations):
-    from sva.generation.complete import complete
+    from sva.generation.complete import CompleteOptions, complete
 
-    settings = dict(cfg=EngineConfig(rows=3, segment=8), sampling=Temperature(), eos_ids=[END])
+    options = CompleteOptions(eos_ids=[END], engine=EngineConfig(rows=3, steps=8))
+    settings = dict(sampling=Temperature(), options=options)
     prompts = [[5, 6, 7, *request.prompt_ids] for request in _requests(75, seed=3)]
     few = list(complete(toy, prompts[:6], 12, key=jax.random.key(1), **settings))
     compilations.clear()
@@ -143,12 +145,13 @@ def test_a_job_of_another_number_of_prompts_compiles_nothing(toy, compilations):
 
 
 def test_prompts_after_a_shared_prefix_are_answered_as_if_they_held_it(toy):
-    from sva.generation.complete import complete
+    from sva.generation.complete import CompleteOptions, complete
 
+    options = CompleteOptions(eos_ids=[END], engine=FOUR)
     shared = list(range(5, 29))
     prompts = [[*shared, *request.prompt_ids[:20]] for request in _requests(5)]
-    together = {c.prompt: c for c in complete(toy, prompts, 12, eos_ids=[END], cfg=FOUR)}
+    together = {c.prompt: c for c in complete(toy, prompts, 12, options=options)}
     for place, prompt in enumerate(prompts):
-        (alone,) = complete(toy, [prompt], 12, eos_ids=[END], cfg=FOUR)
+        (alone,) = complete(toy, [prompt], 12, options=options)
         np.testing.assert_array_equal(together[place].tokens, alone.tokens)
         np.testing.assert_allclose(together[place].logprobs, alone.logprobs, atol=1e-4)

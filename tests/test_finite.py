@@ -1,11 +1,13 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sva.evaluation import likelihood
 from sva.generation.complete import complete
+from sva.generation.decode import PromptBatch
 from sva.generation.finite import cause, check_finite
 from sva.generation.population_batch import Members, answers
 from sva.generation.sampling import Greedy
@@ -44,18 +46,18 @@ def test_finite_weights_leave_the_activations_as_the_cause(toy):
 
 
 def test_one_member_that_overflows_is_a_bad_member_and_all_are_an_error(toy, monkeypatch):
-    def batch(lm, members, asked, new, sampling):
+    def batch(lm, members, prompts, eos_ids, sampling):
         logprobs = np.asarray(members.values, np.float32).repeat(2)[:, None]
         return np.ones((len(logprobs), 1), np.int32), logprobs, np.ones(len(logprobs), np.int32)
 
     monkeypatch.setattr("sva.generation.population_batch._batch", batch)
-    asked = type("Asked", (), {"ids": np.ones((2, 1))})
+    prompts = PromptBatch(np.ones((2, 1)), np.ones((2, 1)), jax.random.split(jax.random.key(0)), np.int32(1))
     some, none = (Members(None, None, np.array(values)) for values in ([np.nan, -1.0], [np.nan, np.inf]))
-    assert np.isfinite(answers(toy, some, asked, 1, sampling=Greedy(), rows=8).logprobs).all(axis=1).tolist() == [
+    assert np.isfinite(answers(toy, some, prompts, sampling=Greedy(), rows=8).logprobs).all(axis=1).tolist() == [
         False,
         False,
         True,
         True,
     ]
     with pytest.raises(UserError, match="answer 0: the model gives nan"):
-        answers(toy, none, asked, 1, sampling=Greedy(), rows=8)
+        answers(toy, none, prompts, sampling=Greedy(), rows=8)

@@ -11,6 +11,7 @@ from margins import assert_same_tokens
 
 import sva
 from sva.generation import decode as generation
+from sva.generation.decode import PromptBatch
 from sva.generation.sampling import Greedy, OnPolicy, Temperature
 from sva.generation.testing import toy_lm
 
@@ -159,9 +160,9 @@ def test_samples_of_one_prompt_are_what_repeating_it_gives(scan):
     keys = jax.random.split(jax.random.key(3), 6)
     settings = dict(max_new_tokens=8, sampling=Temperature())
     limit, ends = np.int32(8), np.array([-1], np.int32)
-    shared = generation.generate(lm.model, lm.params, ids, mask, limit, ends, keys, samples=3, **settings)
+    shared = generation.generate(lm.model, lm.params, PromptBatch(ids, mask, keys, limit), ends, samples=3, **settings)
     spread = (np.repeat(x, 3, axis=0) for x in (ids, mask))
-    each = generation.generate(lm.model, lm.params, *spread, limit, ends, keys, **settings)
+    each = generation.generate(lm.model, lm.params, PromptBatch(*spread, keys, limit), ends, **settings)
     np.testing.assert_array_equal(shared.tokens, each.tokens)
     np.testing.assert_allclose(shared.logprobs, each.logprobs, atol=1e-5)
     assert (shared.tokens[0] != shared.tokens[1]).any()
@@ -170,14 +171,12 @@ def test_samples_of_one_prompt_are_what_repeating_it_gives(scan):
 def test_first_tokens_are_drawn_in_proportion_to_softmax(toy):
     ids = np.array([[3, 27, 22, 31, 4]])
     draws = 2048
+    keys = jax.random.split(jax.random.key(0), draws)
     out = generation.generate(
         toy.model,
         toy.params,
-        ids.astype(np.int32),
-        np.ones_like(ids, np.int32),
-        np.int32(1),
+        PromptBatch(ids.astype(np.int32), np.ones_like(ids, np.int32), keys, np.int32(1)),
         np.array([-1], np.int32),
-        jax.random.split(jax.random.key(0), draws),
         max_new_tokens=8,
         sampling=Temperature(2.0),
         samples=draws,
@@ -225,7 +224,7 @@ def test_prompts_that_begin_alike_are_answered_as_each_alone(toy):
 def test_a_step_of_decoding_copies_no_keys_or_values(toy):
     ids, mask = (jnp.asarray(x, jnp.int32) for x in _prompts(32))
     keys, ends = jax.random.split(jax.random.key(0), 4), jnp.full(4, -1, jnp.int32)
-    arguments = toy.model, toy.params, ids, mask, jnp.int32(12), ends, keys
+    arguments = toy.model, toy.params, PromptBatch(ids, mask, keys, jnp.int32(12)), ends
     compiled = generation.generate.lower(*arguments, max_new_tokens=12, sampling=Greedy()).compile()
     (step,) = [part for part in compiled.as_text().split("\n\n") if part.count("/while/body/") > 50]
     kept = [f"f32[4,{toy.model.cfg.num_kv_heads},8,21]", f"f32[4,{toy.model.cfg.num_kv_heads},21,8]"]

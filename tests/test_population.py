@@ -19,7 +19,7 @@ def test_every_member_answers_as_its_merged_model_does(scan, toy):
     raw = {name: rng.normal(0, 3, (MEMBERS, *x.s.shape)).astype(np.float32) for name, x in spectra.items()}
     source = TASK.source("validation")
     examples = [source[i] for i in range(5)]
-    room = population.room_of(lm, TASK, source)
+    room = population.shape_of(lm, TASK, source)
     nested = lm.model.nest(spectra)
     found = population.answer(lm, nested, raw, places, SIGMOID_NUCLEAR, TASK, examples, room, NEW)
     encoded = chat.encode(lm, [chat.render(lm, TASK.question(example)) for example in examples])

@@ -11,7 +11,7 @@ import transformers
 
 from sva.generation.testing import toy_lm
 from sva.models import cache as kv_cache
-from sva.models.cache import Recent
+from sva.models.cache import DecodeCache
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.load import load_params
 from sva.models.transformer import Transformer, apply, logits, positions_of
@@ -82,7 +82,7 @@ def test_cached_decoding_equals_a_full_pass(kind, scan, loaded):
     two, second = step(params, *piece(5, 12), [first])
     outputs = [one, two]
     slots = kv_cache.empty(model.cfg, ROWS, LENGTH - 12 + 3, model.dtype, scan=scan)
-    recent = Recent(slots, jnp.zeros((), jnp.int32))
+    recent = DecodeCache(slots, jnp.zeros((), jnp.int32))
     for start in range(12, LENGTH):
         out, recent = step(params, *piece(start, start + 1), [first, second], recent)
         outputs.append(out)
@@ -146,7 +146,7 @@ def test_tokens_packed_without_their_padding_give_what_they_give_in_place(side, 
 
     @jax.jit
     def run(ids, places):
-        hidden, part = model.apply({"params": params}, ids, positions, valid, places=places)
+        hidden, part = model.apply({"params": params}, ids, positions, valid, token_indices=places)
         return hidden, jax.tree.leaves(part.kv)
 
     hidden, kv = run(ids, None)
@@ -196,7 +196,9 @@ def test_states_asked_for_from_a_column_on_are_those_of_all_columns(settings, pa
     @partial(jax.jit, static_argnames=("since",))
     def run(params, since):
         def loss(params):
-            found = apply(lm.model, {"params": params}, ids, *positions_of(mask), places=places, since=since)
+            found = apply(
+                lm.model, {"params": params}, ids, *positions_of(mask), token_indices=places, output_start=since
+            )
             return jnp.sum(found[0][:, 6 - since :] ** 2), found
 
         return jax.value_and_grad(loss, has_aux=True)(params)

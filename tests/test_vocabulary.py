@@ -12,12 +12,12 @@ from sva.adaptation import label_scoring as dispatch
 from sva.adaptation.adaptive_lm import AdaptiveLM
 from sva.cli.main import main
 from sva.evaluation import evaluate, likelihood
-from sva.generation import chat
-from sva.generation import population_batch as mixed_batch
+from sva.generation import chat, population_batch
 from sva.generation.complete import complete
-from sva.generation.engine import EngineConfig, Request, Weights, run
+from sva.generation.engine import EngineConfig, Request, run
 from sva.generation.sampling import Greedy
 from sva.generation.testing import NameAColour, tokenizer, toy_lm
+from sva.generation.weights import Weights
 from sva.models.transformer import logits
 from sva.models.vocabulary import check_ids, excess
 from sva.tasks.labels import Label
@@ -64,14 +64,14 @@ PATHS = {
     "lm.logits": lambda lm: lm.logits(IDS, ONES),
     "lm.generate": lambda lm: lm.generate(IDS, ONES, 4),
     "complete": lambda lm: next(complete(lm, IDS.tolist(), 4)),
-    "members": lambda lm: mixed_batch.ask(lm, IDS.tolist(), KEYS, 4),
+    "members": lambda lm: population_batch.prompt_batch(lm, IDS.tolist(), KEYS, 4),
     "likelihood, prompt": lambda lm: likelihood.option_logprobs(lm, ["what <spare>"], [[" red"]]),
     "likelihood, option": lambda lm: likelihood.option_logprobs(lm, ["what"], [[" red", " <spare>"]]),
     "evaluate": lambda lm: evaluate.evaluate(lm, [evaluate.Item(TASK, ASKED[0])], progress=False),
     "evaluate, refilled": lambda lm: evaluate.by_refilling(lm, 64, 2)([evaluate.Item(TASK, ASKED[0])]),
     "rollout": lambda lm: rollout.prompts(lm, TASK, ASKED, 32),
     "rollout's width": lambda lm: rollout.prompt_width(lm, TASK, ASKED),
-    "population": lambda lm: population.room_of(lm, TASK, ASKED),
+    "population": lambda lm: population.shape_of(lm, TASK, ASKED),
     "few-shot": lambda lm: few_shot.shot_tokens(lm, SHOTS),
     "few-shot by gradient": lambda lm: next(
         few_shot_gradient.adapt(

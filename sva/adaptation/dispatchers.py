@@ -26,7 +26,7 @@ from sva.generation import chat
 from sva.generation.decode import begin, decode
 from sva.generation.lm import LM
 from sva.generation.sampling import Greedy
-from sva.models.cache import Part, Recent, resize
+from sva.models.cache import DecodeCache, KVSegment, resize
 from sva.models.flops import head_flops, linear_flops, pair_flops
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.spectral.mixing import DeltaSlots, Slots, mixture
@@ -121,14 +121,21 @@ class Generated:
         ids, mask, places = rows.asked
         positions, valid = after_prefix(self.first.prefix, mask)
         hidden, part = apply(
-            model, collections, ids, positions, valid, [self.first.prefix], places=places, since=ids.shape[1] - 1
+            model,
+            collections,
+            ids,
+            positions,
+            valid,
+            [self.first.prefix],
+            token_indices=places,
+            output_start=ids.shape[1] - 1,
         )
         logits = apply(model, collections, hidden[:, -1], method="unembed")
         count = ids.shape[0]
         keys = jnp.broadcast_to(jax.random.key(0), (count,))
         limit = jnp.full((count,), steps, jnp.int32)
         state, begun = begin(logits, positions[:, -1], limit, self.eos_ids, keys, Greedy())
-        recent = Recent(resize(part, ids.shape[1] + steps), jnp.asarray(ids.shape[1], jnp.int32))
+        recent = DecodeCache(resize(part, ids.shape[1] + steps), jnp.asarray(ids.shape[1], jnp.int32))
         state, rest, _ = decode(
             model,
             collections,
@@ -235,7 +242,7 @@ def work(
     read: jax.Array,
     drawn: jax.Array,
     *,
-    past: Part | None = None,
+    past: KVSegment | None = None,
     unembedded: jax.Array | int = 0,
 ) -> Work:
     """The work of rows that read and draw so many tokens.

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.generation import chat
-from sva.generation import population_batch as mixed_batch
+from sva.generation import chat, population_batch
 from sva.generation.complete import Completion, complete
 from sva.generation.decompose import spectra_of
 from sva.generation.lm import LM
@@ -224,15 +223,15 @@ def score(
     members, size = len(alphas), len(shots.examples)
     new = cfg.max_new_tokens or shots.task.max_new_tokens
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-    asked = mixed_batch.ask(lm, shot_tokens(lm, shots), keys, new)
+    prompts = population_batch.prompt_batch(lm, shot_tokens(lm, shots), keys, new)
     right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
     live = np.ones(members, bool)
     block = (cfg.block or size) if elites else size
     for first in range(0, size, block):
         places, rows = np.arange(size)[first : first + block], np.flatnonzero(live)
-        part = asked._replace(ids=asked.ids[places], mask=asked.mask[places], keys=asked.keys[places])
-        asking = mixed_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
-        out = mixed_batch.answers(lm, asking, part, new, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop)
+        part = prompts._replace(ids=prompts.ids[places], mask=prompts.mask[places], keys=prompts.keys[places])
+        asking = population_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
+        out = population_batch.answers(lm, asking, part, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop)
         found = chat.decode_until(lm, out.tokens, out.lengths, [shots.task.stop] * len(out.tokens))
         verdicts = agree(shots.right(found.texts, places.tolist() * len(rows)))  # of several processes, the first one's
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)

@@ -29,7 +29,7 @@ from sva.spectral.mixing import mixture
 from sva.training.advantages import group
 from sva.training.sft import solution_tokens
 from sva.utils.errors import UserError, above, at_least
-from sva.utils.padding import length_bucket
+from sva.utils.padding import length_bucket, pad_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +74,13 @@ def rows_of(lm: LM, prompts: Sequence[Sequence[int]], following: Sequence[Sequen
     Raises:
       UserError: one is longer than the model's context.
     """
-    check_prompts(
-        np.asarray([len(p) + len(f) for p, f in zip(prompts, following, strict=True)]),
-        1,
-        lm.model.cfg.max_position_embeddings,
-    )
-    width = length_bucket(max(len(p) + len(f) for p, f in zip(prompts, following, strict=True)))
-    rows = Rows(*(np.zeros((len(prompts), width), np.int32) for _ in Rows._fields))
-    for i, (prompt, after) in enumerate(zip(prompts, following, strict=True)):
-        size = len(prompt) + len(after)
-        rows.ids[i, :size] = [*prompt, *after]
-        rows.mask[i, :size] = 1
-        rows.scored[i, len(prompt) : size] = 1
-    return rows
+    whole = [[*prompt, *after] for prompt, after in zip(prompts, following, strict=True)]
+    lengths = np.asarray([len(row) for row in whole])
+    check_prompts(lengths, 1, lm.model.cfg.max_position_embeddings)
+    ids, mask = pad_tokens(whole, length_bucket(int(lengths.max())), side="right")
+    starts = np.asarray([len(prompt) for prompt in prompts])
+    scored = mask * (np.arange(mask.shape[1])[None, :] >= starts[:, None])
+    return Rows(ids=ids, mask=mask, scored=scored.astype(np.int32))
 
 
 def objective(

@@ -12,7 +12,6 @@ earlier tokens only. Generated, as in the paper, the model answers freely and th
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -21,12 +20,13 @@ import numpy as np
 from flax import struct
 
 from sva.generation import chat
+from sva.generation.decode import prefill_prefix
 from sva.generation.lm import LM
-from sva.models.cache import Part
+from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, left_pad, length_bucket, packed_places, pad_rows, round_up
+from sva.utils.padding import batch_bucket, length_bucket, packed_token_indices, pad_rows, pad_tokens, round_up
 
 STEP, PREFIX_STEP = 8, 128  # see `FirstPass`
 _MARK = "\N{REPLACEMENT CHARACTER}"
@@ -42,7 +42,7 @@ class FirstPass:
     more meets a compiled program unless it passes a step.
     """
 
-    prefix: Part  # of one row, the instruction
+    prefix: KVSegment  # of one row, the instruction
     label_ids: jax.Array  # [M] int32, the labels' tokens one after another, end tokens left out; some spare
     label_depth: jax.Array  # [M] int32, place of a token in its label
     label_mask: jax.Array  # [M, M] bool, which label tokens each one sees
@@ -67,7 +67,7 @@ class Asked(NamedTuple):
     places: Any = None  # [N] int32 of B * T, as `Transformer` takes them; None: not packed
 
 
-def after_prefix(prefix: Part, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+def after_prefix(prefix: KVSegment, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(positions, valid), as of `positions_of`, of rows that follow the shared instruction."""
     positions, valid = positions_of(mask)
     return jnp.sum(prefix.valid, dtype=jnp.int32) + positions, valid
@@ -117,8 +117,8 @@ def label_scores(
         all_valid,
         [first.prefix],
         mask=visible,
-        places=places,
-        since=length - 1,  # the prompt's last, then one a label token
+        token_indices=places,
+        output_start=length - 1,  # the prompt's last, then one a label token
     )
     # Every state predicts over the vocabulary once; states, not targets, are unembedded.
     logps = jax.nn.log_softmax(apply(model, collections, hidden, method="unembed"), axis=-1)
@@ -191,17 +191,6 @@ def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choose: Choice = 
     return jnp.matmul(weights, jax.nn.one_hot(slots, num_slots), precision=jax.lax.Precision.HIGHEST)
 
 
-@partial(jax.jit, static_argnames=("model",))
-def _prefill(
-    model: Transformer,
-    params: Mapping[str, Any],
-    ids: jax.Array,
-    mask: jax.Array,
-    adapter: Mapping[str, Any] | None,
-) -> Part:
-    return apply(model, variables(model, params, adapter), ids, *positions_of(mask))[1]
-
-
 _scores = jax.jit(label_scores, static_argnames=("model",))
 
 
@@ -231,15 +220,10 @@ def template(lm: LM, labels: Sequence[Label]) -> Template:
 def encode(lm: LM, form: Template, questions: Sequence[str]) -> Asked:
     """What follows the shared prefix, in buckets of rows and tokens; spare rows repeat the first and are not packed."""
     rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
-    width = max(len(row) for row in rows)
-    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = row
-        mask[i, width - len(row) :] = 1
-    ids, mask = left_pad(ids, mask, length_bucket(width))
+    ids, mask = pad_tokens(rows, length_bucket(max(len(row) for row in rows)))
     size = batch_bucket(len(rows))
     ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
-    return Asked(*jax.tree.map(jnp.asarray, (ids, mask, packed_places(real))))
+    return Asked(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
 
 
 def prepare(
@@ -283,14 +267,11 @@ def prepare(
     places, states = round_up(len(names), STEP), round_up(len(ids), STEP)
     targets = places + states  # a label has a token to score for each of its own, and its end
     same = np.asarray(owner)[:, None] == np.asarray(owner)[None, :]
-    width = round_up(len(prefix), PREFIX_STEP)
     first = FirstPass(
-        prefix=_prefill(
+        prefix=prefill_prefix(
             lm.model,
-            lm.params,
-            _padded(prefix, width)[None],
-            _padded([1] * len(prefix), width)[None],
-            adapter,
+            variables(lm.model, lm.params, adapter),
+            *pad_tokens([prefix], round_up(len(prefix), PREFIX_STEP), side="right"),
         ),
         label_ids=_padded(ids, states),
         label_depth=_padded(depth, states),

@@ -13,7 +13,7 @@ from flax import struct
 
 from sva.adaptation.dispatchers import Dispatcher, Rows, Served, Work
 from sva.adaptation.label_scoring import Prompts, decide
-from sva.generation.decode import Generation, generate
+from sva.generation.decode import Generation, PromptBatch, generate
 from sva.generation.sampling import Sampling
 from sva.spectral.mixing import mixture
 from sva.utils.errors import UserError
@@ -59,10 +59,8 @@ def answer(served: Served, alphas: jax.Array, request: Request) -> Generation:
     return generate(
         served.model,
         served.params,
-        *request.prompts,
-        request.limit,
+        PromptBatch(*request.prompts, request.keys, request.limit),
         request.eos_ids,
-        request.keys,
         mixture(served.bank, alphas),
         max_new_tokens=request.max_new_tokens,
         sampling=request.sampling,

@@ -191,7 +191,7 @@ def _answers(lm: Any, job: _Job, arguments: argparse.Namespace, sampling: Any) -
     """A record for each answer that is not there yet, as they are finished; shown on the screen as well."""
     import jax
 
-    from sva.generation.complete import complete
+    from sva.generation.complete import CompleteOptions, complete
     from sva.generation.engine import EngineConfig
     from sva.utils import seeds
     from sva.utils.padding import batch_bucket
@@ -202,6 +202,12 @@ def _answers(lm: Any, job: _Job, arguments: argparse.Namespace, sampling: Any) -
     chosen, mixtures = _first_pass(lm, prompts, arguments) if two_passes else ([{}] * len(prompts), None)
     printer = _Printer(job, arguments)
     printer.begin(chosen[0])
+    options = CompleteOptions(
+        mixtures=mixtures,
+        engine=EngineConfig(rows=min(arguments.rows, batch_bucket(len(prompts) * arguments.samples))),
+        show=printer.show if printer.is_single else None,
+        title=None if printer.is_single else "generate",
+    )
     for found in complete(
         lm,
         job.rows,
@@ -210,10 +216,7 @@ def _answers(lm: Any, job: _Job, arguments: argparse.Namespace, sampling: Any) -
         key=keys,
         samples=arguments.samples,
         stops=arguments.stop,
-        mixtures=mixtures,
-        cfg=EngineConfig(rows=min(arguments.rows, batch_bucket(len(prompts) * arguments.samples))),
-        show=printer.show if printer.is_single else None,
-        title=None if printer.is_single else "generate",
+        options=options,
     ):
         prompt = prompts[found.prompt]
         if (prompt.line, found.sample) in job.done:

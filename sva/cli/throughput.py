@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.generation.decode import generate
+from sva.generation.decode import PromptBatch, generate
 from sva.generation.lm import LM
 from sva.generation.load import quantise
 from sva.generation.loaded_model import DTYPES, KV_DTYPES
@@ -143,7 +143,8 @@ def _generate(lm: LM, ids: jax.Array, room: int, new_tokens: int) -> Any:
     """So many greedy tokens after the prompts ids [B, T], by the program that has room for `room`."""
     keys, never = jnp.broadcast_to(jax.random.key(0), (len(ids),)), jnp.full(4, -1, jnp.int32)
     limit, settings = jnp.asarray(new_tokens, jnp.int32), {"max_new_tokens": room, "sampling": Greedy()}
-    return generate(lm.model, lm.params, ids, jnp.ones_like(ids), limit, never, keys, **settings)
+    prompts = PromptBatch(ids, jnp.ones_like(ids), keys, limit)
+    return generate(lm.model, lm.params, prompts, never, **settings)
 
 
 def step_matrices(lm: LM) -> list[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from sva.evaluation.likelihood import option_logprobs
 from sva.evaluation.records import RecordFile
 from sva.generation import chat
-from sva.generation.complete import complete
+from sva.generation.complete import CompleteOptions, complete
 from sva.generation.engine import EngineConfig
 from sva.generation.lm import LM
 from sva.generation.stop_strings import cut
@@ -126,11 +126,11 @@ def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> 
 def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> Answer:
     """Greedy answers of `lm`, through the chat template and the engine, with `rows` decoded at once."""
     cfg = EngineConfig(rows=rows, prompts=min(_READ, rows))
+    options = CompleteOptions(engine=cfg, title="answers" if progress else None)
 
     def answer(batch: Sequence[Item]) -> list[Record]:
         prompts = _prompts(lm, batch)
-        title = "answers" if progress else None
-        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=stops_of(batch), cfg=cfg, title=title)
+        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=stops_of(batch), options=options)
         found = sorted(done, key=lambda completion: completion.prompt)
         return grade(batch, [each.text for each in found], [len(each.tokens) for each in found], prompts)
 

@@ -15,7 +15,7 @@ from sva.generation.logprobs import score
 from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, length_bucket, pad_rows
+from sva.utils.padding import batch_bucket, length_bucket, pad_rows, pad_tokens
 
 
 @partial(jax.jit, static_argnames=("model",))
@@ -57,12 +57,8 @@ def option_logprobs(lm: LM, prompts: Sequence[str], options: Sequence[Sequence[s
         starts += [len(heads)] * len(tails)
     lengths = np.asarray([len(row) for row in rows])
     check_prompts(lengths, 1, lm.model.cfg.max_position_embeddings)
-    places = np.arange(length_bucket(int(lengths.max())))[None, :]
-    ids = np.zeros((len(rows), places.shape[1]), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    mask = (places < lengths[:, None]).astype(np.int32)
-    scored = mask * (places >= np.asarray(starts)[:, None])
+    ids, mask = pad_tokens(rows, length_bucket(int(lengths.max())), side="right")
+    scored = mask * (np.arange(mask.shape[1])[None, :] >= np.asarray(starts)[:, None])
     size = batch_bucket(len(rows))
     padded = (pad_rows(x, size) for x in (ids, mask, scored.astype(np.int32)))
     sums = np.asarray(continuation_logprobs(lm.model, lm.params, *padded))[: len(rows)]

@@ -22,6 +22,7 @@ from sva.generation.stop_strings import Text, stop_tokens
 from sva.models.vocabulary import check_ids
 from sva.tasks.base import Example, Task
 from sva.utils.errors import UserError
+from sva.utils.padding import pad_tokens
 
 _PROBE = "7301946285"
 
@@ -136,7 +137,7 @@ def tokenize(lm: LM, texts: Sequence[str], *, follows: bool = False, kind: str =
 
 
 def _front(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts in front of any text: BOS, mostly, or nothing."""
+    """The tokens that the tokenizer puts in front of any text: BOS, mostly, or none."""
     for text in _probes(tokenizer):
         found = tokenizer(text, return_special_tokens_mask=True)
         if 0 in found["special_tokens_mask"]:
@@ -171,13 +172,7 @@ def _say(note: str) -> None:
 def encode(lm: LM, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(ids, mask), both [B, T] int32, of rendered texts, padded on the left to the longest."""
     rows = tokenize(lm, texts)
-    width = max((len(row) for row in rows), default=0)
-    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
-    for i, row in enumerate(rows):
-        if row:
-            ids[i, -len(row) :] = row
-            mask[i, -len(row) :] = 1
-    return ids, mask
+    return pad_tokens(rows, max((len(row) for row in rows), default=0))
 
 
 def decode(lm: LM, tokens: Any, lengths: Any) -> list[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.generation import chat
-from sva.generation.decode import read
-from sva.generation.engine import EngineConfig, Finished, Request, Weights, run
+from sva.generation.decode import prefill_prefix
+from sva.generation.engine import EngineConfig, Finished, Request, run
 from sva.generation.finite import check_finite
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
-from sva.generation.prompts import check_prompts, pad_eos, row_keys
+from sva.generation.prompts import check_token_lists, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.generation.stop_strings import Text
-from sva.models.cache import Part
-from sva.models.transformer import Transformer, variables
-from sva.models.vocabulary import check_ids
+from sva.generation.weights import Weights, bank_mixture
+from sva.models.transformer import variables
 from sva.utils.padding import common_prefix
 from sva.utils.progress import progress_bar
 
@@ -29,7 +27,7 @@ from sva.utils.progress import progress_bar
 class Completion(NamedTuple):
     """One sample of one prompt."""
 
-    prompt: int  # its place
+    prompt: int  # its index
     sample: int
     text: str
     tokens: np.ndarray  # [N] int32, with the end token, or those of the stop string
@@ -45,6 +43,20 @@ class Mixtures:
     alphas: np.ndarray  # [B, E_max]
 
 
+Show = Callable[[int, int, str], None]  # (prompt, sample, new text)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompleteOptions:
+    """The seldom needed settings of `complete`."""
+
+    eos_ids: Sequence[int] | None = None  # end tokens; the model's own by default
+    mixtures: Mixtures | None = None  # experts for each prompt, instead of the model alone
+    engine: EngineConfig = EngineConfig()  # rows that decode together, and other shapes
+    show: Show | None = None  # called with each piece of text as it comes
+    title: str | None = None  # of a progress bar on stderr; None for none
+
+
 def complete(
     lm: LM,
     prompts: Sequence[Sequence[int]],
@@ -53,12 +65,8 @@ def complete(
     sampling: Sampling | None = None,
     key: jax.Array | None = None,
     samples: int = 1,
-    eos_ids: Sequence[int] | None = None,
     stops: Sequence[str] | Sequence[Sequence[str]] = (),
-    mixtures: Mixtures | None = None,
-    cfg: EngineConfig | None = None,
-    show: Callable[[int, int, str], None] | None = None,
-    title: str | None = None,
+    options: CompleteOptions | None = None,
 ) -> Iterator[Completion]:
     """Completions of all prompts, each as soon as it is finished.
 
@@ -72,12 +80,8 @@ def complete(
       key: one typed key, or one a prompt, needed by every strategy but Greedy. Of one, prompt p takes fold_in(key, p);
         of several samples of a prompt, sample i takes fold_in of the prompt's key and i.
       samples: of each prompt, which is read once.
-      eos_ids: end tokens; the model's own by default.
       stops: stop strings (`sva.generation.stop_strings.Text`) of every completion, or some a prompt.
-      mixtures: experts for each prompt, instead of the model alone.
-      cfg: rows that decode together, and other shapes.
-      show: called with (prompt, sample, new text) as it comes.
-      title: of a progress bar on stderr.
+      options: end tokens, mixtures, the engine's shapes, and what is shown on the way.
     Raises:
       UserError: an empty prompt, one that does not leave max_new_tokens of the context or holds an id outside the
         vocabulary, a stop string that no text can hold, sampling without a key, a model loaded `without` some weights,
@@ -85,60 +89,88 @@ def complete(
     """
     if not prompts:
         return
+    options, sampling = options or CompleteOptions(), sampling or Greedy()
     require_weights(lm, "the engine")
-    own_stops = _of_each(stops, len(prompts))
-    empty = {each: Text(chat.need_tokenizer(lm), each) for each in set(own_stops) if each or show}
+    texts = _Texts(lm, _of_each(stops, len(prompts)), options.show)
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))
-    lengths = np.asarray([len(prompt) for prompt in prompts])
-    check_prompts(lengths, limits, lm.model.cfg.max_position_embeddings)
-    for number, prompt in enumerate(prompts):
-        check_ids(prompt, lm.model.cfg.vocab_size, lm.tokenizer, f"prompt {number}")
-    sampling = sampling or Greedy()
+    check_token_lists(lm, prompts, limits)
     keys = _keys(key, len(prompts), sampling)
-    shared = common_prefix(prompts) if mixtures is None and len(prompts) > 1 else 0
-    weights = Weights(
-        lm.model,
-        lm.params,
-        jnp.asarray(pad_eos(chat.end_tokens(lm) if eos_ids is None else eos_ids)),
-        bank=mixtures.bank if mixtures else None,
-        prefix=_prefix(lm.model, lm.params, np.asarray(prompts[0][:shared], np.int32)) if shared else None,
-    )
+    mixtures = options.mixtures
+    shared = common_prefix(prompts) if mixtures is None else 0
+    alphas = mixtures.alphas[: len(prompts)] if mixtures else [None] * len(prompts)
     requests = [
-        Request(
-            prompt[shared:],
-            int(limit),
-            own if samples == 1 else _spread(own, samples),
-            mixtures.alphas[place] if mixtures else None,
-        )
-        for place, (prompt, limit, own) in enumerate(zip(prompts, limits, keys, strict=True))
+        Request(prompt[shared:], int(limit), own if samples == 1 else _spread(own, samples), mix)
+        for prompt, limit, own, mix in zip(prompts, limits, keys, alphas, strict=True)
     ]
-    texts: dict[tuple[int, int], Text] = {}
+    finished = run(
+        _weights(lm, options, prompts[0][:shared]),
+        requests,
+        options.engine,
+        sampling,
+        texts.watch if texts.is_needed else None,
+    )
+    for row in _checked(lm, finished, options.title, len(prompts) * samples):
+        yield _completion(lm, row, texts.end(row.request, row.sample))
 
-    def watch(prompt: int, sample: int, tokens: np.ndarray) -> int | None:
-        if own_stops[prompt] not in empty:
+
+class _Texts:
+    """The texts of the rows at work: stop strings end them, and `show` is told what they write."""
+
+    def __init__(self, lm: LM, stops: list[tuple[str, ...]], show: Show | None) -> None:
+        self._stops, self._show = stops, show
+        self._empty = {each: Text(chat.need_tokenizer(lm), each) for each in set(stops) if each or show}
+        self._texts: dict[tuple[int, int], Text] = {}
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any row's text is looked at before it is finished."""
+        return bool(self._empty)
+
+    def watch(self, prompt: int, sample: int, tokens: np.ndarray) -> int | None:
+        """The number of a row's new tokens to keep where a stop string ends it, else None (`engine.Watch`)."""
+        stops = self._stops[prompt]
+        if stops not in self._empty:
             return None
-        if (prompt, sample) not in texts:
-            texts[prompt, sample] = empty[own_stops[prompt]].another()
-        text = texts[prompt, sample]
+        if (prompt, sample) not in self._texts:
+            self._texts[prompt, sample] = self._empty[stops].another()
+        text = self._texts[prompt, sample]
         keep = text.add(tokens.tolist())
-        if show is not None:
-            show(prompt, sample, text.take())
+        if self._show is not None:
+            self._show(prompt, sample, text.take())
         return keep
 
-    finished = run(weights, requests, cfg or EngineConfig(), sampling, watch if empty else None)
-    with progress_bar(title, len(prompts) * samples, "row", hidden=title is None) as bar:
-        started, drawn = time.monotonic(), 0
+    def end(self, prompt: int, sample: int) -> Text | None:
+        """The whole text of a finished row, its last piece shown; None where nobody watched it."""
+        text = self._texts.pop((prompt, sample), None)
+        if text is not None:
+            text.end()
+            if self._show is not None:
+                self._show(prompt, sample, text.take())
+        return text
+
+
+def _weights(lm: LM, options: CompleteOptions, prefix: Sequence[int]) -> Weights:
+    """The engine's weights, with the keys and values of the tokens that all prompts begin with."""
+    eos_ids = chat.end_tokens(lm) if options.eos_ids is None else options.eos_ids
+    weights = Weights(lm.model, lm.params, jnp.asarray(pad_eos(eos_ids)))
+    if options.mixtures:
+        return dataclasses.replace(weights, adapter_of=bank_mixture, shared=options.mixtures.bank)
+    if not len(prefix):
+        return weights
+    ids = np.asarray(prefix, np.int32)[None]
+    return dataclasses.replace(weights, prefix=prefill_prefix(lm.model, variables(lm.model, lm.params, None), ids))
+
+
+def _checked(lm: LM, finished: Iterator[Finished], title: str | None, total: int) -> Iterator[Finished]:
+    """The finished rows, once their log-probs are known to be finite, counted on a progress bar."""
+    started, drawn = time.monotonic(), 0
+    with progress_bar(title, total, "row", hidden=title is None) as bar:
         for row in finished:
             check_finite(lm, row.logprobs[None], "prompt", row.request)
             drawn += len(row.tokens)
             bar.set_postfix_str(f"{drawn / max(time.monotonic() - started, 1e-9):.0f} tokens/s", refresh=False)
             bar.update()
-            text = texts.pop((row.request, row.sample), None)
-            if text is not None:
-                text.end()
-                if show is not None:
-                    show(row.request, row.sample, text.take())
-            yield _completion(lm, row, text)
+            yield row
 
 
 def _completion(lm: LM, row: Finished, text: Text | None) -> Completion:
@@ -155,23 +187,18 @@ def _of_each(stops: Sequence[str] | Sequence[Sequence[str]], prompts: int) -> li
     return [tuple(texts)] * prompts if len(texts) == len(stops) else [tuple(each) for each in stops]
 
 
-@partial(jax.jit, static_argnames=("model",))
-def _prefix(model: Transformer, params: Mapping[str, Any], ids: jax.Array) -> Part:
-    return read(model, variables(model, params, None), ids[None], jnp.ones_like(ids)[None])[1]
-
-
 def _keys(key: jax.Array | None, prompts: int, sampling: Sampling) -> list[jax.Array]:
     """Each prompt's key as `row_keys` gives it, [1]; made and taken in the same pieces for any number of prompts."""
     if key is None or key.ndim == 0:
         row_keys(key, 1, 1, sampling)  # whether it will do
         whole = jax.random.key(0) if key is None else key
-        places = [np.arange(start, start + _AT_ONCE, dtype=np.int32) for start in range(0, prompts, _AT_ONCE)]
-        data = np.concatenate([np.asarray(jax.random.key_data(_fold(whole, each))) for each in places])
+        numbers = [np.arange(start, start + _AT_ONCE, dtype=np.int32) for start in range(0, prompts, _AT_ONCE)]
+        data = np.concatenate([np.asarray(jax.random.key_data(_fold(whole, each))) for each in numbers])
     else:
         whole = row_keys(key, prompts, prompts, sampling)
         data = np.asarray(jax.random.key_data(whole))
     impl = jax.random.key_impl(whole)
-    return [jax.random.wrap_key_data(jax.device_put(data[place : place + 1]), impl=impl) for place in range(prompts)]
+    return [jax.random.wrap_key_data(jax.device_put(data[number : number + 1]), impl=impl) for number in range(prompts)]
 
 
 _AT_ONCE = 32

@@ -11,23 +11,21 @@ from flax import struct
 
 from sva.generation.sampling import Sampling, reported
 from sva.models import cache as kv_cache
-from sva.models.cache import Part, Recent
+from sva.models.cache import DecodeCache, KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
 
 
 class Generation(NamedTuple):
-    """What was generated, N = max_new_tokens."""
+    """Generated tokens and their log-probs, N = max_new_tokens."""
 
     tokens: Any  # [B, N] int32; a row's end token is its last one, 0 after it
-    logprobs: (
-        Any  # [B, N] float32 nats, before temperature and cut (`OnPolicy`: after its temperature); 0 after the end
-    )
+    logprobs: Any  # [B, N] float32 nats, before temperature and cut (`OnPolicy`: after its temperature), then 0
     lengths: Any  # [B] int32, tokens generated, the end token among them
 
 
 @struct.dataclass
-class Rows:
-    """Where each of B rows stands: the token drawn last, which the next step reads."""
+class DecodeState:
+    """The state of B rows between two steps; the next one reads each row's last token."""
 
     token: jax.Array  # [B] int32
     position: jax.Array  # [B] int32, that token's
@@ -37,53 +35,74 @@ class Rows:
     keys: jax.Array  # [B] typed keys
 
 
+class PromptBatch(NamedTuple):
+    """P prompts to continue."""
+
+    ids: Any  # [P, T] int32, padded on the left
+    mask: Any  # [P, T] int32
+    keys: Any  # [B] typed keys, one a row of the result; token t of a row is drawn with fold_in(key, t)
+    limit: Any  # [] int32, tokens to draw at most
+    prefix_ids: Any = None  # [S] int32, tokens before every prompt, which are read once; None for none
+
+
 @partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling", "samples"))
 def generate(
     model: Transformer,
     params: Mapping[str, Any],
-    prompt_ids: jax.Array,
-    prompt_mask: jax.Array,
-    limit: jax.Array,
+    prompts: PromptBatch,
     eos_ids: jax.Array,
-    keys: jax.Array,
     adapter: Mapping[str, Any] | None = None,
     *,
-    prefix_ids: jax.Array | None = None,
     max_new_tokens: int,
     sampling: Sampling,
     samples: int = 1,
 ) -> Generation:
-    """Continues every prompt until an end token or the limit.
+    """The continuation of every prompt, up to an end token or the limit.
 
     Args:
       model, params, adapter: as for `logits`.
-      prompt_ids, prompt_mask: [P, T] int32, padded on the left.
-      limit: [] int32, tokens to generate at most; no more than max_new_tokens.
+      prompts: without a prefix where the adapter differs by row.
       eos_ids: [K] int32, end tokens; -1 where unused.
-      keys: [B] typed keys, one a row of the result; step t uses fold_in(key, t).
-      prefix_ids: [S] int32, tokens before every prompt, read once; not with an adapter that differs by row.
-      max_new_tokens: N, the size of the result, at least 2 (static).
+      max_new_tokens: N, the size of the result, at least 2 and at least `prompts.limit` (static).
       sampling: the strategy (static).
       samples: of each prompt; the prompt is read once. Row p * samples + i is sample i of prompt p, B = P * samples.
     Returns:
       Generation of B rows.
     """
     collections = variables(model, params, adapter)
-    past: list[Part] = []
-    if prefix_ids is not None:
-        past.append(read(model, collections, prefix_ids[None], jnp.ones_like(prefix_ids)[None])[1])
-    logits, prompts, position = read(model, collections, prompt_ids, prompt_mask, past)
+    past: list[KVSegment] = []
+    if prompts.prefix_ids is not None:
+        past.append(prefill_prefix(model, collections, prompts.prefix_ids[None]))
+    logits, segment, position = read(model, collections, prompts.ids, prompts.mask, past)
     logits, position = (jnp.repeat(x, samples, axis=0) for x in (logits, position))
-    rows, first = begin(logits, position, jnp.broadcast_to(limit, keys.shape), eos_ids, keys, sampling)
+    limit = jnp.broadcast_to(prompts.limit, prompts.keys.shape)
+    state, first = begin(logits, position, limit, eos_ids, prompts.keys, sampling)
+    length = prompts.ids.shape[1]
     if samples == 1:  # what one row reads is written on
-        length = prompt_ids.shape[1]
-        recent = Recent(kv_cache.resize(prompts, length + max_new_tokens), jnp.full((), length, jnp.int32))
+        cache = DecodeCache(kv_cache.resize(segment, length + max_new_tokens), jnp.full((), length, jnp.int32))
     else:
-        past.append(kv_cache.resize(prompts, prompt_ids.shape[1]))
-        recent = kv_cache.start(model.cfg, len(keys), max_new_tokens, model.kept_dtype, scan=model.scan_layers)
-    rows, rest, _ = decode(model, collections, past, recent, rows, eos_ids, sampling=sampling, steps=max_new_tokens - 1)
+        past.append(kv_cache.resize(segment, length))
+        rows = len(prompts.keys)
+        cache = kv_cache.start(model.cfg, rows, max_new_tokens, model.kept_dtype, scan=model.scan_layers)
+    steps = max_new_tokens - 1
+    state, rest, _ = decode(model, collections, past, cache, state, eos_ids, sampling=sampling, steps=steps)
     tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))
-    return Generation(tokens, logprobs, rows.count)
+    return Generation(tokens, logprobs, state.count)
+
+
+@partial(jax.jit, static_argnames=("model",))
+def prefill_prefix(
+    model: Transformer, collections: Mapping[str, Any], ids: jax.Array, mask: jax.Array | None = None
+) -> KVSegment:
+    """Keys and values of the tokens before every prompt: of one row that all share, or of one a member.
+
+    Args:
+      collections: the variables, as `variables` gives them.
+      ids: [P, S] int32.
+      mask: [P, S] int32; None where every one is a token.
+    """
+    positions, valid = positions_of(jnp.ones_like(ids) if mask is None else mask)
+    return apply(model, collections, ids, positions, valid, output_start=ids.shape[1] - 1)[1]
 
 
 def read(
@@ -91,91 +110,89 @@ def read(
     collections: Mapping[str, Any],
     ids: jax.Array,
     mask: jax.Array,
-    past: Sequence[Part] = (),
-) -> tuple[jax.Array, Part, jax.Array]:
-    """What prompts [P, T], padded on the left, come to after `past`, in which every slot holds a token.
+    past: Sequence[KVSegment] = (),
+) -> tuple[jax.Array, KVSegment, jax.Array]:
+    """Logits of the next token [P, V] float32, the prompts' keys and values, and the last token's position [P].
 
-    Returns:
-      Logits of the next token [P, V] float32, the prompts' keys and values, and the last token's position [P].
+    Prompts are [P, T], padded on the left, and follow `past`, in which every slot holds a token.
     """
     positions, valid = positions_of(mask)
-    positions = positions + sum(part.positions.shape[1] for part in past)
-    hidden, part = apply(model, collections, ids, positions, valid, past, since=ids.shape[1] - 1)
-    return apply(model, collections, hidden[:, -1], method="unembed"), part, positions[:, -1]
+    positions = positions + sum(segment.positions.shape[1] for segment in past)
+    hidden, segment = apply(model, collections, ids, positions, valid, past, output_start=ids.shape[1] - 1)
+    return apply(model, collections, hidden[:, -1], method="unembed"), segment, positions[:, -1]
 
 
 def begin(
     logits: jax.Array, position: jax.Array, limit: jax.Array, eos_ids: jax.Array, keys: jax.Array, sampling: Sampling
-) -> tuple[Rows, tuple[jax.Array, jax.Array]]:
-    """Rows [B] whose first token is drawn from logits [B, V] of a last prompt token at `position` [B].
+) -> tuple[DecodeState, tuple[jax.Array, jax.Array]]:
+    """The state of B rows whose first token is drawn from logits [B, V] of a last prompt token at `position` [B].
 
     Returns:
-      The rows, and of the token drawn its id and its log-prob in nats, each [B].
+      The state, and of the token drawn its id and its log-prob in nats, each [B].
     """
     nothing = jnp.zeros_like(position)
-    rows = Rows(nothing, position, nothing, jnp.zeros_like(position, bool), limit, keys)
-    return _draw(rows, logits, eos_ids, sampling)
+    state = DecodeState(nothing, position, nothing, jnp.zeros_like(position, bool), limit, keys)
+    return _draw(state, logits, eos_ids, sampling)
 
 
 def decode(
     model: Transformer,
     collections: Mapping[str, Any],
-    past: Sequence[Part],
-    recent: Recent,
-    rows: Rows,
+    past: Sequence[KVSegment],
+    cache: DecodeCache,
+    state: DecodeState,
     eos_ids: jax.Array,
     *,
     sampling: Sampling,
     steps: int,
-) -> tuple[Rows, tuple[jax.Array, jax.Array], Recent]:
-    """Draws `steps` tokens more for each row that is not done, or fewer where all are.
+) -> tuple[DecodeState, tuple[jax.Array, jax.Array], DecodeCache]:
+    """The state after `steps` more tokens of each row that is not done, or fewer where all are.
 
     Args:
-      past, recent: keys and values of what the rows hold; `recent` of B rows, with `steps` slots free.
+      past, cache: keys and values of what the rows have read; `cache` is of B rows, with `steps` slots free.
     Returns:
-      The rows, the tokens and log-probs drawn, each [B, steps] (0 where a row was done), and `recent` with the keys
+      The state, the tokens and log-probs drawn, each [B, steps] (0 where a row was done), and `cache` with the keys
       and values of the tokens that were read.
     """
-    batch = rows.token.shape[0]
+    batch = state.token.shape[0]
 
-    def unfinished(state) -> jax.Array:
-        step, rows, _, _ = state
-        return (step < steps) & ~rows.done.all()
+    def unfinished(carry) -> jax.Array:
+        step, state, _, _ = carry
+        return (step < steps) & ~state.done.all()
 
-    def advance(state):
-        step, rows, out, recent = state
-        where = rows.position[:, None], jnp.ones((batch, 1), bool)
-        hidden, recent = apply(model, collections, rows.token[:, None], *where, past, recent)
+    def advance(carry):
+        step, state, out, cache = carry
+        where = state.position[:, None], jnp.ones((batch, 1), bool)
+        hidden, cache = apply(model, collections, state.token[:, None], *where, past, cache)
         logits = apply(model, collections, hidden[:, -1], method="unembed")
-        rows, drawn = _draw(rows, logits, eos_ids, sampling)
+        state, drawn = _draw(state, logits, eos_ids, sampling)
         column = jnp.zeros_like(step), step
         tokens, logprobs = (
             jax.lax.dynamic_update_slice(x, y[:, None], column) for x, y in zip(out, drawn, strict=True)
         )
-        return step + 1, rows, (tokens, logprobs), recent
+        return step + 1, state, (tokens, logprobs), cache
 
     out = jnp.zeros((batch, steps), jnp.int32), jnp.zeros((batch, steps), jnp.float32)
     first = jnp.zeros((), jnp.int32)
-    _, rows, out, recent = jax.lax.while_loop(unfinished, advance, (first, rows, out, recent))
-    return rows, out, recent
+    _, state, out, cache = jax.lax.while_loop(unfinished, advance, (first, state, out, cache))
+    return state, out, cache
 
 
 def _draw(
-    rows: Rows, logits: jax.Array, eos_ids: jax.Array, sampling: Sampling
-) -> tuple[Rows, tuple[jax.Array, jax.Array]]:
-    token = sampling(logits, jax.vmap(jax.random.fold_in)(rows.keys, rows.count))
-    by_token = reported(
-        sampling, logits
-    ).T  # as the product leaves them on CPU, so that none of the three is made to turn them round
+    state: DecodeState, logits: jax.Array, eos_ids: jax.Array, sampling: Sampling
+) -> tuple[DecodeState, tuple[jax.Array, jax.Array]]:
+    token = sampling(logits, jax.vmap(jax.random.fold_in)(state.keys, state.count))
+    # Transposed, as the product leaves them on CPU, so that none of the three uses copies them to another layout.
+    by_token = reported(sampling, logits).T
     logprob = by_token[token, jnp.arange(len(token))] - jax.nn.logsumexp(by_token, axis=0)
-    token, logprob = jnp.where(rows.done, 0, token), jnp.where(rows.done, 0.0, logprob)
-    count = rows.count + jnp.where(rows.done, 0, 1)
-    ended = (token[:, None] == eos_ids[None, :]).any(axis=1) | (count >= rows.limit)
-    rows = dataclasses.replace(
-        rows,
+    token, logprob = jnp.where(state.done, 0, token), jnp.where(state.done, 0.0, logprob)
+    count = state.count + jnp.where(state.done, 0, 1)
+    ended = (token[:, None] == eos_ids[None, :]).any(axis=1) | (count >= state.limit)
+    state = dataclasses.replace(
+        state,
         token=token,
-        position=rows.position + 1,
+        position=state.position + 1,
         count=count,
-        done=rows.done | ended,
+        done=state.done | ended,
     )
-    return rows, (token, logprob)
+    return state, (token, logprob)

@@ -58,9 +58,10 @@ def decompose_checkpoint(
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> tuple[Path, list[Record]]:
-    """Puts into the cache what `decompose` of the loaded model would, one matrix in memory at a time for each worker.
+    """(the cache's directory, the record of each matrix): `decompose` from the disk, one matrix in memory a worker.
 
-    The model is not loaded: its weights are read once for the fingerprint, one by one, and the targets once more.
+    Records are those of this share, in the checkpoint's order. The model is not loaded: its weights are read once for
+    the fingerprint, one by one, and the targets once more.
 
     Args:
       name_or_path: as in `load`.
@@ -69,8 +70,6 @@ def decompose_checkpoint(
       share: (i, n): this process takes every n-th matrix from the i-th on, counted among those of like shape, so that
         n processes or hosts with one cache directory share the work evenly.
       progress: show a bar on stderr.
-    Returns:
-      The cache's directory, and the record of each matrix of this share, in the checkpoint's order.
     Raises:
       UserError: as `load` and `decompose`; a share that does not exist.
     """
@@ -93,8 +92,8 @@ def decompose_checkpoint(
 
         known = fingerprint(digests())
 
-    held = np.dtype(DTYPES[dtype])
-    sources = {name: store.Source(specs[name].shape, partial(_read, checkpoint, name, held)) for name in mine}
+    rounded = np.dtype(DTYPES[dtype])
+    sources = {name: store.Source(specs[name].shape, partial(_read, checkpoint, name, rounded)) for name in mine}
     directory = _spectra_dir(known, dtype, rank)
     records = {
         record.name: record

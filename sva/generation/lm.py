@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.generation import decode as generation
-from sva.generation.decode import Generation
+from sva.generation.decode import Generation, PromptBatch, generate
 from sva.generation.decompose import spectra_of
 from sva.generation.finite import check_finite
 from sva.generation.loaded_model import LoadedModel
@@ -21,7 +20,7 @@ from sva.parallel.processes import to_host
 from sva.spectral.expert import check_vectors
 from sva.spectral.forms import Spectrum
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, budget_bucket, common_prefix, drop_prefix, left_pad, length_bucket, pad_rows
+from sva.utils.padding import batch_bucket, budget_bucket, common_prefix, length_bucket, pad_rows, pad_tokens
 
 
 class LM(LoadedModel):
@@ -49,7 +48,7 @@ class LM(LoadedModel):
         key: jax.Array | None = None,
         z: Mapping[str, Any] | None = None,
     ) -> Generation:
-        """Continues each prompt until one of `eos_ids` or for max_new_tokens tokens.
+        """The continuation of each prompt, up to one of `eos_ids` or max_new_tokens tokens.
 
         Shapes are bucketed: batches and lengths of one bucket share one compiled program. What all prompts have in
         common at their start, as a chat template's system message, is read once (in steps of 8 tokens), unless each
@@ -72,37 +71,21 @@ class LM(LoadedModel):
         """
         sampling = sampling or Greedy()
         ids, mask = self._check(input_ids, attention_mask)
+        count = len(ids)
         check_prompts(mask.sum(axis=1), max_new_tokens, self.model.cfg.max_position_embeddings)
-        rows = batch_bucket(len(ids))
-        keys = row_keys(key, len(ids), rows, sampling)
+        keys = row_keys(key, count, batch_bucket(count), sampling)
         params, adapter = self.params, None
         z = self.z if z is None else z
         if z is not None:
-            spectra = _fitting(self, z, len(ids))
-            z = {name: pad_rows(np.asarray(x), rows) if np.ndim(x) == 2 else x for name, x in z.items()}
+            spectra = _fitting(self, z, count)
+            z = {name: pad_rows(np.asarray(x), len(keys)) if np.ndim(x) == 2 else x for name, x in z.items()}
             params, adapter = adapted(self, spectra, z)
-        ids, mask = left_pad(ids, mask, length_bucket(int(mask.sum(axis=1).max())))
-        rows_ids = [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)]
-        shared = common_prefix(rows_ids) if adapter is None else 0
-        prefix_ids = rows_ids[0][:shared]
-        ids, mask = left_pad(ids, drop_prefix(mask, shared), ids.shape[1] - shared)
-        ids, mask = pad_rows(ids, rows), pad_rows(mask, rows)
-        out = generation.generate(
-            self.model,
-            params,
-            ids,
-            mask,
-            jnp.asarray(max_new_tokens, jnp.int32),
-            pad_eos(eos_ids),
-            keys,
-            adapter,
-            prefix_ids=prefix_ids if shared else None,
-            max_new_tokens=budget_bucket(max_new_tokens),
-            sampling=sampling,
-        )
-        tokens, logprobs, lengths = (x[: np.shape(input_ids)[0]] for x in to_host(out))  # sliced on the host:
+        prompts = _bucketed(ids, mask, keys, max_new_tokens, share_prefix=adapter is None)
+        size = budget_bucket(max_new_tokens)
+        out = generate(self.model, params, prompts, pad_eos(eos_ids), adapter, max_new_tokens=size, sampling=sampling)
+        tokens, logprobs, lengths = (x[:count] for x in to_host(out))  # sliced on the host: nothing to compile
         check_finite(self, logprobs, "prompt")
-        return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], lengths)  # nothing to compile
+        return Generation(tokens[:, :max_new_tokens], logprobs[:, :max_new_tokens], lengths)
 
     def _check(self, input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask as host arrays, once they make sense."""
@@ -114,6 +97,18 @@ class LM(LoadedModel):
             raise UserError(f"input_ids must be whole numbers, not {ids.dtype}")
         check_ids(ids, cfg.vocab_size, self.tokenizer)
         return ids.astype(np.int32), mask.astype(np.int32)
+
+
+def _bucketed(
+    ids: np.ndarray, mask: np.ndarray, keys: jax.Array, max_new_tokens: int, *, share_prefix: bool
+) -> PromptBatch:
+    """Prompts [B, T], padded on either side, in buckets of rows and tokens, with what they share at their start."""
+    rows = [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)]
+    length = length_bucket(max(map(len, rows)))
+    shared = common_prefix(rows) if share_prefix else 0
+    ids, mask = (pad_rows(x, len(keys)) for x in pad_tokens([row[shared:] for row in rows], length - shared))
+    limit = jnp.asarray(max_new_tokens, jnp.int32)
+    return PromptBatch(ids, mask, keys, limit, rows[0][:shared] if shared else None)
 
 
 def _fitting(lm: LoadedModel, z: Mapping[str, Any], rows: int) -> dict[str, Spectrum]:

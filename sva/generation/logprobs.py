@@ -10,7 +10,7 @@ _TOKENS = 512  # whose logits exist at once: 100 MB for SmolLM2's vocabulary, 26
 
 
 class Scores(NamedTuple):
-    """Of N tokens in B rows, all [B, N] float32, in nats; the last three are 0 without a reference."""
+    """Log-probs, entropies and KLs of tokens, all [B, N] float32 nats; the last three are 0 without a reference."""
 
     logprobs: jax.Array  # of the token itself
     entropy: jax.Array  # of the distribution it was drawn from

@@ -97,6 +97,6 @@ def factored(spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str,
 
 
 def shared_form(model: Transformer, name: str) -> Hashable:
-    """What the weights that must take one form have in common: the kind of layer where layers are stacked."""
+    """The key that weights of one form share: the kind of layer where layers are stacked, else the name itself."""
     layer, path = split_name(name)
     return path if model.scan_layers and layer is not None else name

@@ -1,4 +1,4 @@
-"""What a batch of prompts must be: lengths that fit the context, one key a row, end tokens in a bucket."""
+"""Checks and arrays of a batch of prompts: lengths that fit the context, one key a row, end tokens."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.generation.loaded_model import LoadedModel
 from sva.generation.sampling import Greedy, Sampling
+from sva.models.vocabulary import check_ids
 from sva.utils.errors import UserError
 from sva.utils.padding import batch_bucket, pad_rows
 
@@ -25,6 +27,14 @@ def check_prompts(lengths: np.ndarray, new_tokens: int | np.ndarray, context: in
             f"prompt {longest} has {lengths[longest]} tokens and {limits[longest]} new ones are asked for, but the "
             f"model's context is {context}; shorten the prompt or lower max_new_tokens"
         )
+
+
+def check_token_lists(lm: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int | np.ndarray) -> None:
+    """Raises UserError as `check_prompts` does, or for a token id outside the model's vocabulary."""
+    lengths = np.asarray([len(prompt) for prompt in prompts])
+    check_prompts(lengths, new_tokens, lm.model.cfg.max_position_embeddings)
+    for number, prompt in enumerate(prompts):
+        check_ids(prompt, lm.model.cfg.vocab_size, lm.tokenizer, f"prompt {number}")
 
 
 def row_keys(key: jax.Array | None, rows: int, bucket: int, sampling: Sampling) -> jax.Array:

@@ -57,7 +57,7 @@ class OnPolicy(Temperature):
 
 
 def reported(sampling: Sampling, logits: jax.Array) -> jax.Array:
-    """The logits whose log-softmax a generation reports: the model's own, for `OnPolicy` those of what it drew from."""
+    """The logits whose log-softmax a generation reports: the model's own; for `OnPolicy` those that it drew from."""
     return logits / sampling.temperature if isinstance(sampling, OnPolicy) else logits
 
 

@@ -61,7 +61,7 @@ class Text:
         return text
 
     def add(self, tokens: Sequence[int]) -> int | None:
-        """How many of these tokens belong to the completion where a stop string ends it, otherwise None."""
+        """The number of these tokens that belong to the completion where a stop string ends it, otherwise None."""
         for place, token in enumerate(tokens):
             if not self._grow(self._stream.add(int(token))):
                 self._look_ahead()

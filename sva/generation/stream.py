@@ -14,7 +14,7 @@ _BYTE_OF = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumer
 
 
 class Vocabulary:
-    """How a tokenizer's tokens become text, special tokens left out."""
+    """The text of a tokenizer's tokens, special tokens left out."""
 
     def __init__(self, tokenizer: Any):
         self._backend = tokenizer.backend_tokenizer

@@ -13,7 +13,8 @@ import numpy as np
 
 from sva.generation.lm import LM
 from sva.generation.loaded_model import DTYPES
-from sva.models.config import ModelConfig, Rope
+from sva.models.config import ModelConfig
+from sva.models.rope import Rope
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.tasks.base import SPLITS, Example, Grade, Task

@@ -1,4 +1,4 @@
-"""What an expert did to a model's spectra, as numbers by layer and kind of matrix, and as text."""
+"""An expert's changes to a model's spectra, as numbers by layer and kind of matrix, and as text."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ def place(name: str) -> tuple[int, str]:
 
 
 def movements(z: Mapping[str, Any], spectra: Mapping[str, Spectrum]) -> dict[str, Movement]:
-    """How z moved each of its weights."""
+    """The change of each weight that z adapts."""
     for name, x in z.items():
         require_vector(name, x)
     return {name: movement(x, spectra[name].s) for name, x in z.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from sva.models.config import ModelConfig
 from sva.models.gguf import LAYER_NAMES, NAMES, ROPE_FACTORS
 from sva.models.gguf_file import read_gguf
-from sva.models.layers import inverse_frequencies
+from sva.models.rope import inverse_frequencies
 from sva.models.tokenizer import NO_TOKENIZER
 from sva.models.weights import expected, split_name
 from sva.utils.errors import UserError
@@ -32,7 +32,7 @@ _FILE_TYPES = {
 
 
 def tokenizer_metadata(path: Path | str) -> dict[str, Any]:
-    """What a GGUF file says of its tokenizer and chat template, to be carried over; empty for a directory."""
+    """A GGUF file's metadata of its tokenizer and chat template, to be carried over; empty for a directory."""
     if not to_path(path).is_file():
         return {}
     return {key: value for key, value in read_gguf(path).metadata.items() if key.startswith("tokenizer.")}

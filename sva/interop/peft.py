@@ -17,7 +17,7 @@ from sva.utils.errors import UserError
 from sva.utils.files import save_tensors, write_directory
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank may be (its documentation of 0.14); larger adapters it does not load."""
+"""Values that vLLM takes for --max-lora-rank (its documentation of 0.14); it loads no larger adapter."""
 
 
 class Part(NamedTuple):

@@ -99,7 +99,7 @@ def read_tensors(path: str | Path) -> dict[str, SavedTensor]:
 
 
 class _Refused(Exception):
-    """What a file of tensors never holds."""
+    """The file refers to something that a file of tensors never holds."""
 
 
 def _read(archive: zipfile.ZipFile, size: int) -> dict[str, SavedTensor]:
@@ -174,7 +174,7 @@ def _tensor(arguments: Any) -> SavedTensor:
 
 
 def _call(name: Any, arguments: Any) -> Any:
-    """What a name with arguments stands for."""
+    """The value that a name with arguments stands for."""
     match name, arguments:
         case _Name("collections", "OrderedDict"), ():
             return {}
@@ -186,7 +186,7 @@ def _call(name: Any, arguments: Any) -> Any:
 
 
 class _Mark:
-    """Where a group of values on the stack begins."""
+    """The start of a group of values on the stack."""
 
 
 class _Machine:
@@ -283,7 +283,7 @@ def _put(target: Any, items: list[Any]) -> None:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for a message; the value itself may be endless and is not shown."""
+    """The kind of a value, for a message; the value itself may be endless and is not shown."""
     if isinstance(value, _Name):
         return f"the name {_short(f'{value.module}.{value.name}')}"
     if isinstance(value, SavedTensor):

@@ -1,14 +1,14 @@
-"""Keys and values of tokens read so far, as parts of fixed shape.
+"""Keys and values of tokens read so far, as segments of fixed shape.
 
-A batch attends to a sequence of parts, each written once and then only read, and to the tokens of the call itself. A
-part may have fewer rows than the batch: an instruction that all rows share has one, the prompts of G samples each have
-one for G rows. What is generated goes into the slots of `Recent`, one call after another.
+A batch attends to a sequence of segments, each written once and then only read, and to the tokens of the call itself.
+A segment may have fewer rows than the batch: an instruction that all rows share has one, the prompts of G samples each
+have one for G rows. What is generated goes into the slots of a `DecodeCache`, one call after another.
 
-    past:    [ instruction, 1 row ] [ prompts, P rows ]      recent:  [ generated, B rows ... free slots ]
+    past:    [ instruction, 1 row ] [ prompts, P rows ]      cache:  [ generated, B rows ... free slots ]
 
-The keys of a part may lie in blocks of slots. Where layers are unrolled, which is the form for fast decoding on a CPU,
-what rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many keys
-takes up to three times as long for each (experiments/benchmarks/engine/attention.py).
+The keys of a segment may lie in blocks of slots. Where layers are unrolled, which is the form for fast decoding on a
+CPU, what rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many
+keys takes up to three times as long for each (experiments/benchmarks/engine/attention.py).
 Otherwise there is no block axis: with an axis of size 1 XLA on CPU copies the keys four times a step.
 """
 
@@ -50,7 +50,7 @@ class KV(NamedTuple):
 
 
 @struct.dataclass
-class Part:
+class KVSegment:
     """Keys and values of S slots for P rows; P divides the batch B, whose row b reads row b // (B / P)."""
 
     kv: Any  # a KV a layer, in a tuple; where layers are scanned one KV of [L, ...]
@@ -59,10 +59,10 @@ class Part:
 
 
 @struct.dataclass
-class Recent:
-    """Slots that are filled call by call, all rows at the same place."""
+class DecodeCache:
+    """Slots that are filled call by call, all rows at the same index."""
 
-    part: Part
+    segment: KVSegment
     index: jax.Array  # [] int32, the next slot to write
 
 
@@ -83,12 +83,12 @@ def _kept(x: jax.Array, dtype: Any, axis: int) -> Any:
 
 
 def blocks_of(slots: int, *, scan: bool) -> tuple[int, int]:
-    """(N, W): the blocks of a part that is to hold so many slots, and their size; one stands for no blocks."""
+    """(N, W): the blocks of a segment that is to hold so many slots, and their size; one stands for no blocks."""
     return (1, slots) if scan or slots <= _FEW else (round_up(slots, BLOCK) // BLOCK, BLOCK)
 
 
-def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> Part:
-    """A part for `rows` rows in which nothing is written, of at least `slots` slots (`blocks_of`)."""
+def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> KVSegment:
+    """A segment for `rows` rows in which nothing is written, of at least `slots` slots (`blocks_of`)."""
     blocks, size = blocks_of(slots, scan=scan)
 
     def layer(*lead: int) -> KV:
@@ -96,25 +96,25 @@ def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bo
         k = jnp.zeros((*shape, blocks, width, size) if blocks > 1 else (*shape, width, size))
         return kept(k, jnp.zeros((*shape, blocks * size, width)), dtype)
 
-    return Part(
+    return KVSegment(
         kv=layer(cfg.num_layers) if scan else tuple(layer() for _ in range(cfg.num_layers)),
         positions=jnp.zeros((rows, blocks * size), jnp.int32),
         valid=jnp.zeros((rows, blocks * size), bool),
     )
 
 
-def start(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> Recent:
+def start(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> DecodeCache:
     """At least so many free slots for `rows` rows, to be filled from the first on."""
-    return Recent(empty(cfg, rows, slots, dtype, scan=scan), jnp.zeros((), jnp.int32))
+    return DecodeCache(empty(cfg, rows, slots, dtype, scan=scan), jnp.zeros((), jnp.int32))
 
 
-def mark(recent: Recent, positions: jax.Array, valid: jax.Array) -> Part:
-    """The part with its next slot said to be written (`positions`, `valid` are [B, 1]); the model writes it."""
-    start = (jnp.zeros((), jnp.int32), recent.index)
+def mark(cache: DecodeCache, positions: jax.Array, valid: jax.Array) -> KVSegment:
+    """The segment with its next slot said to be written (`positions`, `valid` are [B, 1]); the model writes it."""
+    start = (jnp.zeros((), jnp.int32), cache.index)
     return dataclasses.replace(
-        recent.part,
-        positions=jax.lax.dynamic_update_slice(recent.part.positions, positions, start),
-        valid=jax.lax.dynamic_update_slice(recent.part.valid, valid, start),
+        cache.segment,
+        positions=jax.lax.dynamic_update_slice(cache.segment.positions, positions, start),
+        valid=jax.lax.dynamic_update_slice(cache.segment.valid, valid, start),
     )
 
 
@@ -138,19 +138,19 @@ def write(kv: KV, own: KV, index: jax.Array) -> KV:
     return KV(jax.tree.map(key, kv.k, own.k), jax.tree.map(value, kv.v, own.v))
 
 
-def slots_of(parts: Sequence[Part], rows: int) -> tuple[jax.Array, jax.Array]:
-    """(positions, valid), each [rows, S], of all parts' slots in turn, as a batch of so many rows sees them."""
+def slots_of(segments: Sequence[KVSegment], rows: int) -> tuple[jax.Array, jax.Array]:
+    """(positions, valid), each [rows, S], of all segments' slots in turn, as a batch of so many rows sees them."""
 
     def spread(x: jax.Array) -> jax.Array:
         return jnp.repeat(x, rows // x.shape[0], axis=0)
 
-    positions = jnp.concatenate([spread(part.positions) for part in parts], axis=1)
-    return positions, jnp.concatenate([spread(part.valid) for part in parts], axis=1)
+    positions = jnp.concatenate([spread(segment.positions) for segment in segments], axis=1)
+    return positions, jnp.concatenate([spread(segment.valid) for segment in segments], axis=1)
 
 
-def resize(part: Part, slots: int) -> Part:
-    """The part with so many slots, as `empty` has them: free ones added at its end, or the last ones dropped."""
-    num_blocks, size = blocks_of(slots, scan=isinstance(part.kv, KV))
+def resize(segment: KVSegment, slots: int) -> KVSegment:
+    """The segment with so many slots, as `empty` has them: free ones added at its end, or the last ones dropped."""
+    num_blocks, size = blocks_of(slots, scan=isinstance(segment.kv, KV))
 
     def fit(x: jax.Array, axis: int, length: int) -> jax.Array:
         more = length - x.shape[axis]
@@ -173,29 +173,29 @@ def resize(part: Part, slots: int) -> Part:
         v = jax.tree.map(lambda x: fit(x, -2, num_blocks * size), kv.v)
         return KV(jax.tree.map(key, kv.k), v)
 
-    kv = jax.tree.map(both, part.kv, is_leaf=lambda x: isinstance(x, KV))
-    positions, valid = (fit(x, 1, num_blocks * size) for x in (part.positions, part.valid))
-    return Part(kv, positions, valid)
+    kv = jax.tree.map(both, segment.kv, is_leaf=lambda x: isinstance(x, KV))
+    positions, valid = (fit(x, 1, num_blocks * size) for x in (segment.positions, segment.valid))
+    return KVSegment(kv, positions, valid)
 
 
-def row(part: Part, index: jax.Array) -> Part:
-    """The part of one row."""
-    return _by_row(lambda axis, x: jax.lax.dynamic_slice_in_dim(x, index, 1, axis), part)
+def row(segment: KVSegment, index: jax.Array) -> KVSegment:
+    """The segment of one row."""
+    return _by_row(lambda axis, x: jax.lax.dynamic_slice_in_dim(x, index, 1, axis), segment)
 
 
-def rows(part: Part, indices: jax.Array) -> Part:
-    """The part of these rows."""
-    return _by_row(lambda axis, x: jnp.take(x, indices, axis=axis), part)
+def rows(segment: KVSegment, indices: jax.Array) -> KVSegment:
+    """The segment of these rows."""
+    return _by_row(lambda axis, x: jnp.take(x, indices, axis=axis), segment)
 
 
-def replace_row(part: Part, index: jax.Array, one: Part) -> Part:
-    """The part with one row, of as many slots, in the place of another."""
-    return _by_row(lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(x, y, index, axis), part, one)
+def replace_row(segment: KVSegment, index: jax.Array, one: KVSegment) -> KVSegment:
+    """The segment with one row, of as many slots, in the place of another."""
+    return _by_row(lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(x, y, index, axis), segment, one)
 
 
-def append(part: Part, used: jax.Array, new: Part) -> Part:
-    """The part with the slots of `new`, of as many rows, written in each row from slot `used` [P] on (`write`)."""
-    axis = _row_axis(part)
+def append(segment: KVSegment, used: jax.Array, new: KVSegment) -> KVSegment:
+    """The segment with the slots of `new`, of as many rows, written in each row from slot `used` [P] on (`write`)."""
+    axis = _row_axis(segment)
 
     def both(kv: KV, new: KV) -> KV:
         return jax.vmap(write, (axis, axis, 0), axis)(kv, new, used)
@@ -203,17 +203,17 @@ def append(part: Part, used: jax.Array, new: Part) -> Part:
     def mark(x: jax.Array, y: jax.Array) -> jax.Array:
         return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(x, y, used)
 
-    kv = jax.tree.map(both, part.kv, new.kv, is_leaf=lambda x: isinstance(x, KV))
-    return Part(kv, mark(part.positions, new.positions), mark(part.valid, new.valid))
+    kv = jax.tree.map(both, segment.kv, new.kv, is_leaf=lambda x: isinstance(x, KV))
+    return KVSegment(kv, mark(segment.positions, new.positions), mark(segment.valid, new.valid))
 
 
-def _by_row(change: Callable[..., jax.Array], part: Part, *others: Part) -> Part:
+def _by_row(change: Callable[..., jax.Array], segment: KVSegment, *others: KVSegment) -> KVSegment:
     """`change(row axis, leaf, leaves of the others)` of every leaf."""
-    kv = jax.tree.map(partial(change, _row_axis(part)), part.kv, *(other.kv for other in others))
-    of = [(each.positions, each.valid) for each in (part, *others)]
-    return Part(kv, *(change(0, *leaves) for leaves in zip(*of, strict=True)))
+    kv = jax.tree.map(partial(change, _row_axis(segment)), segment.kv, *(other.kv for other in others))
+    of = [(each.positions, each.valid) for each in (segment, *others)]
+    return KVSegment(kv, *(change(0, *leaves) for leaves in zip(*of, strict=True)))
 
 
-def _row_axis(part: Part) -> int:
-    """Of keys and values: before it lie the layers where they are scanned."""
-    return 1 if isinstance(part.kv, KV) else 0
+def _row_axis(segment: KVSegment) -> int:
+    """The axis of the rows in keys and values: 1 where layers are scanned, and so come first."""
+    return 1 if isinstance(segment.kv, KV) else 0

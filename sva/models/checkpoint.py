@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: Any = "") -> None:
-    """Nothing, if both name the same weights with the same shapes.
+    """Raises UserError unless both name the same weights with the same shapes.
 
     Args:
       expected: shape of each weight the model needs.

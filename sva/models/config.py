@@ -1,10 +1,10 @@
 """The shape of a Llama-family decoder, read from and written to a Hugging Face `config.json`."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sva.models.rope import Rope, positive_number, rope_from_hf, rope_to_hf
 from sva.utils.errors import UserError
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -49,7 +49,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN_DEFAULTS,
     "qwen3": _QWEN_DEFAULTS | {"attention_bias": False, "head_dim": 128},
 }
-DEFAULT_ROPE_THETA = 10000.0
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -64,24 +63,6 @@ _ACTIVATIONS = {
 }
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 _CLASS_PREFIXES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-
-
-@dataclass(frozen=True)
-class Rope:
-    """How positions turn queries and keys; inverse frequencies are theta^(-2i / head_dim), i < head_dim / 2.
-
-    `kind` then changes them: "default" not at all, "linear" divides all by `factor`, "llama3" divides the
-    slow ones by `factor` and blends in between (Llama 3.1). `factors`, where not empty, are divisors for each
-    frequency [head_dim / 2], as a GGUF file's `rope_freqs.weight` gives them, and come with kind "default".
-    """
-
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,21 +118,7 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
         )
     read = _Reader(config, DEFAULTS[kind], where)
 
-    hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
-    kv_heads = heads if read.get("num_key_value_heads") is None else read.size("num_key_value_heads")
-    if heads % kv_heads:
-        raise UserError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    if read.get("head_dim") is not None:
-        head_dim = read.size("head_dim")
-    elif hidden % heads == 0:
-        head_dim = hidden // heads
-    else:
-        raise UserError(
-            f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim"
-        )
-    if head_dim % 2:
-        raise UserError(f"{where}: head_dim {head_dim} is odd; rotary positions need an even one")
-
+    heads, kv_heads, head_dim = _heads(read)
     act = read.get("hidden_act")
     if act not in _ACTIVATIONS:
         raise UserError(f"{where}: unsupported hidden_act {act!r}; supported: {', '.join(_ACTIVATIONS)}")
@@ -162,7 +129,7 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
     return ModelConfig(
         architecture=kind,
         vocab_size=read.size("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=read.size("hidden_size"),
         intermediate_size=read.size("intermediate_size"),
         num_layers=num_layers,
         num_heads=heads,
@@ -170,7 +137,7 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
         head_dim=head_dim,
         max_position_embeddings=max_positions,
         rms_norm_eps=read.number("rms_norm_eps"),
-        rope=_rope(config, head_dim, max_positions, where),
+        rope=rope_from_hf(config, head_dim, max_positions, where),
         tie_word_embeddings=read.flag("tie_word_embeddings"),
         attention_bias=attention_bias,
         attention_output_bias=attention_bias and kind != "qwen2",
@@ -208,7 +175,7 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": cfg.max_position_embeddings,
         "rms_norm_eps": cfg.rms_norm_eps,
         "rope_theta": cfg.rope.theta,
-        "rope_scaling": _rope_scaling(cfg.rope),
+        "rope_scaling": rope_to_hf(cfg.rope),
         "tie_word_embeddings": cfg.tie_word_embeddings,
         "bos_token_id": cfg.bos_token_id,
         "eos_token_id": cfg.eos_token_ids[0] if len(cfg.eos_token_ids) == 1 else list(cfg.eos_token_ids) or None,
@@ -261,7 +228,7 @@ class _Reader:
         return value
 
     def number(self, key: str) -> float:
-        return _number(self.get(key), self.where, key)
+        return positive_number(self.get(key), self.where, key)
 
     def flag(self, key: str) -> bool:
         value = self.get(key)
@@ -272,12 +239,6 @@ class _Reader:
     def token(self, key: str, value: Any) -> int | None:
         ids = token_ids(value, f"{self.where}: {key}")
         return ids[0] if ids else None
-
-
-def _number(value: Any, where: str, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-        raise UserError(f"{where}: {key} must be a positive number, not {value!r}")
-    return float(value)
 
 
 def _model_type(config: Mapping[str, Any], where: str) -> str:
@@ -296,6 +257,27 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
             f" here {_CLASS_PREFIXES[kind]}ForCausalLM"
         )
     return kind
+
+
+def _heads(read: _Reader) -> tuple[int, int, int]:
+    """(query heads, key heads, their width)."""
+    hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
+    kv_heads = heads if read.get("num_key_value_heads") is None else read.size("num_key_value_heads")
+    if heads % kv_heads:
+        raise UserError(
+            f"{read.where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
+    if read.get("head_dim") is not None:
+        head_dim = read.size("head_dim")
+    elif hidden % heads == 0:
+        head_dim = hidden // heads
+    else:
+        raise UserError(
+            f"{read.where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim"
+        )
+    if head_dim % 2:
+        raise UserError(f"{read.where}: head_dim {head_dim} is odd; rotary positions need an even one")
+    return heads, kv_heads, head_dim
 
 
 def _windows(kind: str, num_layers: int, read: _Reader) -> tuple[int, ...]:
@@ -320,77 +302,3 @@ def _windows(kind: str, num_layers: int, read: _Reader) -> tuple[int, ...]:
     if "sliding_attention" in types and not window:
         raise UserError(f"{read.where}: layer_types has sliding_attention; set use_sliding_window and sliding_window")
     return tuple(window if t == "sliding_attention" else 0 for t in types)
-
-
-def _rope(config: Mapping[str, Any], head_dim: int, max_positions: int, where: str) -> Rope:
-    """Rope settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
-
-    Where both are there, `rope_scaling` wins, a theta inside the dictionary wins, and the original length beside it
-    wins, as in transformers 5.
-    """
-    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    given = config.get(key) or {}
-    if not isinstance(given, Mapping):
-        raise UserError(f"{where}: {key} must be a dictionary or null, not {given!r}")
-    if layers := [name for name, value in given.items() if isinstance(value, Mapping)]:
-        raise UserError(f"{where}: {key} that differs between layer types ({', '.join(layers)}) is not supported")
-
-    def inner_or_outer(name: str) -> Any:
-        return config.get(name) if given.get(name) is None else given[name]
-
-    partial = inner_or_outer("partial_rotary_factor")
-    if partial not in (None, 1, 1.0):
-        raise UserError(f"{where}: partial_rotary_factor {partial} is not supported, only 1")
-
-    def number(name: str) -> float:
-        if given.get(name) is None:
-            raise UserError(f"{where}: {key} needs {name!r}")
-        return _number(given[name], where, f"{key}.{name}")
-
-    theta = inner_or_outer("rope_theta")
-    theta = DEFAULT_ROPE_THETA if theta is None else _number(theta, where, "rope_theta")
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, "linear", factor=number("factor"))
-    if kind == "llama3":
-        name = "original_max_position_embeddings"
-        lengths = (config.get(name), given.get(name), max_positions)
-        original = _number(next(n for n in lengths if n is not None), where, name)
-        low, high = number("low_freq_factor"), number("high_freq_factor")
-        if low >= high:
-            raise UserError(f"{where}: {key}.low_freq_factor {low} must be smaller than {key}.high_freq_factor {high}")
-        return Rope(theta, "llama3", number("factor"), low, high, int(original))
-    factors = given.get("short_factor")
-    if kind == "longrope" and factors and factors == given.get("long_factor") and given.get("attention_factor") == 1:
-        if len(factors) != head_dim // 2:
-            raise UserError(
-                f"{where}: {key}.short_factor has {len(factors)} entries, head_dim asks for {head_dim // 2}"
-            )
-        return Rope(theta, factors=tuple(_number(f, where, f"{key}.short_factor") for f in factors))
-    raise UserError(f"{where}: unsupported rope type {kind!r}; supported: default, linear, llama3")
-
-
-def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
-    """The `rope_scaling` entry of a config; None for unchanged frequencies."""
-    if rope.factors:
-        factors = list(rope.factors)
-        return {
-            "rope_type": "longrope",
-            "short_factor": factors,
-            "long_factor": factors,
-            "attention_factor": 1.0,
-            "factor": 1.0,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        }
-    if rope.kind == "default":
-        return None
-    scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
-    if rope.kind == "llama3":
-        scaling |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        }
-    return scaling

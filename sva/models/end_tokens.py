@@ -1,4 +1,4 @@
-"""Which tokens of a GGUF file end an answer: those that its metadata names, and those known by their text.
+"""The tokens of a GGUF file that end an answer: those that its metadata names, and those known by their text.
 
 Early converters named one end token only, often the end of a document, while the model ends its turns with another.
 """

@@ -1,4 +1,4 @@
-"""How many floating-point operations a forward pass needs, two a multiply-add, counted from a model's sizes."""
+"""Floating-point operations of a forward pass, two for each multiply-add, counted from a model's sizes."""
 
 from collections.abc import Collection
 
@@ -7,7 +7,7 @@ from sva.models.weights import expected
 
 
 def linear_flops(cfg: ModelConfig, factored: Collection[str] = ()) -> int:
-    """Of one token through every layer's weights; of those named through their spectra, all components kept."""
+    """FLOPs per token of all layer matmuls; those named in `factored` cost 2 R (D_in + D_out)."""
     total = 0
     for name, leaf in expected(cfg).items():
         if len(leaf.shape) == 2 and ".layers." in name:
@@ -17,10 +17,10 @@ def linear_flops(cfg: ModelConfig, factored: Collection[str] = ()) -> int:
 
 
 def pair_flops(cfg: ModelConfig) -> int:
-    """Of one query beside one key, in all layers: the score and the weighted value."""
+    """FLOPs of one query with one key in all layers: the score and the weighted value."""
     return 4 * cfg.num_layers * cfg.num_heads * cfg.head_dim
 
 
 def head_flops(cfg: ModelConfig) -> int:
-    """Of one state's logits."""
+    """FLOPs of the logits of one hidden state."""
     return 2 * cfg.vocab_size * cfg.hidden_size

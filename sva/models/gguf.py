@@ -97,37 +97,25 @@ def _config(file: GGUFFile) -> ModelConfig:
     if "token_embd.weight" not in file.tensors:
         raise UserError(f"{where}: unmapped: the file has no tensor for token_embd.weight; fetch another conversion")
 
-    def key(name: str, default: Any = None) -> Any:
-        """A number or string; a list with one value per layer counts if all are the same."""
-        value = file.get(f"{kind}.{name}", default)
-        if isinstance(value, np.ndarray | list):
-            if len(set(value)) != 1:
-                raise UserError(f"{where}: {kind}.{name} that differs between layers is not supported")
-            value = value[0].item() if isinstance(value, np.ndarray) else value[0]
-        return _shortest(value) if isinstance(value, float) else value
-
-    def need(name: str) -> Any:
-        file.need(f"{kind}.{name}")
-        return key(name)
-
-    heads, hidden = need("attention.head_count"), need("embedding_length")
-    head_dim = key("attention.key_length") or key("rope.dimension_count") or hidden // max(1, heads)
+    read = _Reader(file, kind)
+    heads, hidden = read.need("attention.head_count"), read.need("embedding_length")
+    head_dim = read.key("attention.key_length") or read.key("rope.dimension_count") or hidden // max(1, heads)
     for name in ("rope.dimension_count", "attention.value_length"):
-        if key(name, head_dim) != head_dim:
-            raise UserError(f"{where}: {kind}.{name} {key(name)} must be the head's width {head_dim}")
-    window = key("attention.sliding_window") or None
+        if read.key(name, head_dim) != head_dim:
+            raise UserError(f"{where}: {kind}.{name} {read.key(name)} must be the head's width {head_dim}")
+    window = read.key("attention.sliding_window") or None
     raw: dict[str, Any] = {
         "model_type": "mistral" if kind == "llama" and window else kind,
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
-        "intermediate_size": need("feed_forward_length"),
-        "num_hidden_layers": need("block_count"),
+        "intermediate_size": read.need("feed_forward_length"),
+        "num_hidden_layers": read.need("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": key("attention.head_count_kv", heads),
+        "num_key_value_heads": read.key("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "max_position_embeddings": need("context_length"),
-        "rms_norm_eps": need("attention.layer_norm_rms_epsilon"),
-        "rope_theta": key("rope.freq_base", 10000.0),
+        "max_position_embeddings": read.need("context_length"),
+        "rms_norm_eps": read.need("attention.layer_norm_rms_epsilon"),
+        "rope_theta": read.key("rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "sliding_window": window,
         "use_sliding_window": window is not None,
@@ -136,13 +124,8 @@ def _config(file: GGUFFile) -> ModelConfig:
         "eos_token_id": end_tokens(file.metadata, str(where)),
         "pad_token_id": _token(file, "padding"),
     }
-    if key("rope.scaling.attn_factor", 1.0) != 1.0:
-        raise UserError(f"{where}: {kind}.rope.scaling.attn_factor other than 1 is not supported")
-    # llama.cpp's rules: no type means linear, no factor means none
-    scaling = key("rope.scaling.type", "linear")
-    factor = key("rope.scaling.factor", key("rope.scale_linear", 0.0))
-    if scaling not in ("none", "linear") or (scaling == "linear" and factor not in (0.0, 1.0)):
-        raw["rope_scaling"] = {"rope_type": scaling, "factor": factor}
+    if scaling := _rope_scaling(read):
+        raw["rope_scaling"] = scaling
     config = from_hf(raw, str(where))
 
     def bias(*names: str) -> bool:
@@ -155,6 +138,39 @@ def _config(file: GGUFFile) -> ModelConfig:
         mlp_bias=bias("ffn_gate", "ffn_up", "ffn_down"),
     )
     return replace(config, rope=replace(config.rope, factors=_rope_factors(file, config)))
+
+
+class _Reader:
+    """Look-ups among the metadata of one architecture, `kind`."""
+
+    def __init__(self, file: GGUFFile, kind: str) -> None:
+        self.file, self.kind = file, kind
+
+    def key(self, name: str, default: Any = None) -> Any:
+        """A number or string; a list with one value per layer counts if all are the same."""
+        value = self.file.get(f"{self.kind}.{name}", default)
+        if isinstance(value, np.ndarray | list):
+            if len(set(value)) != 1:
+                raise UserError(f"{self.file.path}: {self.kind}.{name} that differs between layers is not supported")
+            value = value[0].item() if isinstance(value, np.ndarray) else value[0]
+        return _shortest(value) if isinstance(value, float) else value
+
+    def need(self, name: str) -> Any:
+        """The value of `key`; raises UserError where the file does not have it."""
+        self.file.need(f"{self.kind}.{name}")
+        return self.key(name)
+
+
+def _rope_scaling(read: _Reader) -> dict[str, Any] | None:
+    """The `rope_scaling` entry of the config that says the same; None for unchanged frequencies."""
+    if read.key("rope.scaling.attn_factor", 1.0) != 1.0:
+        raise UserError(f"{read.file.path}: {read.kind}.rope.scaling.attn_factor other than 1 is not supported")
+    # By llama.cpp's rules no type means linear and no factor means none.
+    scaling = read.key("rope.scaling.type", "linear")
+    factor = read.key("rope.scaling.factor", read.key("rope.scale_linear", 0.0))
+    if scaling not in ("none", "linear") or (scaling == "linear" and factor not in (0.0, 1.0)):
+        return {"rope_type": scaling, "factor": factor}
+    return None
 
 
 def _rope_factors(file: GGUFFile, config: ModelConfig) -> tuple[float, ...]:

@@ -65,7 +65,7 @@ def open_hf_directory(path: Path) -> Checkpoint:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Where one tensor lies in a safetensors file.
+    """The place of one tensor in a safetensors file.
 
     Read with plain reads rather than through a memory map: mapped pages would count as this process's memory
     beside the copy made from them.

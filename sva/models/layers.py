@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.models.cache import KV, Rounded, kept, write
-from sva.models.config import ModelConfig, Rope
+from sva.models.config import ModelConfig
 from sva.models.packing import Packing, pack, unpack
 from sva.parallel.sharding import constrain, hidden_axes
 from sva.utils.matmul import Int8, dot, dots
@@ -57,7 +57,7 @@ class SpectralDense(nn.Module):
 
 
 def side_by_side(x: jax.Array, layers: Sequence[SpectralDense]) -> list[jax.Array]:
-    """What each of these layers makes of the same x [B, T, D_in]: [B, T, features] each."""
+    """[B, T, features] of each of these layers for the same x [B, T, D_in]."""
     given = [layer.given(x.shape[-1], x.dtype) for layer in layers]
     if all(adapter is None for _, adapter, _ in given):
         ys = dots(x, [w for w, _, _ in given])
@@ -102,25 +102,6 @@ class RMSNorm(nn.Module):
         return h.astype(x.dtype) * jnp.reshape(scale, (1,) * (x.ndim - 1) + scale.shape)
 
 
-def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """[head_dim / 2] float32 rotary frequencies, scaled as the configuration says.
-
-    `llama3` blends frequencies between the unscaled and the scaled ones by wavelength, as Llama 3.1's own code.
-    """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    freqs = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
-    if rope.factors:
-        return freqs / np.asarray(rope.factors, np.float32)
-    if rope.kind == "linear":
-        return freqs / np.float32(rope.factor)
-    if rope.kind == "llama3":
-        turns = rope.original_max_position_embeddings * freqs / np.float32(2 * np.pi)
-        blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        blend = np.clip(blend, 0.0, 1.0).astype(np.float32)  # 0: scaled down in full, 1: left alone
-        return ((1 - blend) * freqs / np.float32(rope.factor) + blend * freqs).astype(np.float32)
-    return freqs
-
-
 def rotary(positions: jax.Array, freqs: np.ndarray, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine for positions [B, T], each [B, T, 1, 2, head_dim / 2]; the first half's sine is negative."""
     angles = positions[:, :, None, None, None].astype(jnp.float32) * freqs[None, None, None, None, :]
@@ -138,55 +119,55 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (halves * cos + jax.lax.rev(halves, (halves.ndim - 2,)) * sin).reshape(x.shape)
 
 
-def attend(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """Grouped-query attention over several parts as over one, softmax in float32.
+def attend(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """Grouped-query attention over several segments as over one, softmax in float32.
 
     Args:
       q: [B, T, N, H].
-      parts: keys and values of S_i slots and P_i rows each, the heads a multiple of their K; row b reads row
-        b // (B / P_i) of a part, and its rows' queries are one matrix product with it. In q's dtype, or in a narrower
-        one (or `Rounded`) that is widened to it.
-      mask: [B, T, S] bool over all parts' slots one after another, True where a query may look.
+      segments: keys and values of S_i slots and P_i rows each, the heads a multiple of their K; row b reads row
+        b // (B / P_i) of a segment, and its rows' queries are one matrix product with it. In q's dtype, or in a
+        narrower one (or `Rounded`) that is widened to it.
+      mask: [B, T, S] bool over all segments' slots one after another, True where a query may look.
     Returns:
       [B, T, N * H].
     """
     batch, length, heads, width = q.shape
-    kv_heads = _numbers(parts[0].v).shape[1]
+    kv_heads = _numbers(segments[0].v).shape[1]
     groups = heads // kv_heads
     if batch == length == 1:
-        return _attend_once(q[0, 0].reshape(kv_heads, groups, width), parts, mask[0, 0]).reshape(1, 1, -1)
+        return _attend_once(q[0, 0].reshape(kv_heads, groups, width), segments, mask[0, 0]).reshape(1, 1, -1)
     # A key/value head's queries of all groups and positions are the rows of one matrix.
     q = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, kv_heads, groups * length, width)
-    out = (_attend_by_part if length > 1 and len(parts) > 1 else _attend_at_once)(q, parts, mask)
+    out = (_attend_by_segment if length > 1 and len(segments) > 1 else _attend_at_once)(q, segments, mask)
     out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads * width)
 
 
-def _attend_at_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """[B, K, M, H] of queries [B, K, M = groups * T, H]: one softmax over the scores of all parts."""
+def _attend_at_once(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """[B, K, M, H] of queries [B, K, M = groups * T, H]: one softmax over the scores of all segments."""
     batch, kv_heads, queries, width = q.shape
-    scores = jnp.concatenate([_spread(_scores(q, part), batch) for part in parts], axis=-1)
+    scores = jnp.concatenate([_spread(_scores(q, segment), batch) for segment in segments], axis=-1)
     scores = scores.reshape(batch, kv_heads, -1, mask.shape[1], scores.shape[-1])
     scores = jnp.where(mask[:, None, None, :, :], scores * width**-0.5, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, queries, -1)
     out = jnp.zeros((), q.dtype)
-    for piece, part in zip(_by_part(weights, parts), parts, strict=True):
-        out += _spread(_weighted(_gather(piece, _numbers(part.v).shape[0]), part), batch)
+    for piece, segment in zip(_by_segment(weights, segments), segments, strict=True):
+        out += _spread(_weighted(_gather(piece, _numbers(segment.v).shape[0]), segment), batch)
     return out
 
 
-def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """As `_attend_at_once`, every part's softmax by itself, weighted afterwards by its share of the whole sum.
+def _attend_by_segment(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """As `_attend_at_once`, every segment's softmax by itself, weighted afterwards by its share of the whole sum.
 
     For many queries: scores, the largest arrays by far, stay as the products make them and are never copied.
     """
     batch, kv_heads, _, width = q.shape
     length = mask.shape[1]
     tops, sums, outs = [], [], []
-    for part, sees in zip(parts, _by_part(mask, parts), strict=True):
-        rows, _, slots, _ = _numbers(part.v).shape
-        scores = _scores(q, part)
+    for segment, sees in zip(segments, _by_segment(mask, segments), strict=True):
+        rows, _, slots, _ = _numbers(segment.v).shape
+        scores = _scores(q, segment)
         shape = scores.shape
         scores = scores.reshape(rows, kv_heads, batch // rows, -1, length, slots)
         sees = sees.reshape(rows, 1, batch // rows, 1, length, slots)
@@ -194,7 +175,7 @@ def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.A
         top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))  # what comes out does not depend on it
         weights = jnp.exp(scores - top)
         whole = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _weighted(weights.astype(q.dtype).reshape(shape), part)
+        out = _weighted(weights.astype(q.dtype).reshape(shape), segment)
         outs.append(_spread(out.astype(jnp.float32), batch))
         for found, x in ((tops, top), (sums, whole)):
             found.append(_spread(x.reshape(*shape[:-1], 1), batch))
@@ -205,40 +186,40 @@ def _attend_by_part(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.A
     return out.astype(q.dtype)
 
 
-def _scores(q: jax.Array, part: KV) -> jax.Array:
-    """[P, K, B / P * M, S] products of queries [B, K, M, H] with a part's keys, float32."""
-    k = _numbers(part.k).astype(q.dtype)
-    asked = _gather(q, len(k))
-    if part.in_blocks:
-        each = jnp.broadcast_to(asked[:, :, None], (*k.shape[:3], *asked.shape[2:]))
+def _scores(q: jax.Array, segment: KV) -> jax.Array:
+    """[P, K, B / P * M, S] products of queries [B, K, M, H] with a segment's keys, float32."""
+    k = _numbers(segment.k).astype(q.dtype)
+    queries = _gather(q, len(k))
+    if segment.in_blocks:
+        each = jnp.broadcast_to(queries[:, :, None], (*k.shape[:3], *queries.shape[2:]))
         scores = _product("PKNMH,PKNHW->PKNMW", each, k, preferred_element_type=jnp.float32)
-        scores = scores.swapaxes(2, 3).reshape(*asked.shape[:3], -1)
+        scores = scores.swapaxes(2, 3).reshape(*queries.shape[:3], -1)
     else:
-        scores = _product("PKMH,PKHS->PKMS", asked, k, preferred_element_type=jnp.float32)
-    scale = _scale(part.k)
+        scores = _product("PKMH,PKHS->PKMS", queries, k, preferred_element_type=jnp.float32)
+    scale = _scale(segment.k)
     return scores if scale is None else scores * scale
 
 
-def _weighted(weights: jax.Array, part: KV) -> jax.Array:
-    """[P, K, M, H] sums of a part's values with weights [P, K, M, S]."""
-    scale = _scale(part.v)
+def _weighted(weights: jax.Array, segment: KV) -> jax.Array:
+    """[P, K, M, H] sums of a segment's values with weights [P, K, M, S]."""
+    scale = _scale(segment.v)
     weights = weights if scale is None else (weights * scale).astype(weights.dtype)
-    return _product("PKMS,PKSH->PKMH", weights, _numbers(part.v).astype(weights.dtype))
+    return _product("PKMS,PKSH->PKMH", weights, _numbers(segment.v).astype(weights.dtype))
 
 
 def _numbers(x: Any) -> jax.Array:
-    """Of keys or values; without their scales where they are `Rounded`."""
+    """The numbers of keys or values, without their scales where they are `Rounded`."""
     return x.q if isinstance(x, Rounded) else x
 
 
 def _scale(x: Any) -> jax.Array | None:
-    """[P, K, 1, S] of keys or values that are `Rounded`."""
+    """[P, K, 1, S] scales of keys or values that are `Rounded`, else None."""
     return x.scale.reshape(*x.scale.shape[:2], 1, -1) if isinstance(x, Rounded) else None
 
 
-def _by_part(x: jax.Array, parts: Sequence[KV]) -> list[jax.Array]:
-    """[..., S] over all parts' slots, split into the parts'."""
-    return jnp.split(x, np.cumsum([_numbers(part.v).shape[2] for part in parts])[:-1], axis=-1)
+def _by_segment(x: jax.Array, segments: Sequence[KV]) -> list[jax.Array]:
+    """[..., S] over all segments' slots, split into the segments'."""
+    return jnp.split(x, np.cumsum([_numbers(segment.v).shape[2] for segment in segments])[:-1], axis=-1)
 
 
 def _product(spec: str, x: jax.Array, y: jax.Array, **settings: Any) -> jax.Array:
@@ -248,7 +229,7 @@ def _product(spec: str, x: jax.Array, y: jax.Array, **settings: Any) -> jax.Arra
 
 
 def _gather(x: jax.Array, rows: int) -> jax.Array:
-    """[B, K, M, X] as [P, K, B / P * M, X] for a part of P rows."""
+    """[B, K, M, X] as [P, K, B / P * M, X] for a segment of P rows."""
     batch, heads = x.shape[:2]
     if rows == batch:
         return x
@@ -257,7 +238,7 @@ def _gather(x: jax.Array, rows: int) -> jax.Array:
 
 
 def _spread(x: jax.Array, batch: int) -> jax.Array:
-    """What `_gather` makes, taken apart again."""
+    """[B, K, M, X] of [P, K, B / P * M, X]: `_gather` undone."""
     rows, heads, _, width = x.shape
     if rows == batch:
         return x
@@ -265,34 +246,52 @@ def _spread(x: jax.Array, batch: int) -> jax.Array:
     return x.reshape(batch, heads, -1, width)
 
 
-def _attend_once(q: jax.Array, parts: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """[K, G, H] of one query q [K, G, H] of one row over parts of one row, mask [S]; as sums.
+def _attend_once(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
+    """[K, G, H] of one query q [K, G, H] of one row over segments of one row, mask [S]; as sums.
 
     Of matrix products over one row XLA's CPU compiler drops the row's axis, and then copies the cache, four times a
     layer, to write to it.
     """
 
-    def score(part: KV) -> jax.Array:
-        asked = q[:, :, None, :, None] if part.in_blocks else q[:, :, :, None]
-        found = jnp.sum(asked.astype(jnp.float32) * _numbers(part.k)[0][:, None].astype(jnp.float32), axis=-2)
+    def score(segment: KV) -> jax.Array:
+        query = q[:, :, None, :, None] if segment.in_blocks else q[:, :, :, None]
+        found = jnp.sum(query.astype(jnp.float32) * _numbers(segment.k)[0][:, None].astype(jnp.float32), axis=-2)
         found = found.reshape(*q.shape[:2], -1)
-        return found if (scale := _scale(part.k)) is None else found * scale[0]
+        return found if (scale := _scale(segment.k)) is None else found * scale[0]
 
-    def weighted(weights: jax.Array, part: KV) -> jax.Array:
-        weights = weights if (scale := _scale(part.v)) is None else weights * scale[0]
+    def weighted(weights: jax.Array, segment: KV) -> jax.Array:
+        weights = weights if (scale := _scale(segment.v)) is None else weights * scale[0]
         return jnp.sum(
-            weights[:, :, :, None].astype(jnp.float32) * _numbers(part.v)[0][:, None].astype(jnp.float32), axis=2
+            weights[:, :, :, None].astype(jnp.float32) * _numbers(segment.v)[0][:, None].astype(jnp.float32), axis=2
         )
 
-    scores = jnp.concatenate([score(part) for part in parts], axis=-1) * q.shape[-1] ** -0.5
+    scores = jnp.concatenate([score(segment) for segment in segments], axis=-1) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, _MASKED), axis=-1).astype(q.dtype)
-    out = [weighted(piece, part) for piece, part in zip(_by_part(weights, parts), parts, strict=True)]
+    out = [weighted(piece, segment) for piece, segment in zip(_by_segment(weights, segments), segments, strict=True)]
     return sum(out[1:], out[0]).astype(q.dtype)
 
 
-def since_of(x: jax.Array, packing: Packing | None, since: int) -> tuple[jax.Array, Packing | None]:
-    """(x of the columns from `since` on, its packing): as it lies where that is all of them, else [B, T - since, D]."""
-    return (unpack(x, packing)[:, since:], None) if since else (x, packing)
+class LayerCache(NamedTuple):
+    """The keys and values that one layer attends to beside the call's own; scanned layers take one of [L, ...]."""
+
+    past: tuple[KV, ...]  # of earlier tokens
+    slots: KV | None  # of which this call's one token takes slot `AttentionInputs.slot`; None: T tokens by themselves
+    window: jax.Array | None  # [] int32 sliding window in tokens, 0 for full attention; None where no layer has one
+
+
+class AttentionInputs(NamedTuple):
+    """Positions, masks and indices that the attention of all layers shares in one call."""
+
+    rope: tuple[jax.Array, jax.Array]  # cosine and sine of the T positions
+    mask: jax.Array  # [B, T, S] bool over the slots of the past and then the others
+    distance: Any  # [B, T, S] int32, query position less key position; None where no layer has a window
+    slot: Any  # [] int32, the one to write; None where the layers' caches have no slots
+    packing: Packing | None  # of the tokens; None where all B * T are computed
+
+
+def from_column(x: jax.Array, packing: Packing | None, start: int) -> tuple[jax.Array, Packing | None]:
+    """(x of the columns from `start` on, its packing): as it lies where that is all of them, else [B, T - start, D]."""
+    return (unpack(x, packing)[:, start:], None) if start else (x, packing)
 
 
 class Attention(nn.Module):
@@ -302,19 +301,21 @@ class Attention(nn.Module):
     kept_dtype: Any  # of keys and values
 
     @nn.compact
-    def __call__(self, x, rope, mask, past, recent, index, packing, since):
-        """(y of `since_of(x, ...)`, KV); see `Block`."""
-        cfg = self.cfg
-        asked, own_packing = since_of(x, packing, since)
+    def __call__(
+        self, x: jax.Array, cache: LayerCache, inputs: AttentionInputs, output_start: int
+    ) -> tuple[jax.Array, KV]:
+        """(y of `from_column(x, ...)`, KV); see `Block`."""
+        cfg, packing = self.cfg, inputs.packing
+        queried, own_packing = from_column(x, packing, output_start)
 
         q, k, v = (
             SpectralDense(heads * cfg.head_dim, cfg.attention_bias, name=f"{name}_proj")
             for name, heads in (("q", cfg.num_heads), ("k", cfg.num_kv_heads), ("v", cfg.num_kv_heads))
         )
-        if asked is x:
+        if queried is x:
             q, k, v = side_by_side(x, [q, k, v])
         else:
-            q, k, v = q(asked), *side_by_side(x, [k, v])
+            q, k, v = q(queried), *side_by_side(x, [k, v])
 
         def heads_of(y: jax.Array, packing: Packing | None) -> jax.Array:
             y = unpack(y, packing)
@@ -323,12 +324,12 @@ class Attention(nn.Module):
         q, k, v = heads_of(q, own_packing), heads_of(k, packing), heads_of(v, packing)
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
-        q, k = rotate(q, *(x[:, since:] for x in rope)), rotate(k, *rope)
+        q, k = rotate(q, *(x[:, output_start:] for x in inputs.rope)), rotate(k, *inputs.rope)
         q = constrain(q, "batch", None, "heads", None)
         k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
         own = kept(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), self.kept_dtype)
-        own = own if recent is None else write(recent, own, index)
-        y = pack(attend(q, [*past, own], mask[:, since:]), own_packing)
+        own = own if cache.slots is None else write(cache.slots, own, inputs.slot)
+        y = pack(attend(q, [*cache.past, own], inputs.mask[:, output_start:]), own_packing)
         return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
 
 
@@ -360,30 +361,26 @@ class Block(nn.Module):
     kept_dtype: Any
 
     @nn.compact
-    def __call__(self, x, past, recent, window, rope, mask, distance, index, packing, since):
+    def __call__(
+        self, x: jax.Array, cache: LayerCache, inputs: AttentionInputs, output_start: int
+    ) -> tuple[jax.Array, KV]:
         """The layer's output and its keys and values.
 
         Args:
           x: [B, T, D], or [1, N, D] with a packing.
-          past: KVs of earlier tokens.
-          recent: KV of slots, of which this one token takes slot `index`; or None: these T tokens are their own part.
-          window: [] int32 sliding window in tokens, 0 for full attention; None where no layer has one.
-          rope: cosine and sine of the T positions.
-          mask: [B, T, S] bool over the slots of `past` and then the others.
-          distance: [B, T, S] int32, query position less key position; None where no layer has a window.
-          index: [] int32, or None without `recent`.
-          packing: of x; or None.
-          since: the first column whose output is wanted (static); of those before only keys and values are computed.
+          cache: this layer's.
+          inputs: all layers'.
+          output_start: the first column whose output is wanted (static); of those before only keys and values are
+            computed.
         Returns:
-          The shape of x, or [B, T - since, D], and the KV of the slots of `recent`, or of the T tokens.
+          The shape of x, or [B, T - output_start, D], and the KV of `cache.slots`, or of the T tokens.
         """
-        if window is not None:
-            mask = mask & ((window == 0) | (distance < window))
+        if cache.window is not None:
+            seen = inputs.mask & ((cache.window == 0) | (inputs.distance < cache.window))
+            inputs = inputs._replace(mask=seen)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
-        y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(
-            norm(x), rope, mask, past, recent, index, packing, since
-        )
-        x, _ = since_of(x, packing, since)
+        y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(norm(x), cache, inputs, output_start)
+        x, _ = from_column(x, inputs.packing, output_start)
         axes = hidden_axes(x.shape[1])
         x = constrain(x + y, *axes)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")

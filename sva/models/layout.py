@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from sva.models.cache import KV, Part, blocks_of
+from sva.models.cache import KV, KVSegment, blocks_of
 from sva.models.config import ModelConfig
 from sva.models.transformer import Transformer
 from sva.models.weights import expected, nest, split_name
@@ -22,7 +22,7 @@ def params(model: Transformer, without: Collection[str] = ()) -> dict[str, Any]:
     return nested(model, {name: leaf for name, leaf in expected(model.cfg).items() if name not in without})
 
 
-def places(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], list[str]]:
+def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], list[str]]:
     """{path in the linen tree: the weight there, or, in order, the layers that are stacked there}."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name in names:
@@ -34,10 +34,12 @@ def places(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], li
 
 
 def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
-    """`expected`, of the weights that a linen tree of parameters holds."""
+    """{weight name: its Leaf} of the weights that a linen tree of parameters has."""
     paths = flatten_dict(tree).keys()
     weights = expected(model.cfg)
-    return {name: weights[name] for path, names in places(weights, model).items() if path in paths for name in names}
+    return {
+        name: weights[name] for path, names in names_by_path(weights, model).items() if path in paths for name in names
+    }
 
 
 def spectra(cfg: ModelConfig, names: Iterable[str]) -> dict[str, Spectrum]:
@@ -47,7 +49,7 @@ def spectra(cfg: ModelConfig, names: Iterable[str]) -> dict[str, Spectrum]:
 
 
 def spectrum(weight: Leaf, rank: int) -> Spectrum:
-    """Of one weight (out, in), with `rank` components."""
+    """The Leafs of one weight's spectrum with `rank` components; the weight is (out, in)."""
     (out, into), (out_axis, in_axis) = weight.shape, weight.axes
     out_units, in_units = weight.units or weight.shape
     return Spectrum(
@@ -57,8 +59,8 @@ def spectrum(weight: Leaf, rank: int) -> Spectrum:
     )
 
 
-def part(model: Transformer, rows: int, slots: int) -> Part:
-    """Of keys and values as `sva.models.cache.empty` makes them of floats."""
+def kv_segment(model: Transformer, rows: int, slots: int) -> KVSegment:
+    """The Leafs of the segment that `sva.models.cache.empty` makes, of floats."""
     cfg = model.cfg
     blocks, size = blocks_of(slots, scan=model.scan_layers)
     lead, axes = (rows, cfg.num_kv_heads), ("batch", "kv_heads", None, None)
@@ -70,11 +72,11 @@ def part(model: Transformer, rows: int, slots: int) -> Part:
     kv = KV(k, Leaf((*lead, blocks * size, cfg.head_dim), axes))
     marks = Leaf((rows, blocks * size), ("batch", None))
     layers: Any = _stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
-    return Part(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
+    return KVSegment(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
 
 
 def rows(tree: Any) -> Any:
-    """Of the arrays of a batch, whose first axis is its rows."""
+    """The Leafs of a batch's arrays, whose first axis is its rows."""
     return jax.tree.map(lambda x: Leaf(x.shape, ("batch", *(None,) * (x.ndim - 1))), tree)
 
 
@@ -116,5 +118,5 @@ def _stacked(tree: Any, layers: int) -> Any:
 
 
 def size(tree: Any) -> int:
-    """How many numbers a tree of Leaf holds."""
+    """The number of elements in a tree of Leaf."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)))

@@ -58,7 +58,7 @@ def load_params(
     leaves: dict[Any, Any] = flatten_dict(layout.params(model))
     arrays: dict[tuple[str, ...], jax.Array] = {}
     with progress_bar("load", len(specs), "weight", leave=False, hidden=not progress) as bar:
-        for path, names in layout.places(specs, model).items():
+        for path, names in layout.names_by_path(specs, model).items():
             if names[0] in without:
                 if mesh is None or not mesh.is_multi_process:
                     for name in names:

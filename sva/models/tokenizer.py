@@ -32,7 +32,7 @@ _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 
 
 class _Pre(NamedTuple):
-    """How one `tokenizer.ggml.pre` cuts text into words."""
+    """The rules by which one `tokenizer.ggml.pre` cuts text into words."""
 
     pattern: str
     split_digits: bool = False  # each digit by itself, before the pattern is looked for

@@ -14,7 +14,7 @@ _SPACES = ("▁", "Ġ")  # how vocabularies write a space in front of a word
 
 
 def of_directory(settings: Mapping[str, Any], tokenizer: "Tokenizer", jinja: str | None) -> list[str]:
-    """What tokenizer_config.json says otherwise than tokenizer.json does; the latter is followed, as in transformers 5.
+    """Contradictions of tokenizer_config.json to tokenizer.json; the latter is followed, as in transformers 5.
 
     Args:
       settings: of tokenizer_config.json.
@@ -60,7 +60,7 @@ def _tried(tokenizer: "Tokenizer") -> Iterator[tuple[str, bool, str]]:
 
 
 def of_gguf(file: GGUFFile) -> list[str]:
-    """What a GGUF file's metadata says of its tokenizer and llama.cpp does not follow either for such a vocabulary."""
+    """Metadata about a GGUF file's tokenizer that is not followed; llama.cpp does not for such a vocabulary either."""
     prefix = "tokenizer.ggml."
     size, model = len(file.get(f"{prefix}tokens", ())), file.get(f"{prefix}model")
     why = {

@@ -12,10 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.models import cache as kv_cache
-from sva.models.cache import Part, Recent
+from sva.models.cache import DecodeCache, KVSegment
 from sva.models.config import ModelConfig
-from sva.models.layers import Block, Embed, RMSNorm, SpectralDense, inverse_frequencies, rotary, since_of
-from sva.models.packing import pack, packing, unpack
+from sva.models.layers import (
+    AttentionInputs,
+    Block,
+    Embed,
+    LayerCache,
+    RMSNorm,
+    SpectralDense,
+    from_column,
+    rotary,
+)
+from sva.models.packing import Packing, pack, packing, unpack
+from sva.models.rope import inverse_frequencies
 from sva.models.vocabulary import check_ids
 from sva.models.weights import nest
 from sva.parallel.sharding import constrain, hidden_axes, is_divided
@@ -42,14 +52,14 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         self.embed_tokens = Embed(cfg.vocab_size, cfg.hidden_size, self.dtype)
-        remat = partial(nn.remat, prevent_cse=not self.scan_layers, static_argnums=(10,))  # `since`
+        remat = partial(nn.remat, prevent_cse=not self.scan_layers, static_argnums=(4,))  # `output_start`
         block = remat(Block) if self.remat else Block
         if self.scan_layers:
             stacked = nn.scan(
                 block,
                 variable_axes={"params": 0, "adapter": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, 0, *(nn.broadcast,) * 6),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=cfg.num_layers,
             )
             self.layers: Any = stacked(cfg, self.kept_dtype)
@@ -64,12 +74,12 @@ class Transformer(nn.Module):
         input_ids: jax.Array,
         positions: jax.Array,
         valid: jax.Array,
-        past: Sequence[Part] = (),
-        recent: Recent | None = None,
+        past: Sequence[KVSegment] = (),
+        cache: DecodeCache | None = None,
         mask: jax.Array | None = None,
-        places: jax.Array | None = None,
-        since: int = 0,
-    ) -> tuple[jax.Array, Part | Recent]:
+        token_indices: jax.Array | None = None,
+        output_start: int = 0,
+    ) -> tuple[jax.Array, KVSegment | DecodeCache]:
         """The last layer's normalised output, and these tokens' keys and values.
 
         Args:
@@ -77,58 +87,67 @@ class Transformer(nn.Module):
           positions: [B, T] int32, counted from each row's first token.
           valid: [B, T] bool, False for padding, on whichever side it lies.
           past: keys and values of earlier tokens.
-          recent: slots to write this one token into, which sees what is written there already; None: these tokens
-            become a part of their own.
-          mask: [B, T, T] bool of what each token sees among these, without `recent`; None for every earlier token of
+          cache: slots to write this one token into, which sees what is written there already; None: these tokens
+            become a segment of their own.
+          mask: [B, T, T] bool of what each token sees among these, without `cache`; None for every earlier token of
             the row. Of `past` it sees all valid slots of earlier positions.
-          places: [N] int32, row * T + column of every valid token, some twice: outside attention these alone are
+          token_indices: [N] int32, row * T + column of every valid token, some twice: outside attention these alone are
             computed, whatever the padding, which then holds anything finite. None: all B * T, as always where a mesh
             divides the rows.
-          since: the first column whose output is wanted (static): where layers are unrolled, the last one computes
-            nothing but keys and values for those before.
+          output_start: the first column whose output is wanted (static): where layers are unrolled, the last one
+            computes nothing but keys and values for those before.
         Returns:
-          [B, T - since, D] in the model's dtype (padding positions hold anything finite), and `recent` with these
-          tokens written, or the new Part of B rows and T slots.
+          [B, T - output_start, D] in the model's dtype (padding holds anything finite), and `cache` with these tokens
+          written, or the new KVSegment of B rows and T slots.
         """
         cfg = self.cfg
-        if recent is None:
-            own, slots, index = Part((), positions, valid), None, None
+        if cache is None:
+            own, slots, index = KVSegment((), positions, valid), None, None
         else:
-            own, slots, index = kv_cache.mark(recent, positions, valid), recent.part.kv, recent.index
-        key_positions, key_valid = kv_cache.slots_of([*past, own], positions.shape[0])
+            own, slots, index = kv_cache.mark(cache, positions, valid), cache.segment.kv, cache.index
+        packed = None if token_indices is None or is_divided() else packing(token_indices, *input_ids.shape)
+        inputs = self._attention_inputs(positions, [*past, own], mask, index, packed)
+        x = self.embed_tokens(pack(input_ids, packed))
+        x = constrain(x, *hidden_axes(1))  # first as the table lies: no copy of it is made
+        x = constrain(x, *hidden_axes(x.shape[1]))
+        kvs = tuple(segment.kv for segment in past)
+        windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
+        if self.scan_layers:
+            x, kv = self.layers(x, LayerCache(kvs, slots, windows), inputs, 0)
+            x, packed = from_column(x, packed, output_start)
+        else:
+            kv = []
+            for layer, block in enumerate(self.layers):
+                window = None if windows is None else jnp.asarray(cfg.windows[layer], jnp.int32)
+                here = LayerCache(tuple(each[layer] for each in kvs), None if slots is None else slots[layer], window)
+                x, new = block(x, here, inputs, output_start if layer == cfg.num_layers - 1 else 0)
+                kv.append(new)
+            kv = tuple(kv)
+            packed = None if output_start else packed
+        segment = dataclasses.replace(own, kv=kv)
+        x = unpack(self.norm(x), packed)
+        return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
+
+    @nn.nowrap
+    def _attention_inputs(
+        self,
+        positions: jax.Array,
+        segments: Sequence[KVSegment],
+        mask: jax.Array | None,
+        index: jax.Array | None,
+        packed: Packing | None,
+    ) -> AttentionInputs:
+        """The mask over all segments' slots of tokens at `positions` [B, T], and their rotary angles."""
+        key_positions, key_valid = kv_cache.slots_of(segments, positions.shape[0])
         distance = positions[:, :, None] - key_positions[:, None, :]
         sees = (distance >= 0) & key_valid[:, None, :]
         if mask is not None:
             before = sees.shape[-1] - mask.shape[-1]
             sees = jnp.concatenate([sees[..., :before], mask], axis=-1)
-        has_windows = any(cfg.windows)
-        distance = distance if has_windows else None
         # Behind a barrier: XLA would compute cosines, sines and masks again in every layer, for every head.
-        rope = rotary(positions, inverse_frequencies(cfg.rope, cfg.head_dim), self.dtype)
+        rope = rotary(positions, inverse_frequencies(self.cfg.rope, self.cfg.head_dim), self.dtype)
         rope, sees = jax.lax.optimization_barrier((rope, sees))
-        packed = None if places is None or is_divided() else packing(places, *input_ids.shape)
-        x = self.embed_tokens(pack(input_ids, packed))
-        x = constrain(x, *hidden_axes(1))  # first as the table lies: no copy of it is made
-        x = constrain(x, *hidden_axes(x.shape[1]))
-        kvs = tuple(part.kv for part in past)
-        if self.scan_layers:
-            windows = jnp.asarray(cfg.windows, jnp.int32) if has_windows else None
-            x, kv = self.layers(x, kvs, slots, windows, rope, sees, distance, index, packed, 0)
-            x, packed = since_of(x, packed, since)
-        else:
-            kv = []
-            for layer, block in enumerate(self.layers):
-                window = jnp.asarray(cfg.windows[layer], jnp.int32) if has_windows else None
-                before = tuple(part[layer] for part in kvs)
-                here = None if slots is None else slots[layer]
-                is_last = layer == cfg.num_layers - 1
-                x, new = block(x, before, here, window, rope, sees, distance, index, packed, since if is_last else 0)
-                kv.append(new)
-            kv = tuple(kv)
-            packed = None if since else packed
-        part = dataclasses.replace(own, kv=kv)
-        x = unpack(self.norm(x), packed)
-        return x, part if index is None else Recent(part, index + positions.shape[1])
+        return AttentionInputs(rope, sees, distance if any(self.cfg.windows) else None, index, packed)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """[..., V] float32 logits of hidden [..., D]."""
@@ -154,7 +173,7 @@ def check_gradients(model: Transformer) -> None:
 def apply(
     model: Transformer, collections: Mapping[str, Any], *args: Any, method: str | None = None, **settings: Any
 ) -> Any:
-    """What `__call__`, or the method named, returns with these variables: `model.apply`, typed as its result is."""
+    """The result of `__call__`, or of the method named, with these variables: `model.apply`, typed."""
     return model.apply(dict(collections), *args, method=method, **settings)
 
 

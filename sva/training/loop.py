@@ -20,7 +20,7 @@ from sva.evaluation import evaluate
 from sva.generation.finite import cause
 from sva.generation.lm import LM
 from sva.generation.merge import merge
-from sva.generation.population_batch import Room
+from sva.generation.population_batch import PaddedShape
 from sva.models.layout import place_rows
 from sva.models.transformer import Transformer, check_gradients
 from sva.parallel.preemption import shielded
@@ -194,7 +194,7 @@ class Course:
     family: Family
     task: Task
     width: int  # of prompts
-    room: Room | None  # of prompts that a population answers
+    room: PaddedShape | None  # of prompts that a population answers
     answer_width: int  # of given answers
     rollouts: RolloutConfig
     loss: ReinforceConfig
@@ -358,7 +358,7 @@ def fit(
         family=family,
         task=task,
         width=prompt_width(lm, task, source),
-        room=population.room_of(lm, task, source) if cfg.method == "evolution" else None,
+        room=population.shape_of(lm, task, source) if cfg.method == "evolution" else None,
         answer_width=solution_width(lm, task, source) if cfg.method == "next_token" else 0,
         rollouts=rollouts,
         loss=loss,

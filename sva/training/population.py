@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.generation import chat
-from sva.generation import population_batch as mixed_batch
+from sva.generation import chat, population_batch
 from sva.generation.lm import LM
-from sva.generation.population_batch import Room
+from sva.generation.population_batch import PaddedShape
 from sva.generation.sampling import Greedy
 from sva.spectral.parametrisations import Family, MatrixInfo
 from sva.tasks.base import Example, Task
@@ -35,7 +34,7 @@ def answer(
     family: Family,
     task: Task,
     examples: Sequence[Example],
-    room: Room | None,
+    shape: PaddedShape | None,
     max_new_tokens: int,
 ) -> Answers:
     """Every member's greedy answers to the same prompts.
@@ -43,23 +42,23 @@ def answer(
     Args:
       spectra: the model's nested tree.
       population: raw values {name: [M, ...]}.
-      room: of the prompts, from `room_of`; exactly theirs by default.
+      shape: of the prompts, from `shape_of`; exactly theirs by default.
     """
     z = _z(population, infos, family)
-    members = mixed_batch.own_z(spectra, z)
+    members = population_batch.own_z(spectra, z)
     keys = jnp.broadcast_to(jax.random.key(0), (len(examples),))
-    asked = mixed_batch.ask(lm, _tokens(lm, task, examples), keys, max_new_tokens, room)
+    prompts = population_batch.prompt_batch(lm, _tokens(lm, task, examples), keys, max_new_tokens, shape)
     rows = len(members) * len(examples)
-    out = mixed_batch.answers(lm, members, asked, max_new_tokens, sampling=Greedy(), rows=rows, stops=task.stop)
+    out = population_batch.answers(lm, members, prompts, sampling=Greedy(), rows=rows, stops=task.stop)
     found = chat.decode_until(lm, out.tokens, out.lengths, [task.stop] * len(out.tokens))
     means = found.means(out.logprobs).reshape(len(members), -1)
     wrong = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
     return Answers(found.texts, means, found.lengths, *wrong)
 
 
-def room_of(lm: LM, task: Task, source: Sequence[Example]) -> Room:
-    """The room that holds every prompt of a split."""
-    return mixed_batch.room(_tokens(lm, task, [source[i] for i in range(len(source))]))
+def shape_of(lm: LM, task: Task, source: Sequence[Example]) -> PaddedShape:
+    """The shape that holds every prompt of a split."""
+    return population_batch.padded_shape(_tokens(lm, task, [source[i] for i in range(len(source))]))
 
 
 def _tokens(lm: LM, task: Task, examples: Sequence[Example]) -> list[list[int]]:

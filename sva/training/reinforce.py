@@ -125,7 +125,7 @@ def reinforce_loss(
     def predicting(collections: Mapping[str, Any]) -> jax.Array:
         """[B, N, D], the state before each completion token."""
         since = batch.prompt_ids.shape[1] - 1
-        hidden, past = apply(model, collections, batch.prompt_ids, positions, valid, since=since)
+        hidden, past = apply(model, collections, batch.prompt_ids, positions, valid, output_start=since)
         last = jnp.repeat(hidden, rows // prompts, axis=0)
         hidden, _ = apply(model, collections, batch.completion_ids, prompt_lengths[:, None] + offsets, scored, [past])
         return jnp.concatenate([last, hidden[:, :-1]], axis=1)

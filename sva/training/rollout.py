@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.generation import chat
-from sva.generation.decode import generate
+from sva.generation.decode import PromptBatch, generate
 from sva.generation.lm import LM
 from sva.generation.merge import merge_params
 from sva.generation.prompts import check_prompts, pad_eos
@@ -100,14 +100,12 @@ def sample(
         adapter = adapters(lm.model.nest(spectra), lm.model.nest(z))
     else:
         params = merge_params(lm.model, lm.params, spectra, z)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
     out = generate(
         lm.model,
         params,
-        ids,
-        mask,
-        jnp.asarray(budget, jnp.int32),
+        PromptBatch(ids, mask, keys, jnp.asarray(budget, jnp.int32)),
         pad_eos(eos),
-        jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows)),
         adapter,
         max_new_tokens=budget_bucket(budget),
         sampling=sampling_of(cfg),

@@ -10,7 +10,7 @@ from sva.generation.lm import LM
 from sva.tasks.base import Example, Task
 from sva.training.reinforce import Batch
 from sva.utils.errors import UserError
-from sva.utils.padding import budget_bucket
+from sva.utils.padding import budget_bucket, pad_tokens
 
 _FIELDS = ("answer", "label", "answerKey")  # of a solution, a procedural task or a user's lines; of routing; of ARC
 
@@ -56,9 +56,6 @@ def solved(
       width: N, from `solution_width`.
     """
     tokens = solution_tokens(lm, task, examples)
-    ids, mask = np.zeros((len(tokens), width), np.int32), np.zeros((len(tokens), width), np.int32)
-    for i, row in enumerate(tokens):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
+    ids, mask = pad_tokens(tokens, width, side="right")
     worth = np.full(len(tokens), len(tokens) / mask.sum(), np.float32)
     return Batch(*map(jnp.asarray, (*prompts, ids, mask, worth)))

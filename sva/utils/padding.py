@@ -35,32 +35,33 @@ def batch_bucket(rows: int) -> int:
     return round_up(rows, 32)
 
 
-def packed_places(mask: np.ndarray) -> np.ndarray | None:
-    """[N] int32, row * T + column of every token of a mask [B, T], as `Transformer` takes places; None if not worth it.
+def packed_token_indices(mask: np.ndarray) -> np.ndarray | None:
+    """[N] int32, row * T + column of every token of a mask [B, T], as `Transformer` takes them; None if not worth it.
 
-    N is a multiple of 32, of 64 from 1,024 places on, of 128 from 2,048 and so forth: a sixteenth is spare at most, and
-    holds the first place again. Fewer than 1,024 places cost what reading the weights costs, packed or not.
+    N is a multiple of 32, of 64 from 1,024 tokens on, of 128 from 2,048 and so forth: a sixteenth is spare at most, and
+    repeats the first index. Fewer than 1,024 tokens cost what reading the weights costs, packed or not.
     """
-    places = np.flatnonzero(mask).astype(np.int32)
-    if mask.size < 1024 or not len(places):
+    indices = np.flatnonzero(mask).astype(np.int32)
+    if mask.size < 1024 or not len(indices):
         return None
-    size = round_up(len(places), max(32, 1 << max(len(places).bit_length() - 5, 0)))
-    return np.concatenate([places, np.repeat(places[:1], size - len(places))]) if size < mask.size else None
+    size = round_up(len(indices), max(32, 1 << max(len(indices).bit_length() - 5, 0)))
+    return np.concatenate([indices, np.repeat(indices[:1], size - len(indices))]) if size < mask.size else None
+
+
+def pad_tokens(
+    rows: Sequence[Sequence[int] | np.ndarray], length: int, *, side: str = "left"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask), each [B, length] int32, of token lists that fit; the padding, 0 in both, is on that side."""
+    ids, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), np.int32)
+    for number, row in enumerate(rows):
+        where = slice(length - len(row), None) if side == "left" else slice(len(row))
+        ids[number, where], mask[number, where] = row, 1
+    return ids, mask
 
 
 def left_pad(ids: np.ndarray, mask: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [B, T], padded on either side, with their tokens moved to the right end of [B, length].
-
-    Where the mask is 0 the ids are 0. Every row must fit into `length`.
-    """
-    out_ids = np.zeros((ids.shape[0], length), np.int32)
-    out_mask = np.zeros((ids.shape[0], length), np.int32)
-    for row, keep in enumerate(mask.astype(bool)):
-        tokens = ids[row][keep]
-        if len(tokens):
-            out_ids[row, -len(tokens) :] = tokens
-            out_mask[row, -len(tokens) :] = 1
-    return out_ids, out_mask
+    """(ids, mask), each [B, length] int32, padded on the left, of rows [B, T] padded on either side."""
+    return pad_tokens([row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)], length)
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -75,11 +76,6 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     differs = [np.flatnonzero(np.asarray(row[:shortest]) != first) for row in rows]
     common = min([int(at[0]) for at in differs if at.size], default=shortest)
     return common // 8 * 8
-
-
-def drop_prefix(mask: np.ndarray, tokens: int) -> np.ndarray:
-    """The mask [B, T] without the first `tokens` tokens of each row."""
-    return mask * (np.cumsum(mask, axis=1) > tokens)
 
 
 def pad_rows(x: np.ndarray, rows: int) -> np.ndarray:

@@ -30,7 +30,7 @@ import numpy as np
 from sva.adaptation import label_scoring as dispatch
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.complete import Mixtures, complete
+from sva.generation.complete import CompleteOptions, Mixtures, complete
 from sva.generation.decompose import spectra_of
 from sva.generation.load import load
 from sva.generation.merge import merge, shared_form
@@ -80,7 +80,7 @@ def job(lm) -> dict:
     found = {}
 
     def ours():
-        for done in complete(lm, rows, lengths, eos_ids=(), title="sva"):
+        for done in complete(lm, rows, lengths, options=CompleteOptions(eos_ids=(), title="sva")):
             found[done.prompt] = done.tokens
 
     times = {"sva": [seconds(ours), seconds(ours)], "transformers": []}
@@ -148,7 +148,9 @@ def labels(lm) -> dict:
     def prefill(params, asked):
         positions, valid = positions_of(asked.mask)
         collections, last = variables(lm.model, params, None), asked.ids.shape[1] - 1
-        hidden, part = apply(lm.model, collections, asked.ids, positions, valid, places=asked.places, since=last)
+        hidden, part = apply(
+            lm.model, collections, asked.ids, positions, valid, token_indices=asked.places, output_start=last
+        )
         return hidden[:, 0], part
 
     score = jax.jit(dispatch.label_scores, static_argnames=("model",))
@@ -181,7 +183,7 @@ def experts(lm) -> dict:
     merged = merge(lm, spectra, found[0].z(spectra))
 
     def decode(lm, mixtures=None, tokens=64):
-        return list(complete(lm, rows, tokens, eos_ids=(), mixtures=mixtures))
+        return list(complete(lm, rows, tokens, options=CompleteOptions(eos_ids=(), mixtures=mixtures)))
 
     runs = {"one expert, merged": partial(decode, merged)}
     forms = {}
@@ -219,12 +221,12 @@ def long(lm) -> dict:
     lengths = [forced[i % len(forced)] // 8 for i in range(len(rows))]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     some = [*by_length[::16], *by_length[::-16]]  # short ones first, then long ones, then short ones again
-    list(complete(lm, [rows[i] for i in some], [lengths[i] for i in some], eos_ids=()))
+    list(complete(lm, [rows[i] for i in some], [lengths[i] for i in some], options=CompleteOptions(eos_ids=())))
     warm = len(compiled)
     compiled.clear()
     held = []
     started = time.perf_counter()
-    for done, _ in enumerate(complete(lm, rows, lengths, eos_ids=(), title="long"), 1):
+    for done, _ in enumerate(complete(lm, rows, lengths, options=CompleteOptions(eos_ids=(), title="long")), 1):
         if done % 100 == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             held.append(pages * os.sysconf("SC_PAGESIZE") / 2**20)

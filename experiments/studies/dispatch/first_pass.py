@@ -42,7 +42,7 @@ from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.cli import demonstration as demo
 from sva.evaluation import evaluate
 from sva.generation import chat
-from sva.generation.decode import Generation, generate, read
+from sva.generation.decode import Generation, PromptBatch, generate, read
 from sva.generation.load import load
 from sva.generation.sampling import Greedy
 from sva.models.transformer import variables
@@ -84,7 +84,8 @@ def continued(served: adapt.Served, prompts: adapt.Prompts, eos: jax.Array, new:
     """The base model's greedy answers."""
     keys = jnp.broadcast_to(jax.random.key(0), (len(prompts.ids),))
     settings = {"max_new_tokens": new, "sampling": Greedy()}
-    return generate(served.model, served.params, *prompts, jnp.asarray(new, jnp.int32), eos, keys, **settings)
+    batch = PromptBatch(*prompts, keys, jnp.asarray(new, jnp.int32))
+    return generate(served.model, served.params, batch, eos, **settings)
 
 
 @jax.jit

@@ -33,7 +33,7 @@ import sva
 from sva.adaptation import two_pass as adapt
 from sva.adaptation.adaptive_lm import adaptive
 from sva.generation.chat import encode, render
-from sva.generation.decode import generate
+from sva.generation.decode import PromptBatch, generate
 from sva.generation.lm import LM
 from sva.generation.merge import merge_params
 from sva.generation.sampling import Greedy, Temperature
@@ -131,11 +131,8 @@ def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray, form: str) -> tuple[
     out = generate(
         at.lm.model,
         params,
-        ids,
-        mask,
-        np.int32(NEW),
+        PromptBatch(ids, mask, keys(), np.int32(NEW)),
         np.full(4, -1, np.int32),
-        keys(),
         adapter,
         max_new_tokens=NEW,
         sampling=Temperature(),

@@ -12,7 +12,7 @@ from sva.adaptation.label_scoring import Asked, FirstPass
 from sva.adaptation.two_pass import Prompts, Request, Served, two_pass
 from sva.cli.aot.flops import generation_flops, two_pass_flops, update_flops
 from sva.cli.aot.shapes import Shapes, bank_of, cache_of, keys_of, params_of, rows_of, spectra_of, state_of, whole, z_of
-from sva.generation.decode import generate
+from sva.generation.decode import PromptBatch, generate
 from sva.generation.sampling import Greedy
 from sva.spectral.forms import Spectrum, adapters
 from sva.spectral.mixing import FactoredSlots
@@ -73,11 +73,8 @@ def rollout(shapes: Shapes) -> Program:
         return generate.lower(
             shapes.model,
             params,
-            ids,
-            mask,
-            whole(shapes, (), jnp.int32),
+            PromptBatch(ids, mask, keys_of(shapes, rows), whole(shapes, (), jnp.int32)),
             whole(shapes, (4,), jnp.int32),
-            keys_of(shapes, rows),
             adapter,
             max_new_tokens=shapes.new,
             sampling=sampling_of(config.rollout),

@@ -91,7 +91,7 @@ def _zeros(spectra: Any) -> Any:
 
 def cache_of(shapes: Shapes, rows: int, slots: int) -> Any:
     """The key/value cache as `sva.models.cache.empty` makes it."""
-    leaves = layout.part(shapes.model, rows, slots)
+    leaves = layout.kv_segment(shapes.model, rows, slots)
 
     def of(tree: Any, dtype: Any) -> Any:
         return layout.abstract(tree, dtype, shapes.mesh)
