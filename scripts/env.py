@@ -133,4 +133,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1])
     except KeyboardInterrupt:
-        sys.exit("interrupted: run again to go on")
+        sys.exit("interrupted: run again to resume")

@@ -7,7 +7,7 @@
 
 With --dry-run it prints what it would do, ready to be run by hand, and touches nothing. What follows `--` is an `sva`
 command; every host runs the same, finds the others by `jax.distributed`, and process 0 writes. A run saves after every
-step and goes on from there, so a restart is the same command again, on as many hosts as there are then: a host that is
+step and resumes from there, so a restart is the same command again, on as many hosts as there are then: a host that is
 lost ends the others, and the pod, the job set or the batch job starts them all anew, `--restarts` times at most.
 Exit code 2 (the user's mistake) is never tried again.
 
@@ -22,6 +22,13 @@ import sys
 import time
 
 CHIPS_A_HOST = {"tpu-v4-podslice": 4, "tpu-v5-lite-podslice": 4, "tpu-v5p-slice": 4, "tpu-v6e-slice": 4}
+
+
+# JAX's runtime aborts the other processes of a run when one is lost, with a stack trace and no word from Python.
+LOST = (
+    "a process was ended by a signal, most likely because another one of the run was lost (a report is above); a "
+    "training run resumes after its last saved step"
+)
 
 
 def main(argv=None):
@@ -112,6 +119,8 @@ def tpu_vm(arguments, command):
         if code in (0, 2):
             break
         print(f"launch: exit code {code}, after {attempt} of {arguments.restarts} restarts", file=sys.stderr)
+        if 128 < code <= 192:  # 255 is ssh's own, where the pod was taken back
+            print(f"launch: {LOST}", file=sys.stderr)
         time.sleep(10)
     return code
 
@@ -216,6 +225,7 @@ def slurm(arguments, command):
         "step=$!",
         "wait $step",
         "code=$?",
+        f'if [ "$code" -gt 128 ] && [ "$code" -le 192 ]; then echo {shlex.quote(f"launch: {LOST}")} >&2; fi',
         'if [ "$code" -ne 0 ] && [ "$code" -ne 2 ]; then again; fi',
         'exit "$code"',
     ]

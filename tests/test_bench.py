@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sva
-from sva.cli import bench
+from sva.cli import throughput as bench
 from sva.generation.testing import toy_lm
 from sva.utils.errors import UserError
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sva.cli import demo
+from sva.cli import demonstration as demo
 from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Record
 from sva.spectral.expert import Expert

@@ -78,10 +78,10 @@ def of(*programs: str) -> list[Command]:
 
 def is_understood(words: Sequence[str]) -> bool:
     """Whether `sva` takes these words: its parser returns, or prints the help it is asked for."""
-    from sva.cli.main import _parser
+    from sva.cli.main import parser
 
     try:
-        _parser().parse_args(words)
+        parser().parse_args(words)
     except SystemExit as stop:
         return not stop.code
     return True

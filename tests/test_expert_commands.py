@@ -194,7 +194,7 @@ def test_a_pt_file_becomes_an_expert(run, world, tmp_path):
             "nothing of this expert is left",
         ),
         ("transfer @e.safetensors --model @large -o @e.safetensors", "exists"),
-        ("transfer @e.safetensors --model @large -o @new --shuffle -1", "--shuffle -1 must be"),
+        ("transfer @e.safetensors --model @large -o @new --shuffle -1", "--shuffle=-1 is not a seed"),
         ("transfer @e.safetensors --model @large -o @new --base @small", "was trained on"),
         ("transfer @e.safetensors --model @small -o @new", "lacks 3 of the expert's 9 weights: model.layers.2.mlp"),
     ],

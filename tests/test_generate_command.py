@@ -54,6 +54,13 @@ def test_answers_come_in_order_and_a_single_one_as_it_is_written(run):
         assert run(prompt, "--max-new-tokens", 6)[1] == line + "\n"
 
 
+def test_a_log_holds_lines_and_no_carriage_return(run, tmp_path):
+    code, out, err = run("what red boat", "name green", "--max-new-tokens", 4, "--out", tmp_path / "answers.jsonl")
+    assert (code, out) == (0, "")
+    assert "\r" not in err
+    assert "sva: generate: 2 of 2 rows after " in err
+
+
 def test_samples_are_repeatable_and_differ_and_a_seed_moves_them(run):
     asked = ["what red boat", "--samples", 3, "--temperature", 1, "--max-new-tokens", 8, "--json"]
     first, again, other = (run(*asked, "--seed", seed)[1].splitlines() for seed in (1, 1, 2))
@@ -88,7 +95,7 @@ def test_a_job_that_is_killed_goes_on_and_ends_with_what_one_run_gives(run, tmp_
         patch.setattr(RecordFile, "add", interrupt)
         code, _, err = run(*asked, "--out", parts)
     assert (code, len(_records(parts))) == (1, 7)
-    assert "goes on from what is finished" in err
+    assert "run the same command to resume from what is finished" in err
     with parts.open("a") as file:
         file.write('{"line": 9, "sam')  # as a kill leaves it
     assert run(*asked, "--out", parts)[0] == 0

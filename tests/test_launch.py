@@ -71,7 +71,7 @@ def test_a_batch_job_runs_one_process_a_node_and_is_put_back(launch, capsys):
     assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" in script
 
 
-@pytest.mark.parametrize(("code", "restarts", "requeued"), [(0, 0, 0), (1, 0, 1), (1, 20, 0), (2, 0, 0)])
+@pytest.mark.parametrize(("code", "restarts", "requeued"), [(0, 0, 0), (1, 0, 1), (1, 20, 0), (2, 0, 0), (134, 0, 1)])
 def test_a_batch_job_goes_back_into_the_queue_only_where_that_can_help(
     launch, capsys, tmp_path, monkeypatch, code, restarts, requeued
 ):
@@ -81,14 +81,15 @@ def test_a_batch_job_goes_back_into_the_queue_only_where_that_can_help(
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "5", "SLURM_RESTART_COUNT": str(restarts)}
-    found = subprocess.run(["bash", "-c", script], env=environ, timeout=20)
+    found = subprocess.run(["bash", "-c", script], env=environ, timeout=20, capture_output=True, text=True)
     assert found.returncode == code
+    assert ("another one of the run was lost" in found.stderr) == (code > 128)
     log = tmp_path / "requeued"
     assert (log.read_text().splitlines() if log.exists() else []) == ["requeue 5"] * requeued
 
 
-def test_a_preempted_pod_is_made_again_and_a_mistake_is_not_tried_twice(launch, monkeypatch):
-    calls, states, codes = [], ["", "PREEMPTED"], {"run": [255, 2]}
+def test_a_preempted_pod_is_made_again_and_a_mistake_is_not_tried_twice(launch, monkeypatch, capsys):
+    calls, states, codes = [], ["", "PREEMPTED", "READY"], {"run": [255, 134, 2]}
 
     def fake(command, **_):
         calls.append(command[4])
@@ -102,6 +103,7 @@ def test_a_preempted_pod_is_made_again_and_a_mistake_is_not_tried_twice(launch, 
     assert launch.main(["tpu-vm", *PLACES["tpu-vm"], *RUN]) == 2
     assert calls.count("create") == 2
     assert codes["run"] == []
+    assert capsys.readouterr().err.count("another one of the run was lost") == 1
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_when_its_machine_is_lost(run, setti
     assert (there / "report.html").stat().st_size > 10_000
 
 
+def test_a_log_of_a_run_holds_lines_and_no_carriage_return(settings, toy, tmp_path, capsys):
+    runs.train(settings(tmp_path / "run", "train.steps=2"), lm=toy)
+    err = capsys.readouterr().err
+    assert "\r" not in err
+    assert "2 of 2 steps after " in err
+    assert "sva: evaluate base: 3 of 3 prompts" in err
+
+
 def test_the_task_is_made_with_the_settings_that_name_the_public_code():
     names = {"grader": "reference", "splits": "reference", "prompt": "reference"}
     task = runs.task_of(config.load(overrides=["task=gsm8k", *(f"{name}={value}" for name, value in names.items())]))

@@ -232,25 +232,25 @@ def test_settings_files_run_directories_and_sweeps_are_found_at_home(home):
     assert to_path(load("~/c.yaml").run_dir) == home / "runs/x"
     assert load(overrides=["task=~/data/q.jsonl"]).run_dir == "runs/data/q.jsonl-0"
     (home / "s.yaml").write_text("config: ~/c.yaml\ndir: ~/cells\ngrid: {seed: [0, 1]}\n")
-    from sva.cli import sweep as sweep_command
+    from sva.cli import sweep_file
 
-    cells = sweep_command.read(Path("~/s.yaml"))
+    cells = sweep_file.read(Path("~/s.yaml"))
     assert [cell.run_dir for cell in cells] == [home / "cells/seed=0", home / "cells/seed=1"]
     assert load(cells[0].config, cells[0].words[2:]).run_dir == str(home / "cells/seed=0")
 
 
 def test_every_path_option_takes_a_tilde_and_refuses_an_address(home, capsys):
-    from sva.cli import _parser
+    from sva.cli.main import parser
 
-    parsed = _parser().parse_args(["evaluate", "largest", "--out=~/r.jsonl", "--expert=~/e", "--alphas=~/a"])
+    parsed = parser().parse_args(["evaluate", "largest", "--out=~/r.jsonl", "--expert=~/e", "--alphas=~/a"])
     assert (parsed.out, parsed.expert, parsed.alphas) == (home / "r.jsonl", [home / "e"], home / "a")
-    parsed = _parser().parse_args(["expert", "export", "~/e", "--format=peft", "--out=~/o", "--rank=1"])
+    parsed = parser().parse_args(["expert", "export", "~/e", "--format=peft", "--out=~/o", "--rank=1"])
     assert (parsed.expert, parsed.out) == (home / "e", home / "o")
     (home / "p.txt").write_text("")
     assert main(["generate", "--file=~/p.txt"]) == 2
     assert "holds no prompt" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        _parser().parse_args(["adapt", "largest", "--out=gs://b/a.json"])
+        parser().parse_args(["adapt", "largest", "--out=gs://b/a.json"])
     assert "must be on this machine" in capsys.readouterr().err
     assert not list(Path.cwd().iterdir())
 

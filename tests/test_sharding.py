@@ -114,7 +114,7 @@ def test_a_mesh_that_does_not_make_the_devices_is_one_line():
     devices = jax.devices() * 8
     with pytest.raises(UserError, match=r"mesh.data=3 x mesh.fsdp=1 x mesh.tensor=1 makes 3 devices, but there are 8"):
         make_mesh(MeshConfig(3), devices)
-    with pytest.raises(UserError, match=r"does not divide 8 devices: 3 is no divisor"):
+    with pytest.raises(UserError, match=r"does not divide 8 devices: 3 is not a divisor"):
         make_mesh(MeshConfig(-1, 3), devices)
     with pytest.raises(UserError, match="mesh.fsdp=0 must be at least 1"):
         MeshConfig(1, 0)

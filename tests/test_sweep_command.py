@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sva.cli import sweep as sweep_command
+from sva.cli import sweep_file
 from sva.cli.main import main
 from sva.generation.testing import THINGS
 from sva.training import run
@@ -37,7 +37,7 @@ def sweep(tmp_path, one, **changes):
 
 def test_cells_are_the_grids_product_with_the_last_axis_fastest(tmp_path, config):
     grid = {"train.lr": [0.01, 0.001], "seed": [0, 1]}
-    cells = sweep_command.read(sweep(tmp_path, config, grid=grid, overrides=["train.steps=3"]))
+    cells = sweep_file.read(sweep(tmp_path, config, grid=grid, overrides=["train.steps=3"]))
     assert [cell.name for cell in cells] == [
         f"train.lr={lr}_seed={seed}" for lr in ("0.01", "0.001") for seed in (0, 1)
     ]
@@ -46,7 +46,7 @@ def test_cells_are_the_grids_product_with_the_last_axis_fastest(tmp_path, config
         f"run_dir={tmp_path / 'runs' / cells[1].name}",
     ]
     assert [cell.seedless for cell in cells[:2]] == ["train.lr=0.01"] * 2
-    several = sweep_command.read(sweep(tmp_path, config, config=[str(config), "configs/smollm2-parity.yaml"]))
+    several = sweep_file.read(sweep(tmp_path, config, config=[str(config), "configs/smollm2-parity.yaml"]))
     assert [cell.name for cell in several] == ["red", "smollm2-parity"]
 
 
@@ -107,7 +107,7 @@ def test_values_reach_the_cells_as_they_are_written(tmp_path, config):
         "overrides: {wandb: no, train: {steps: 3}, train.lr: 1e-3}\n"
         "grid:\n  targets: ['no', 010, \"up: #1\"]\n  rollout: {score_eos: [yes, off]}\n  wandb: [off, mine]\n"
     )
-    cells = sweep_command.read(path)
+    cells = sweep_file.read(path)
     found = [load(cell.config, cell.words[2:]) for cell in cells]
     assert [one.targets for one in found] == [text for text in ("no", "010", "up: #1") for _ in range(4)]
     assert [one.rollout.score_eos for one in found] == [True, True, False, False] * 3
@@ -138,7 +138,7 @@ def test_a_sweeps_settings_of_another_type_are_one_line(tmp_path, config, text, 
     path = tmp_path / "s.yaml"
     path.write_text(text if text.startswith("config") else f"config: {config}\n{text}\n")
     with pytest.raises(UserError, match=message) as caught:
-        sweep_command.read(path)
+        sweep_file.read(path)
     assert "\n" not in str(caught.value)
 
 
@@ -154,30 +154,30 @@ def test_a_sweeps_settings_of_another_type_are_one_line(tmp_path, config, text, 
 )
 def test_a_fault_is_told_before_anything_runs(tmp_path, config, changes, message):
     with pytest.raises(UserError, match=message):
-        sweep_command.read(sweep(tmp_path, config, **changes))
+        sweep_file.read(sweep(tmp_path, config, **changes))
 
 
 def test_a_file_that_is_no_sweep_is_one_line(tmp_path):
-    for content, message in (("- 1", "is no sweep"), ("a: [", "not readable as YAML")):
+    for content, message in (("- 1", "is not a sweep"), ("a: [", "not readable as YAML")):
         (tmp_path / "x.yaml").write_text(content)
         with pytest.raises(UserError, match=message):
-            sweep_command.read(tmp_path / "x.yaml")
+            sweep_file.read(tmp_path / "x.yaml")
     with pytest.raises(UserError, match="no sweep at"):
-        sweep_command.read(tmp_path / "none.yaml")
+        sweep_file.read(tmp_path / "none.yaml")
 
 
 def test_shipped_sweeps_are_readable():
     for path in sorted(Path("configs/sweeps").glob("*.yaml")):
-        assert len(sweep_command.read(path)) > 1
+        assert len(sweep_file.read(path)) > 1
 
 
 def test_a_sweeps_file_may_begin_with_a_byte_order_mark(tmp_path, config):
     path = sweep(tmp_path, config, grid={"seed": [0, 2**40]})
-    plain = sweep_command.read(path)
+    plain = sweep_file.read(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b", ", b",\r\n "))
-    assert sweep_command.read(path) == plain
+    assert sweep_file.read(path) == plain
     path.write_text("config: x", encoding="utf-16")
     with pytest.raises(UserError, match=r"sweep\.yaml is not readable as YAML: it is not UTF-8 \(byte 1\)"):
-        sweep_command.read(path)
+        sweep_file.read(path)
     with pytest.raises(UserError, match="seed=-1 is not a seed"):
-        sweep_command.read(sweep(tmp_path, config, grid={"seed": [0, -1]}))
+        sweep_file.read(sweep(tmp_path, config, grid={"seed": [0, -1]}))

@@ -3,13 +3,13 @@
 import argparse
 import hashlib
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from sva.cli.options import add_command, add_experts, add_model, check_experts, print_result, start_jax
 from sva.utils.errors import UserError, at_least, differing
-from sva.utils.remote import local_argument, path_argument
+from sva.utils.remote import local_argument
 
 # Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
 # questions that the first does.
@@ -30,21 +30,15 @@ _SEARCH = (
     "seed",
 )
 _TEXT = "Find the mixture of experts that suits a task, on a few of its solved examples."
+_MORE = "Stopped at any moment, the same command resumes; sva generate and sva evaluate take the file that it writes."
 
 
-def add(commands: Any, model: Mapping[str, Any]) -> None:
-    """Adds the command; `model` is what every --model option shares."""
-    more = (
-        "Stopped at any moment, the same command goes on; sva generate and sva evaluate take the file that it writes."
-    )
-    parser = commands.add_parser("adapt", help=_TEXT, description=f"{_TEXT} {more}")
-    parser.set_defaults(run=run)
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(commands, "adapt", run, _TEXT, _MORE)
     parser.add_argument("task", help="a task's name, or the path of a .jsonl or .py file")
-    parser.add_argument("--model", **model)
-    parser.add_argument(
-        "--expert", type=path_argument, action="append", default=[], help="an expert file; to be repeated"
-    )
-    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
+    add_model(parser)
+    add_experts(parser)
     parser.add_argument("--split", default="train", help="where the shots are drawn from (default: %(default)s)")
     parser.add_argument(
         "--budget", choices=list(BUDGETS), default="full", help="the paper's table 10: shots, iterations"
@@ -71,7 +65,7 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument(
         "--race", type=int, metavar="N", help="every N shots, drop members that cannot be elite any more"
     )
-    parser.add_argument("--rows", type=int, default=320, help="answers at work at a time (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=320, help="rows decoded at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
     parser.add_argument(
         "--out", type=local_argument, help="the alphas file (default: in runs/adapt, named by the settings)"
@@ -81,24 +75,24 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    path, result = adapted(arguments)
-    print(json.dumps(result, indent=2) if arguments.json else as_text(path, result))
-
-
-def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """The alphas file that the command wrote, and what it holds."""
-    import jax
-    import numpy as np
-    from tqdm import tqdm
-
-    from sva.adaptation import few_shot, few_shot_gradient, mixture_file
-    from sva.adaptation.experts import load_experts
-    from sva.generation.load import load
-    from sva.tasks import task as make_task
-    from sva.training.search import CEM
-    from sva.utils import seeds
+    shots, generations = _budget(arguments)
+    start_jax()
     from sva.utils.files import locked_file, read_json
-    from sva.utils.provenance import command, versions
+
+    search = _search(arguments, shots)
+    with locked_file(search.out):
+        _climb(search, arguments, generations)
+    result = read_json(search.out)
+    print_result(result, arguments.json, as_text(search.out, result))
+
+
+def _budget(arguments: argparse.Namespace) -> tuple[int, int]:
+    """(shots, generations), once the arguments make sense together.
+
+    Raises:
+      UserError: settings that no model is needed to find fault with.
+    """
+    from sva.utils import seeds
 
     shots, generations = BUDGETS[arguments.budget]
     shots = shots if arguments.shots is None else arguments.shots
@@ -109,12 +103,40 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         raise UserError("there is nothing to mix: name experts with --expert")
     if arguments.method == "gradient" and arguments.reference:
         raise UserError("--reference is the public code's search; leave it out, or --method gradient")
-    search = CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
-    ascent = few_shot_gradient.GradientConfig(arguments.objective)
-    cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows, block=arguments.race)
     seeds.check("--seed", arguments.seed)
+    return shots, generations
+
+
+class _Search(NamedTuple):
+    """A search: the model with its experts, the shots, the method's settings, and its file."""
+
+    lm: Any
+    members: Any  # few_shot.Pool
+    experts: Any  # label and digest of each
+    chosen: Any  # few_shot.Shots
+    method: Any  # CEM or GradientConfig
+    cfg: Any  # FewShotConfig
+    settings: Mapping[str, Any]  # what makes the search what it is
+    out: Path
+
+
+def _search(arguments: argparse.Namespace, shots: int) -> _Search:
+    """The search that the arguments describe, its model loaded."""
+    from sva.adaptation import few_shot, few_shot_gradient, mixture_file
+    from sva.adaptation.experts import load_experts
+    from sva.generation.load import load
+    from sva.tasks import task as make_task
+    from sva.training.search import CEM
+
+    method = (
+        few_shot_gradient.GradientConfig(arguments.objective)
+        if arguments.method == "gradient"
+        else CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
+    )
+    cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows, block=arguments.race)
     task = make_task(arguments.task)
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
+    check_experts(arguments)
     lm = load(arguments.model)
     experts, _ = load_experts(lm, arguments.expert, skip_foreign=arguments.skip_foreign)
     told = mixture_file.identities(experts)
@@ -128,31 +150,55 @@ def adapted(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     }
     out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{_digest(settings, 8)}.json"
     members = few_shot.pool(lm, experts, reference=arguments.reference)
-    begin, key = members.start(per_matrix=arguments.per_matrix), seeds.key(arguments.seed)
-    is_ascent = arguments.method == "gradient"
-    start = few_shot_gradient.init(begin, ascent) if is_ascent else search.init(begin)
-    with locked_file(out):
-        history, state = _earlier(out, settings, start)
-        if arguments.method == "vote":
-            chosen = few_shot.vote(lm, members, chosen, cfg, jax.random.fold_in(key, 0))
-        parts: dict[str, Any] = {"state": state, "generations": range(len(history) + 1, generations + 1)}
-        steps = (
-            few_shot_gradient.adapt(lm, members, chosen, ascent, cfg, key, **parts)
-            if is_ascent
-            else few_shot.adapt(lm, members, chosen, search, cfg, key, **parts)
-        )
-        identity = told, {"name": lm.name, "fingerprint": lm.fingerprint}, arguments.reference
-        made_with = {"command": command(), "versions": versions()}
-        bar = tqdm(steps, f"adapt {task.name}", generations, initial=len(history), unit="generation", file=sys.stderr)
-        for step in bar:
+    return _Search(lm, members, told, chosen, method, cfg, settings, out)
+
+
+def _climb(search: _Search, arguments: argparse.Namespace, generations: int) -> None:
+    """Takes the search to so many generations, from where its file stopped, and writes the file after each."""
+    import jax
+    import numpy as np
+
+    from sva.adaptation import few_shot
+    from sva.adaptation.mixture_file import Alphas
+    from sva.utils.progress import progress_bar
+    from sva.utils.provenance import command, versions
+
+    lm, members = search.lm, search.members
+    identity = search.experts, {"name": lm.name, "fingerprint": lm.fingerprint}, arguments.reference
+    made_with = {"command": command(), "versions": versions()}
+    history, steps = _steps(search, arguments, generations)
+    title = f"adapt {search.chosen.task.name}"
+    with progress_bar(title, generations, "generation", initial=len(history)) as bar:
+        for step in steps:
             history.append(dict(step.row))
-            bar.set_postfix_str(_told(step.row))
+            bar.set_postfix_str(_told(step.row), refresh=False)
+            bar.update()
             values = step.alphas if arguments.reference or few_shot.is_found(history) else np.zeros_like(step.alphas)
             named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
             saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
-            record = {"settings": settings, "history": history, "state": saved, **made_with}
-            mixture_file.Alphas(named, *identity, record).save(out)
-    return out, read_json(out)
+            record = {"settings": search.settings, "history": history, "state": saved, **made_with}
+            Alphas(named, *identity, record).save(search.out)
+
+
+def _steps(
+    search: _Search, arguments: argparse.Namespace, generations: int
+) -> tuple[list[dict[str, Any]], Iterator[Any]]:
+    """(rows of the generations that are done, the steps that are left)."""
+    import jax
+
+    from sva.adaptation import few_shot, few_shot_gradient
+    from sva.utils import seeds
+
+    lm, members, chosen, method, cfg = search.lm, search.members, search.chosen, search.method, search.cfg
+    is_ascent = arguments.method == "gradient"
+    begin, key = members.start(per_matrix=arguments.per_matrix), seeds.key(arguments.seed)
+    start = few_shot_gradient.init(begin, method) if is_ascent else method.init(begin)
+    history, state = _earlier(search.out, search.settings, start)
+    if arguments.method == "vote":
+        chosen = few_shot.vote(lm, members, chosen, cfg, jax.random.fold_in(key, 0))
+    adapt = few_shot_gradient.adapt if is_ascent else few_shot.adapt
+    parts: dict[str, Any] = {"state": state, "generations": range(len(history) + 1, generations + 1)}
+    return history, iter(adapt(lm, members, chosen, method, cfg, key, **parts))
 
 
 def _digest(value: Any, length: int) -> str:
@@ -160,10 +206,10 @@ def _digest(value: Any, length: int) -> str:
 
 
 def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[dict[str, Any]], Any]:
-    """(history, state) of the search that an earlier run left at `out`; none, and the start, where there is none.
+    """(history, state) of the search that an earlier run left at `out`; without one an empty history and the start.
 
     Raises:
-      UserError: `out` is something else, or of other settings (named).
+      UserError: `out` is another kind of file, or was written with other settings (named).
     """
     import jax
     import jax.numpy as jnp
@@ -187,7 +233,9 @@ def as_text(path: Path, result: Mapping[str, Any]) -> str:
     history, settings = result["history"], result["settings"]
     lines = [f"{settings['task']}, {settings['shots']} shots, {len(history)} generations: {_told(history[-1])}"]
     if not is_found(history):
-        kept = "the public code's rules went on" if settings["reference"] else "the alphas are 0, the base"
+        kept = (
+            "the search continued by the public code's rules" if settings["reference"] else "the alphas are 0, the base"
+        )
         lines.append(f"no member answered any shot right: {kept}; try other shots, other experts or --method gradient")
     rows = result["alphas"]
     means = [sum(column) / len(rows) for column in zip(*rows.values(), strict=True)] if isinstance(rows, dict) else rows

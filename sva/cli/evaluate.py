@@ -6,39 +6,41 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sva.cli.options import add_precision, precision
+from sva.cli.options import (
+    add_command,
+    add_experts,
+    add_first_pass,
+    add_model,
+    add_precision,
+    check_experts,
+    precision,
+    print_result,
+    start_jax,
+)
 from sva.utils.errors import UserError, at_least
 from sva.utils.jsonl import read_records, resumed
-from sva.utils.remote import local_argument, path_argument
+from sva.utils.remote import local_argument
 
 _TEXT = "Accuracy on a task's held-out rows, with an interval and a record of every example."
 
 
-def add(commands: Any, model: Mapping[str, Any]) -> None:
-    """Adds the command; `model` is what every --model option shares."""
-    parser = commands.add_parser(
-        "evaluate",
-        help=_TEXT,
-        description=f"{_TEXT} Stopped at any moment, the same command goes on. Several experts answer in two passes.",
-    )
-    parser.set_defaults(run=run)
+_MORE = "Stopped at any moment, the same command resumes. Several experts answer in two passes."
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(commands, "evaluate", run, _TEXT, _MORE)
     parser.add_argument("task", nargs="*", help="a task's name, or the path of a .jsonl or .py file; several are mixed")
-    parser.add_argument("--model", **model)
+    add_model(parser)
     add_precision(parser)
-    parser.add_argument(
-        "--expert", type=path_argument, action="append", default=[], help="an expert file; may be repeated"
-    )
-    parser.add_argument("--classifier", type=path_argument, help="a classification expert for the first pass")
-    parser.add_argument("--alphas", type=path_argument, help="one mixture of the experts, from sva adapt")
-    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
+    add_experts(parser)
+    add_first_pass(parser)
     dispatchers = "prompt, generated, classifier, embedding, random, oracle, uniform or fixed:LABEL"
     parser.add_argument(
         "--dispatch", help=f"who chooses: {dispatchers} (default: classifier if there is one, or prompt)"
     )
-    choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
-    parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of random dispatch (default: %(default)s)")
     parser.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     parser.add_argument("--size", type=int, default=200, help="rows of each task at most (default: %(default)s)")
@@ -63,41 +65,115 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     if bool(arguments.task) == bool(arguments.compare):
         raise UserError("name a task to evaluate, or two files of records with --compare A B")
-    result = compared(*arguments.compare) if arguments.compare else evaluated(arguments)
-    print(json.dumps(result, indent=2) if arguments.json else as_text(result))
+    result = compared(*arguments.compare) if arguments.compare else _evaluated(arguments)
+    print_result(result, arguments.json, as_text(result))
 
 
-def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the command prints of one evaluation, and its records on disk."""
+def _evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The result of one evaluation; its records are written to disk."""
+    two_passes = _check(arguments)
+    tasks = _tasks(arguments)
+    start_jax()
     from sva.adaptation import dispatch_report
-    from sva.adaptation.experts import load_experts
-    from sva.adaptation.mixture_file import Alphas
     from sva.evaluation import evaluate
-    from sva.generation.load import load
-    from sva.tasks import task as make_task
     from sva.utils.provenance import command, versions
 
-    two_passes = _check(arguments)
-    tasks = [
-        make_task(
-            name,
-            arguments.grader,
-            splits=arguments.splits,
-            prompt=arguments.prompt,
-            shots=arguments.shots,
-            sandbox=arguments.sandbox,
-        )
-        for name in arguments.task
-    ]
+    _check_first_pass(arguments)
     todo = evaluate.mixed(tasks, arguments.split, arguments.size)
-    if arguments.by == "likelihood":
-        for task in tasks:
-            task.options(task.source(arguments.split)[0])
+    subject = _subject(arguments, tasks)
+    settings = _settings(arguments, tasks, todo, subject, two_passes)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    stem = "+".join(task.name.replace("/", "_") for task in tasks)
+    out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
+    with resumed(out, settings, {"command": command(), "versions": versions()}) as file:
+        answer, size = _answer(subject, arguments.alphas, settings)
+        rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}")
+    result = settings | scores(rows) | {"records": str(out)}
+    if two_passes:
+        result["first_pass"] = dispatch_report.scores(rows)
+    return result
+
+
+def _check(arguments: argparse.Namespace) -> bool:
+    """Whether it will be two passes.
+
+    Raises:
+      UserError: settings that neither a model nor JAX is needed to find fault with.
+    """
+    from sva.utils import seeds
+
+    seeds.check("--seed", arguments.seed)
+    at_least("--size", arguments.size, 1)
+    at_least("--batch-size", arguments.batch_size, 1)
+    if arguments.max_new_tokens is not None:
+        at_least("--max-new-tokens", arguments.max_new_tokens, 1)
+    if (arguments.classifier or arguments.dispatch) and not arguments.expert:
+        name = "--classifier" if arguments.classifier else "--dispatch"
+        raise UserError(f"{name} chooses between experts; name them with --expert")
+    if arguments.alphas and (arguments.classifier or arguments.dispatch or not arguments.expert):
+        raise UserError("--alphas is one mixture for all questions: name its experts with --expert, and no first pass")
+    two_passes = bool(arguments.classifier or arguments.dispatch) or (
+        len(arguments.expert) > 1 and not arguments.alphas
+    )
+    if not two_passes and arguments.choice != "hard":
+        raise UserError("--choice is between experts; name two or more with --expert, or a --dispatch")
+    if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
+        raise UserError("two passes ask the question alone; leave out --by, --shots and --prompt, or the other experts")
+    return two_passes
+
+
+def _check_first_pass(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a --choice or --dispatch that is not known."""
+    from sva.adaptation.adaptive_lm import check_dispatcher
+    from sva.adaptation.label_scoring import choice
+
+    choice(arguments.choice)
+    if arguments.dispatch:
+        check_dispatcher(arguments.dispatch)
+
+
+def _tasks(arguments: argparse.Namespace) -> list[Any]:
+    """The tasks of the command; their rows are there, and have options where the likelihood of options is asked for."""
+    from sva.tasks import task as make_task
+
+    how = {name: getattr(arguments, name) for name in ("splits", "prompt", "shots", "sandbox")}
+    tasks = [make_task(name, arguments.grader, **how) for name in arguments.task]
+    for task in tasks:
+        source = task.source(arguments.split)
+        if arguments.by == "likelihood":
+            task.options(source[0])
+    return tasks
+
+
+class _Subject(NamedTuple):
+    """A model under evaluation, the experts for it and the classification expert."""
+
+    lm: Any
+    experts: Sequence[Any]
+    classifier: Any
+
+
+def _subject(arguments: argparse.Namespace, tasks: Sequence[Any]) -> _Subject:
+    """The loaded model and its experts, none of which was trained on rows that are to be reported."""
+    from sva.adaptation.experts import load_experts
+    from sva.generation.load import load
+
+    check_experts(arguments)
     lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
     for expert in [*experts, *([classifier] if classifier else [])]:
         for task in tasks:
             _check_apart(expert, task, arguments.split)
+    return _Subject(lm, experts, classifier)
+
+
+def _settings(
+    arguments: argparse.Namespace, tasks: Sequence[Any], todo: Sequence[Any], subject: _Subject, two_passes: bool
+) -> dict[str, Any]:
+    """The settings that the records depend on: the first line of their file, whose name holds their digest."""
+    from sva.adaptation.mixture_file import Alphas
+
+    lm, experts, classifier = subject
     asked = hashlib.sha256("\0".join(json.dumps(item.task.turns(item.example)) for item in todo).encode())
     settings = {
         "task": "+".join(arguments.task),
@@ -119,55 +195,11 @@ def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
         settings["dispatch"] = arguments.dispatch or ("classifier" if classifier else "prompt")
         choice = "soft" if settings["dispatch"] == "uniform" else arguments.choice  # an average is of all of them
         settings |= {"choice": choice, "seed": arguments.seed}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    stem = "+".join(task.name.replace("/", "_") for task in tasks)
-    out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
-    with resumed(out, settings, {"command": command(), "versions": versions()}) as file:
-        answer, size = _answer(lm, experts, classifier, arguments.alphas, settings)
-        rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}")
-    result = settings | scores(rows) | {"records": str(out)}
-    if two_passes:
-        result["first_pass"] = dispatch_report.scores(rows)
-    return result
+    return settings
 
 
-def _check(arguments: argparse.Namespace) -> bool:
-    """Whether it will be two passes.
-
-    Raises:
-      UserError: settings that no model is needed to find fault with.
-    """
-    from sva.adaptation.adaptive_lm import check_dispatcher
-    from sva.adaptation.label_scoring import choice
-    from sva.utils import seeds
-
-    seeds.check("--seed", arguments.seed)
-    at_least("--size", arguments.size, 1)
-    at_least("--batch-size", arguments.batch_size, 1)
-    if arguments.max_new_tokens is not None:
-        at_least("--max-new-tokens", arguments.max_new_tokens, 1)
-    if (arguments.classifier or arguments.dispatch) and not arguments.expert:
-        name = "--classifier" if arguments.classifier else "--dispatch"
-        raise UserError(f"{name} chooses between experts; name them with --expert")
-    if arguments.alphas and (arguments.classifier or arguments.dispatch or not arguments.expert):
-        raise UserError("--alphas is one mixture for all questions: name its experts with --expert, and no first pass")
-    choice(arguments.choice)
-    if arguments.dispatch:
-        check_dispatcher(arguments.dispatch)
-    two_passes = bool(arguments.classifier or arguments.dispatch) or (
-        len(arguments.expert) > 1 and not arguments.alphas
-    )
-    if not two_passes and arguments.choice != "hard":
-        raise UserError("--choice is between experts; name two or more with --expert, or a --dispatch")
-    if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
-        raise UserError("two passes ask the question alone; leave out --by, --shots and --prompt, or the other experts")
-    return two_passes
-
-
-def _answer(
-    lm: Any, experts: Sequence[Any], classifier: Any, alphas: Path | None, settings: Mapping[str, Any]
-) -> tuple[Any, int]:
-    """What answers a batch, and how many items it takes: the model, its one expert or mixture merged, or two passes."""
+def _answer(subject: _Subject, alphas: Path | None, settings: Mapping[str, Any]) -> tuple[Any, int]:
+    """(function that answers a batch, its size): the model, one expert or mixture merged into it, or two passes."""
     from sva.adaptation.adaptive_lm import adaptive
     from sva.adaptation.by_two_passes import by_two_passes, router_examples
     from sva.adaptation.label_scoring import choice
@@ -176,6 +208,7 @@ def _answer(
     from sva.generation.decompose import spectra_of
     from sva.generation.merge import merge
 
+    lm, experts, classifier = subject
     budget, rows = settings["max_new_tokens"], settings["batch_size"]
     if "dispatch" in settings:
         model = adaptive(lm, experts, classifier=classifier, choice=choice(settings["choice"]))

@@ -2,30 +2,26 @@
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sva.cli.options import add_command, add_model, print_result, start_jax
 from sva.utils.errors import UserError
 from sva.utils.remote import local_argument, path_argument
 
 
-def add(commands: Any, model: Mapping[str, Any]) -> None:
-    """Adds the command `expert` with its four actions; `model` is what every --model option shares."""
+def add(commands: Any) -> None:
+    """Adds the command `expert` with its four actions."""
     text = "Look into an expert, or take it from or to other programs and models."
     parser = commands.add_parser("expert", help=text, description=text)
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    for add_action in (_add_show, _add_import, _add_export, _add_transfer):
+        add_action(actions)
 
-    def action(name: str, run: Any, text: str, more: str = "") -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=text, description=f"{text} {more}".strip())
-        sub.set_defaults(run=run)
-        return sub
 
-    sub = action(
-        "show",
-        _show,
-        "Print what an expert file holds; with a model, where and how much it moved the spectrum.",
-    )
+def _add_show(actions: Any) -> None:
+    text = "Print what an expert file holds; with a model, where and how much it moved the spectrum."
+    sub = add_command(actions, "show", show, text)
     sub.add_argument("expert", type=path_argument, help="an expert file")
     sub.add_argument("--model", help="its base model: path, hub id or known name")
     sub.add_argument(
@@ -33,30 +29,31 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     )
     sub.add_argument("--json", action="store_true", help="print it as JSON")
 
-    sub = action(
-        "import",
-        _import,
-        "Read an expert that Transformer-Squared's public code trained.",
+
+def _add_import(actions: Any) -> None:
+    text = "Read an expert that Transformer-Squared's public code trained."
+    more = (
         "policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too. Nothing in the file is "
-        "run, and torch is not needed.",
+        "run, and torch is not needed."
     )
+    sub = add_command(actions, "import", import_, text, more)
     sub.add_argument("file", type=local_argument, help="a .pt file")
-    sub.add_argument("--model", **{**model, "help": f"the model it was trained on: {model['help']}"})
+    add_model(sub, about="the model it was trained on: ")
     sub.add_argument(
         "-o", "--out", type=local_argument, help="the expert file (default: FILE with the ending .safetensors)"
     )
     sub.add_argument("--label", help="what the first pass calls it, one word, such as math")
     sub.add_argument("--description", default="", help="what its questions are, for the first pass")
 
-    sub = action(
-        "export",
-        _export,
-        "Write an expert for other programs.",
+
+def _add_export(actions: Any) -> None:
+    more = (
         "hf: a Hugging Face checkpoint with adapted weights. gguf: the same as a GGUF file, with the tokenizer where "
-        "the model came from one. peft: a LoRA adapter of the largest changes, its error stated.",
+        "the model came from one. peft: a LoRA adapter of the largest changes, its error stated."
     )
+    sub = add_command(actions, "export", export, "Write an expert for other programs.", more)
     sub.add_argument("expert", type=path_argument, help="an expert file")
-    sub.add_argument("--model", **{**model, "help": f"its base model: {model['help']}"})
+    add_model(sub, about="its base model: ")
     sub.add_argument("--format", choices=["hf", "gguf", "peft"], required=True)
     sub.add_argument("-o", "--out", type=local_argument, required=True, help="a new directory (gguf: a new file)")
     sub.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="stored (default: float32)")
@@ -64,13 +61,13 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     limit.add_argument("--rank", type=int, help="peft: components of each matrix at most")
     limit.add_argument("--tolerance", type=float, help="peft: leave out changes below this part of s_max; 0 is exact")
 
-    sub = action(
-        "transfer",
-        _transfer,
-        "Move an expert to another model by index.",
+
+def _add_transfer(actions: Any) -> None:
+    more = (
         "The i-th singular value of a matrix there takes the i-th z of the matrix of that name here; what a shorter "
-        "spectrum has no room for is left out, the rest of a longer one stays at 1.",
+        "spectrum has no room for is left out, the rest of a longer one stays at 1."
     )
+    sub = add_command(actions, "transfer", transfer, "Move an expert to another model by index.", more)
     sub.add_argument("expert", type=path_argument, help="an expert file")
     sub.add_argument("--model", required=True, help="the other model: path, hub id or known name")
     sub.add_argument("-o", "--out", type=local_argument, required=True, help="the new expert file")
@@ -78,15 +75,17 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     sub.add_argument("--shuffle", type=int, metavar="SEED", help="the control: shuffle each vector first")
 
 
-def _show(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from sva.spectral.expert import Expert
-
+def show(arguments: argparse.Namespace) -> None:
+    """Runs `sva expert show`."""
     if arguments.plot and not arguments.model:
         raise UserError("--plot needs the spectra of the base model: name it with --model")
     if arguments.plot:
         _fresh(arguments.plot)
+    start_jax()
+    import numpy as np
+
+    from sva.spectral.expert import Expert
+
     expert = Expert.load(arguments.expert)
     if not expert.raw:
         raise UserError(f"{arguments.expert} holds no weights; train it again")
@@ -110,18 +109,20 @@ def _show(arguments: argparse.Namespace) -> None:
         if arguments.plot:
             expert_report.draw(moved, z, f"{arguments.expert.name} on {arguments.model}", arguments.plot)
             text += f"\n\npicture: {arguments.plot}"
-    print(json.dumps(result, indent=2) if arguments.json else text)
+    print_result(result, arguments.json, text)
 
 
-def _import(arguments: argparse.Namespace) -> None:
+def import_(arguments: argparse.Namespace) -> None:
+    """Runs `sva expert import`."""
+    out = arguments.out or arguments.file.with_suffix(".safetensors")
+    _fresh(out)
+    start_jax()
     import dataclasses
 
     from sva.generation.load import load
     from sva.interop.sakana import read_expert
     from sva.interop.torch_files import read_tensors
 
-    out = arguments.out or arguments.file.with_suffix(".safetensors")
-    _fresh(out)
     read_tensors(arguments.file)  # what is wrong with it is said before a model is loaded
     expert = read_expert(arguments.file, load(arguments.model))
     if arguments.label:
@@ -131,18 +132,19 @@ def _import(arguments: argparse.Namespace) -> None:
     print(f"{out}: {expert.metadata['imported_from']['layout']}, {len(expert.raw)} weights, {expert.parametrisation}")
 
 
-def _export(arguments: argparse.Namespace) -> None:
-    import jax.numpy as jnp
-    import numpy as np
+def export(arguments: argparse.Namespace) -> None:
+    """Runs `sva expert export`."""
+    _fresh(arguments.out)
+    _check_limit(arguments)
+    start_jax()
+    lm, expert, spectra = _adapted(arguments)
+    title = str(expert.metadata.get("task") or arguments.expert.stem)
+    write = {"hf": _export_hf, "gguf": _export_gguf, "peft": _export_peft}[arguments.format]
+    print(f"{arguments.out}: {write(arguments, lm, spectra, expert.z(spectra), title)}")
 
-    from sva.generation.merge import merge
-    from sva.interop import peft as export_peft
-    from sva.interop.gguf_export import save_gguf, tokenizer_metadata
-    from sva.models.export import save_checkpoint
-    from sva.models.hub import resolve
 
-    out, dtype = arguments.out, jnp.dtype(arguments.dtype)
-    _fresh(out)
+def _check_limit(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a --rank or --tolerance that is out of range or of no use to the format."""
     limited = arguments.rank is not None or arguments.tolerance is not None
     if limited != (arguments.format == "peft"):
         raise UserError(
@@ -154,53 +156,72 @@ def _export(arguments: argparse.Namespace) -> None:
         raise UserError(f"--rank {arguments.rank} must be at least 1")
     if arguments.tolerance is not None and not 0 <= arguments.tolerance < 1:
         raise UserError(f"--tolerance {arguments.tolerance} must be at least 0 and below 1, a part of s_max")
-    lm, expert, spectra = _adapted(arguments)
-    title = str(expert.metadata.get("task") or arguments.expert.stem)
-    if arguments.format == "peft":
-        parts = export_peft.save_peft(
-            out,
-            lm,
-            spectra,
-            expert.z(spectra),
-            title=title,
-            rank=arguments.rank,
-            tolerance=arguments.tolerance or 0.0,
-            dtype=dtype,
-        )
-        print(f"{out}: {export_peft.summary(parts)}")
-        return
-    merged = merge(lm, spectra, expert.z(spectra))
-    named = merged.named_params()
-    if arguments.format == "hf":
-        tensors = ((name, np.asarray(weight).astype(dtype, copy=False)) for name, weight in named.items())
-        save_checkpoint(out, lm.model.cfg, tensors, lm.tokenizer)
-        print(f"{out}: a Hugging Face checkpoint, {len(named)} weights, {arguments.dtype}")
-        return
+
+
+def _export_peft(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, title: str) -> str:
+    """A few words about the LoRA adapter that it wrote."""
+    import jax.numpy as jnp
+
+    from sva.interop import peft
+
+    limit = {"rank": arguments.rank, "tolerance": arguments.tolerance or 0.0}
+    dtype = jnp.dtype(arguments.dtype)
+    return peft.summary(peft.save_peft(arguments.out, lm, spectra, z, title=title, dtype=dtype, **limit))
+
+
+def _export_hf(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, title: str) -> str:
+    """A few words about the checkpoint that it wrote."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from sva.generation.merge import merge
+    from sva.models.export import save_checkpoint
+
+    del title
+    dtype, named = jnp.dtype(arguments.dtype), merge(lm, spectra, z).named_params()
+    tensors = ((name, np.asarray(weight).astype(dtype, copy=False)) for name, weight in named.items())
+    save_checkpoint(arguments.out, lm.model.cfg, tensors, lm.tokenizer)
+    return f"a Hugging Face checkpoint, {len(named)} weights, {arguments.dtype}"
+
+
+def _export_gguf(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, title: str) -> str:
+    """A few words about the GGUF file that it wrote."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from sva.generation.merge import merge
+    from sva.interop.gguf_export import save_gguf, tokenizer_metadata
+    from sva.models.hub import resolve
+
+    named = merge(lm, spectra, z).named_params()
     tokenizer = tokenizer_metadata(resolve(arguments.model))
     save_gguf(
-        out,
+        arguments.out,
         lm.model.cfg,
         lambda name: np.asarray(named[name]),
         name=f"{lm.name} + {title}",
         tokenizer=tokenizer,
-        dtype=dtype,
+        dtype=jnp.dtype(arguments.dtype),
     )
     tokens = "with its tokenizer" if tokenizer else "without a tokenizer, for the model did not come from a GGUF file"
-    print(f"{out}: a GGUF file, {len(named)} weights, {arguments.dtype}, {tokens}")
+    return f"a GGUF file, {len(named)} weights, {arguments.dtype}, {tokens}"
 
 
-def _transfer(arguments: argparse.Namespace) -> None:
-    from sva.generation.decompose import spectra_of
-    from sva.generation.load import load
-    from sva.models.weights import expected
-    from sva.spectral.expert import Expert
-    from sva.spectral.transfer import transfer
+def transfer(arguments: argparse.Namespace) -> None:
+    """Runs `sva expert transfer`."""
     from sva.utils import seeds
-    from sva.utils.trees import select
 
     _fresh(arguments.out)
     if arguments.shuffle is not None:
         seeds.check("--shuffle", arguments.shuffle)
+    start_jax()
+    from sva.generation.decompose import spectra_of
+    from sva.generation.load import load
+    from sva.models.weights import expected
+    from sva.spectral import transfer as by_index
+    from sva.spectral.expert import Expert
+    from sva.utils.trees import select
+
     expert = Expert.load(arguments.expert)
     name = arguments.base or expert.metadata.get("base")
     if not name:
@@ -211,7 +232,7 @@ def _transfer(arguments: argparse.Namespace) -> None:
     other = load(arguments.model)
     specs = expected(other.model.cfg)
     ranks = {weight: min(specs[weight].shape) for weight in select(specs, "all")}
-    moved = transfer(z, ranks, arguments.shuffle)
+    moved = by_index.transfer(z, ranks, arguments.shuffle)
     kept = {key: expert.metadata[key] for key in ("targets", "task", "label", "description") if key in expert.metadata}
     source = {"base": base.name, "fingerprint": base.fingerprint, "digest": expert.digest}
     source |= {"parametrisation": expert.parametrisation, "shuffle": arguments.shuffle}

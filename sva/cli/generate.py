@@ -5,40 +5,35 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sva.cli.options import add_precision, precision
-from sva.utils.errors import UserError
+from sva.cli.options import (
+    add_command,
+    add_experts,
+    add_first_pass,
+    add_model,
+    add_precision,
+    check_experts,
+    precision,
+    start_jax,
+)
+from sva.utils.errors import UserError, at_least
 from sva.utils.jsonl import Prompt, read_prompts, resumed
-from sva.utils.remote import local_argument, local_path, path_argument
+from sva.utils.remote import local_argument, local_path
 
 
-def add(commands: Any, model: Mapping[str, Any]) -> None:
-    """Adds the command; `model` is what every --model option shares."""
-    text = "Answer prompts; with experts, in two passes."
-    parser = commands.add_parser("generate", help=text, description=text)
-    parser.set_defaults(run=_generate)
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser = add_command(commands, "generate", run, "Answer prompts; with experts, in two passes.")
     parser.add_argument("prompts", nargs="*", help="questions, each one argument")
     parser.add_argument("--file", help='prompts from a file, one a line; of .jsonl the "prompt" of each; - is stdin')
-    parser.add_argument(
-        "--out", type=local_argument, help="write JSONL as answers are finished; started again, it goes on"
-    )
+    parser.add_argument("--out", type=local_argument, help="write JSONL as answers are finished; run again, it resumes")
     parser.add_argument("--json", action="store_true", help="print those lines instead of text")
     parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without chat template")
-    parser.add_argument("--model", **model)
+    add_model(parser)
     add_precision(parser)
-    parser.add_argument(
-        "--expert", type=path_argument, action="append", default=[], help="an expert file; may be repeated"
-    )
-    parser.add_argument(
-        "--classifier", type=path_argument, help="a classification expert for the first pass (task: routing)"
-    )
-    parser.add_argument(
-        "--alphas", type=path_argument, help="one mixture of the experts for all prompts, from sva adapt"
-    )
-    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
-    choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
-    parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")
+    add_experts(parser)
+    add_first_pass(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
     parser.add_argument("--temperature", type=float, help="0 is greedy (default: 1 with a cut, otherwise 0)")
@@ -49,50 +44,35 @@ def add(commands: Any, model: Mapping[str, Any]) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], help="a text or special token that ends an answer; may be repeated"
     )
-    parser.add_argument("--rows", type=int, default=32, help="answers at work at a time (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=32, help="rows decoded at once (default: %(default)s)")
 
 
-def _generate(arguments: argparse.Namespace) -> None:
-    from sva.adaptation.label_scoring import choice
-    from sva.adaptation.mixture_file import Alphas
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    _check(arguments)
+    prompts, faults = _prompts(arguments)
+    lines = len(prompts) + len(faults)
+    start_jax()
     from sva.generation import chat
     from sva.generation.load import load
     from sva.generation.sampling import strategy
-    from sva.utils import seeds
-    from sva.utils.errors import at_least
 
-    if arguments.classifier and not arguments.expert:
-        raise UserError("--classifier chooses between experts; name them with --expert")
-    if arguments.choice != "hard" and not arguments.expert:
-        raise UserError("--choice is between experts; name them with --expert")
-    if arguments.alphas and (arguments.classifier or arguments.choice != "hard" or not arguments.expert):
-        raise UserError("--alphas is one mixture for all prompts: name its experts with --expert, and no first pass")
-    choice(arguments.choice)
-    for name in ("samples", "max_new_tokens", "rows"):
-        at_least(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
-    seeds.check("--seed", arguments.seed)
-    if "" in arguments.stop:
-        raise UserError("--stop is empty; it would end every answer before it begins")
+    if arguments.choice != "hard":
+        from sva.adaptation.label_scoring import choice
+
+        choice(arguments.choice)
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
-    prompts, faults = _prompts(arguments)
+    check_experts(arguments)
     lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     chat.end_tokens(lm, arguments.stop)  # a stop string that no text can hold is said before any work
     mixed = _mixed(lm, arguments) if arguments.alphas else lm
-    lines = len(prompts) + len(faults)
     with contextlib.ExitStack() as stack:
         results = None
         if arguments.out:
-            shared = ("max_new_tokens", "samples", "seed", "stop", "raw")
-            settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
-            settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
-            settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
-            settings |= {
-                "choice": arguments.choice,
-                "alphas": arguments.alphas and Alphas.load(arguments.alphas).values,
-            }
-            settings |= precision(arguments)
-            results = stack.enter_context(resumed(arguments.out, settings))
-        for record in _answers(mixed, prompts, faults, arguments, sampling, results.records if results else []):
+            results = stack.enter_context(resumed(arguments.out, _settings(lm, arguments, sampling)))
+        done = {(record["line"], record["sample"]) for record in results.records} if results else set()
+        job = _job(mixed, prompts, done, arguments, faults)
+        for record in _answers(mixed, job, arguments, sampling) if job.prompts else ():
             if results:
                 results.add(record)
             if arguments.json:
@@ -101,6 +81,39 @@ def _generate(arguments: argparse.Namespace) -> None:
         print(f"sva: {fault}; skipped", file=sys.stderr)
     if faults:
         raise UserError(f"{len(faults)} of {lines} lines were skipped, the others are answered")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for arguments that neither a model nor JAX is needed to find fault with."""
+    from sva.utils import seeds
+
+    if arguments.classifier and not arguments.expert:
+        raise UserError("--classifier chooses between experts; name them with --expert")
+    if arguments.choice != "hard" and not arguments.expert:
+        raise UserError("--choice is between experts; name them with --expert")
+    if arguments.alphas and (arguments.classifier or arguments.choice != "hard" or not arguments.expert):
+        raise UserError("--alphas is one mixture for all prompts: name its experts with --expert, and no first pass")
+    if arguments.raw and arguments.expert and not arguments.alphas:
+        raise UserError("--raw has no question to classify; leave it out, or merge one expert with sva expert export")
+    for name in ("samples", "max_new_tokens", "rows"):
+        at_least(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
+    seeds.check("--seed", arguments.seed)
+    if "" in arguments.stop:
+        raise UserError("--stop is empty; it would end every answer before it begins")
+
+
+def _settings(lm: Any, arguments: argparse.Namespace, sampling: Any) -> dict[str, Any]:
+    """The settings that the answers in --out depend on."""
+    shared = ("max_new_tokens", "samples", "seed", "stop", "raw")
+    settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
+    settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
+    settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
+    settings |= {"choice": arguments.choice, "alphas": None}
+    if arguments.alphas:
+        from sva.adaptation.mixture_file import Alphas
+
+        settings["alphas"] = Alphas.load(arguments.alphas).values
+    return settings | precision(arguments)
 
 
 def _prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[str]]:
@@ -122,15 +135,60 @@ def _prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[str]]:
     return prompts, faults
 
 
-def _answers(
-    lm: Any,
-    prompts: list[Prompt],
-    faults: list[str],
-    arguments: argparse.Namespace,
-    sampling: Any,
-    known: Sequence[Mapping[str, Any]],
-) -> Iterator[dict[str, Any]]:
-    """A record an answer, as they are finished; on the screen they are shown in order, a single one as it comes."""
+class _Job(NamedTuple):
+    """The prompts that are left, the token ids of each, and the (line, sample) of answers that are there already."""
+
+    prompts: list[Prompt]
+    rows: list[list[int]]
+    done: set[tuple[int, int]]
+
+
+def _job(
+    lm: Any, prompts: Sequence[Prompt], done: set[tuple[int, int]], arguments: argparse.Namespace, faults: list[str]
+) -> _Job:
+    """The job that is left; `faults` grows by a sentence for each line that the model cannot read."""
+    wanted = range(arguments.samples)
+    todo = [prompt for prompt in prompts if not all((prompt.line, sample) in done for sample in wanted)]
+    rows = [(prompt, _tokens(lm, prompt, arguments, faults)) for prompt in todo]
+    kept = [(prompt, row) for prompt, row in rows if row is not None]
+    return _Job([prompt for prompt, _ in kept], [row for _, row in kept], done)
+
+
+class _Printer:
+    """Answers on the screen: a single one as it is drawn, several each when it and those before it are finished."""
+
+    def __init__(self, job: _Job, arguments: argparse.Namespace) -> None:
+        self._is_quiet = arguments.json or arguments.out
+        self.is_single = not self._is_quiet and len(job.prompts) * arguments.samples == 1
+        order = [(prompt.line, sample) for prompt in job.prompts for sample in range(arguments.samples)]
+        self._order = iter(order)
+        self._next = next(self._order)
+        self._waiting: dict[tuple[int, int], Mapping[str, Any]] = {}
+
+    def begin(self, chosen: Mapping[str, Any]) -> None:
+        """Shows which expert answers, before a single answer."""
+        if self.is_single and chosen:
+            print(_heading(chosen), end=" ", flush=True)
+
+    def show(self, prompt: int, sample: int, text: str) -> None:
+        """Shows the next piece of a single answer."""
+        del prompt, sample
+        print(text, end="", flush=True)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Shows what can be shown now that this answer is finished."""
+        if self.is_single:
+            print()
+        elif not self._is_quiet:
+            self._waiting[record["line"], record["sample"]] = record
+            while self._next in self._waiting:
+                ready = self._waiting.pop(self._next)
+                print(" ".join(filter(None, [_heading(ready), ready["text"]])), flush=True)
+                self._next = next(self._order, (0, 0))
+
+
+def _answers(lm: Any, job: _Job, arguments: argparse.Namespace, sampling: Any) -> Iterator[dict[str, Any]]:
+    """A record for each answer that is not there yet, as they are finished; shown on the screen as well."""
     import jax
 
     from sva.generation.complete import CompleteOptions, complete
@@ -138,38 +196,21 @@ def _answers(
     from sva.utils import seeds
     from sva.utils.padding import batch_bucket
 
-    done = {(record["line"], record["sample"]) for record in known}
-    wanted = range(arguments.samples)
-    todo = [prompt for prompt in prompts if not all((prompt.line, sample) in done for sample in wanted)]
-    rows = [_tokens(lm, prompt, arguments, faults) for prompt in todo]
-    todo = [prompt for prompt, row in zip(todo, rows, strict=True) if row is not None]
-    rows = [row for row in rows if row is not None]
-    if not todo:
-        return
-    key = seeds.key(arguments.seed)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray([prompt.line for prompt in todo]))
+    key, prompts = seeds.key(arguments.seed), job.prompts
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray([prompt.line for prompt in prompts]))
     two_passes = arguments.expert and not arguments.alphas
-    chosen, mixtures = _first_pass(lm, todo, arguments) if two_passes else ([{}] * len(todo), None)
-    quiet = arguments.json or arguments.out
-    alone = not quiet and len(todo) * arguments.samples == 1
-
-    def show(prompt: int, sample: int, text: str) -> None:
-        print(text, end="", flush=True)
-
-    if alone and chosen[0]:
-        print(_heading(chosen[0]), end=" ", flush=True)
+    chosen, mixtures = _first_pass(lm, prompts, arguments) if two_passes else ([{}] * len(prompts), None)
+    printer = _Printer(job, arguments)
+    printer.begin(chosen[0])
     options = CompleteOptions(
         mixtures=mixtures,
-        engine=EngineConfig(rows=min(arguments.rows, batch_bucket(len(todo) * arguments.samples))),
-        show=show if alone else None,
-        title=None if alone else "generate",
+        engine=EngineConfig(rows=min(arguments.rows, batch_bucket(len(prompts) * arguments.samples))),
+        show=printer.show if printer.is_single else None,
+        title=None if printer.is_single else "generate",
     )
-    waiting: dict[tuple[int, int], dict[str, Any]] = {}
-    order = iter([(prompt.line, sample) for prompt in todo for sample in wanted])
-    following = next(order)
     for found in complete(
         lm,
-        rows,
+        job.rows,
         arguments.max_new_tokens,
         sampling=sampling,
         key=keys,
@@ -177,20 +218,13 @@ def _answers(
         stops=arguments.stop,
         options=options,
     ):
-        prompt = todo[found.prompt]
-        if (prompt.line, found.sample) in done:
+        prompt = prompts[found.prompt]
+        if (prompt.line, found.sample) in job.done:
             continue
         record = {"line": prompt.line, "sample": found.sample, "prompt": prompt.text, "text": found.text}
         record |= {"tokens": len(found.tokens), "logprob": float(found.logprobs.sum()), "reason": found.reason}
         record |= chosen[found.prompt]
-        if alone:
-            print()
-        elif not quiet:
-            waiting[prompt.line, found.sample] = record
-            while following in waiting:
-                ready = waiting.pop(following)
-                print(" ".join(filter(None, [_heading(ready), ready["text"]])), flush=True)
-                following = next(order, (0, 0))
+        printer.finish(record)
         yield record
 
 
@@ -223,8 +257,6 @@ def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) 
     from sva.adaptation.label_scoring import choice
     from sva.generation.complete import Mixtures
 
-    if arguments.raw:
-        raise UserError("--raw has no question to classify; leave it out, or merge one expert with sva expert export")
     experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
     model = adaptive(lm, experts, classifier=classifier, choice=choice(arguments.choice))
     decision = model.choose([prompt.text for prompt in todo])

@@ -3,13 +3,11 @@
 import contextlib
 import itertools
 import json
-import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from sva.evaluation.likelihood import option_logprobs
 from sva.generation import chat
@@ -20,6 +18,7 @@ from sva.generation.stop_strings import cut
 from sva.tasks.base import Example, Grade, Task, reason
 from sva.utils.files import read_lines, write_atomically
 from sva.utils.jsonl import RecordFile
+from sva.utils.progress import progress_bar
 
 _REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
 _READ = 4  # prompts that the engine reads together
@@ -74,7 +73,7 @@ def batches(
     todo: Sequence[Item], batch_size: int, title: str, *, progress: bool = True
 ) -> Generator[Sequence[Item], None, None]:
     """The items in order, batch by batch, with a progress bar on stderr."""
-    with tqdm(total=len(todo), desc=title, unit="prompt", file=sys.stderr, disable=not progress) as bar:
+    with progress_bar(title, len(todo), "prompt", hidden=not progress) as bar:
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             yield batch
@@ -196,7 +195,7 @@ def recorded(
     A batch is always the same items, so that a run that was stopped ends with what it would have ended with.
     """
     rows = {record["index"]: record for record in file.records}
-    with tqdm(total=len(todo), initial=len(rows), desc=title, unit="prompt", file=sys.stderr) as bar:
+    with progress_bar(title, len(todo), "prompt", initial=len(rows)) as bar:
         for start in range(0, len(todo), batch_size):
             places = range(start, min(start + batch_size, len(todo)))
             missing = [i for i in places if i not in rows]

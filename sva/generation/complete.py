@@ -1,14 +1,13 @@
 """Prompts to completions through the engine, as text: what `sva generate`, evaluation and rollouts ask for."""
 
 import dataclasses
-import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from sva.generation import chat
 from sva.generation.decode import prefill_prefix
@@ -22,6 +21,7 @@ from sva.generation.stop_strings import Text
 from sva.generation.weights import Weights, bank_mixture
 from sva.models.transformer import variables
 from sva.utils.padding import common_prefix
+from sva.utils.progress import progress_bar
 
 
 class Completion(NamedTuple):
@@ -163,12 +163,12 @@ def _weights(lm: LM, options: CompleteOptions, prefix: Sequence[int]) -> Weights
 
 def _checked(lm: LM, finished: Iterator[Finished], title: str | None, total: int) -> Iterator[Finished]:
     """The finished rows, once their log-probs are known to be finite, counted on a progress bar."""
-    drawn = 0
-    with tqdm(total=total, desc=title, unit="row", file=sys.stderr, disable=title is None) as bar:
+    started, drawn = time.monotonic(), 0
+    with progress_bar(title, total, "row", hidden=title is None) as bar:
         for row in finished:
             check_finite(lm, row.logprobs[None], "prompt", row.request)
             drawn += len(row.tokens)
-            bar.set_postfix_str(f"{drawn / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(f"{drawn / max(time.monotonic() - started, 1e-9):.0f} tokens/s", refresh=False)
             bar.update()
             yield row
 

@@ -1,7 +1,6 @@
 """Spectra of a model's weights: computed once for each base model, kept under the cache directory, placed like them."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from sva.generation.loaded_model import DTYPES, LoadedModel
 from sva.models import layout
@@ -26,6 +24,7 @@ from sva.spectral.store import Record
 from sva.utils.errors import UserError
 from sva.utils.matmul import Int8, floats
 from sva.utils.paths import spectra_dir
+from sva.utils.progress import progress_bar
 from sva.utils.trees import select
 
 
@@ -84,10 +83,14 @@ def decompose_checkpoint(
     match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
     names = select(specs, targets)
     mine = sorted(names, key=lambda name: specs[name].shape)[index::count]
-    known = fingerprint(
-        (name, digest(checkpoint.read(name)))
-        for name in tqdm(specs, "fingerprint", unit="weight", file=sys.stderr, disable=not progress, leave=False)
-    )
+    with progress_bar("fingerprint", len(specs), "weight", leave=False, hidden=not progress) as bar:
+
+        def digests() -> Iterator[tuple[str, str]]:
+            for name in specs:
+                yield name, digest(checkpoint.read(name))
+                bar.update()
+
+        known = fingerprint(digests())
 
     rounded = np.dtype(DTYPES[dtype])
     sources = {name: store.Source(specs[name].shape, partial(_read, checkpoint, name, rounded)) for name in mine}

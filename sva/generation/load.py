@@ -1,6 +1,7 @@
 """A language model out of a checkpoint, in floats or in int8."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -69,11 +70,14 @@ def load(
     absent = select(expected(model.cfg), without) if without else []
     for note in [] if mesh is None else notes(layout.params(model), mesh):
         print(f"sva: {note}", file=sys.stderr)
-    params, known = load_params(
-        checkpoint, model, mesh=mesh, without=frozenset(absent), matrix=convert, progress=progress
-    )
+    # The tokenizer is built meanwhile: most of that is the import of transformers.
+    with ThreadPoolExecutor(1, "tokenizer") as pool:
+        tokenizing = pool.submit(load_tokenizer, path)
+        params, known = load_params(
+            checkpoint, model, mesh=mesh, without=frozenset(absent), matrix=convert, progress=progress
+        )
+        tokenizer = tokenizing.result()
     ones = {name: np.ones(min(checkpoint.shapes[name]), np.float32) for name in absent} if absent else None
-    tokenizer = load_tokenizer(path)
     if tokenizer is not None and (note := excess(tokenizer, model.cfg.vocab_size)):
         print(f"sva: {name_or_path}: {note}", file=sys.stderr)
     quantisation = _quantised(checkpoint.quantisation) if dtype == "int8" else checkpoint.quantisation

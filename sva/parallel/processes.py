@@ -108,7 +108,7 @@ def lost(error: Exception) -> NoReturn:
     reason = str(error).splitlines()[0][:200]
     print(
         f"sva: process {jax.process_index()} of {jax.process_count()} ends, because another one was lost ({reason}); "
-        "start the same command again, on as many hosts as there are: the run goes on after its last saved step",
+        "start the same command again, on as many hosts as there are: the run resumes after its last saved step",
         file=sys.stderr,
         flush=True,
     )

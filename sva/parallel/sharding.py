@@ -63,7 +63,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if -1 in sizes:
         given = -math.prod(sizes)
         if len(found) % given:
-            raise UserError(f"{cfg} does not divide {len(found)} devices: {given} is no divisor; change one axis")
+            raise UserError(f"{cfg} does not divide {len(found)} devices: {given} is not a divisor; change one axis")
         sizes[sizes.index(-1)] = len(found) // given
     if math.prod(sizes) == 1 and jax.process_count() == 1:
         found = found[:1]

@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from sva.spectral.forms import Spectrum
 from sva.spectral.svd import orthogonality_errors, reconstruction_error, svd, truncate
 from sva.utils.errors import UserError
 from sva.utils.files import save_tensors, write_atomically, write_json
+from sva.utils.progress import progress_bar
 from sva.utils.remote import is_remote, local_file, reaching
 
 FORMAT = "sva-spectrum-2"
@@ -145,9 +145,7 @@ def stream(
         return _make(weights[name], directory / f"{name}.safetensors", wanted | {"name": name}, rank)
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with tqdm(
-        total=len(missing), desc="decompose", unit="matrix", file=sys.stderr, disable=not (progress and missing)
-    ) as bar:
+    with progress_bar("decompose", len(missing), "matrix", hidden=not (progress and missing)) as bar:
         for is_large, threads in ((True, min(cores, THREADS_OF_LARGE)), (False, 1)):
             names = [name for name in missing if (min(weights[name].shape) >= LARGE) == is_large]
             for found in _each(make, names, cores // threads, threads):

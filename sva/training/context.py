@@ -28,7 +28,7 @@ class PaddedShapes(NamedTuple):
 
     prompt: int  # tokens
     answer: int  # tokens of a given answer, for next_token
-    shape: PaddedShape | None  # of the prompts that a population answers, for evolution
+    population: PaddedShape | None  # of the prompts that a population answers, for evolution
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,7 +118,7 @@ def _context(lm: LM, spectra: Mapping[str, Spectrum], task: Task, run_dir: Path,
         shapes=PaddedShapes(
             prompt=prompt_width(lm, task, source),
             answer=solution_width(lm, task, source) if method == "next_token" else 0,
-            shape=population.shape_of(lm, task, source) if method == "evolution" else None,
+            population=population.shape_of(lm, task, source) if method == "evolution" else None,
         ),
         verdicts=Verdicts(run_dir),
         validation=validate,

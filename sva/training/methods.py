@@ -66,7 +66,7 @@ def evolution(context: TrainContext, state: ExpertState, step: Step, clock: Cloc
         members = _ask(search, state.opt_state, step.key)
         z = population.population_z(members, context.infos, context.family)
         answers = population.answer(
-            context.lm, context.nested, z, context.task, examples, context.shapes.room, context.max_new_tokens
+            context.lm, context.nested, z, context.task, examples, context.shapes.population, context.max_new_tokens
         )
     with clock("grading"):
         # The texts are member by member; a "sample" of prompt q is a member's answer to it.

@@ -25,7 +25,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from sva.evaluation import evaluate as evaluation
 from sva.evaluation.evaluate import Record
@@ -51,6 +50,7 @@ from sva.training.outcome import nothing_learned
 from sva.training.update import ExpertState
 from sva.utils.errors import UserError, differing
 from sva.utils.files import locked, write_atomically, write_json
+from sva.utils.progress import progress_bar
 from sva.utils.provenance import command, versions
 from sva.utils.remote import Mirror, local_directory, to_path
 
@@ -163,7 +163,7 @@ def _fit(run: _Run, mirror: Mirror | None, profile: bool) -> ExpertState:
     config, title = run.config, f"train {run.task.name}"
     with (
         tracking.wandb(config.wandb, to_path(config.run_dir), _resolved(config)) as track,
-        tqdm(total=config.train.steps, desc=title, unit="step", file=sys.stderr, disable=not run.progress) as bar,
+        progress_bar(title, config.train.steps, "step", hidden=not run.progress) as bar,
     ):
 
         def show(row: Mapping[str, Any]) -> None:

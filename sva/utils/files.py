@@ -10,15 +10,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
 from filelock import FileLock, Timeout
 
 from sva.utils.errors import UserError
 from sva.utils.remote import is_remote, local_path, reaching, scratch, to_path, upload
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -117,9 +117,12 @@ def as_os_error(error: Exception, path: Path) -> OSError | None:
     return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, "np.ndarray"], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file (not atomically); what the library says of a full disk is an OSError again."""
-    # the library writes an array's memory as it lies, so that one in another order would come back transposed
+    import numpy as np  # here, because settings are read without it
+    import safetensors.numpy
+
+    # The library writes an array's memory as it lies, so that one in another order would come back transposed.
     in_order = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
         safetensors.numpy.save_file(in_order, path, dict(metadata))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from sva.utils.errors import UserError
 
@@ -16,7 +15,7 @@ LARGEST = 2**64 - 1
 
 def check(name: str, seed: Any) -> None:
     """Raises UserError, which calls the setting `name`, unless `seed` is a whole number from 0 to 2^64 - 1."""
-    if isinstance(seed, bool | np.bool_) or not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) <= LARGEST:
         raise UserError(f"{name}={seed} is not a seed; give a whole number from 0 to {LARGEST} (2^64 - 1)")
 
 
@@ -30,6 +29,7 @@ def key(seed: int) -> jax.Array:
       UserError: a seed that is negative, too large or not a whole number.
     """
     import jax  # not above: settings, which hold seeds, are checked without JAX
+    import numpy as np
 
     check("seed", seed)
     if seed < 2**32:

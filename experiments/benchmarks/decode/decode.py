@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import torch
 import transformers
 
-from sva.cli.bench import products, read_rate, step_matrices
+from sva.cli.throughput import products, read_rate, step_matrices
 from sva.evaluation import evaluate
 from sva.generation import chat
 from sva.generation.load import load

@@ -28,7 +28,7 @@ import transformers
 
 import sva
 from sva.adaptation import few_shot
-from sva.cli.bench import products, step_matrices
+from sva.cli.throughput import products, step_matrices
 from sva.generation import chat
 from sva.parallel import compile_cache
 from sva.tasks import task as make_task

@@ -21,7 +21,7 @@ import torch
 import transformers
 from llama import peer_of, shaped, wait
 
-from sva.cli.bench import bench, table
+from sva.cli.throughput import bench, table
 from sva.parallel import compile_cache
 from sva.utils.files import write_json
 from sva.utils.provenance import command, versions

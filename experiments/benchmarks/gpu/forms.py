@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sva.cli.bench import read_rate
+from sva.cli.throughput import read_rate
 from sva.parallel import compile_cache
 from sva.spectral.forms import Delta, Factored, Spectrum
 from sva.utils.files import write_json

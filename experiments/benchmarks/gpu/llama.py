@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from sva.cli.aot.report import model_config
-from sva.cli.bench import random_lm
+from sva.cli.throughput import random_lm
 from sva.generation.lm import LM
 from sva.models.config import to_hf
 

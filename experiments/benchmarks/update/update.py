@@ -39,7 +39,7 @@ import numpy as np
 import torch
 import transformers
 
-from sva.cli.bench import step_matrices
+from sva.cli.throughput import step_matrices
 from sva.generation.decompose import decompose
 from sva.generation.lm import LM
 from sva.generation.load import load

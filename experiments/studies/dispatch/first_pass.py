@@ -37,7 +37,7 @@ import numpy as np
 
 from sva.adaptation import dispatchers, label_scoring, two_pass
 from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
-from sva.cli import demo
+from sva.cli import demonstration as demo
 from sva.evaluation import evaluate
 from sva.generation import chat
 from sva.generation.decode import Generation, PromptBatch, generate, read

@@ -37,7 +37,7 @@ from sva.adaptation import dispatch_report, few_shot
 from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
 from sva.adaptation.by_two_passes import by_two_passes, router_examples
 from sva.adaptation.label_scoring import Soft
-from sva.cli import demo
+from sva.cli import demonstration as demo
 from sva.cli.adapt import BUDGETS
 from sva.evaluation import evaluate
 from sva.evaluation.evaluate import Item

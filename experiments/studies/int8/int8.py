@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.cli.bench import step_matrices
+from sva.cli.throughput import step_matrices
 from sva.evaluation import evaluate
 from sva.evaluation.stats import accuracy as interval
 from sva.evaluation.stats import paired_difference

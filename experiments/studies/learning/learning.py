@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sva.cli import sweep as sweep_command
+from sva.cli.sweep_file import read as read_sweep
 from sva.training import metrics
 from sva.utils.files import write_json
 from sva.utils.provenance import command, versions
@@ -32,7 +33,7 @@ def main() -> None:
     result, text = {}, []
     figure = Figure(figsize=(5 * len(PREDICTED), 3.6), layout="constrained")
     for place, (name, minutes) in enumerate(PREDICTED.items(), 1):
-        cells = sweep_command.read(Path("configs/sweeps") / f"{name}.yaml")
+        cells = read_sweep(Path("configs/sweeps") / f"{name}.yaml")
         found = sweep_command.table(cells)
         axes = figure.add_subplot(1, len(PREDICTED), place)
         curves = {}

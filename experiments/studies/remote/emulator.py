@@ -74,7 +74,7 @@ def run(folder: Path, run_dir: str, *, lose_it: bool) -> None:
     config = folder / "config.yaml"
     config.write_text("model: gs://bucket/model\nrollout: {prompts: 4, samples: 2, max_new_tokens: 4}\n")
     words = [f"task={task}", "train.steps=4", "reinforce.baseline=none", "evaluate.size=3", f"run_dir={run_dir}"]
-    call = [sys.executable, "-c", "import sys, sva.cli.main; sys.exit(sva.cli.main())", "train", str(config), *words]
+    call = [sys.executable, "-m", "sva.cli.main", "train", str(config), *words]
     said = folder / "stderr.txt"
     with said.open("w") as stream:
         process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=stream)

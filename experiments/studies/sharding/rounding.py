@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sva
-from sva.cli.demo import asset_files
+from sva.cli.demonstration import asset_files
 from sva.models import layers
 from sva.parallel import compile_cache
 from sva.spectral import forms

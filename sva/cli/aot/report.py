@@ -71,7 +71,7 @@ def model_config(model: str) -> ModelConfig:
             if not isinstance(cached, str):
                 HfApi().model_info(model, timeout=HUB_SECONDS)  # asks once, where a download would ask six times
             path = Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
-        except Exception as error:  # the hub's own, network errors, a name that is none
+        except Exception as error:  # the hub's own, network errors, a name that does not exist
             raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__})") from error
     return from_hf(read_json(path), str(path))
 
