@@ -58,12 +58,17 @@ def product_rates(lead: tuple[int, ...], out: int) -> dict[str, float]:
     return rates
 
 
+def transformers_model(lm):
+    """The same weights as transformers loads them."""
+    with tempfile.TemporaryDirectory() as directory:
+        lm.save(Path(directory) / "model")
+        return transformers.AutoModelForCausalLM.from_pretrained(Path(directory) / "model", dtype=torch.float32).eval()
+
+
 def main() -> None:
     compile_cache.start()
     lm = load("smollm2-135m-instruct-q4_1")
-    with tempfile.TemporaryDirectory() as directory:
-        lm.save(Path(directory) / "model")
-        peer = transformers.AutoModelForCausalLM.from_pretrained(Path(directory) / "model", dtype=torch.float32).eval()
+    peer = transformers_model(lm)
     weights = sum(x.size for x in jax.tree.leaves(lm.params))
     questions = [chat.render(lm, item.question) for item in evaluate.items(task("other"), "test", 32)]
     result = {"model": lm.name, "new_tokens": NEW, "rounds": ROUNDS, "weights": weights}

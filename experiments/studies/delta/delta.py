@@ -55,46 +55,62 @@ def spread(values):
     return {"median": float(np.median(values)), "max": float(np.max(values))}
 
 
+def shipped_experts() -> dict:
+    """{name: expert} of those in the package, in order of their names."""
+    assets = sorted((resources.files("sva") / "assets").iterdir(), key=lambda path: path.name)
+    return {path.name.split(".")[0]: Expert.load(str(path)) for path in assets if path.name.endswith(".safetensors")}
+
+
+class Divergences:
+    """KL of models that leave components out from the exact ones, in nats a token, over the same prompts."""
+
+    def __init__(self, lm, spectra, zs) -> None:
+        self.lm, self.spectra, self.zs = lm, spectra, zs
+        self.source, self.ids, self.mask = prompts(lm)
+        ids, mask = self.ids, self.mask
+
+        @jax.jit
+        def hidden(params, adapter):
+            return apply(lm.model, variables(lm.model, params, adapter), ids, *positions_of(jnp.asarray(mask)))[0]
+
+        @jax.jit
+        def divergence(params, found, exact):
+            scores = score(
+                lambda h: apply(lm.model, {"params": params}, h, method="unembed"), found, jnp.asarray(ids), exact
+            )
+            return jnp.sum(scores.kl * mask) / mask.sum()
+
+        self._hidden, self._divergence = hidden, divergence
+        self._exact = {name: hidden(lm.params, factored(spectra, z)) for name, z in zs.items()}
+
+    def of(self, name, adapter) -> float:
+        """Of the model with this adapter, None for the base, from the exact expert of that name."""
+        found = self._hidden(self.lm.params, adapter)
+        return float(self._divergence(self.lm.params, found, self._exact[name]))
+
+    def of_plans(self, plans) -> dict[str, float]:
+        """{expert: nats a token}, with the components that these plans keep."""
+        found = {}
+        for name, z in self.zs.items():
+            adapter = {weight: delta(spectrum, z[weight]) for weight, spectrum in self.spectra.items()}
+            for weight, made in plans.items():
+                if made.form == "delta":
+                    kept = np.zeros(len(self.spectra[weight].s), np.float32)
+                    kept[made.components] = 1
+                    adapter[weight] = adapter[weight].replace(d=adapter[weight].d * kept)
+            found[name] = self.of(name, adapter)
+        return found
+
+
 def main() -> None:
     compile_cache.start()
     lm = load("smollm2-135m-instruct-q4_1")
-    assets = resources.files("sva") / "assets"
-    experts = {
-        path.name.split(".")[0]: Expert.load(str(path))
-        for path in sorted(assets.iterdir(), key=lambda path: path.name)
-        if path.name.endswith(".safetensors")
-    }
+    experts = shipped_experts()
     names = list(next(iter(experts.values())).raw)
     spectra = spectra_of(lm, names)
     zs = {name: expert.z(spectra) for name, expert in experts.items()}
-    source, ids, mask = prompts(lm)
-
-    @jax.jit
-    def hidden(params, adapter):
-        return apply(lm.model, variables(lm.model, params, adapter), ids, *positions_of(jnp.asarray(mask)))[0]
-
-    @jax.jit
-    def divergence(params, found, exact):
-        scores = score(
-            lambda h: apply(lm.model, {"params": params}, h, method="unembed"), found, jnp.asarray(ids), exact
-        )
-        return jnp.sum(scores.kl * mask) / mask.sum()
-
-    exact = {name: hidden(lm.params, factored(spectra, z)) for name, z in zs.items()}
-
-    def kl(plans):
-        """{expert: nats a token} of the model from the exact one, with the components that these plans keep."""
-        found = {}
-        for name, z in zs.items():
-            adapter = {weight: delta(spectrum, z[weight]) for weight, spectrum in spectra.items()}
-            for weight, made in plans.items():
-                if made.form == "delta":
-                    kept = np.zeros(len(spectra[weight].s), np.float32)
-                    kept[made.components] = 1
-                    adapter[weight] = adapter[weight].replace(d=adapter[weight].d * kept)
-            found[name] = float(divergence(lm.params, hidden(lm.params, adapter), exact[name]))
-        return found
-
+    divergences = Divergences(lm, spectra, zs)
+    kl = divergences.of_plans
     untouched = sum(x.nbytes for x in jax.tree.leaves(lm.params))
     untouched -= sum(spectra[name].u.shape[0] * spectra[name].vt.shape[1] * 4 for name in names)
     rows = []
@@ -121,13 +137,16 @@ def main() -> None:
             }
         )
         print(line(rows[-1]), flush=True)
-    base = hidden(lm.params, None)
     result = {
         "model": lm.name,
         "experts": list(zs),
         "matrices": len(names),
-        "prompts": {"task": source, "rows": len(ids), "tokens": int(mask.sum())},
-        "kl_of_the_base": {name: float(divergence(lm.params, base, exact[name])) for name in zs},
+        "prompts": {
+            "task": divergences.source,
+            "rows": len(divergences.ids),
+            "tokens": int(divergences.mask.sum()),
+        },
+        "kl_of_the_base": {name: divergences.of(name, None) for name in zs},
         "rows": rows,
         "versions": versions(),
         "command": command(),
