@@ -25,6 +25,7 @@ def unwrapped(completion: str) -> str:
     an opening one ends what a prompt began. Linear in the completion; a text without tags comes back as it is.
     """
     if len(completion) > _LONGEST:
+        completion = completion.rstrip()  # so that blanks behind it do not push it out of the limit
         head = completion[:-_LONGEST].lower()
         is_thinking = head.rfind("<think") > head.rfind("</think")
         completion = ("<think>" if is_thinking else "") + completion[-_LONGEST:]
