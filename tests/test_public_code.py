@@ -124,11 +124,13 @@ def _compare(lm, z, model, masks):
 
     ids = np.random.default_rng(0).integers(3, tiny.VOCAB, (2, 12))
     mask = np.ones_like(ids)
-    theirs = tiny.logits(composed(copy.deepcopy(model), masks), ids, mask)
+    # In float64, so that the bound is ours alone: torch's own float32 moves by as much from one processor to the next.
+    doubles = {name: scale.double() for name, scale in masks.items()}
+    theirs = tiny.logits(composed(copy.deepcopy(model).double(), doubles), ids, mask)
     base_logits = tiny.logits(model, ids, mask)
     ours = np.asarray(lm.logits(ids, mask, z))
     assert np.abs(theirs - base_logits).max() > 0.1  # the expert does something
-    assert np.abs(ours - theirs).max() < 3e-4
+    assert np.abs(ours - theirs).max() < 3e-5
 
 
 def test_tensors_without_a_gradient_are_read_as_p(base, tmp_path):
