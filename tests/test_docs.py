@@ -137,7 +137,7 @@ def test_settings_in_tables_exist() -> None:
 
 
 def test_every_sweep_that_is_shown_has_cells(shown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sva.cli.sweep import read
+    from sva.cli.sweep_file import read
 
     monkeypatch.chdir(ROOT)
     files = {Path(word) for command in of("sva") if command.words[1] == "sweep" for word in command.words[2:3]}

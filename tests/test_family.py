@@ -231,7 +231,6 @@ def test_a_z_is_mixed_and_given_to_rows_and_anything_else_is_to_be_merged(spelli
         lambda: bank([z], spectra, 2),
         lambda: toy.logits(ids, np.ones_like(ids), z),
         lambda: toy.generate(ids, np.ones_like(ids), 2, z=z),
-        lambda: expert.z(spectra),
         lambda: adaptive(toy, [expert], progress=False),
     ]
     for use in uses:

@@ -61,7 +61,7 @@ def test_math_is_read_from_files_of_lines(tmp_path):
     ("line", "message"),
     [
         ('{"problem": "p"}', "math_test.jsonl, line 1 is not a problem of MATH .*'solution'"),
-        ("x", "math_test.jsonl, line 1 is no problem"),
+        ("x", "math_test.jsonl, line 1 is not a problem"),
         ('{"problem": "p", "solution": "none"}', "math_test.jsonl, line 1: the solution has no .boxed"),
     ],
 )
