@@ -1,20 +1,22 @@
 """What SmolLM2-135M-Instruct (Q4_1) scores on GSM8K, ARC-Easy, ARC-Challenge and MBPP+ before any expert.
 
-    python experiments/studies/base_scores/base_scores.py [RUN=ROWS ...]     # writes result.json
+    python experiments/studies/base_scores/base_scores.py [--only generation|likelihood] [RUN=ROWS ...]  # writes result.json
 
 Greedy, sva's own prompts, zero-shot, test split (MBPP+: the public code's); of a run that is named, as
 gsm8k-generation=512, the first ROWS rows. One set of completions is graded twice, by the strict grader and by the
 public code's verdicts. ARC is also answered by option likelihood, per character and whole, in the leaderboards' format
-without a chat template. Records go to runs/base_scores; a run that is stopped goes on, and with more rows too.
+without a chat template. Records go to runs/base_scores; a stopped run resumes, and with more rows too. --only runs one kind and
+keeps the other's scores as they are in result.json; each score names the command and the versions that made it.
 """
 
-import sys
+import argparse
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from sva.cli.evaluate import scores
+from sva.cli.evaluate import scores as likelihood_scores
 from sva.evaluation import evaluate
 from sva.evaluation.stats import accuracy
 from sva.generation.load import load
@@ -60,7 +62,7 @@ def score(lm, name: str, by: str, rows: int) -> dict:
         made = evaluate.recorded(file, todo, answer, batch, f"{name} by {by}")
     result = {"task": name, "by": by, "n": len(made), "of": len(task(name).source("test"))}
     if by == "likelihood":
-        return result | scores(made)
+        return result | likelihood_scores(made)
     for grader in ("strict", "reference"):  # of the same completions, by the graders of today
         completions, examples = [row["completion"] for row in made], [item.example for item in todo]
         verdicts = task(name, grader).grade_many(completions, examples)
@@ -78,14 +80,21 @@ def kind(verdict: Grade) -> str:
 
 
 def main() -> None:
-    rows = {name: int(count) for name, count in (argument.split("=") for argument in sys.argv[1:])}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=("generation", "likelihood"))
+    parser.add_argument("rows", nargs="*", metavar="RUN=ROWS")
+    arguments = parser.parse_args()
+    rows = {name: int(count) for name, count in (argument.split("=") for argument in arguments.rows)}
     compile_cache.start()
     lm = load(MODEL)
     place = Path(__file__).parent / "result.json"
-    result = {"model": lm.name, "quantisation": lm.quantisation, "dtype": str(lm.model.dtype.__name__), "scores": []}
+    scores = {(row["task"], row["by"]): row for row in json.loads(place.read_text())["scores"]}
+    header = {"model": lm.name, "quantisation": lm.quantisation, "dtype": str(lm.model.dtype.__name__)}
     for name, by in RUNS:
-        result["scores"].append(score(lm, name, by, rows.get(f"{name}-{by}", 10**6)))
-        write_json(place, result | {"command": command(), "versions": versions(), "reported": REPORTED})
+        if arguments.only in (None, by):
+            made_by = {"command": command(), "versions": versions()}
+            scores[name, by] = score(lm, name, by, rows.get(f"{name}-{by}", 10**6)) | made_by
+            write_json(place, header | {"scores": list(scores.values()), "reported": REPORTED})
 
 
 if __name__ == "__main__":
