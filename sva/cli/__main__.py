@@ -1,0 +1,5 @@
+"""`python -m sva.cli` is `sva`."""
+
+from sva.cli.main import main
+
+main()
