@@ -186,15 +186,13 @@ class _Printer:
 
 def _answers(lm: Any, job: _Job, arguments: Generate, sampling: Any) -> Iterator[dict[str, Any]]:
     """A record for each answer that is not there yet, as they are finished; shown on the screen as well."""
-    import jax
-
     from sva.generation.complete import CompleteOptions, complete
     from sva.generation.engine import EngineConfig
     from sva.utils import seeds
     from sva.utils.padding import batch_bucket
 
-    key, prompts = seeds.key(arguments.seed), job.prompts
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray([prompt.line for prompt in prompts]))
+    prompts = job.prompts
+    keys = seeds.of_rows(seeds.key(arguments.seed), [prompt.line for prompt in prompts])
     two_passes = arguments.expert and not arguments.alphas
     chosen, mixtures = _first_pass(lm, prompts, arguments) if two_passes else ([{}] * len(prompts), None)
     printer = _Printer(job, arguments)
