@@ -4,6 +4,8 @@ Nothing that this module imports imports JAX: help and mistakes of the command l
 """
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -27,7 +29,23 @@ _COMMANDS = (demo, fetch, decompose, train, compile_command, adapt, evaluate, ge
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command and returns its exit code.
+
+    A command whose reader has gone (`sva sweep FILE --dry-run | head -1`) ends there, without a word.
+    """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """`main`, whatever becomes of the output."""
     try:
         arguments = parser().parse_args(argv)
         arguments.run(arguments)
@@ -48,6 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nsva: interrupted; run the same command to resume from what is finished", file=sys.stderr)
         return 1
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads; it then leads nowhere, so that Python's exit is quiet."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def parser() -> argparse.ArgumentParser:
