@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     settings = config.load(arguments.config, arguments.overrides)
     if spelling.parse(settings.parametrisation).name in spelling.UNDECOMPOSED:
         raise UserError(
-            f"parametrisation={settings.parametrisation} has no spectra, whose size and work sva compile counts; leave it "
-            "out for the figures of a z"
+            f"parametrisation={settings.parametrisation} has no spectra, whose size and work sva compile counts; "
+            "leave it out for the figures of a z"
         )
     start_jax()
     from sva.cli.aot import report as ahead
