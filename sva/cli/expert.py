@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from sva.adapters.spelling import UNDECOMPOSED
 from sva.cli.command_line import Command, Group, argument, option
 from sva.cli.options import MODEL, MODEL_HELP, print_result, start_jax
 from sva.utils.errors import UserError
@@ -23,13 +24,13 @@ class Show:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Import:
-    """Read an expert that Transformer-Squared's public code trained.
+    """Read an expert that Transformer-Squared's public code trained, or an adapter of PEFT.
 
-    policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too. Nothing in the file is run, and
-    torch is not needed.
+    policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too, and the directories that PEFT
+    saves of LoRA, rsLoRA, DoRA and IA3. Nothing in the file is run, and torch is not needed.
     """
 
-    file: Path = argument("a .pt file")
+    file: Path = argument("a .pt file, or a directory with adapter_config.json")
     model: str = option(f"the model it was trained on: {MODEL_HELP}", MODEL)
     out: Path | None = option("the expert file (default: FILE with the ending .safetensors)", None, short="-o")
     label: str | None = option("what the first pass calls it, one word, such as math", None)
@@ -41,7 +42,8 @@ class Export:
     """Write an expert for other programs.
 
     hf: a Hugging Face checkpoint with adapted weights. gguf: the same as a GGUF file, with the tokenizer where the
-    model came from one. peft: a LoRA adapter of the largest changes, its error stated.
+    model came from one. peft: a LoRA adapter of the largest changes, its error stated; an expert of LoRA,
+    DoRA or IA3 as it is.
     """
 
     expert: Path = argument("an expert file", read=to_path)
@@ -84,7 +86,7 @@ def show(arguments: Show) -> None:
     expert = Expert.load(arguments.expert)
     if not expert.raw:
         raise UserError(f"{arguments.expert} holds no weights; train it again")
-    values = np.concatenate([np.ravel(raw) for raw in expert.raw.values()])
+    values = np.concatenate([np.ravel(raw) for raw in expert.arrays.values()])
     raw = {"min": float(values.min()), "max": float(values.max()), "std": float(values.std())}
     result: dict[str, Any] = {"weights": len(expert.names), "values": values.size}
     result |= {"parametrisation": expert.parametrisation, "raw": raw, "metadata": dict(expert.metadata)}
@@ -118,8 +120,13 @@ def import_(arguments: Import) -> None:
     from sva.interop.sakana import read_expert
     from sva.interop.torch_files import read_tensors
 
-    read_tensors(arguments.file)  # what is wrong with it is said before a model is loaded
-    expert = read_expert(arguments.file, load(arguments.model))
+    if arguments.file.is_dir():
+        from sva.interop.peft_adapters import read_adapter
+
+        expert = read_adapter(arguments.file, load(arguments.model))
+    else:
+        read_tensors(arguments.file)  # what is wrong with it is said before a model is loaded
+        expert = read_expert(arguments.file, load(arguments.model))
     if arguments.label:
         label = {"label": arguments.label, "description": arguments.description}
         expert = dataclasses.replace(expert, metadata={**expert.metadata, **label})
@@ -134,6 +141,14 @@ def export(arguments: Export) -> None:
     start_jax()
     lm, expert, spectra = _adapted(arguments.expert, arguments.model)
     title = str(expert.metadata.get("task") or arguments.expert.stem)
+    if arguments.format == "peft" and not expert.member.has_spectra:
+        import jax.numpy as jnp
+
+        from sva.interop.peft_adapters import save_adapter
+
+        said = save_adapter(arguments.out, lm, expert, title=title, dtype=jnp.dtype(arguments.dtype))
+        print(f"{arguments.out}: {said}")
+        return
     write = {"hf": _export_hf, "gguf": _export_gguf, "peft": _export_peft}[arguments.format]
     print(f"{arguments.out}: {write(arguments, lm, spectra, expert.z(spectra), title)}")
 
@@ -141,16 +156,26 @@ def export(arguments: Export) -> None:
 def _check_limit(arguments: Export) -> None:
     """Raises UserError for a --rank or --tolerance that is out of range or of no use to the format."""
     limited = arguments.rank is not None or arguments.tolerance is not None
-    if limited != (arguments.format == "peft"):
+    spelt = _parametrisation(arguments.expert) if arguments.format == "peft" else None
+    if limited != (spelt is not None and spelt not in UNDECOMPOSED):
         raise UserError(
-            "--format peft needs --rank or --tolerance (--tolerance 0 is exact)"
-            if arguments.format == "peft"
+            f"--rank and --tolerance are for singular values, this expert is of {spelt}; leave them out"
+            if spelt in UNDECOMPOSED
+            else "--format peft needs --rank or --tolerance (--tolerance 0 is exact)"
+            if spelt
             else f"--rank and --tolerance are for --format peft, {arguments.format} holds the whole change"
         )
     if arguments.rank is not None and arguments.rank < 1:
         raise UserError(f"--rank {arguments.rank} must be at least 1")
     if arguments.tolerance is not None and not 0 <= arguments.tolerance < 1:
         raise UserError(f"--tolerance {arguments.tolerance} must be at least 0 and below 1, a part of s_max")
+
+
+def _parametrisation(path: Path) -> str:
+    """The name of an expert file's parametrisation."""
+    from sva.spectral.expert import Expert
+
+    return Expert.load(path).member.name
 
 
 def _export_peft(arguments: Export, lm: Any, spectra: Any, z: Any, title: str) -> str:
@@ -214,10 +239,11 @@ def transfer(arguments: Transfer) -> None:
     from sva.generation.load import load
     from sva.models.weights import expected
     from sva.spectral import transfer as by_index
-    from sva.spectral.expert import Expert
+    from sva.spectral.expert import Expert, require_mixable
     from sva.utils.trees import select
 
     expert = Expert.load(arguments.expert)
+    require_mixable([expert])
     name = arguments.base or expert.metadata.get("base")
     if not name:
         raise UserError(f"{arguments.expert} does not name its base model; give it with --base")
@@ -240,15 +266,18 @@ def transfer(arguments: Transfer) -> None:
 
 
 def _adapted(path: Path, model: str) -> tuple[Any, Any, Any]:
-    """(base model, expert, its spectra) of a model and an expert file, which must belong together."""
-    from sva.generation.decompose import spectra_of
+    """(base model, expert, its spectra) of a model and an expert file, which must belong together.
+
+    For an expert without spectra the last is what `sva.frozen` gives.
+    """
+    from sva.generation.frozen import frozen
     from sva.generation.load import load
     from sva.spectral.expert import Expert
 
     Expert.load(path)  # what is wrong with it is said before a model is loaded
     lm = load(model)
     expert = Expert.load(path, fingerprint=lm.fingerprint, base=lm.name)
-    return lm, expert, spectra_of(lm, expert.names)
+    return lm, expert, frozen(lm, expert)
 
 
 def _fresh(path: Path) -> None:
