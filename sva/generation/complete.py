@@ -11,10 +11,12 @@ import numpy as np
 
 from sva.generation import chat
 from sva.generation.decode import prefill_prefix
+from sva.generation.decompose import spectra_of
 from sva.generation.engine import EngineConfig, Finished, Request, run
 from sva.generation.finite import check_finite
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
+from sva.generation.merge import factored
 from sva.generation.prompts import check_token_lists, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.generation.stop_strings import Text
@@ -84,13 +86,14 @@ def complete(
       options: end tokens, mixtures, the engine's shapes, and what is shown on the way.
     Raises:
       UserError: an empty prompt, one that does not leave max_new_tokens of the context or holds an id outside the
-        vocabulary, a stop string that no text can hold, sampling without a key, a model loaded `without` some weights,
-        or a log-probability that is not finite.
+        vocabulary, a stop string that no text can hold, sampling without a key, mixtures on a model loaded `without`
+        some weights, or a log-probability that is not finite.
     """
     if not prompts:
         return
     options, sampling = options or CompleteOptions(), sampling or Greedy()
-    require_weights(lm, "the engine")
+    if options.mixtures is not None:
+        require_weights(lm, "a mixture of experts a prompt")
     texts = _Texts(lm, _of_each(stops, len(prompts)), options.show)
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))
     check_token_lists(lm, prompts, limits)
@@ -152,13 +155,14 @@ class _Texts:
 def _weights(lm: LM, options: CompleteOptions, prefix: Sequence[int]) -> Weights:
     """The engine's weights, with the keys and values of the tokens that all prompts begin with."""
     eos_ids = chat.end_tokens(lm) if options.eos_ids is None else options.eos_ids
-    weights = Weights(lm.model, lm.params, jnp.asarray(pad_eos(eos_ids)))
+    adapter = None if lm.z is None else lm.model.nest(factored(spectra_of(lm, list(lm.z)), lm.z))
+    weights = Weights(lm.model, lm.params, jnp.asarray(pad_eos(eos_ids)), adapter)
     if options.mixtures:
         return dataclasses.replace(weights, adapter_of=bank_mixture, shared=options.mixtures.bank)
     if not len(prefix):
         return weights
     ids = np.asarray(prefix, np.int32)[None]
-    return dataclasses.replace(weights, prefix=prefill_prefix(lm.model, variables(lm.model, lm.params, None), ids))
+    return dataclasses.replace(weights, prefix=prefill_prefix(lm.model, variables(lm.model, lm.params, adapter), ids))
 
 
 def _checked(lm: LM, finished: Iterator[Finished], title: str | None, total: int) -> Iterator[Finished]:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sva.generation.logprobs import Scores, score
+from sva.generation.weights import base_variables
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.models.weights import expected
 from sva.spectral.forms import Spectrum, adapters
@@ -101,7 +102,7 @@ def reinforce_loss(
       raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or the model's nested tree
         of it.
       spectra: keyed by the same names, or nested as well; whole ones.
-      params: base weights.
+      params: base weights; where target weights are left out, their spectra stand in for them.
       batch: B completions.
       model: static under jit, as the next two.
       family: the parametrisation of raw.
@@ -118,7 +119,7 @@ def reinforce_loss(
     infos = matrix_infos_of(model, spectra)
     check_raw(family, raw, infos)
     adapted = variables(model, params, adapters(spectra, family.z(raw, infos)))
-    base = {"params": params}
+    base = base_variables(model, params, spectra)
     ref_hidden = jax.lax.stop_gradient(hidden_before_tokens(model, base, batch)) if cfg.has_kl else None
 
     def unembed(hidden: jax.Array) -> jax.Array:
