@@ -10,7 +10,7 @@ from sva.utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """(name, *overrides) -> Config of a run of two steps on a checkpoint of the toy model, with budgets of 64 tokens."""
+    """(name, *overrides) -> Config of a run of two steps on the toy model, with budgets of 64 tokens."""
     directory = tmp_path_factory.mktemp("forms")
     toy_lm().save(directory / "toy")
     lines = [{"prompt": f"what colour the {a} of the {b} ?", "answer": "red red"} for a in THINGS for b in THINGS[:4]]

@@ -57,6 +57,8 @@ class CompleteOptions:
     engine: EngineConfig = EngineConfig()  # rows that decode together, and other shapes
     show: Show | None = None  # called with each piece of text as it comes
     title: str | None = None  # of a progress bar on stderr; None for none
+    shared: int | None = None  # tokens at the start of every prompt to read once; by default all there are of these
+    is_checked: bool = True  # log-probs that are not finite are an error; else they are for the caller to find
 
 
 def complete(
@@ -80,7 +82,7 @@ def complete(
       max_new_tokens: of every completion, or one a prompt.
       sampling: a strategy of `sva.generation.sampling`; Greedy by default.
       key: one typed key, or one a prompt, needed by every strategy but Greedy. Of one, prompt p takes fold_in(key, p);
-        of several samples of a prompt, sample i takes fold_in of the prompt's key and i.
+        of several samples of a prompt, sample i takes fold_in of the prompt's key and i. Or one a sample, [P, samples].
       samples: of each prompt, which is read once.
       stops: stop strings (`sva.generation.stop_strings.Text`) of every completion, or some a prompt.
       options: end tokens, mixtures, the engine's shapes, and what is shown on the way.
@@ -97,12 +99,14 @@ def complete(
     texts = _Texts(lm, _of_each(stops, len(prompts)), options.show)
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))
     check_token_lists(lm, prompts, limits)
-    keys = _keys(key, len(prompts), sampling)
+    keys = _keys(key, len(prompts), samples, sampling)
     mixtures = options.mixtures
-    shared = common_prefix(prompts) if mixtures is None else 0
+    shared = options.shared
+    if shared is None:
+        shared = common_prefix(prompts) if mixtures is None else 0
     alphas = mixtures.alphas[: len(prompts)] if mixtures else [None] * len(prompts)
     requests = [
-        Request(prompt[shared:], int(limit), own if samples == 1 else _spread(own, samples), mix)
+        Request(prompt[shared:], int(limit), own, mix)
         for prompt, limit, own, mix in zip(prompts, limits, keys, alphas, strict=True)
     ]
     finished = run(
@@ -112,7 +116,7 @@ def complete(
         sampling,
         texts.watch if texts.is_needed else None,
     )
-    for row in _checked(lm, finished, options.title, len(prompts) * samples):
+    for row in _counted(lm, finished, options, len(prompts) * samples):
         yield _completion(lm, row, texts.end(row.request, row.sample))
 
 
@@ -165,12 +169,13 @@ def _weights(lm: LM, options: CompleteOptions, prefix: Sequence[int]) -> Weights
     return dataclasses.replace(weights, prefix=prefill_prefix(lm.model, variables(lm.model, lm.params, adapter), ids))
 
 
-def _checked(lm: LM, finished: Iterator[Finished], title: str | None, total: int) -> Iterator[Finished]:
-    """The finished rows, once their log-probs are known to be finite, counted on a progress bar."""
+def _counted(lm: LM, finished: Iterator[Finished], options: CompleteOptions, total: int) -> Iterator[Finished]:
+    """The finished rows, checked if that is asked for, and counted on a progress bar."""
     started, drawn = time.monotonic(), 0
-    with progress_bar(title, total, "row", hidden=title is None) as bar:
+    with progress_bar(options.title, total, "row", hidden=options.title is None) as bar:
         for row in finished:
-            check_finite(lm, row.logprobs[None], "prompt", row.request)
+            if options.is_checked:
+                check_finite(lm, row.logprobs[None], "prompt", row.request)
             drawn += len(row.tokens)
             bar.set_postfix_str(f"{drawn / max(time.monotonic() - started, 1e-9):.0f} tokens/s", refresh=False)
             bar.update()
@@ -191,8 +196,12 @@ def _of_each(stops: Sequence[str] | Sequence[Sequence[str]], prompts: int) -> li
     return [tuple(texts)] * prompts if len(texts) == len(stops) else [tuple(each) for each in stops]
 
 
-def _keys(key: jax.Array | None, prompts: int, sampling: Sampling) -> list[jax.Array]:
-    """Each prompt's key as `row_keys` gives it, [1]; made and taken in the same pieces for any number of prompts."""
+def _keys(key: jax.Array | None, prompts: int, samples: int, sampling: Sampling) -> list[jax.Array]:
+    """Each prompt's keys, [samples]: those given, or made in the same pieces for any number of prompts."""
+    if key is not None and key.ndim == 2:
+        row_keys(key.reshape(-1), prompts * samples, prompts * samples, sampling)  # whether they will do
+        data, impl = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+        return [jax.random.wrap_key_data(jax.device_put(own), impl=impl) for own in data]
     if key is None or key.ndim == 0:
         row_keys(key, 1, 1, sampling)  # whether it will do
         whole = jax.random.key(0) if key is None else key
@@ -202,7 +211,8 @@ def _keys(key: jax.Array | None, prompts: int, sampling: Sampling) -> list[jax.A
         whole = row_keys(key, prompts, prompts, sampling)
         data = np.asarray(jax.random.key_data(whole))
     impl = jax.random.key_impl(whole)
-    return [jax.random.wrap_key_data(jax.device_put(data[number : number + 1]), impl=impl) for number in range(prompts)]
+    own = [jax.random.wrap_key_data(jax.device_put(data[number : number + 1]), impl=impl) for number in range(prompts)]
+    return own if samples == 1 else [_spread(each, samples) for each in own]
 
 
 _AT_ONCE = 32

@@ -41,23 +41,53 @@ def merge(lm: _Model, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> 
     return dataclasses.replace(lm, params=params, name=name, known_fingerprint=None, spectra={})
 
 
+def with_z(lm: _Model, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> _Model:
+    """An LM that runs factored on these spectra in every call, with this z; all else, its weights too, is `lm`'s."""
+    return dataclasses.replace(lm, z=dict(z), spectra=kept_spectra(lm.model, spectra))
+
+
 def merge_params(
     model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Spectrum], z: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones."""
-    named = unnest(params, layout.held(model, params), scan=model.scan_layers)
-    targets = {name: (named[name], spectra[name], z) for name, z in z.items()}
-    return model.nest(named | _merge_all(targets))
+    """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones.
+
+    All other arrays are those of `params`. Layers that are stacked are merged as a stack, one after another.
+    """
+    if not z:
+        return dict(params)
+    weights: dict[Any, Any] = flatten_dict(dict(params))
+    if is_whole(model, z):
+        factors, scales = (flatten_dict(model.nest(tree)) for tree in (spectra, z))
+        targets = {path: (weights[path], factors[path], z) for path, z in scales.items()}
+        return unflatten_dict(weights | _merge_all(targets))
+    for path, names in layout.names_by_path(z, model).items():  # of stacks, single layers
+        for name in names:
+            layer, _ = split_name(name)
+            one = jax.tree.map(lambda x, layer=layer: x[layer], weights[path])
+            (merged,) = _merge_all({path: (one, spectra[name], z[name])}).values()
+            weights[path] = jax.tree.map(lambda x, y, layer=layer: x.at[layer].set(y), weights[path], merged)
+    return unflatten_dict(weights)
+
+
+def is_whole(model: Transformer, names: Iterable[str]) -> bool:
+    """Whether a tree keyed by these names nests as the model's: of layers that are stacked, all are there."""
+    if not model.scan_layers:
+        return True
+    return all(len(found) == model.cfg.num_layers for found in layout.names_by_path(names, model).values())
 
 
 @jax.jit
-def _merge_all(targets: dict[str, tuple[Any, Spectrum, forms.Z]]) -> dict[str, Any]:
+def _merge_all(targets: dict[Any, tuple[Any, Spectrum, forms.Z]]) -> dict[Any, Any]:
     def merged(w: Any, spectrum: Spectrum, z: forms.Z) -> Any:
         if isinstance(w, Int8):
             return quantise_weight(forms.merge(spectrum, z, floats(w, jnp.float32)))
         return forms.merge(spectrum, z, w)
 
-    return {name: merged(*target) for name, target in targets.items()}
+    def each(target: tuple[Any, Spectrum, forms.Z]) -> Any:
+        is_stack = target[1].s.ndim == 2
+        return jax.lax.map(lambda layer: merged(*layer), target) if is_stack else merged(*target)
+
+    return {path: each(target) for path, target in targets.items()}
 
 
 def adapted(
@@ -81,9 +111,21 @@ def adapted(
             merged[name] = x
             continue
         x = jnp.asarray(x) if rows is None else jnp.broadcast_to(x, (rows, np.shape(x)[-1]))
-        adapter[name] = Factored(spectra[name], x) if form == "factored" else forms.delta(spectra[name], x)
+        if form == "factored":
+            factored_z[name] = x
+        else:
+            adapter[name] = forms.delta(spectra[name], x)
     params = merge_params(lm.model, lm.params, spectra, merged) if merged else lm.params
-    return params, adapter or None
+    nested = flatten_dict(lm.model.nest(adapter)) | flatten_dict(nested_factors(lm.model, spectra, factored_z))
+    return params, unflatten_dict(nested) if nested else None
+
+
+def nested_factors(model: Transformer, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's nested tree of `Factored` of an effective z, {name: [R] or [B, R]}; it holds the spectra's arrays."""
+    require_whole(spectra if isinstance(spectra, ByName) is False else spectra.tree)
+    scales: dict[Any, Any] = flatten_dict(model.nest(z))
+    factors: dict[Any, Any] = flatten_dict(model.nest({name: spectra[name] for name in z}))
+    return unflatten_dict({path: Factored(factors[path], jnp.asarray(x)) for path, x in scales.items()})
 
 
 def factored(spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str, Factored]:

@@ -49,11 +49,8 @@ def base_variables(model: Transformer, params: Mapping[str, Any], spectra: Mappi
       spectra: keyed by weight name, or nested as the model's.
     """
     held = flatten_dict(dict(params)).keys()
-    absent = {
-        path: Factored(spectrum, jnp.ones_like(spectrum.s))
-        for path, spectrum in flatten_dict(model.nest(spectra)).items()
-        if path not in held
-    }
+    of_path: dict[Any, Any] = flatten_dict(model.nest(spectra))
+    absent = {path: Factored(x, jnp.ones_like(x.s)) for path, x in of_path.items() if path not in held}
     return variables(model, params, unflatten_dict(absent) if absent else None)
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sva.models.config import ModelConfig
+from sva.parallel.sharding import constrain
 from sva.utils.padding import round_up
 
 BLOCK = 32  # slots
@@ -178,19 +179,29 @@ def resize(segment: KVSegment, slots: int) -> KVSegment:
     return KVSegment(kv, positions, valid)
 
 
-def row(segment: KVSegment, index: jax.Array) -> KVSegment:
-    """The segment of one row."""
-    return _by_row(lambda axis, x: jax.lax.dynamic_slice_in_dim(x, index, 1, axis), segment)
-
-
 def rows(segment: KVSegment, indices: jax.Array) -> KVSegment:
     """The segment of these rows."""
-    return _by_row(lambda axis, x: jnp.take(x, indices, axis=axis), segment)
+    return _by_row(lambda axis, x: jnp.take(x, indices, axis=axis, mode="clip"), segment)
 
 
-def replace_row(segment: KVSegment, index: jax.Array, one: KVSegment) -> KVSegment:
-    """The segment with one row, of as many slots, in the place of another."""
-    return _by_row(lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(x, y, index, axis), segment, one)
+def replace_rows(segment: KVSegment, indices: jax.Array, others: KVSegment) -> KVSegment:
+    """The segment with other rows, of as many slots, in the place of these; an index that is no row drops its row."""
+
+    def put(axis: int, x: jax.Array, y: jax.Array) -> jax.Array:
+        return x.at[(slice(None),) * axis + (indices,)].set(y, mode="drop")
+
+    return _by_row(put, segment, others)
+
+
+def constrained(segment: KVSegment) -> KVSegment:
+    """The segment as it lies on a mesh, if one is set: rows divided, and heads of keys and values."""
+
+    def on_mesh(axis: int, x: jax.Array) -> jax.Array:
+        heads = ("kv_heads",) if x.ndim > 2 else ()
+        axes = (*(None,) * axis, "batch", *heads)
+        return constrain(x, *axes, *(None,) * (x.ndim - len(axes)))
+
+    return _by_row(on_mesh, segment)
 
 
 def append(segment: KVSegment, used: jax.Array, new: KVSegment) -> KVSegment:

@@ -81,7 +81,8 @@ class Expert:
             if name not in spectra:
                 raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
         member = family(self.parametrisation)
-        infos = matrix_infos({name: spectra[name] for name in self.names})
+        known = matrix_infos(spectra)
+        infos = {name: known[name] for name in self.names}
         check_raw(member, self.raw, infos)
         for name, raw in self.raw.items():
             if not np.isfinite(np.asarray(raw, np.float32)).all():
@@ -149,11 +150,12 @@ class Expert:
 
 def check_vectors(z: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: int | None = None) -> None:
     """Raises UserError unless every z is finite and as long as its spectrum: [R], with `rows` also [rows, R]."""
+    ranks = {name: np.shape(s)[-1] for name, s in singular_values(spectra).items()}
     for name, vector in z.items():
-        if name not in spectra:
+        if name not in ranks:
             raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
         require_vector(name, vector)
-        shape, rank = np.shape(vector), np.shape(spectra[name].s)[-1]
+        shape, rank = np.shape(vector), ranks[name]
         if len(shape) != 1 and (rows is None or len(shape) != 2 or shape[0] != rows):
             wanted = f"[{rank}]" if rows is None else f"[{rank}] or, one a row, [{rows}, {rank}]"
             raise UserError(f"{name}: z has shape {list(shape)}, expected {wanted}")
@@ -166,12 +168,13 @@ def check_vectors(z: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: i
 def check_z(z: Mapping[str, Z], spectra: Mapping[str, Spectrum]) -> None:
     """Raises UserError unless every z, of whatever kind, is finite and fits its spectrum."""
     check_vectors({name: x for name, x in z.items() if not isinstance(x, Core | Bands)}, spectra)
+    ranks = {name: np.shape(s)[-1] for name, s in singular_values(spectra).items()}
     for name, x in z.items():
         if not isinstance(x, Core | Bands):
             continue
-        if name not in spectra:
+        if name not in ranks:
             raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
-        shape, rank = np.shape(x.values), np.shape(spectra[name].s)[-1]
+        shape, rank = np.shape(x.values), ranks[name]
         fits = shape[-2] == shape[-1] <= rank if isinstance(x, Core) else shape[-1] == rank and shape[-2] % 2
         kind = type(x).__name__
         if len(shape) != 2 or not fits:

@@ -31,6 +31,7 @@ import numpy as np
 
 from sva.spectral import spelling
 from sva.spectral.forms import Bands, Core, Spectrum, Z
+from sva.utils.by_name import ByName
 from sva.utils.errors import UserError
 
 
@@ -48,7 +49,14 @@ def seed_of(name: str) -> np.uint32:
 
 def matrix_infos(spectra: Mapping[str, Spectrum]) -> dict[str, MatrixInfo]:
     """{name: MatrixInfo} of spectra keyed by weight name."""
-    return {name: MatrixInfo(spectrum.s, seed_of(name)) for name, spectrum in spectra.items()}
+    return {name: MatrixInfo(s, seed_of(name)) for name, s in singular_values(spectra).items()}
+
+
+def singular_values(spectra: Mapping[str, Spectrum]) -> Mapping[str, Any]:
+    """{name: s [R]} of spectra keyed by weight name, without a slice of the other factors where layers are stacked."""
+    if isinstance(spectra, ByName):
+        return spectra.map(lambda spectrum: spectrum.s)
+    return {name: spectrum.s for name, spectrum in spectra.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
 from sva.training.config.train import TrainConfig
 from sva.training.reinforce import Batch
-from sva.training.rollout import TaskBatch, Verdicts
+from sva.training.rollout import PromptShape, TaskBatch, Verdicts
 from sva.training.search import Search
 from sva.training.update import ExpertState
 
@@ -26,7 +26,7 @@ from sva.training.update import ExpertState
 class PaddedShapes(NamedTuple):
     """Sizes that fit every example of the training split, so that all steps run the same programs."""
 
-    prompt: int  # tokens
+    prompt: PromptShape
     answer: int  # tokens of a given answer, for next_token
     population: PaddedShape | None  # of the prompts that a population answers, for evolution
 
@@ -68,7 +68,7 @@ class TrainContext:
         return _z(raw, self.infos, self.family)
 
     def batch(self, examples: Sequence[Example]) -> TaskBatch:
-        """Examples with the width of their prompts."""
+        """Examples with the shape of their prompts."""
         return TaskBatch(self.task, examples, self.shapes.prompt)
 
 

@@ -32,7 +32,7 @@ from sva.training.methods import STEPS
 from sva.training.metrics import MetricsLog
 from sva.training.optimizers import update_config
 from sva.training.reinforce import Batch
-from sva.training.rollout import RewardError, Verdicts, prompt_width
+from sva.training.rollout import RewardError, Verdicts, prompt_shape
 from sva.training.search import search_of
 from sva.training.sft import solution_width
 from sva.training.update import ExpertState, init_state
@@ -116,7 +116,7 @@ def _context(lm: LM, spectra: Mapping[str, Spectrum], task: Task, run_dir: Path,
         train=config.train,
         search=search_of(config.evolution, lr=config.train.lr, centre=member.centre, bound=config.train.bound),
         shapes=PaddedShapes(
-            prompt=prompt_width(lm, task, source),
+            prompt=prompt_shape(lm, task, source),
             answer=solution_width(lm, task, source) if method == "next_token" else 0,
             population=population.shape_of(lm, task, source) if method == "evolution" else None,
         ),

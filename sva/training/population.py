@@ -14,7 +14,6 @@ from sva.generation.population_batch import PaddedShape
 from sva.generation.sampling import Greedy
 from sva.spectral.parametrisations import Family, MatrixInfo
 from sva.tasks.base import Example, Task
-from sva.training.rollout import faults
 
 
 class Answers(NamedTuple):
@@ -50,8 +49,16 @@ def answer(
     out = population_batch.answers(lm, members, prompts, sampling=Greedy(), rows=rows, stops=task.stop)
     found = chat.decode_until(lm, out.tokens, out.lengths, [task.stop] * len(out.tokens))
     means = found.means(out.logprobs).reshape(len(members), -1)
-    counts = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
+    counts = _faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
     return Answers(found.texts, means, found.lengths, *counts)
+
+
+def _faults(
+    tokens: np.ndarray, lengths: np.ndarray, texts: Sequence[str], eos: Sequence[int], stopped: Any
+) -> tuple[int, int]:
+    """(overlong, empty): rows that end without an end token or a stop text, and rows whose text is nothing."""
+    last = tokens[np.arange(len(tokens)), lengths - 1]
+    return int((~np.isin(last, eos) & ~np.asarray(stopped)).sum()), sum(not text.strip() for text in texts)
 
 
 @partial(jax.jit, static_argnames=("family",))
