@@ -16,7 +16,7 @@ from sva.generation.engine import EngineConfig, Finished, Request, run
 from sva.generation.finite import check_finite
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
-from sva.generation.merge import factored
+from sva.generation.merge import nested_factors
 from sva.generation.prompts import check_token_lists, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.generation.stop_strings import Text
@@ -159,7 +159,7 @@ class _Texts:
 def _weights(lm: LM, options: CompleteOptions, prefix: Sequence[int]) -> Weights:
     """The engine's weights, with the keys and values of the tokens that all prompts begin with."""
     eos_ids = chat.end_tokens(lm) if options.eos_ids is None else options.eos_ids
-    adapter = None if lm.z is None else lm.model.nest(factored(spectra_of(lm, list(lm.z)), lm.z))
+    adapter = None if lm.z is None else nested_factors(lm.model, spectra_of(lm, list(lm.z)), lm.z)
     weights = Weights(lm.model, lm.params, jnp.asarray(pad_eos(eos_ids)), adapter)
     if options.mixtures:
         return dataclasses.replace(weights, adapter_of=bank_mixture, shared=options.mixtures.bank)

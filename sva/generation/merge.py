@@ -1,22 +1,24 @@
 """Weights that an effective z changes: merged into dense ones, or as adapters beside them."""
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sva.generation.loaded_model import LoadedModel
+from sva.generation.loaded_model import LoadedModel, kept_spectra
 from sva.models import layout
 from sva.models.transformer import Transformer
-from sva.models.weights import split_name, unnest
+from sva.models.weights import split_name
 from sva.spectral import forms
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_z
-from sva.spectral.forms import Factored, LinearAdapter, Spectrum
+from sva.spectral.forms import Factored, Spectrum
 from sva.spectral.svd import require_whole
+from sva.utils.by_name import ByName
 from sva.utils.matmul import Int8, floats, quantise_weight
 
 _Model = TypeVar("_Model", bound=LoadedModel)
@@ -56,8 +58,8 @@ def merge_params(
     if not z:
         return dict(params)
     weights: dict[Any, Any] = flatten_dict(dict(params))
-    if is_whole(model, z):
-        factors, scales = (flatten_dict(model.nest(tree)) for tree in (spectra, z))
+    if layout.is_whole(model, z):
+        factors, scales = _factors(model, spectra, z), flatten_dict(model.nest(z))
         targets = {path: (weights[path], factors[path], z) for path, z in scales.items()}
         return unflatten_dict(weights | _merge_all(targets))
     for path, names in layout.names_by_path(z, model).items():  # of stacks, single layers
@@ -69,11 +71,10 @@ def merge_params(
     return unflatten_dict(weights)
 
 
-def is_whole(model: Transformer, names: Iterable[str]) -> bool:
-    """Whether a tree keyed by these names nests as the model's: of layers that are stacked, all are there."""
-    if not model.scan_layers:
-        return True
-    return all(len(found) == model.cfg.num_layers for found in layout.names_by_path(names, model).values())
+def _factors(model: Transformer, spectra: Mapping[str, Spectrum], names: Iterable[str]) -> dict[Any, Any]:
+    """{path in the linen tree: its spectrum, or the stack of them} of these weights, and perhaps of others."""
+    named = spectra if isinstance(spectra, ByName) else {name: spectra[name] for name in names}
+    return flatten_dict(model.nest(named))
 
 
 @jax.jit
@@ -92,8 +93,8 @@ def _merge_all(targets: dict[Any, tuple[Any, Spectrum, forms.Z]]) -> dict[Any, A
 
 def adapted(
     lm: LoadedModel, spectra: Mapping[str, Spectrum], z: Mapping[str, Any], *, tokens: int | None = None
-) -> tuple[Mapping[str, Any], dict[str, LinearAdapter] | None]:
-    """(params, adapter) that run an effective z, every matrix in its cheapest exact form (`cost.cheapest`).
+) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
+    """(params, nested adapter) that run an effective z, every matrix in its cheapest exact form (`cost.cheapest`).
 
     Args:
       z: {name: [R] or [B, R]}.
@@ -103,7 +104,7 @@ def adapted(
     """
     held = layout.held(lm.model, lm.params)
     by_row = {shared_form(lm.model, name): len(x) for name, x in z.items() if np.ndim(x) == 2}
-    merged, adapter = {}, {}
+    merged, factored_z, adapter = {}, {}, {}
     for name, x in z.items():
         rows = by_row.get(shared_form(lm.model, name))
         form = cheapest(spectra[name], "rows" if rows else "one", tokens=tokens) if name in held else "factored"
@@ -122,9 +123,8 @@ def adapted(
 
 def nested_factors(model: Transformer, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str, Any]:
     """The model's nested tree of `Factored` of an effective z, {name: [R] or [B, R]}; it holds the spectra's arrays."""
-    require_whole(spectra if isinstance(spectra, ByName) is False else spectra.tree)
-    scales: dict[Any, Any] = flatten_dict(model.nest(z))
-    factors: dict[Any, Any] = flatten_dict(model.nest({name: spectra[name] for name in z}))
+    factors, scales = _factors(model, spectra, z), flatten_dict(model.nest(z))
+    require_whole(unflatten_dict({path: factors[path] for path in scales}))
     return unflatten_dict({path: Factored(factors[path], jnp.asarray(x)) for path, x in scales.items()})
 
 

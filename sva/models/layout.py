@@ -33,6 +33,13 @@ def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, .
     return found
 
 
+def is_whole(model: Transformer, names: Iterable[str]) -> bool:
+    """Whether a tree keyed by these names nests as the model's: of layers that are stacked, all are there."""
+    if not model.scan_layers:
+        return True
+    return all(len(found) == model.cfg.num_layers for found in names_by_path(names, model).values())
+
+
 def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
     """{weight name: its Leaf} of the weights that a linen tree of parameters has."""
     paths = flatten_dict(tree).keys()

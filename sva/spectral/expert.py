@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 
 from sva.spectral.forms import Bands, Core, Spectrum, Z, require_vector
-from sva.spectral.parametrisations import PerMatrix, check_raw, family, matrix_infos
+from sva.spectral.parametrisations import PerMatrix, check_raw, family, matrix_infos, singular_values
 from sva.utils.errors import UserError
 from sva.utils.files import save_tensors, write_atomically
 from sva.utils.remote import local_file, reaching, to_path

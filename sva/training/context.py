@@ -10,14 +10,17 @@ import jax
 from sva.evaluation.evaluate import Item
 from sva.generation.lm import LM
 from sva.generation.population_batch import PaddedShape
+from sva.models import layout
+from sva.models.transformer import Transformer
+from sva.models.weights import unnest
 from sva.spectral.forms import Spectrum
-from sva.spectral.parametrisations import Family, MatrixInfo, matrix_infos
+from sva.spectral.parametrisations import Family
 from sva.tasks.base import Example, Task
 from sva.training.config.evaluation import ValidationConfig
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
 from sva.training.config.train import TrainConfig
-from sva.training.reinforce import Batch
+from sva.training.reinforce import Batch, matrix_infos_of
 from sva.training.rollout import PromptShape, TaskBatch, Verdicts
 from sva.training.search import Search
 from sva.training.update import ExpertState
@@ -53,11 +56,6 @@ class TrainContext:
         """The spectra as the model's tree."""
         return self.lm.model.nest(self.spectra)
 
-    @cached_property
-    def infos(self) -> Mapping[str, MatrixInfo]:
-        """What the parametrisation may know of each matrix."""
-        return matrix_infos(self.spectra)
-
     @property
     def max_new_tokens(self) -> int:
         """Tokens of a completion at most."""
@@ -65,16 +63,17 @@ class TrainContext:
 
     def z(self, raw: Any) -> dict[str, Any]:
         """{weight name: z} of raw values."""
-        return _z(raw, self.infos, self.family)
+        return _z(raw, self.nested, self.lm.model, self.family)
 
     def batch(self, examples: Sequence[Example]) -> TaskBatch:
         """Examples with the shape of their prompts."""
         return TaskBatch(self.task, examples, self.shapes.prompt)
 
 
-@partial(jax.jit, static_argnames=("family",))
-def _z(raw: Any, infos: Mapping[str, MatrixInfo], family: Family) -> dict[str, Any]:
-    return family.z(raw, infos)
+@partial(jax.jit, static_argnames=("model", "family"))
+def _z(raw: Any, spectra: Mapping[str, Any], model: Transformer, family: Family) -> dict[str, Any]:
+    z = family.z(model.nest(raw), matrix_infos_of(model, spectra))
+    return unnest(z, layout.held(model, z), scan=model.scan_layers)
 
 
 class Step(NamedTuple):
