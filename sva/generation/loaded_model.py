@@ -69,11 +69,11 @@ class LoadedModel:
         save_checkpoint(directory, self.model.cfg, tensors, self.tokenizer)
 
 
-def kept_spectra(model: Transformer, spectra: Mapping[str, Spectrum]) -> dict[Any, Spectrum]:
+def kept_spectra(model: Transformer, spectra: Mapping[str, Any]) -> dict[Any, Spectrum]:
     """Spectra keyed by weight name as `LoadedModel.spectra` keeps them; a view of stacks is not copied."""
     if not (model.scan_layers and layout.is_whole(model, spectra)):
         return dict(spectra)
-    stacks: dict[Any, Spectrum] = flatten_dict(model.nest(spectra))
+    stacks: dict[Any, Any] = flatten_dict(model.nest(spectra))
     return stacks
 
 

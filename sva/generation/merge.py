@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sva.adapters.family import Adapter
 from sva.generation.loaded_model import LoadedModel, kept_spectra
 from sva.models import layout
 from sva.models.transformer import Transformer
@@ -17,6 +18,7 @@ from sva.spectral import forms
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_z
 from sva.spectral.forms import Factored, Spectrum
+from sva.spectral.parametrisations import Frozen
 from sva.spectral.svd import require_whole
 from sva.utils.by_name import ByName
 from sva.utils.matmul import Int8, floats, quantise_weight
@@ -24,13 +26,14 @@ from sva.utils.matmul import Int8, floats, quantise_weight
 _Model = TypeVar("_Model", bound=LoadedModel)
 
 
-def merge(lm: _Model, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> _Model:
+def merge(lm: _Model, spectra: Mapping[str, Frozen], z: Mapping[str, Any]) -> _Model:
     """An LM whose target weights are U diag(s z) V^T, dense; everything else is shared with `lm`.
 
     `spectra` are of the weights that `lm` holds: a weight whose z is 1 throughout stays as it is bit for bit, and so
-    does what a truncated spectrum leaves out.
+    does what a truncated spectrum leaves out. An IA3 expert changes the layers' biases as well.
 
     Args:
+      spectra: of the weights of z; for an expert without spectra what `sva.frozen` gives.
       z: {name: [R]}, or what `Expert.z` gives for any parametrisation.
     Raises:
       UserError: a z of the wrong length, with NaN, or without a spectrum.
@@ -43,15 +46,15 @@ def merge(lm: _Model, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> 
     return dataclasses.replace(lm, params=params, name=name, known_fingerprint=None, spectra={})
 
 
-def with_z(lm: _Model, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> _Model:
+def with_z(lm: _Model, spectra: Mapping[str, Any], z: Mapping[str, Any]) -> _Model:
     """An LM that runs factored on these spectra in every call, with this z; all else, its weights too, is `lm`'s."""
     return dataclasses.replace(lm, z=dict(z), spectra=kept_spectra(lm.model, spectra))
 
 
 def merge_params(
-    model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Spectrum], z: Mapping[str, Any]
+    model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Frozen], z: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones.
+    """The parameter tree with the weights of z ({name: [R], Core, Bands or Adapter}) replaced by merged ones.
 
     All other arrays are those of `params`. Layers that are stacked are merged as a stack, one after another.
     """
@@ -61,31 +64,37 @@ def merge_params(
     if layout.is_whole(model, z):
         factors, scales = _factors(model, spectra, z), flatten_dict(model.nest(z))
         targets = {path: (weights[path], factors[path], z) for path, z in scales.items()}
-        return unflatten_dict(weights | _merge_all(targets))
+        return unflatten_dict(weights | _merge_all(targets) | _biases(scales))
     for path, names in layout.names_by_path(z, model).items():  # of stacks, single layers
         for name in names:
             layer, _ = split_name(name)
-            one = jax.tree.map(lambda x, layer=layer: x[layer], weights[path])
-            (merged,) = _merge_all({path: (one, spectra[name], z[name])}).values()
-            weights[path] = jax.tree.map(lambda x, y, layer=layer: x.at[layer].set(y), weights[path], merged)
+            target = {path: (jax.tree.map(lambda x, at=layer: x[at], weights[path]), spectra[name], z[name])}
+            for where, new in (_merge_all(target) | _biases({path: z[name]})).items():
+                weights[where] = jax.tree.map(lambda x, y, at=layer: x.at[at].set(y), weights[where], new)
     return unflatten_dict(weights)
 
 
-def _factors(model: Transformer, spectra: Mapping[str, Spectrum], names: Iterable[str]) -> dict[Any, Any]:
+def _factors(model: Transformer, spectra: Mapping[str, Frozen], names: Iterable[str]) -> dict[Any, Any]:
     """{path in the linen tree: its spectrum, or the stack of them} of these weights, and perhaps of others."""
     named = spectra if isinstance(spectra, ByName) else {name: spectra[name] for name in names}
     return flatten_dict(model.nest(named))
 
 
+def _biases(scales: Mapping[Any, Any]) -> dict[Any, Any]:
+    """{path: the layer's bias} of those that an adapter, or a stack of them, changes."""
+    found = {(*path[:-1], "bias"): z.merged_bias() for path, z in scales.items() if isinstance(z, Adapter)}
+    return {path: bias for path, bias in found.items() if bias is not None}
+
+
 @jax.jit
-def _merge_all(targets: dict[Any, tuple[Any, Spectrum, forms.Z]]) -> dict[Any, Any]:
-    def merged(w: Any, spectrum: Spectrum, z: forms.Z) -> Any:
+def _merge_all(targets: dict[Any, tuple[Any, Frozen, forms.Z]]) -> dict[Any, Any]:
+    def merged(w: Any, spectrum: Frozen, z: forms.Z) -> Any:
         if isinstance(w, Int8):
             return quantise_weight(forms.merge(spectrum, z, floats(w, jnp.float32)))
         return forms.merge(spectrum, z, w)
 
-    def each(target: tuple[Any, Spectrum, forms.Z]) -> Any:
-        is_stack = target[1].s.ndim == 2
+    def each(target: tuple[Any, Frozen, forms.Z]) -> Any:
+        is_stack = max(x.ndim for x in jax.tree.leaves(target[0])) == 3
         return jax.lax.map(lambda layer: merged(*layer), target) if is_stack else merged(*target)
 
     return {path: each(target) for path, target in targets.items()}

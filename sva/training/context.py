@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from sva.adapters.family import Family
 from sva.evaluation.evaluate import Item
 from sva.generation.lm import LM
 from sva.generation.population_batch import PaddedShape
 from sva.models import layout
 from sva.models.transformer import Transformer
 from sva.models.weights import unnest
-from sva.spectral.forms import Spectrum
-from sva.spectral.parametrisations import Family
+from sva.spectral.parametrisations import Frozen
 from sva.tasks.base import Example, Task
 from sva.training.config.evaluation import ValidationConfig
 from sva.training.config.reinforce import ReinforceConfig
@@ -39,7 +39,8 @@ class TrainContext:
     """All that stays the same from step to step."""
 
     lm: LM
-    spectra: Mapping[str, Spectrum]
+    spectra: Mapping[str, Frozen]  # or what a family without spectra may know of its weights
+    seed: int
     family: Family
     task: Task
     rollout: RolloutConfig

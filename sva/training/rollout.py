@@ -22,7 +22,7 @@ from sva.generation.stop_strings import cut
 from sva.models.cache import BLOCK
 from sva.parallel.processes import broadcast_from_process_0, is_writer
 from sva.parallel.sharding import batch_shards
-from sva.spectral.forms import Spectrum
+from sva.spectral.parametrisations import Frozen
 from sva.tasks.base import Example, Task
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
@@ -82,8 +82,8 @@ class Rollout(NamedTuple):
 
 def sample(
     lm: LM,
-    spectra: Mapping[str, Spectrum],
-    z: Mapping[str, jax.Array],
+    spectra: Mapping[str, Frozen],
+    z: Mapping[str, Any],
     batch: TaskBatch,
     key: jax.Array,
     cfg: RolloutConfig,
