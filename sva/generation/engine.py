@@ -46,6 +46,7 @@ class EngineConfig:
     steps: int = 8  # tokens between two looks at the queue; a row that finishes waits half of them on average
     prompts: int = 1  # read at a time; more where a few hundred tokens do not fill the machine
     width: int = 0  # tokens of the longest prompt there will ever be; 0 for the longest of the requests
+    one_bucket: bool = False  # pad every prompt to the widest bucket, so that one program reads all
     tier: int = 128  # slots of a row are a multiple of it; as many as a row may need make one program of `advance`
 
     def __post_init__(self) -> None:
@@ -284,7 +285,7 @@ class _Queue:
 
     def slots(self, request: int) -> int:
         """Slots that the request's prompt fills."""
-        return prompt_bucket(len(self._requests[request].prompt_ids))
+        return self.width if self._cfg.one_bucket else prompt_bucket(len(self._requests[request].prompt_ids))
 
     def take(self, count: int) -> list[_Waiting]:
         """The next samples, `count` of them at most, whose prompts were read together."""

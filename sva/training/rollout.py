@@ -141,7 +141,7 @@ def engine_config(cfg: RolloutConfig, shape: PromptShape, budget: int) -> Engine
     if jax.default_backend() == "cpu":
         return settings
     most = prompt_bucket(width) + round_up(budget, settings.steps)
-    return dataclasses.replace(settings, tier=round_up(most, BLOCK))
+    return dataclasses.replace(settings, one_bucket=True, tier=round_up(most, BLOCK))
 
 
 def sampling_of(cfg: RolloutConfig) -> Sampling:

@@ -1,6 +1,6 @@
 """One training run's settings: a YAML file and `a.b=c` overrides, typed by the dataclasses of this package.
 
-Nothing here imports JAX, so that a wrong setting is told at once.
+Nothing here imports JAX, so that a wrong setting is told at once; OmegaConf is imported where a file is read.
 """
 
 import dataclasses
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from sva.adapters import spelling
 from sva.parallel.mesh_config import MeshConfig
@@ -83,6 +81,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     for name, value in values.items():
         section, _, last = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[last] = value
+    from omegaconf import OmegaConf
+
     merged = _explained(OmegaConf.merge, OmegaConf.structured(Config), tree)
     config = _explained(OmegaConf.to_object, merged)
     # The default run_dir holds the task's name, which may be a path in the home directory; no directory is called ~.
@@ -124,11 +124,15 @@ def settings() -> list[str]:
 
 def to_yaml(config: Config) -> str:
     """The resolved settings as YAML."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
 def _explained(action: Callable[..., Any], *args: Any) -> Any:
     """What `action` returns; OmegaConf's errors, of `${...}`, become one line that names the setting."""
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         return action(*args)
     except OmegaConfBaseException as error:
