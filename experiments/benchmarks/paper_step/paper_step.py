@@ -1,11 +1,11 @@
 """One training step at the paper's setting and Llama-3-8B's shape: rollout, update, and the public way beside them.
 
     python experiments/benchmarks/paper_step/paper_step.py              # one GPU of 80 GB; writes result.json here
-    python experiments/benchmarks/paper_step/paper_step.py --toy        # a small shape on any machine; writes nothing here
+    python experiments/benchmarks/paper_step/paper_step.py --toy        # a small shape, on any machine; writes toy.json
 
 256 prompts with one completion each, of the lengths in `../rollout/lengths.json` (up to 512 new tokens), REINFORCE with
-KL 0.1, sigmoid_nuclear on mlp, q and v, bfloat16. Weights and spectra are random: spectra are drawn, not decomposed, and
-a target weight is U diag(s) V^T of its own. No end token: a row stops at its length.
+KL 0.1, sigmoid_nuclear on mlp, q and v, bfloat16. Weights and spectra are random: spectra are drawn, not decomposed,
+and a target weight is U diag(s) V^T of its own. No end token: a row stops at its length.
 
 Each part (rollout, update, public) runs in a process of its own, so that its peak of memory is its own, and is saved
 when it is done; the same command skips what is there, and `--minutes` starts no part that the time left is unlikely to
@@ -15,8 +15,8 @@ be enough for. Compiling is told apart: every part runs once on few tokens first
 `generate` for the rollout, one sequence at a time with dense gradients for the update. It runs on a part of the batch;
 its times of a whole step are scaled by tokens and so marked.
 
-By hand, in GB: weights 16.1, spectra 17.0 (mlp 14.5, q and v 2.5), merged copies of the targets 12.6, keys and values of
-128 rows of 704 slots 11.8; an update needs no merged copies. Factored rollouts hold no target weights: 3.5 + 17.0.
+By hand, in GB: weights 16.1, spectra 17.0 (mlp 14.5, q and v 2.5), merged copies of the targets 12.6, keys and values
+of 128 rows of 704 slots 11.8; an update needs no merged copies. Factored rollouts hold no target weights: 3.5 + 17.0.
 """
 
 import argparse

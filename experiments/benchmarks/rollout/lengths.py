@@ -3,8 +3,8 @@
     python experiments/benchmarks/rollout/lengths.py        # writes lengths.json beside this file
 
 `prompts` are those of the first 256 training questions of GSM8K under sva's own prompt, as SmolLM2 reads them.
-`answers` are drawn: round(exp(N(log 150, 0.5))), kept within 16 and 512, of four samples a prompt, seed 0; their mean is
-164. SmolLM2's own greedy answers have one of 245, because a quarter of them never ends (experiments/studies/base_scores).
+`answers` are drawn: round(exp(N(log 150, 0.5))), kept within 16 and 512, of four samples a prompt, seed 0; their mean
+is 164. That of SmolLM2's own greedy answers is 245, as a quarter of them never ends (experiments/studies/base_scores).
 """
 
 import json
