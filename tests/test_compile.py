@@ -11,6 +11,7 @@ from sva.generation.testing import toy_config
 from sva.models.config import to_hf
 from sva.parallel.mesh_config import MeshConfig
 from sva.training.config import Config
+from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
 from sva.training.config.train import TrainConfig
 from sva.utils.errors import UserError
@@ -21,6 +22,14 @@ LAYERS = 6
 WIDE = dataclasses.replace(
     toy_config(), hidden_size=80, intermediate_size=112, vocab_size=200, num_layers=LAYERS, windows=(0,) * LAYERS
 )
+
+
+@pytest.mark.parametrize("form", ["dense", "factored"])
+def test_the_bases_pass_for_the_kl_is_in_the_update_in_every_form(tmp_path, form):
+    settings = config(tmp_path, reinforce=ReinforceConfig(kl_coef=0.1))
+    settings = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, form=form))
+    program = report(settings)["programs"]["update"]
+    assert program["flops_all"] == pytest.approx(program["flops_closed_form"], rel=0.05)
 
 
 def config(tmp_path, **changes):
@@ -49,10 +58,12 @@ def test_the_dense_form_holds_the_weights_and_the_merged_ones_too(tmp_path):
     settings = config(tmp_path)
     factored = report(settings, programs=())["run"]["resident"]
     dense = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, form="dense"))
-    held = report(dense, programs=())["run"]["resident"]
+    result = report(dense, programs=("rollout",))
+    held = result["run"]["resident"]
+    assert result["programs"]["rollout"]["memory"]["merged weights"] == LAYERS * 3 * 80 * 112 * 4
     targets = LAYERS * 3 * 80 * 112 * 4
-    assert held["target weights"] == held["merged weights"] == targets
-    assert {name: held[name] for name in factored} == factored
+    assert held["weights"] == factored["weights"] + targets
+    assert (held["spectra"], held["state"]) == (factored["spectra"], factored["state"])
     assert factored["spectra"] == LAYERS * 3 * 4 * (80 * (80 + 112) + 80)
 
 

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it")
     parser.add_argument("--topology", required=True, help="of the pod, e.g. v5e:4x4 or v5p:2x2x4")
     parser.add_argument(
-        "--program", action="append", help="update, rollout or two_pass; may be repeated (default: all)"
+        "--program", action="append", help="update, read, rollout or two_pass; may be repeated (default: all)"
     )
     parser.add_argument("--prompt-tokens", type=int, default=255, help="of every prompt (default: %(default)s)")
     parser.add_argument("--hbm", type=float, help="GiB of one device (default: the kind's own)")

@@ -153,7 +153,8 @@ def _settings_digest(context: TrainContext, config: Config) -> bytes:
     train = config.train
     if train.schedule == "constant":
         train = dataclasses.replace(train, steps=TrainConfig().steps)
-    parts = (config.rollout, config.reinforce, train, config.evolution, config.validation)
+    rollouts = dataclasses.replace(config.rollout, rows=None)
+    parts = (rollouts, config.reinforce, train, config.evolution, config.validation)
     about = (str(context.family), context.task.name, context.lm.fingerprint, config.seed)
     return hashlib.sha256(json.dumps((*about, *map(_not_default, parts))).encode()).digest()
 

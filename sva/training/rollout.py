@@ -127,8 +127,8 @@ def sample(
     return Completions(ids, mask, tokens, logprobs, lengths, texts, overlong, empty)
 
 
-def engine_config(cfg: RolloutConfig, shape: PromptShape, budget: int) -> EngineConfig:
-    """The shapes of the engine's programs, the same in every step.
+def engine_config(cfg: RolloutConfig, shape: PromptShape, budget: int, backend: str | None = None) -> EngineConfig:
+    """The shapes of the engine's programs, the same in every step, for the devices of `backend` (JAX's own by default).
 
     On an accelerator there is one program of each kind: a row has all the slots that it may ever need. A CPU, on which
     attention costs more than compiling, takes them tier by tier.
@@ -138,7 +138,7 @@ def engine_config(cfg: RolloutConfig, shape: PromptShape, budget: int) -> Engine
     rows = cfg.rows_at_work(shards)
     width = shape.longest - shape.shared
     settings = EngineConfig(rows, prompts=min(max(_READ, shards), rows), width=width)
-    if jax.default_backend() == "cpu":
+    if (backend or jax.default_backend()) == "cpu":
         return settings
     most = prompt_bucket(width) + round_up(budget, settings.steps)
     return dataclasses.replace(settings, one_bucket=True, tier=round_up(most, BLOCK))

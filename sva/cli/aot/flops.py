@@ -30,6 +30,25 @@ def first_flops(shapes: Shapes) -> int:
     return total
 
 
+def read_flops(shapes: Shapes, prompts: int, width: int, *, factored: bool) -> int:
+    """Of reading so many prompts of that width."""
+    cfg, tokens = shapes.model.cfg, prompts * width
+    flops = tokens * linear_flops(cfg, shapes.targets if factored else ()) + tokens * width * pair_flops(cfg)
+    unread = prompts * (width - 1)
+    return (
+        flops
+        - unread * (unread_flops(shapes, factored=factored) + width * unread_pair_flops(shapes))
+        + (prompts * head_flops(cfg))
+    )
+
+
+def round_flops(shapes: Shapes, rows: int, slots: int, steps: int, *, factored: bool) -> int:
+    """Of one round of the engine: so many tokens a row, each of which looks at all slots, masked."""
+    cfg, tokens = shapes.model.cfg, rows * steps
+    flops = linear_flops(cfg, shapes.targets if factored else ()) + (slots + steps) * pair_flops(cfg)
+    return tokens * (flops + head_flops(cfg))
+
+
 def generation_flops(shapes: Shapes, prompts: int, rows: int, *, factored: bool) -> int:
     """Of reading the prompts and drawing every row's tokens."""
     cfg = shapes.model.cfg
@@ -80,7 +99,9 @@ def update_flops(shapes: Shapes) -> int:
         flops -= unread * (unread_flops(shapes) + shapes.prompt * unread_pair_flops(shapes))
     flops += 3 * rows * shapes.new * head_flops(cfg)  # recomputed always: see `sva.generation.logprobs.score`
     if config.reinforce.has_kl:  # the base model scores as well, forwards
-        flops += tokens * linear_flops(cfg) + pairs * pair_flops(cfg)
+        is_factored = config.rollout.form == "factored"
+        flops += tokens * linear_flops(cfg, shapes.targets if is_factored else ()) + pairs * pair_flops(cfg)
+        flops -= unread * (unread_flops(shapes, factored=is_factored) + shapes.prompt * unread_pair_flops(shapes))
         flops += 2 * rows * shapes.new * head_flops(cfg)
     return flops
 

@@ -36,6 +36,23 @@ class Shapes:
         """Names of the weights that an expert moves."""
         return select(expected(self.model.cfg), self.config.targets)
 
+    @property
+    def is_factored(self) -> bool:
+        """Whether spectra stand in for the target weights."""
+        return self.config.rollout.form == "factored"
+
+
+def run_holds(shapes: Shapes) -> dict[str, Any]:
+    """What lies on the devices all through a training run, by kind, as trees of jax.ShapeDtypeStruct.
+
+    In the factored form the spectra stand in for the target weights. Merged weights are there in the rollout alone.
+    """
+    return {
+        "weights": params_of(shapes, without_targets=shapes.is_factored),
+        "spectra": spectra_of(shapes),
+        "state": state_of(shapes),
+    }
+
 
 def held_bytes(tree: Any) -> int:
     """Bytes of a tree of sharded jax.ShapeDtypeStruct on one device, without the padding of layouts."""
