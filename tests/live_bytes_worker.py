@@ -16,7 +16,7 @@ import numpy as np
 
 import sva
 from sva.cli.aot import report as ahead
-from sva.generation.testing import NameAColour, toy_config, tokenizer
+from sva.generation.testing import NameAColour, tokenizer, toy_config
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.parallel.mesh_config import MeshConfig
@@ -44,11 +44,11 @@ def save(directory):
 
 
 def on_one_device():
-    """Bytes of all live arrays on the first device."""
+    """Bytes of all live arrays on the first device; several views of one buffer count once."""
     gc.collect()
     first = jax.devices()[0]
-    shards = (shard for x in jax.live_arrays() for shard in x.addressable_shards)
-    return sum(shard.data.nbytes for shard in shards if shard.device == first)
+    shards = [shard for x in jax.live_arrays() for shard in x.addressable_shards if shard.device == first]
+    return sum({shard.data.unsafe_buffer_pointer(): shard.data.nbytes for shard in shards}.values())
 
 
 def compared(directory, form, scan, axes):

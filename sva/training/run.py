@@ -263,7 +263,7 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
 
 
 def _check_same(config: Config, path: Path) -> None:
-    """Raises UserError where the settings of the run at `path` are others; mesh, rows at a time and saving may change."""
+    """Raises UserError where the settings of the run at `path` are others; its mesh and what saves may change."""
     # Read as settings, so that one which an earlier version did not have counts as its default.
     flat = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
     old, new = (

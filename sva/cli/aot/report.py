@@ -1,9 +1,9 @@
 """Ahead-of-time compilation: what a training run would hold and do on a TPU pod, on a machine with no TPU.
 
 The update, the rollout's programs and the two-pass function are compiled by the TPU's own compiler (libtpu, extra
-`aot`) for the pod's topology, from shapes alone: no weights are read, nothing runs. The report says, for one chip, which bytes lie
-there, by kind, how many operations each program makes and which messages it sends, with loops multiplied out
-(`sva.cli.aot.hlo`), whether everything fits, and what to change where it does not.
+`aot`) for the pod's topology, from shapes alone: no weights are read, nothing runs. The report says, for one chip,
+which bytes lie there, by kind, how many operations each program makes and which messages it sends, with loops
+multiplied out (`sva.cli.aot.hlo`), whether everything fits, and what to change where it does not.
 """
 
 import importlib.util
