@@ -13,7 +13,6 @@ import sva
 from sva.generation import decode as generation
 from sva.generation.decode import PromptBatch
 from sva.generation.sampling import Greedy, OnPolicy, Temperature
-from sva.generation.testing import toy_lm
 
 
 def _prompts(vocab, rows=4, width=9):

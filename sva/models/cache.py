@@ -6,8 +6,8 @@ have one for G rows. What is generated goes into the slots of a `DecodeCache`, o
 
     past:    [ instruction, 1 row ] [ prompts, P rows ]      cache:  [ generated, B rows ... free slots ]
 
-The keys of a segment may lie in blocks of slots. Where layers are unrolled, which is the form for fast decoding on a
-CPU, what rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many
+The keys of a segment may lie in blocks of slots. Where layers are unrolled on a CPU, which decodes fastest so, what
+rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many
 keys takes up to three times as long for each (experiments/benchmarks/engine/attention.py).
 Otherwise there is no block axis: with an axis of size 1 XLA on CPU copies the keys four times a step.
 """
@@ -85,7 +85,9 @@ def _kept(x: jax.Array, dtype: Any, axis: int) -> Any:
 
 def blocks_of(slots: int, *, scan: bool) -> tuple[int, int]:
     """(N, W): the blocks of a segment that is to hold so many slots, and their size; one stands for no blocks."""
-    return (1, slots) if scan or slots <= _FEW else (round_up(slots, BLOCK) // BLOCK, BLOCK)
+    if scan or slots <= _FEW or jax.default_backend() != "cpu":
+        return 1, slots
+    return round_up(slots, BLOCK) // BLOCK, BLOCK
 
 
 def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> KVSegment:

@@ -55,8 +55,8 @@ def main() -> None:
     deadline = time.monotonic() + 60 * arguments.minutes
     for part in arguments.parts:
         left = deadline - time.monotonic()
-        if read(output).get(part, {}).get("settings") == settings(arguments):
-            print(f"{part}: already in {output}", file=sys.stderr)
+        if read(output).get(name(part, arguments), {}).get("settings") == settings(arguments):
+            print(f"{name(part, arguments)}: already in {output}", file=sys.stderr)
         elif left < (1 if arguments.toy else 60 * PARTS[part]):
             print(f"{part}: {left / 60:.1f} minutes are left, it takes about {PARTS[part]}", file=sys.stderr)
         else:
@@ -74,6 +74,13 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What numbers depend on."""
     names = ("toy", "layers", "form", "scan", "rows", "steps", "micro", "prompts")
     return {name: getattr(arguments, name) for name in names}
+
+
+def name(part: str, arguments: argparse.Namespace) -> str:
+    """Of the part's results; the forms that can be compared are kept beside each other."""
+    if part == "public":
+        return part
+    return f"{part}, {arguments.form}, {'scanned' if arguments.scan else 'unrolled'}"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def run_part(part: str, arguments: argparse.Namespace, output: Path) -> None:
 
         found = {"rollout": our_way.rollout, "update": our_way.update}[part](arguments)
     found |= {"seconds_in_all": time.perf_counter() - started, "settings": settings(arguments)}
-    result = read(output) | {part: found}
+    result = read(output) | {name(part, arguments): found}
     output.with_suffix(".part").write_text(json.dumps(result, indent=2) + "\n")
     output.with_suffix(".part").replace(output)
 
