@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from sva.adapters import spelling
 from sva.cli.options import add_command, print_result, start_jax
 from sva.utils.errors import UserError
 from sva.utils.remote import local_argument
@@ -33,6 +34,11 @@ def run(arguments: argparse.Namespace) -> None:
     from sva.training import config
 
     settings = config.load(arguments.config, arguments.overrides)
+    if spelling.parse(settings.parametrisation).name in spelling.UNDECOMPOSED:
+        raise UserError(
+            f"parametrisation={settings.parametrisation} has no spectra, whose size and work sva compile counts; "
+            "leave it out for the figures of a z"
+        )
     start_jax()
     from sva.cli.aot import report as ahead
     from sva.training import run as runs

@@ -222,14 +222,11 @@ def _pattern(pattern: Mapping[str, float] | None, name: str, default: float) -> 
 def _check_shapes(directory: Path, lm: LM, expert: Expert) -> None:
     """Raises UserError unless every array has the shape that the model's weights ask for."""
     weights = expected(lm.model.cfg)
-    infos = {name: Matrix(np.uint32(0), _pair(weights[name].shape), name.split(".")[-2]) for name in expert.names}
-    infos = {name: info.replace(norms=np.zeros(info.shape[0], np.float32)) for name, info in infos.items()}
+    infos = {}
+    for name in expert.names:
+        out, into = weights[name].shape
+        infos[name] = Matrix(np.uint32(0), (out, into), name.split(".")[-2], norms=np.zeros(out, np.float32))
     try:
         check_raw(expert.member, expert.raw, infos)
     except UserError as error:
         raise UserError(f"{directory}: {error}; is it for another model than {lm.name}?") from error
-
-
-def _pair(shape: tuple[int, ...]) -> tuple[int, int]:
-    out, into = shape
-    return out, into
