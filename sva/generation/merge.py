@@ -18,7 +18,9 @@ from sva.spectral import forms
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_z
 from sva.spectral.forms import Factored, Spectrum
+from sva.spectral.mixing import DeltaSlots, FactoredSlots, slots
 from sva.spectral.parametrisations import Frozen
+from sva.spectral.serving_plan import Plan
 from sva.spectral.svd import require_whole
 from sva.utils.by_name import ByName
 from sva.utils.matmul import Int8, floats, quantise_weight
@@ -145,6 +147,25 @@ def factored(spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> dict[str,
     """
     require_whole({name: spectra[name] for name in z})
     return {name: Factored(spectra[name], jnp.asarray(x)) for name, x in z.items()}
+
+
+def nested_slots(
+    model: Transformer, spectra: Mapping[str, Spectrum], bank: Mapping[str, Any], plans: Mapping[str, Plan]
+) -> dict[str, Any]:
+    """The model's nested tree of `mixing.slots`; factored ones hold the spectra's own arrays, stacked or not."""
+    if not isinstance(spectra, ByName):
+        return model.nest(slots(spectra, bank, plans))
+    numbered = {name: (z, jnp.asarray(place, jnp.int32)) for place, (name, z) in enumerate(bank.items())}
+    alone = {name: pair for name, pair in numbered.items() if plans[name].form == "factored"}
+    changed = {
+        name: DeltaSlots(forms.delta(spectra[name], z, plans[name].components), place)
+        for name, (z, place) in numbered.items()
+        if name not in alone
+    }
+    factors: dict[Any, Any] = flatten_dict(dict(spectra.tree))
+    pairs: dict[Any, Any] = flatten_dict(model.nest(alone))
+    made = {path: FactoredSlots(factors[path], *pair) for path, pair in pairs.items()}
+    return unflatten_dict(flatten_dict(model.nest(changed)) | made)
 
 
 def shared_form(model: Transformer, name: str) -> Hashable:
