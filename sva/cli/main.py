@@ -3,9 +3,9 @@
 Nothing that this module imports imports JAX: help and mistakes of the command line are answered at once.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from sva.cli import (
     adapt,
@@ -20,17 +20,19 @@ from sva.cli import (
     sweep,
     train,
 )
+from sva.cli import command_line as line
 from sva.cli import compile as compile_command
+from sva.cli.command_line import Command
 from sva.utils.errors import UserError
 
-_COMMANDS = (demo, fetch, decompose, train, compile_command, adapt, evaluate, generate, report, bench, sweep, expert)
+_MODULES = (demo, fetch, decompose, train, compile_command, adapt, evaluate, generate, report, bench, sweep, expert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
-        arguments = parser().parse_args(argv)
-        arguments.run(arguments)
+        command, options = parse(argv)
+        command.run(options)
     except UserError as error:
         print(f"sva: {error}", file=sys.stderr)
         return 2
@@ -50,15 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of all commands."""
-    top = argparse.ArgumentParser(
-        prog="sva", description="Train, mix and serve singular-value experts for language models."
-    )
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add(commands)
-    return top
+def parse(argv: Sequence[str] | None = None) -> tuple[Command, Any]:
+    """(command, its options) of a command line; raises SystemExit as `command_line.parse` does."""
+    about = "Train, mix and serve singular-value experts for language models."
+    return line.parse(line.parser([module.COMMAND for module in _MODULES], prog="sva", description=about), argv)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from sva.tasks.base import Example, Task
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
 from sva.training.reinforce import Batch, advantages
+from sva.utils import seeds
 from sva.utils.errors import UserError
 from sva.utils.files import read_json, write_json
 from sva.utils.padding import budget_bucket, common_prefix, left_pad, length_bucket, prompt_bucket, round_up
@@ -99,7 +100,7 @@ def sample(
         adapted = with_z(lm, spectra, z)
     else:
         adapted = dataclasses.replace(lm, params=merge_params(lm.model, lm.params, spectra, z))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(total)).reshape(len(ids), cfg.samples)
+    keys = seeds.of_rows(key, jnp.arange(total)).reshape(len(ids), cfg.samples)
     done = complete(
         adapted,
         [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)],

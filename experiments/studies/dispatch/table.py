@@ -13,8 +13,8 @@ three of its training prompts (`sva adapt --budget light`), and the oracle. Deco
 label is that of the kind's family where an expert has it ("smallest" is about numbers, as "largest" is), or "other".
 
 A row's answer depends on its own mixture only (a row in a batch of many experts is bit for bit what it is where all are
-on its own, tests/test_adapt.py), so every prompt is answered once by the base and by each expert, and a first pass that
-sends it to one of them takes that answer. Its second pass's seconds are that answer's too.
+on its own, tests/test_two_pass.py), so every prompt is answered once by the base and by each expert, and a first pass
+that sends it to one of them takes that answer. Its second pass's seconds are that answer's too.
 
 Every batch is written when it is finished (runs/dispatch), and the same command goes on. It writes result.json,
 table.md, table.png, and confusion.json and confusion.png (the paper's figure 6) beside this file.
