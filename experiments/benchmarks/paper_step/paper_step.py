@@ -57,7 +57,7 @@ def main() -> None:
         left = deadline - time.monotonic()
         if read(output).get(name(part, arguments), {}).get("settings") == settings(arguments):
             print(f"{name(part, arguments)}: already in {output}", file=sys.stderr)
-        elif left < (1 if arguments.toy else 60 * PARTS[part]):
+        elif left < 60 * (1 if arguments.toy else PARTS[part]):
             print(f"{part}: {left / 60:.1f} minutes are left, it takes about {PARTS[part]}", file=sys.stderr)
         else:
             command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--minutes", str(left / 60)]
