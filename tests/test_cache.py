@@ -76,9 +76,8 @@ def test_each_row_appends_at_its_own_place(scan):
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_rows_are_taken_and_put_back_whole(scan):
     part = kv_cache.resize(_plain(128, scan=scan), 128)
-    one = kv_cache.row(part, jnp.int32(2))
-    _equal(kv_cache.rows(part, jnp.array([2])), one, 128)
-    _equal(kv_cache.row(kv_cache.replace_row(part, jnp.int32(0), one), jnp.int32(0)), one, 128)
+    one = kv_cache.rows(part, jnp.asarray([2]))
+    _equal(kv_cache.rows(kv_cache.replace_rows(part, jnp.asarray([0]), one), jnp.asarray([0])), one, 128)
 
 
 def test_int8_keeps_each_slot_within_half_a_step_and_goes_through_blocks_unchanged():

@@ -11,6 +11,7 @@ from sva.generation.testing import toy_config
 from sva.models.config import to_hf
 from sva.parallel.mesh_config import MeshConfig
 from sva.training.config import Config
+from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
 from sva.training.config.train import TrainConfig
 from sva.utils.errors import UserError
@@ -23,9 +24,17 @@ WIDE = dataclasses.replace(
 )
 
 
+@pytest.mark.parametrize("form", ["dense", "factored"])
+def test_the_bases_pass_for_the_kl_is_in_the_update_in_every_form(tmp_path, form):
+    settings = config(tmp_path, reinforce=ReinforceConfig(kl_coef=0.1), form=form)
+    program = report(settings)["programs"]["update"]
+    assert program["flops_all"] == pytest.approx(program["flops_closed_form"], rel=0.05)
+
+
 def config(tmp_path, **changes):
     (tmp_path / "config.json").write_text(json.dumps(to_hf(WIDE)))
-    rollout = RolloutConfig(prompts=4, samples=2, max_new_tokens=64, form="factored")
+    form = changes.pop("form", "factored")
+    rollout = RolloutConfig(prompts=4, samples=2, max_new_tokens=64, form=form)
     return Config(model=str(tmp_path), rollout=rollout, train=TrainConfig(micro_batch=2), **changes)
 
 
@@ -49,11 +58,25 @@ def test_the_dense_form_holds_the_weights_and_the_merged_ones_too(tmp_path):
     settings = config(tmp_path)
     factored = report(settings, programs=())["run"]["resident"]
     dense = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, form="dense"))
-    held = report(dense, programs=())["run"]["resident"]
+    result = report(dense, programs=("rollout",))
+    held = result["run"]["resident"]
+    assert result["programs"]["rollout"]["memory"]["merged weights"] == LAYERS * 3 * 80 * 112 * 4
     targets = LAYERS * 3 * 80 * 112 * 4
-    assert held["target weights"] == held["merged weights"] == targets
-    assert {name: held[name] for name in factored} == factored
+    assert held["weights"] == factored["weights"] + targets
+    assert (held["spectra"], held["state"]) == (factored["spectra"], factored["state"])
     assert factored["spectra"] == LAYERS * 3 * 4 * (80 * (80 + 112) + 80)
+
+
+@pytest.mark.parametrize("parametrisation", ["lora:r=4,alpha=8", "dora:r=4,alpha=8", "ia3"])
+def test_an_expert_without_spectra_is_reported_without_them(tmp_path, parametrisation):
+    settings = config(tmp_path, parametrisation=parametrisation, targets="mlp", form="dense")
+    result = report(settings, programs=("update", "two_pass"))
+    assert set(result["programs"]) == {"update"}
+    resident = result["run"]["resident"]
+    assert resident["spectra"] < resident["weights"] / 50
+    assert resident["state"] > 3 * 4 * LAYERS * (2 * 112 + 80)
+    program = result["programs"]["update"]
+    assert program["flops_all"] == pytest.approx(program["flops_closed_form"], rel=0.15)
 
 
 def test_what_does_not_fit_is_told_with_what_to_change(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -14,7 +15,8 @@ from sva.cli.main import main
 from sva.generation import decompose as decompose_module
 from sva.generation import load as load_module
 from sva.generation.decompose import decompose_checkpoint
-from sva.generation.merge import factored
+from sva.generation.merge import factored, nested_factors
+from sva.generation.testing import toy_lm
 from sva.spectral import forms, store
 from sva.utils.errors import UserError
 from sva.utils.trees import select
@@ -144,3 +146,23 @@ def test_a_users_mistake_is_one_line(arguments, words, checkpoint, cache, capsys
     assert len(lines) == 1
     assert words in lines[0]
     assert not list(cache.glob("spectra/*/*"))
+
+
+def test_spectra_of_scanned_layers_are_one_stack_for_all_who_read_them(toy):
+    lm = toy_lm(scan_layers=True)
+    spectra = sva.decompose(lm, "mlp", progress=False)
+    path = ("layers", "mlp", "up_proj", "weight")
+    (stack, again), z = (lm.spectra[path], sva.decompose(lm, "mlp", progress=False)), {}
+    assert lm.model.nest(spectra)["layers"]["mlp"]["up_proj"]["weight"].u is stack.u
+    assert lm.model.nest(again)["layers"]["mlp"]["up_proj"]["weight"].u is stack.u
+    for name, one in sva.decompose(toy, "mlp", progress=False).items():
+        jax.tree.map(np.testing.assert_array_equal, spectra[name], one)
+        z[name] = np.linspace(0.5, 1.5, len(one.s), dtype=np.float32)
+    adapter = nested_factors(lm.model, spectra, z)
+    assert adapter["layers"]["mlp"]["up_proj"]["weight"].spectrum.u is stack.u
+    merged, whole = sva.merge(lm, spectra, z), sva.merge(toy, sva.decompose(toy, "mlp", progress=False), z)
+    for name, weight in whole.named_params().items():
+        np.testing.assert_allclose(merged.named_params()[name], weight, atol=1e-6)
+    assert (
+        merged.params["layers"]["self_attn"]["q_proj"]["weight"] is lm.params["layers"]["self_attn"]["q_proj"]["weight"]
+    )

@@ -13,7 +13,6 @@ import sva
 from sva.generation import decode as generation
 from sva.generation.decode import PromptBatch
 from sva.generation.sampling import Greedy, OnPolicy, Temperature
-from sva.generation.testing import toy_lm
 
 
 def _prompts(vocab, rows=4, width=9):
@@ -153,21 +152,6 @@ def test_every_step_of_every_row_has_a_key_of_its_own(toy):
     np.testing.assert_array_equal(out.tokens, expected)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_samples_of_one_prompt_are_what_repeating_it_gives(scan):
-    lm = toy_lm(scan_layers=scan)
-    ids, mask = (x.astype(np.int32) for x in _prompts(32, rows=2))
-    keys = jax.random.split(jax.random.key(3), 6)
-    settings = dict(max_new_tokens=8, sampling=Temperature())
-    limit, ends = np.int32(8), np.array([-1], np.int32)
-    shared = generation.generate(lm.model, lm.params, PromptBatch(ids, mask, keys, limit), ends, samples=3, **settings)
-    spread = (np.repeat(x, 3, axis=0) for x in (ids, mask))
-    each = generation.generate(lm.model, lm.params, PromptBatch(*spread, keys, limit), ends, **settings)
-    np.testing.assert_array_equal(shared.tokens, each.tokens)
-    np.testing.assert_allclose(shared.logprobs, each.logprobs, atol=1e-5)
-    assert (shared.tokens[0] != shared.tokens[1]).any()
-
-
 def test_first_tokens_are_drawn_in_proportion_to_softmax(toy):
     ids = np.array([[3, 27, 22, 31, 4]])
     draws = 2048
@@ -175,11 +159,12 @@ def test_first_tokens_are_drawn_in_proportion_to_softmax(toy):
     out = generation.generate(
         toy.model,
         toy.params,
-        PromptBatch(ids.astype(np.int32), np.ones_like(ids, np.int32), keys, np.int32(1)),
+        PromptBatch(
+            *(np.repeat(x.astype(np.int32), draws, axis=0) for x in (ids, np.ones_like(ids))), keys, np.int32(1)
+        ),
         np.array([-1], np.int32),
         max_new_tokens=8,
         sampling=Temperature(2.0),
-        samples=draws,
     )
     expected = draws * np.asarray(jax.nn.softmax(toy.logits(ids, np.ones_like(ids))[0, -1] / 2.0))
     counts = np.bincount(np.asarray(out.tokens[:, 0]), minlength=32)

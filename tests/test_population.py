@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ def test_every_member_answers_as_its_merged_model_does(scan, toy):
     examples = [source[i] for i in range(5)]
     room = population.shape_of(lm, TASK, source)
     nested = lm.model.nest(spectra)
-    all_z = population.population_z(raw, places, SIGMOID_NUCLEAR)
+    all_z = jax.vmap(lambda raw: SIGMOID_NUCLEAR.z(raw, places))(raw)
     found = population.answer(lm, nested, all_z, TASK, examples, room, NEW)
     encoded = chat.encode(lm, [chat.render(lm, TASK.question(example)) for example in examples])
     texts = []

@@ -175,6 +175,13 @@ def check_same_run(found, alone):
     assert np.linalg.norm(change - wanted_change) < 1e-2 * np.linalg.norm(wanted_change)
 
 
+def test_a_run_holds_what_sva_compile_reports_scanned_and_unrolled(tmp_path):
+    cases = ("dense:scan:2x2x2", "factored:scan:1x4x2", "dense:unrolled:1x1x1", "factored:unrolled:2x2x2")
+    out = finish(run(ROOT / "tests" / "live_bytes_worker.py", tmp_path, *cases, SVA_CACHE=str(tmp_path / "cache")))
+    for case, (held, reported) in json.loads(out.splitlines()[-1]).items():
+        assert held == pytest.approx(reported, rel=0.02), case
+
+
 @pytest.mark.long  # three meshes, each with programs of its own to compile
 def test_a_checkpoint_written_on_one_mesh_resumes_on_another(tmp_path, alone):
     stages = ("1:2x2x2", "2:8x1x1", "3:1x4x2")

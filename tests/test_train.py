@@ -17,6 +17,8 @@ import pytest
 
 from sva.generation import chat
 from sva.generation.decompose import decompose
+from sva.generation.merge import merge
+from sva.generation.sampling import OnPolicy
 from sva.generation.testing import NameAColour, toy_lm
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR
 from sva.training.checkpoint import Checkpoints
@@ -31,7 +33,7 @@ from sva.training.guards import load_batch
 from sva.training.loop import fit
 from sva.training.metrics import read
 from sva.training.optimizers import update_config
-from sva.training.rollout import TaskBatch, grade, prompt_width, prompts, sample, with_rewards
+from sva.training.rollout import PromptShape, TaskBatch, grade, prompt_shape, prompts, sample, with_rewards
 from sva.training.sft import solved
 from sva.training.update import init_state, train_step
 from sva.utils.errors import UserError
@@ -94,9 +96,9 @@ def batch(toy, spectra):
     task = NameAColour()
     source = task.source("train")
     ones = {name: jnp.ones(len(x.s)) for name, x in spectra.items()}
-    width = prompt_width(toy, task, source)
+    shape = prompt_shape(toy, task, source)
     examples = [source[i] for i in range(4)]
-    asked = TaskBatch(task, examples, width)
+    asked = TaskBatch(task, examples, shape)
     return _rollout(toy, spectra, ones, asked, jax.random.key(0), cfg, ReinforceConfig(baseline="none"))
 
 
@@ -126,18 +128,41 @@ def test_without_score_eos_the_end_token_is_left_out_and_nothing_else(toy, spect
     task = NameAColour(max_new_tokens=24)
     source = task.source("train")
     ones = {name: jnp.ones(len(x.s)) for name, x in spectra.items()}
-    width = prompt_width(toy, task, source)
+    shape = prompt_shape(toy, task, source)
     masks = []
     for score_eos in (True, False):
         cfg = RolloutConfig(prompts=4, samples=3, score_eos=score_eos)
         examples = [source[i] for i in range(4)]
         data = _rollout(
-            toy, spectra, ones, TaskBatch(task, examples, width), jax.random.key(0), cfg, SMALL.reinforce
+            toy, spectra, ones, TaskBatch(task, examples, shape), jax.random.key(0), cfg, SMALL.reinforce
         ).batch
         masks.append(np.asarray(data.completion_mask))
     left_out = masks[0] - masks[1]
     np.testing.assert_array_equal(left_out, masks[0] * (np.asarray(data.completion_ids) == 1))
     assert left_out.any()
+
+
+@pytest.mark.parametrize("form", ["dense", "factored"])
+def test_completions_are_those_of_one_batch_however_many_rows_are_at_work(toy, spectra, form):
+    rng, source, task = np.random.default_rng(0), NameAColour().source("train"), NameAColour(max_new_tokens=24)
+    z = {name: jnp.asarray(rng.uniform(0.7, 1.3, len(x.s)), jnp.float32) for name, x in spectra.items()}
+    asked = TaskBatch(task, [source[i] for i in range(5)], prompt_shape(toy, task, source))
+    assert asked.shape.shared == 0 < asked.shape.longest
+    key, whole = jax.random.key(7), {}
+    for rows in (4, 15):
+        cfg = RolloutConfig(prompts=5, samples=3, temperature=0.8, rows=rows, form=form)
+        whole[rows] = sample(toy, spectra, z, asked, key, cfg)
+    ids, mask = (np.repeat(x, 3, axis=0) for x in prompts(toy, asked))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(15))
+    merged = merge(toy, spectra, z)
+    batch = merged.generate(ids, mask, 24, chat.end_tokens(toy), OnPolicy(0.8), keys)
+    for found in whole.values():
+        np.testing.assert_array_equal(found.lengths, batch.lengths)
+        np.testing.assert_array_equal(found.tokens, batch.tokens)
+        np.testing.assert_allclose(found.logprobs, batch.logprobs, atol=1e-4)
+        assert found.texts == chat.decode(toy, batch.tokens, batch.lengths)
+        assert found.overlong == sum(1 not in row for row in batch.tokens) > 0
+    assert len(set(batch.lengths)) > 3
 
 
 def test_what_follows_a_stop_text_is_neither_graded_nor_trained(toy, spectra):
@@ -146,9 +171,9 @@ def test_what_follows_a_stop_text_is_neither_graded_nor_trained(toy, spectra):
     found = []
     for stop in ((), ("green",)):
         task = NameAColour(max_new_tokens=24, stop=stop)
-        width = prompt_width(toy, task, source)
+        shape = prompt_shape(toy, task, source)
         found.append(
-            _rollout(toy, spectra, ones, TaskBatch(task, examples, width), jax.random.key(0), cfg, SMALL.reinforce)
+            _rollout(toy, spectra, ones, TaskBatch(task, examples, shape), jax.random.key(0), cfg, SMALL.reinforce)
         )
     whole, cut = found
     where = [text.find("green") for text in whole.texts]
@@ -170,13 +195,13 @@ def test_a_stop_that_is_a_special_token_ends_a_rollouts_rows_by_its_id(toy, spec
     found = []
     for stop in ((), ("<user>",)):
         task = NameAColour(max_new_tokens=24, stop=stop)
-        width = prompt_width(toy, task, source)
+        shape = prompt_shape(toy, task, source)
         found.append(
-            _rollout(toy, spectra, ones, TaskBatch(task, examples, width), jax.random.key(0), cfg, SMALL.reinforce)
+            _rollout(toy, spectra, ones, TaskBatch(task, examples, shape), jax.random.key(0), cfg, SMALL.reinforce)
         )
         new = list(compilations)
         compilations.clear()
-    assert "generate" not in "".join(new)  # end tokens are an argument
+    assert "advance" not in "".join(new)  # end tokens are an argument
     whole, ended = found
     ids = [np.asarray(each.batch.completion_ids) for each in found]
     lengths = [np.asarray(each.batch.completion_mask).sum(axis=1) for each in found]
@@ -190,7 +215,7 @@ def test_a_stop_that_is_a_special_token_ends_a_rollouts_rows_by_its_id(toy, spec
     assert ended.overlong < whole.overlong
     refused = NameAColour(stop=("<user> x",))
     with pytest.raises(UserError, match="the stop string '<user> x' holds the special token '<user>' and more"):
-        _rollout(toy, spectra, ones, TaskBatch(refused, examples, width), jax.random.key(0), cfg, SMALL.reinforce)
+        _rollout(toy, spectra, ones, TaskBatch(refused, examples, shape), jax.random.key(0), cfg, SMALL.reinforce)
 
 
 def test_a_rollouts_prompt_is_the_tasks_whole_chat(toy):
@@ -199,7 +224,7 @@ def test_a_rollouts_prompt_is_the_tasks_whole_chat(toy):
             return "red"
 
     task = Solved(shots=2)
-    ids, mask = prompts(toy, TaskBatch(task, task.source("test")[:1], 128))
+    ids, mask = prompts(toy, TaskBatch(task, task.source("test")[:1], PromptShape(128, 128, 0)))
     text = chat.render_turns(toy, task.turns(task.source("test")[0]))
     assert ids[0][mask[0] == 1].tolist() == chat.tokenize(toy, [text])[0]
     assert len(task.turns(task.source("test")[0])) == 5
@@ -452,7 +477,9 @@ def test_a_batch_says_at_what_temperature_it_was_drawn(toy, spectra):
         cfg = RolloutConfig(prompts=2, **changes)
         examples = [source[i] for i in range(2)]
         loss = ReinforceConfig(baseline="none")
-        return _rollout(toy, spectra, ones, TaskBatch(task, examples, 32), jax.random.key(5), cfg, loss).batch
+        return _rollout(
+            toy, spectra, ones, TaskBatch(task, examples, PromptShape(32, 32, 0)), jax.random.key(5), cfg, loss
+        ).batch
 
     np.testing.assert_array_equal(drawn(samples=2, temperature=0.7).temperature, np.full(4, 0.7, np.float32))
     assert drawn(samples=2, temperature=1.0).temperature is None
@@ -498,7 +525,7 @@ def test_next_token_prediction_learns_the_given_answers(toy, spectra, tmp_path):
 def test_the_next_token_loss_is_the_mean_over_all_answer_tokens(toy, spectra):
     task, cfg = Red(), TrainConfig(micro_batch=1, remat=False)
     examples = [{"thing": "apple", "of": "boat", "answer": "red"}, {"thing": "door", "of": "kite", "answer": "red red"}]
-    asked = prompts(toy, TaskBatch(task, examples, 32))
+    asked = prompts(toy, TaskBatch(task, examples, PromptShape(32, 32, 0)))
     data = solved(toy, task, examples, asked, 8)
     np.testing.assert_array_equal(data.completion_mask.sum(axis=1), [2, 3])  # the end token is learnt
     np.testing.assert_array_equal(np.asarray(data.completion_ids)[:, :3], [[5, 1, 0], [5, 5, 1]])

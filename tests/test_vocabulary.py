@@ -67,8 +67,8 @@ PATHS = {
     "likelihood, option": lambda lm: likelihood.option_logprobs(lm, ["what"], [[" red", " <spare>"]]),
     "evaluate": lambda lm: evaluate.evaluate(lm, [evaluate.Item(TASK, ASKED[0])], progress=False),
     "evaluate, refilled": lambda lm: evaluate.by_refilling(lm, 64, 2)([evaluate.Item(TASK, ASKED[0])]),
-    "rollout": lambda lm: rollout.prompts(lm, rollout.TaskBatch(TASK, ASKED, 32)),
-    "rollout's width": lambda lm: rollout.prompt_width(lm, TASK, ASKED),
+    "rollout": lambda lm: rollout.prompts(lm, rollout.TaskBatch(TASK, ASKED, rollout.PromptShape(32, 32, 0))),
+    "rollout's shape": lambda lm: rollout.prompt_shape(lm, TASK, ASKED),
     "population": lambda lm: population.shape_of(lm, TASK, ASKED),
     "few-shot": lambda lm: few_shot.shot_tokens(lm, SHOTS),
     "few-shot by gradient": lambda lm: next(

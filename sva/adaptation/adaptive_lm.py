@@ -20,12 +20,12 @@ from sva.generation.decompose import spectra_of
 from sva.generation.finite import check_finite
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
-from sva.generation.merge import shared_form
+from sva.generation.merge import nested_slots, shared_form
 from sva.generation.prompts import check_prompts, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert, require_mixable
-from sva.spectral.mixing import bank, mixture, slots
+from sva.spectral.mixing import bank, mixture
 from sva.spectral.serving_plan import Plan
 from sva.tasks.labels import OTHER, Label
 from sva.utils.errors import UserError
@@ -321,7 +321,7 @@ def adaptive(
     if progress:
         print(f"sva: {serving_plan.summary(plans)}", file=sys.stderr)
     num_slots = round_up(len(everyone) + 1, SLOTS)
-    nested = lm.model.nest(slots(spectra, bank(zs, spectra, num_slots), plans))
+    nested = nested_slots(lm.model, spectra, bank(zs, spectra, num_slots), plans)
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None
     dispatcher = _scored(lm, labels, nested, alphas, calibrate=calibrate)
     serving = ServingState(

@@ -24,14 +24,14 @@ from sva.generation.complete import Completion, complete
 from sva.generation.decompose import spectra_of
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
-from sva.generation.merge import merge, shared_form
+from sva.generation.merge import merge, nested_slots, shared_form
 from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import broadcast_from_process_0
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert, require_mixable
 from sva.spectral.forms import Spectrum
-from sva.spectral.mixing import RescaledSlots, bank, mix, rescaled, slots
+from sva.spectral.mixing import RescaledSlots, bank, mix, rescaled
 from sva.tasks.base import Example, Grade, Task
 from sva.training.population import likelihood_of_right
 from sva.training.search import CEM, Search
@@ -85,7 +85,7 @@ def pool(lm: LM, experts: Sequence[Expert], *, reference: bool = False, progress
         return Pool(names, spectra, raws, lm.model.nest(made), reference)
     zs = tuple(expert.z(spectra) for expert in experts)
     plans = serving_plan.plan(spectra, zs, 0.0, kind=lambda name: shared_form(lm.model, name))
-    return Pool(names, spectra, zs, lm.model.nest(slots(spectra, bank(zs, spectra, len(zs) + 1), plans)))
+    return Pool(names, spectra, zs, nested_slots(lm.model, spectra, bank(zs, spectra, len(zs) + 1), plans))
 
 
 def _check_reference(experts: Sequence[Expert], names: Sequence[str]) -> None:

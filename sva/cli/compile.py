@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from sva.adapters import spelling
 from sva.cli.command_line import Command, argument, option
 from sva.cli.options import print_result, start_jax
 from sva.utils.errors import UserError
@@ -17,7 +16,7 @@ class Compile:
     config: str = argument("a YAML file, see configs/; its model may be a directory that holds a config.json")
     overrides: tuple[str, ...] = argument("settings on top of it", (), metavar="name=value")
     topology: str = option("of the pod, e.g. v5e:4x4 or v5p:2x2x4")
-    program: tuple[str, ...] = option("update, rollout or two_pass; may be repeated (default: all)", ())
+    program: tuple[str, ...] = option("update, read, rollout or two_pass; may be repeated (default: all)", ())
     prompt_tokens: int = option("of every prompt (default: %(default)s)", 255)
     hbm: float | None = option("GiB of one device (default: the kind's own)", None)
     unroll: bool = option("unroll the layers; compiling takes many times as long", False)
@@ -30,11 +29,6 @@ def run(arguments: Compile) -> None:
     from sva.training import config
 
     settings = config.load(arguments.config, arguments.overrides)
-    if spelling.parse(settings.parametrisation).name in spelling.UNDECOMPOSED:
-        raise UserError(
-            f"parametrisation={settings.parametrisation} has no spectra, whose size and work sva compile counts; "
-            "leave it out for the figures of a z"
-        )
     start_jax()
     from sva.cli.aot import report as ahead
     from sva.training import run as runs

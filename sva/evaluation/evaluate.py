@@ -116,9 +116,9 @@ def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> 
     """Greedy answers by `lm`, `rows` at a time, and the number of items that it wants in a batch.
 
     Answers with a long budget end at very different lengths: through the engine a row that ends takes the next
-    prompt, in batches of many times the rows. Short ones, and those of a model on a mesh, wait for their longest.
+    prompt, in batches of many times the rows. Short ones wait for their longest.
     """
-    if max_new_tokens < _REFILL or lm.mesh is not None:
+    if max_new_tokens < _REFILL:
         return by_generation(lm, max_new_tokens), rows
     return by_refilling(lm, max_new_tokens, rows, progress=progress), _ROUNDS * rows
 

@@ -11,10 +11,12 @@ import numpy as np
 
 from sva.generation import chat
 from sva.generation.decode import prefill_prefix
+from sva.generation.decompose import spectra_of
 from sva.generation.engine import EngineConfig, Finished, Request, run
 from sva.generation.finite import check_finite
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
+from sva.generation.merge import nested_factors
 from sva.generation.prompts import check_token_lists, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.generation.stop_strings import Text
@@ -56,6 +58,8 @@ class CompleteOptions:
     engine: EngineConfig = EngineConfig()  # rows that decode together, and other shapes
     show: Show | None = None  # called with each piece of text as it comes
     title: str | None = None  # of a progress bar on stderr; None for none
+    shared: int | None = None  # tokens at the start of every prompt to read once; by default all there are of these
+    is_checked: bool = True  # log-probs that are not finite are an error; else they are for the caller to find
 
 
 def complete(
@@ -79,28 +83,31 @@ def complete(
       max_new_tokens: of every completion, or one a prompt.
       sampling: a strategy of `sva.generation.sampling`; Greedy by default.
       key: one typed key, or one a prompt, needed by every strategy but Greedy. Of one, prompt p takes fold_in(key, p);
-        of several samples of a prompt, sample i takes fold_in of the prompt's key and i.
+        of several samples of a prompt, sample i takes fold_in of the prompt's key and i. Or one a sample, [P, samples].
       samples: of each prompt, which is read once.
       stops: stop strings (`sva.generation.stop_strings.Text`) of every completion, or some a prompt.
       options: end tokens, mixtures, the engine's shapes, and what is shown on the way.
     Raises:
       UserError: an empty prompt, one that does not leave max_new_tokens of the context or holds an id outside the
-        vocabulary, a stop string that no text can hold, sampling without a key, a model loaded `without` some weights,
-        or a log-probability that is not finite.
+        vocabulary, a stop string that no text can hold, sampling without a key, mixtures on a model loaded `without`
+        some weights, or a log-probability that is not finite.
     """
     if not prompts:
         return
     options, sampling = options or CompleteOptions(), sampling or Greedy()
-    require_weights(lm, "the engine")
+    if options.mixtures is not None:
+        require_weights(lm, "a mixture of experts a prompt")
     texts = _Texts(lm, _of_each(stops, len(prompts)), options.show)
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int64), (len(prompts),))
     check_token_lists(lm, prompts, limits)
-    keys = _keys(key, len(prompts), sampling)
+    keys = _keys(key, len(prompts), samples, sampling)
     mixtures = options.mixtures
-    shared = common_prefix(prompts) if mixtures is None else 0
+    shared = options.shared
+    if shared is None:
+        shared = common_prefix(prompts) if mixtures is None else 0
     alphas = mixtures.alphas[: len(prompts)] if mixtures else [None] * len(prompts)
     requests = [
-        Request(prompt[shared:], int(limit), own if samples == 1 else _spread(own, samples), mix)
+        Request(prompt[shared:], int(limit), own, mix)
         for prompt, limit, own, mix in zip(prompts, limits, keys, alphas, strict=True)
     ]
     finished = run(
@@ -110,7 +117,7 @@ def complete(
         sampling,
         texts.watch if texts.is_needed else None,
     )
-    for row in _checked(lm, finished, options.title, len(prompts) * samples):
+    for row in _counted(lm, finished, options, len(prompts) * samples):
         yield _completion(lm, row, texts.end(row.request, row.sample))
 
 
@@ -153,21 +160,23 @@ class _Texts:
 def _weights(lm: LM, options: CompleteOptions, prefix: Sequence[int]) -> Weights:
     """The engine's weights, with the keys and values of the tokens that all prompts begin with."""
     eos_ids = chat.end_tokens(lm) if options.eos_ids is None else options.eos_ids
-    weights = Weights(lm.model, lm.params, jnp.asarray(pad_eos(eos_ids)))
+    adapter = None if lm.z is None else nested_factors(lm.model, spectra_of(lm, list(lm.z)), lm.z)
+    weights = Weights(lm.model, lm.params, jnp.asarray(pad_eos(eos_ids)), adapter)
     if options.mixtures:
         return dataclasses.replace(weights, adapter_of=bank_mixture, shared=options.mixtures.bank)
     if not len(prefix):
         return weights
     ids = np.asarray(prefix, np.int32)[None]
-    return dataclasses.replace(weights, prefix=prefill_prefix(lm.model, variables(lm.model, lm.params, None), ids))
+    return dataclasses.replace(weights, prefix=prefill_prefix(lm.model, variables(lm.model, lm.params, adapter), ids))
 
 
-def _checked(lm: LM, finished: Iterator[Finished], title: str | None, total: int) -> Iterator[Finished]:
-    """The finished rows, once their log-probs are known to be finite, counted on a progress bar."""
+def _counted(lm: LM, finished: Iterator[Finished], options: CompleteOptions, total: int) -> Iterator[Finished]:
+    """The finished rows, checked if that is asked for, and counted on a progress bar."""
     started, drawn = time.monotonic(), 0
-    with progress_bar(title, total, "row", hidden=title is None) as bar:
+    with progress_bar(options.title, total, "row", hidden=options.title is None) as bar:
         for row in finished:
-            check_finite(lm, row.logprobs[None], "prompt", row.request)
+            if options.is_checked:
+                check_finite(lm, row.logprobs[None], "prompt", row.request)
             drawn += len(row.tokens)
             bar.set_postfix_str(f"{drawn / max(time.monotonic() - started, 1e-9):.0f} tokens/s", refresh=False)
             bar.update()
@@ -188,8 +197,12 @@ def _of_each(stops: Sequence[str] | Sequence[Sequence[str]], prompts: int) -> li
     return [tuple(texts)] * prompts if len(texts) == len(stops) else [tuple(each) for each in stops]
 
 
-def _keys(key: jax.Array | None, prompts: int, sampling: Sampling) -> list[jax.Array]:
-    """Each prompt's key as `row_keys` gives it, [1]; made and taken in the same pieces for any number of prompts."""
+def _keys(key: jax.Array | None, prompts: int, samples: int, sampling: Sampling) -> list[jax.Array]:
+    """Each prompt's keys, [samples]: those given, or made in the same pieces for any number of prompts."""
+    if key is not None and key.ndim == 2:
+        row_keys(key.reshape(-1), prompts * samples, prompts * samples, sampling)  # whether they will do
+        data, impl = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+        return [jax.random.wrap_key_data(jax.device_put(own), impl=impl) for own in data]
     if key is None or key.ndim == 0:
         row_keys(key, 1, 1, sampling)  # whether it will do
         whole = jax.random.key(0) if key is None else key
@@ -199,7 +212,8 @@ def _keys(key: jax.Array | None, prompts: int, sampling: Sampling) -> list[jax.A
         whole = row_keys(key, prompts, prompts, sampling)
         data = np.asarray(jax.random.key_data(whole))
     impl = jax.random.key_impl(whole)
-    return [jax.random.wrap_key_data(jax.device_put(data[number : number + 1]), impl=impl) for number in range(prompts)]
+    own = [jax.random.wrap_key_data(jax.device_put(data[number : number + 1]), impl=impl) for number in range(prompts)]
+    return own if samples == 1 else [_spread(each, samples) for each in own]
 
 
 _AT_ONCE = 32

@@ -40,12 +40,12 @@ class PromptBatch(NamedTuple):
 
     ids: Any  # [P, T] int32, padded on the left
     mask: Any  # [P, T] int32
-    keys: Any  # [B] typed keys, one a row of the result; token t of a row is drawn with fold_in(key, t)
+    keys: Any  # [P] typed keys, one a row of the result; token t of a row is drawn with fold_in(key, t)
     limit: Any  # [] int32, tokens to draw at most
     prefix_ids: Any = None  # [S] int32, tokens before every prompt, which are read once; None for none
 
 
-@partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling", "samples"))
+@partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling"))
 def generate(
     model: Transformer,
     params: Mapping[str, Any],
@@ -55,7 +55,6 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: Sampling,
-    samples: int = 1,
 ) -> Generation:
     """The continuation of every prompt, up to an end token or the limit.
 
@@ -65,25 +64,18 @@ def generate(
       eos_ids: [K] int32, end tokens; -1 where unused.
       max_new_tokens: N, the size of the result, at least 2 and at least `prompts.limit` (static).
       sampling: the strategy (static).
-      samples: of each prompt; the prompt is read once. Row p * samples + i is sample i of prompt p, B = P * samples.
     Returns:
-      Generation of B rows.
+      Generation of P rows.
     """
     collections = variables(model, params, adapter)
     past: list[KVSegment] = []
     if prompts.prefix_ids is not None:
         past.append(prefill_prefix(model, collections, prompts.prefix_ids[None]))
     logits, segment, position = read(model, collections, prompts.ids, prompts.mask, past)
-    logits, position = (jnp.repeat(x, samples, axis=0) for x in (logits, position))
     limit = jnp.broadcast_to(prompts.limit, prompts.keys.shape)
     state, first = begin(logits, position, limit, eos_ids, prompts.keys, sampling)
     length = prompts.ids.shape[1]
-    if samples == 1:  # what one row reads is written on
-        cache = DecodeCache(kv_cache.resize(segment, length + max_new_tokens), jnp.full((), length, jnp.int32))
-    else:
-        past.append(kv_cache.resize(segment, length))
-        rows = len(prompts.keys)
-        cache = kv_cache.start(model.cfg, rows, max_new_tokens, model.kept_dtype, scan=model.scan_layers)
+    cache = DecodeCache(kv_cache.resize(segment, length + max_new_tokens), jnp.full((), length, jnp.int32))
     steps = max_new_tokens - 1
     state, rest, _ = decode(model, collections, past, cache, state, eos_ids, sampling=sampling, steps=steps)
     tokens, logprobs = (jnp.concatenate([x[:, None], y], axis=1) for x, y in zip(first, rest, strict=True))

@@ -1,6 +1,6 @@
 """Spectra of a model's weights: computed once for each base model, kept under the cache directory, placed like them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 
-from sva.generation.loaded_model import DTYPES, LoadedModel
+from sva.generation.loaded_model import DTYPES, LoadedModel, kept_spectra
 from sva.models import layout
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.fingerprint import digest, fingerprint
 from sva.models.hub import resolve
-from sva.models.weights import expected
+from sva.models.weights import by_name, expected, split_name
 from sva.parallel.sharding import place, shardings
 from sva.spectral import store
 from sva.spectral.forms import Spectrum
@@ -30,7 +31,7 @@ from sva.utils.trees import select
 
 def decompose(
     lm: LoadedModel, targets: str = "mlp", *, rank: int | None = None, progress: bool = True
-) -> dict[str, Spectrum]:
+) -> Mapping[str, Spectrum]:
     """{weight name: Spectrum(u [D_out, R], s [R], vt [R, D_in])} of the target weights, s descending.
 
     u and vt have the model's dtype, s is float32. Computed once for each base model and kept under the cache
@@ -102,23 +103,27 @@ def decompose_checkpoint(
     return directory, [records[name] for name in names if name in records]
 
 
-def spectra_of(lm: LoadedModel, names: Sequence[str], *, progress: bool = True) -> dict[str, Spectrum]:
-    """`decompose` for weights given by name.
+def spectra_of(lm: LoadedModel, names: Sequence[str], *, progress: bool = True) -> Mapping[str, Spectrum]:
+    """`decompose` for weights given by name; where layers are scanned, a view of their stacks (`ByName`).
 
     Raises:
       UserError: the model has no linear layer with a weight of such a name.
     """
-    missing = [name for name in names if name not in lm.spectra]
+    adaptable = set(select(expected(lm.model.cfg), "all"))
+    unknown = [name for name in names if name not in adaptable]
+    if unknown:
+        raise UserError(f"{lm.name} has no linear layer {unknown[0]} to adapt; is the expert for another model?")
+    is_stacked = lm.model.scan_layers and layout.is_whole(lm.model, names)
+    keys = layout.names_by_path(names, lm.model) if is_stacked else {name: [name] for name in names}
+    missing = [name for key, of_key in keys.items() if key not in lm.spectra for name in of_key]
     if missing:
-        adaptable = set(select(expected(lm.model.cfg), "all"))
-        unknown = [name for name in missing if name not in adaptable]
-        if unknown:
-            raise UserError(f"{lm.name} has no linear layer {unknown[0]} to adapt; is the expert for another model?")
-        lm.spectra.update(_spectra(lm, missing, None, progress))
-    return {name: lm.spectra[name] for name in names}
+        lm.spectra.update(kept_spectra(lm.model, _spectra(lm, missing, None, progress)))
+    if not is_stacked:
+        return {name: lm.spectra[name] for name in names}
+    return by_name(unflatten_dict({path: lm.spectra[path] for path in keys}), names)
 
 
-def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: bool) -> dict[str, Spectrum]:
+def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: bool) -> Mapping[str, Spectrum]:
     """Spectra in the model's dtype, out of the store, on the model's devices; one matrix at a time is on the host."""
     dtype = np.dtype(lm.model.dtype)
     is_shared = lm.mesh is not None and lm.mesh.is_multi_process
@@ -143,11 +148,20 @@ def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: 
             )
             for name in names
         }
-    placed = {
-        record.name: _on_devices(lm, record.name, Spectrum(u.astype(dtype), s, vt.astype(dtype)))
+    placed = (
+        (record.name, _on_devices(lm, record.name, Spectrum(u.astype(dtype), s, vt.astype(dtype))))
         for record, (u, s, vt) in store.stream(sources, lm.fingerprint, directory, **settings)
-    }
-    return {name: placed[name] for name in names}
+    )
+    if not (lm.model.scan_layers and layout.is_whole(lm.model, names)):
+        found = dict(placed)
+        return {name: found[name] for name in names}
+    stacks: dict[Any, Spectrum] = {}
+    for name, spectrum in placed:
+        layer, path = split_name(name)
+        if ("layers", *path) not in stacks:
+            stacks["layers", *path] = _empty_stack(lm, name, spectrum)
+        stacks["layers", *path] = _put(stacks["layers", *path], np.int32(layer or 0), spectrum)
+    return by_name(unflatten_dict(stacks), names)
 
 
 def _on_devices(lm: LoadedModel, name: str, spectrum: Spectrum) -> Spectrum:
@@ -155,6 +169,21 @@ def _on_devices(lm: LoadedModel, name: str, spectrum: Spectrum) -> Spectrum:
         return jax.tree.map(jnp.asarray, spectrum)
     leaves = layout.spectrum(expected(lm.model.cfg)[name], len(spectrum.s))
     return place(spectrum, shardings(leaves, lm.mesh))
+
+
+def _empty_stack(lm: LoadedModel, name: str, one: Spectrum) -> Spectrum:
+    """Zeros for the spectra of all layers of one kind, placed like them."""
+    layers = lm.model.cfg.num_layers
+    leaves = layout.stacked(layout.spectrum(expected(lm.model.cfg)[name], len(one.s)), layers)
+    placed = None if lm.mesh is None else shardings(leaves, lm.mesh)
+    make = jax.jit(lambda: Spectrum(*(jnp.zeros((layers, *x.shape), x.dtype) for x in one)), out_shardings=placed)
+    return make()
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(stack: Spectrum, layer: jax.Array, one: Spectrum) -> Spectrum:
+    """The stack with one layer's spectrum in its place; no second stack is made."""
+    return jax.tree.map(lambda x, y: x.at[layer].set(y), stack, one)
 
 
 def _read(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> np.ndarray:

@@ -4,11 +4,14 @@ All programs have shapes that no request changes: prompts are read a fixed numbe
 length, and all rows decode `EngineConfig.steps` tokens between two looks at the queue. Within one such shape a
 request's tokens and log-probs are the same bits whatever its neighbours, its row and its time of arrival.
 
-    queue -> read (prompts) -> insert (one row) -> advance (all rows, some tokens) -> finished rows leave -> insert ...
+    queue -> read (prompts) -> insert (rows) -> advance (all rows, some tokens) -> finished rows leave -> insert ...
 
 What a row has read lies in the first slots of its row of `State.slots`; how many slots there are follows the fullest
-row, in steps of `_TIER`, because attention costs what the slots cost. The tokens of a round gather in a
+row, in steps of `EngineConfig.tier`, because attention costs what the slots cost. The tokens of a round gather in a
 segment of their own and move to their rows when it ends.
+
+On a mesh (`jax.set_mesh`) the rows are divided over its batch axes. Every process runs the same rounds: what a round
+drew lies on all of them.
 """
 
 import dataclasses
@@ -27,11 +30,12 @@ from sva.generation.sampling import Sampling
 from sva.generation.weights import Weights
 from sva.models import cache as kv_cache
 from sva.models.cache import KVSegment
+from sva.models.transformer import Transformer
 from sva.models.vocabulary import check_ids
+from sva.parallel.processes import to_host
+from sva.parallel.sharding import constrain, repeat_all
 from sva.utils.errors import UserError
-from sva.utils.padding import pad_tokens, prompt_bucket
-
-_TIER = 128  # slots
+from sva.utils.padding import pad_tokens, prompt_bucket, round_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,9 @@ class EngineConfig:
     rows: int = 32  # that decode together
     steps: int = 8  # tokens between two looks at the queue; a row that finishes waits half of them on average
     prompts: int = 1  # read at a time; more where a few hundred tokens do not fill the machine
+    width: int = 0  # tokens of the longest prompt there will ever be; 0 for the longest of the requests
+    one_bucket: bool = False  # pad every prompt to the widest bucket, so that one program reads all
+    tier: int = 128  # slots of a row are a multiple of it; as many as a row may need make one program of `advance`
 
     def __post_init__(self) -> None:
         if kv_cache.BLOCK % self.steps:  # a round's tokens are written within one block of a row's slots
@@ -65,15 +72,15 @@ class State:
     alphas: jax.Array  # [B, E_max] float32, [B, 0] without a bank
 
 
-class Place(NamedTuple):
-    """The row that a prompt takes, and its limits; the numbers are [] int32."""
+class Places(NamedTuple):
+    """The rows that N samples take, and their limits; the numbers are [N] int32."""
 
     which: Any  # of the prompts that were read
-    row: Any
+    rows: Any  # one that there is not: the sample is a filler
     used: Any  # slots that it fills
     limit: Any  # tokens to draw
-    key: jax.Array
-    alphas: Any  # [E_max]
+    keys: jax.Array
+    alphas: Any  # [N, E_max]
 
 
 class Request(NamedTuple):
@@ -99,28 +106,29 @@ class Finished(NamedTuple):
 def read_prompts(weights: Weights, ids: jax.Array, mask: jax.Array, alphas: jax.Array, *, slots: int) -> Read:
     """Prompts [A, T], padded on the left, read, and their segment padded to `slots` slots."""
     logits, segment, position = read(weights.model, weights.collections(alphas), ids, mask, weights.past)
-    return Read(logits, kv_cache.resize(segment, slots), position)
+    segment = kv_cache.constrained(kv_cache.resize(segment, slots))
+    return Read(constrain(logits, "batch", "vocab"), segment, constrain(position, None))
 
 
 @partial(jax.jit, static_argnames=("sampling",), donate_argnames=("state",))
 def insert(
-    weights: Weights, state: State, prompts: Read, place: Place, *, sampling: Sampling
+    weights: Weights, state: State, prompts: Read, places: Places, *, sampling: Sampling
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
-    """(State with one prompt in a row and its first token drawn, (the token's id, its log-prob), each [1])."""
-    logits, position = (jax.lax.dynamic_slice_in_dim(x, place.which, 1) for x in (prompts.logits, prompts.position))
-    one, drawn = begin(logits, position, place.limit[None], weights.eos_ids, place.key[None], sampling)
-    segment = kv_cache.resize(kv_cache.row(prompts.segment, place.which), state.slots.valid.shape[1])
+    """(State with N samples in their rows, (their first tokens, the tokens' log-probs), each [N])."""
+    logits, position = (jnp.take(x, places.which, axis=0, mode="clip") for x in (prompts.logits, prompts.position))
+    new, drawn = begin(logits, position, places.limit, weights.eos_ids, places.keys, sampling)
+    segment = kv_cache.resize(kv_cache.rows(prompts.segment, places.which), state.slots.valid.shape[1])
 
     def put(x: jax.Array, y: jax.Array) -> jax.Array:
-        return x.at[place.row].set(y[0])
+        return x.at[places.rows].set(y, mode="drop")
 
-    new = State(
-        decoding=jax.tree.map(put, state.decoding, one),
-        slots=kv_cache.replace_row(state.slots, place.row, segment),
-        used=put(state.used, place.used[None]),
-        alphas=put(state.alphas, place.alphas[None]),
+    state = State(
+        decoding=jax.tree.map(put, state.decoding, new),
+        slots=kv_cache.replace_rows(state.slots, places.rows, segment),
+        used=put(state.used, places.used),
+        alphas=put(state.alphas, places.alphas),
     )
-    return new, drawn
+    return _constrained(state), repeat_all(drawn)
 
 
 @partial(jax.jit, static_argnames=("sampling", "steps"), donate_argnames=("state",))
@@ -137,7 +145,14 @@ def advance(
     )
     slots = kv_cache.append(state.slots, state.used, new.segment)
     used = state.used + jnp.where(state.decoding.done, 0, steps)
-    return dataclasses.replace(state, decoding=decoding, slots=slots, used=used), drawn
+    return _constrained(dataclasses.replace(state, decoding=decoding, slots=slots, used=used)), repeat_all(drawn)
+
+
+def _constrained(state: State) -> State:
+    """The state as it lies on a mesh, if one is set: keys and values divided by rows and heads, the rest repeated."""
+    slots = kv_cache.constrained(state.slots)
+    decoding, used, alphas = repeat_all((state.decoding, state.used, state.alphas))
+    return State(decoding, slots, used, alphas)
 
 
 @partial(jax.jit, donate_argnames=("decoding",))
@@ -149,11 +164,21 @@ def stop(decoding: DecodeState, stopped: jax.Array) -> DecodeState:
 @partial(jax.jit, static_argnames=("slots",))
 def resize(segment: KVSegment, *, slots: int) -> KVSegment:
     """The segment with so many slots: free ones added, or the last ones dropped."""
-    return kv_cache.resize(segment, slots)
+    return kv_cache.constrained(kv_cache.resize(segment, slots))
 
 
 # (request, sample, tokens drawn since the last call) -> how many of them to keep, to end the row; None to continue it.
 Watch = Callable[[int, int, np.ndarray], int | None]
+
+
+class _Waiting(NamedTuple):
+    """One sample that has not started, whose prompt is read."""
+
+    request: int
+    sample: int
+    prompts: Read  # with others
+    which: int  # of them
+    key: np.ndarray  # its data
 
 
 @dataclasses.dataclass
@@ -163,15 +188,16 @@ class _Row:
     request: int
     sample: int
     used: int  # slots written
-    first: tuple[jax.Array, jax.Array]  # token and log-prob that `insert` drew, each [1]
+    first: tuple[jax.Array, jax.Array]  # tokens and log-probs that `insert` drew, each [N],
+    place: int  # and which of them are the row's
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def take(self, tokens: np.ndarray, logprobs: np.ndarray, count: int) -> np.ndarray:
         """Adds what a round drew, of which `count` tokens are now drawn in all; returns the new tokens."""
         if not self.tokens:
-            tokens = np.concatenate([np.asarray(self.first[0]), tokens])
-            logprobs = np.concatenate([np.asarray(self.first[1]), logprobs])
+            first = (x[self.place : self.place + 1] for x in to_host(self.first))
+            tokens, logprobs = (np.concatenate(pair) for pair in zip(first, (tokens, logprobs), strict=True))
         new = count - sum(map(len, self.tokens))
         self.tokens.append(tokens[:new])
         self.logprobs.append(logprobs[:new])
@@ -205,22 +231,14 @@ def run(
         check_ids(request.prompt_ids, weights.model.cfg.vocab_size, what=f"request {number}")
     ends = set(np.asarray(weights.eos_ids).tolist())
     queue = _Queue(weights, requests, cfg)
-    state = _idle(weights, requests[0], cfg, _tier(queue.width + cfg.steps))
+    slots = round_up(queue.width + cfg.steps, cfg.tier)
+    state = idle(weights.model, requests[0].keys[0], rows=cfg.rows, slots=slots, experts=len(_alphas(requests[0])))
     live: dict[int, _Row] = {}
     while queue or live:
-        for row in sorted(set(range(cfg.rows)) - set(live)):
-            if not queue:
-                break
-            number, sample, prompts, which = queue.take()
-            request = requests[number]
-            used = prompt_bucket(len(request.prompt_ids))
-            size, limit = np.int32(used), np.int32(request.max_new_tokens)
-            place = Place(np.int32(which), np.int32(row), size, limit, request.keys[sample], _alphas(request))
-            state, first = insert(weights, state, prompts, place, sampling=sampling)
-            live[row] = _Row(number, sample, used, first)
-        state = _fit(state, max(row.used for row in live.values()) + cfg.steps)
+        state = _fill(weights, state, live, queue, cfg, sampling)
+        state = _fit(state, max(row.used for row in live.values()) + cfg.steps, cfg.tier)
         state, drawn = advance(weights, state, sampling=sampling, steps=cfg.steps)
-        tokens, logprobs, counts, done = map(np.asarray, (*drawn, state.decoding.count, state.decoding.done))
+        tokens, logprobs, counts, done = to_host((*drawn, state.decoding.count, state.decoding.done))
         stopped = np.zeros(cfg.rows, bool)
         for number, row in list(live.items()):
             new = row.take(tokens[number], logprobs[number], int(counts[number]))
@@ -238,65 +256,100 @@ def run(
             state = dataclasses.replace(state, decoding=stop(state.decoding, stopped))
 
 
+def _fill(
+    weights: Weights, state: State, live: dict[int, _Row], queue: "_Queue", cfg: EngineConfig, sampling: Sampling
+) -> State:
+    """The state with samples that waited in its free rows, which join `live`."""
+    free = deque(sorted(set(range(cfg.rows)) - set(live)))
+    while queue and free:
+        samples = queue.take(min(cfg.prompts, len(free)))
+        rows = [free.popleft() for _ in samples]
+        state, first = insert(weights, state, samples[0].prompts, queue.places(samples, rows), sampling=sampling)
+        for place, (row, one) in enumerate(zip(rows, samples, strict=True)):
+            live[row] = _Row(one.request, one.sample, queue.slots(one.request), first, place)
+    return state
+
+
 class _Queue:
     """The samples that have not started, in order; a prompt is read when its first sample is taken."""
 
     def __init__(self, weights: Weights, requests: Sequence[Request], cfg: EngineConfig) -> None:
-        self.width = max(prompt_bucket(len(request.prompt_ids)) for request in requests)  # slots of every prompt
-        self._weights, self._cfg = weights, cfg
-        self._waiting = deque(enumerate(requests))
-        self._read: deque[tuple[int, int, Read, int]] = deque()
+        longest = max(len(request.prompt_ids) for request in requests)
+        self.width = prompt_bucket(max(longest, cfg.width))  # slots of every prompt
+        self._weights, self._cfg, self._requests = weights, cfg, requests
+        self._waiting = deque(range(len(requests)))
+        self._read: deque[_Waiting] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._read)
 
-    def take(self) -> tuple[int, int, Read, int]:
-        """(request, sample, prompts that were read together, which of them is the request's)."""
+    def slots(self, request: int) -> int:
+        """Slots that the request's prompt fills."""
+        return self.width if self._cfg.one_bucket else prompt_bucket(len(self._requests[request].prompt_ids))
+
+    def take(self, count: int) -> list[_Waiting]:
+        """The next samples, `count` of them at most, whose prompts were read together."""
         if not self._read:
             self._read.extend(self._read_next())
-        return self._read.popleft()
+        prompts, samples = self._read[0].prompts, []
+        while self._read and len(samples) < count and self._read[0].prompts is prompts:
+            samples.append(self._read.popleft())
+        return samples
 
-    def _read_next(self) -> Iterator[tuple[int, int, Read, int]]:
+    def places(self, samples: Sequence[_Waiting], rows: Sequence[int]) -> Places:
+        """Where the samples go, in a shape that all numbers of them share."""
+        size, nowhere = self._cfg.prompts, self._cfg.rows
+        samples = [*samples, *[samples[0]] * (size - len(samples))]
+        requests = [self._requests[one.request] for one in samples]
+        data = jax.device_put(np.stack([one.key for one in samples]))
+        keys = jax.random.wrap_key_data(data, impl=jax.random.key_impl(requests[0].keys))
+        return Places(
+            which=np.asarray([one.which for one in samples], np.int32),
+            rows=np.asarray([*rows, *[nowhere] * (size - len(rows))], np.int32),
+            used=np.asarray([self.slots(one.request) for one in samples], np.int32),
+            limit=np.asarray([request.max_new_tokens for request in requests], np.int32),
+            keys=keys,
+            alphas=np.stack([_alphas(request) for request in requests]),
+        )
+
+    def _read_next(self) -> Iterator[_Waiting]:
         """Reads the next request's prompt, and those of later ones that have its bucket."""
         together = self._cfg.prompts
-        bucket = prompt_bucket(len(self._waiting[0][1].prompt_ids))
-        same = [entry for entry in self._waiting if prompt_bucket(len(entry[1].prompt_ids)) == bucket][:together]
-        for entry in same:
-            self._waiting.remove(entry)
-        rows = [request for _, request in same] + [same[0][1]] * (together - len(same))
+        bucket = self.slots(self._waiting[0])
+        same = [number for number in self._waiting if self.slots(number) == bucket][:together]
+        for number in same:
+            self._waiting.remove(number)
+        rows = [self._requests[number] for number in same + same[:1] * (together - len(same))]
         ids, mask = pad_tokens([request.prompt_ids for request in rows], bucket)
         alphas = np.stack([_alphas(request) for request in rows])
         found = read_prompts(self._weights, ids, mask, alphas, slots=self.width)
-        for which, (number, request) in enumerate(same):
-            yield from ((number, sample, found, which) for sample in range(len(request.keys)))
+        for which, number in enumerate(same):
+            keys = np.asarray(jax.random.key_data(self._requests[number].keys))
+            yield from (_Waiting(number, sample, found, which, key) for sample, key in enumerate(keys))
 
 
-def _idle(weights: Weights, request: Request, cfg: EngineConfig, slots: int) -> State:
-    """All rows done."""
-    model = weights.model
+@partial(jax.jit, static_argnames=("model", "rows", "slots", "experts"))
+def idle(model: Transformer, key: jax.Array, *, rows: int, slots: int, experts: int = 0) -> State:
+    """The state of so many rows, all done, with a bank of so many experts."""
 
     def none() -> jax.Array:
-        return jnp.zeros(cfg.rows, jnp.int32)
+        return jnp.zeros(rows, jnp.int32)
 
-    keys = jnp.broadcast_to(request.keys[0], (cfg.rows,))
-    return State(
-        decoding=DecodeState(none(), none(), none(), jnp.ones(cfg.rows, bool), none(), keys),
-        slots=kv_cache.empty(model.cfg, cfg.rows, slots, model.kept_dtype, scan=model.scan_layers),
+    state = State(
+        decoding=DecodeState(none(), none(), none(), jnp.ones(rows, bool), none(), jnp.broadcast_to(key, (rows,))),
+        slots=kv_cache.empty(model.cfg, rows, slots, model.kept_dtype, scan=model.scan_layers),
         used=none(),
-        alphas=jnp.zeros((cfg.rows, len(_alphas(request)))),
+        alphas=jnp.zeros((rows, experts)),
     )
+    return _constrained(state)
 
 
-def _fit(state: State, slots: int) -> State:
+def _fit(state: State, slots: int, tier: int) -> State:
     """The state with as many slots as the tier of `slots`, tier by tier: few programs serve all changes."""
-    while (size := state.slots.valid.shape[1]) != _tier(slots):
-        more = size + (_TIER if size < slots else -_TIER)
+    while (size := state.slots.valid.shape[1]) != round_up(slots, tier):
+        more = size + (tier if size < slots else -tier)
         state = dataclasses.replace(state, slots=resize(state.slots, slots=more))
     return state
-
-
-def _tier(slots: int) -> int:
-    return -(-slots // _TIER) * _TIER
 
 
 def _alphas(request: Request) -> np.ndarray:

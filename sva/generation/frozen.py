@@ -1,6 +1,6 @@
 """What stays fixed of the target weights while an expert is trained or read: spectra, or what its member needs else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -21,7 +21,7 @@ from sva.utils.matmul import floats
 _Model = TypeVar("_Model", bound=LoadedModel)
 
 
-def frozen(lm: LoadedModel, expert: Expert, *, progress: bool = True) -> dict[str, Frozen]:
+def frozen(lm: LoadedModel, expert: Expert, *, progress: bool = True) -> Mapping[str, Frozen]:
     """What `expert.z` reads of the weights that the expert adapts.
 
     Raises:
@@ -38,7 +38,7 @@ def merge_expert(lm: _Model, expert: Expert, *, progress: bool = True) -> _Model
 
 def frozen_of(
     lm: LoadedModel, member: Family, names: Sequence[str], *, seed: int = 0, progress: bool = True
-) -> dict[str, Frozen]:
+) -> Mapping[str, Frozen]:
     """{weight name: its Spectrum, or for a member that reads none its Matrix}; nothing is decomposed for the latter.
 
     Args:
@@ -47,7 +47,7 @@ def frozen_of(
       UserError: the model has no linear layer with a weight of such a name, or was loaded without it.
     """
     if member.has_spectra:
-        return dict(spectra_of(lm, names, progress=progress))
+        return spectra_of(lm, names, progress=progress)
     shapes = {name: leaf.shape for name, leaf in expected(lm.model.cfg).items()}
     for name in names:
         if len(shapes.get(name, ())) != 2:

@@ -112,7 +112,7 @@ def _bucketed(
     return PromptBatch(ids, mask, keys, limit, rows[0][:shared] if shared else None)
 
 
-def _fitting(lm: LoadedModel, z: Mapping[str, Any], rows: int) -> dict[str, Spectrum]:
+def _fitting(lm: LoadedModel, z: Mapping[str, Any], rows: int) -> Mapping[str, Spectrum]:
     spectra = spectra_of(lm, list(z))
     check_vectors(z, spectra, rows)
     return spectra

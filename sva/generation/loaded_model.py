@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from sva.models import layout
@@ -39,7 +40,8 @@ class LoadedModel:
     quantisation: str | None = None  # of the file that the weights came from
     known_fingerprint: str | None = dataclasses.field(default=None, repr=False)
     mesh: Mesh | None = None  # on which the params lie by the rules of `sva.parallel.sharding`; None: one device
-    spectra: dict[str, Spectrum] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # read so far
+    # Spectra read so far, by weight name; where layers are scanned their stacks, by path in the linen tree.
+    spectra: dict[Any, Spectrum] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     z: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)  # of calls that give none
 
     @cached_property
@@ -65,6 +67,14 @@ class LoadedModel:
         """
         tensors = ((name, np.asarray(weight)) for name, weight in self.named_params().items())
         save_checkpoint(directory, self.model.cfg, tensors, self.tokenizer)
+
+
+def kept_spectra(model: Transformer, spectra: Mapping[str, Any]) -> dict[Any, Spectrum]:
+    """Spectra keyed by weight name as `LoadedModel.spectra` keeps them; a view of stacks is not copied."""
+    if not (model.scan_layers and layout.is_whole(model, spectra)):
+        return dict(spectra)
+    stacks: dict[Any, Any] = flatten_dict(model.nest(spectra))
+    return stacks
 
 
 def require_weights(lm: LoadedModel, who: str) -> None:

@@ -128,7 +128,7 @@ def answers(
 def _batch(lm: LM, members: Members, prompts: PromptBatch, eos_ids: jax.Array, sampling: Sampling) -> Generation:
     """`answers` of one batch. Whenever at most half of the rows are at work, they go on without the others."""
     total, max_new_tokens = len(members) * len(prompts.ids), int(prompts.limit)
-    weights = Weights(lm.model, lm.params, eos_ids, members.adapter_of, members.shared)
+    weights = Weights(lm.model, lm.params, eos_ids, adapter_of=members.adapter_of, shared=members.shared)
     rounds = -(-(max_new_tokens - 1) // _STEPS)
     state, first = _read(weights, members.values, prompts, slots=rounds * _STEPS, sampling=sampling)
     tokens, logprobs = (

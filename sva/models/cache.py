@@ -6,8 +6,8 @@ have one for G rows. What is generated goes into the slots of a `DecodeCache`, o
 
     past:    [ instruction, 1 row ] [ prompts, P rows ]      cache:  [ generated, B rows ... free slots ]
 
-The keys of a segment may lie in blocks of slots. Where layers are unrolled, which is the form for fast decoding on a
-CPU, what rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many
+The keys of a segment may lie in blocks of slots. Where layers are unrolled on a CPU, which decodes fastest so, what
+rows decode over has blocks of 32 once it has more than 96 slots: XLA's CPU product of a few queries with many
 keys takes up to three times as long for each (experiments/benchmarks/engine/attention.py).
 Otherwise there is no block axis: with an axis of size 1 XLA on CPU copies the keys four times a step.
 """
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sva.models.config import ModelConfig
+from sva.parallel.sharding import constrain
 from sva.utils.padding import round_up
 
 BLOCK = 32  # slots
@@ -84,7 +85,9 @@ def _kept(x: jax.Array, dtype: Any, axis: int) -> Any:
 
 def blocks_of(slots: int, *, scan: bool) -> tuple[int, int]:
     """(N, W): the blocks of a segment that is to hold so many slots, and their size; one stands for no blocks."""
-    return (1, slots) if scan or slots <= _FEW else (round_up(slots, BLOCK) // BLOCK, BLOCK)
+    if scan or slots <= _FEW or jax.default_backend() != "cpu":
+        return 1, slots
+    return round_up(slots, BLOCK) // BLOCK, BLOCK
 
 
 def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> KVSegment:
@@ -178,19 +181,29 @@ def resize(segment: KVSegment, slots: int) -> KVSegment:
     return KVSegment(kv, positions, valid)
 
 
-def row(segment: KVSegment, index: jax.Array) -> KVSegment:
-    """The segment of one row."""
-    return _by_row(lambda axis, x: jax.lax.dynamic_slice_in_dim(x, index, 1, axis), segment)
-
-
 def rows(segment: KVSegment, indices: jax.Array) -> KVSegment:
     """The segment of these rows."""
-    return _by_row(lambda axis, x: jnp.take(x, indices, axis=axis), segment)
+    return _by_row(lambda axis, x: jnp.take(x, indices, axis=axis, mode="clip"), segment)
 
 
-def replace_row(segment: KVSegment, index: jax.Array, one: KVSegment) -> KVSegment:
-    """The segment with one row, of as many slots, in the place of another."""
-    return _by_row(lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(x, y, index, axis), segment, one)
+def replace_rows(segment: KVSegment, indices: jax.Array, others: KVSegment) -> KVSegment:
+    """The segment with other rows, of as many slots, in the place of these; an index that is no row drops its row."""
+
+    def put(axis: int, x: jax.Array, y: jax.Array) -> jax.Array:
+        return x.at[(slice(None),) * axis + (indices,)].set(y, mode="drop")
+
+    return _by_row(put, segment, others)
+
+
+def constrained(segment: KVSegment) -> KVSegment:
+    """The segment as it lies on a mesh, if one is set: rows divided, and heads of keys and values."""
+
+    def on_mesh(axis: int, x: jax.Array) -> jax.Array:
+        heads = ("kv_heads",) if x.ndim > 2 else ()
+        axes = (*(None,) * axis, "batch", *heads)
+        return constrain(x, *axes, *(None,) * (x.ndim - len(axes)))
+
+    return _by_row(on_mesh, segment)
 
 
 def append(segment: KVSegment, used: jax.Array, new: KVSegment) -> KVSegment:

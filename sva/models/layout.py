@@ -34,6 +34,13 @@ def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, .
     return found
 
 
+def is_whole(model: Transformer, names: Iterable[str]) -> bool:
+    """Whether a tree keyed by these names nests as the model's: of layers that are stacked, all are there."""
+    if not model.scan_layers:
+        return True
+    return all(len(found) == model.cfg.num_layers for found in names_by_path(names, model).values())
+
+
 def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
     """{weight name: its Leaf} of the weights that a linen tree of parameters has."""
     paths = flatten_dict(tree).keys()
@@ -94,7 +101,7 @@ def kv_segment(model: Transformer, rows: int, slots: int) -> KVSegment:
     )
     kv = KV(k, Leaf((*lead, blocks * size, cfg.head_dim), axes))
     marks = Leaf((rows, blocks * size), ("batch", None))
-    layers: Any = _stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
+    layers: Any = stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
     return KVSegment(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
 
 
@@ -117,7 +124,7 @@ def nested(model: Transformer, named: Mapping[str, Any]) -> dict[str, Any]:
     split = {name: split_name(name) for name in named}
     tree = nest({name: value for name, value in named.items() if split[name][0] is None}, num_layers=0, scan=False)
     kinds = {".".join(path): named[name] for name, (layer, path) in split.items() if layer is not None}
-    stacks = {path: _stacked(value, model.cfg.num_layers) for path, value in kinds.items()}
+    stacks = {path: stacked(value, model.cfg.num_layers) for path, value in kinds.items()}
     return tree | {"layers": nest(stacks, num_layers=0, scan=False)}
 
 
@@ -133,7 +140,9 @@ def abstract(tree: Any, dtype: Any, mesh: Mesh) -> Any:
     return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, Leaf | Spectrum))
 
 
-def _stacked(tree: Any, layers: int) -> Any:
+def stacked(tree: Any, layers: int) -> Any:
+    """The Leafs of so many layers' arrays, stacked on a new first axis."""
+
     def one(leaf: Leaf) -> Leaf:
         return Leaf((layers, *leaf.shape), (None, *leaf.axes), (layers, *(leaf.units or leaf.shape)))
 

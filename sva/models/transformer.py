@@ -29,6 +29,7 @@ from sva.models.rope import inverse_frequencies
 from sva.models.vocabulary import check_ids
 from sva.models.weights import nest
 from sva.parallel.sharding import constrain, hidden_axes, is_divided
+from sva.utils.by_name import ByName
 from sva.utils.errors import UserError
 
 
@@ -160,7 +161,9 @@ class Transformer(nn.Module):
         return constrain(logits, "batch", *lengths, "vocab")
 
     def nest(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """The linen tree of a tree keyed by weight name; a linen tree passes through."""
+        """The linen tree of a tree keyed by weight name; a linen tree passes through, and so does that of a view."""
+        if isinstance(named, ByName):
+            return dict(named.tree)
         if any(name in named for name in ("embed_tokens", "layers", "layers_0", "norm")):
             return dict(named)
         return nest(named, num_layers=self.cfg.num_layers, scan=self.scan_layers)

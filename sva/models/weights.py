@@ -11,7 +11,7 @@ converts every tree keyed by weight name (params, z, adapters).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from sva.models.config import ModelConfig
 from sva.parallel.sharding import Leaf
+from sva.utils.by_name import ByName
 from sva.utils.errors import UserError
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -109,6 +110,16 @@ def unnest(tree: Mapping[str, Any], names: Mapping[str, Any], *, scan: bool) -> 
         else:
             named[name] = _get(tree, (f"layers_{layer}", *path))
     return named
+
+
+def by_name(tree: Mapping[str, Any], names: Iterable[str]) -> ByName:
+    """These weights' values out of a linen tree of stacked layers, without a copy of it."""
+    places = {}
+    for name in names:
+        layer, path = split_name(name)
+        assert layer is not None, name
+        places[name] = ("layers", *path), layer
+    return ByName(tree, places)
 
 
 def _stack(values: list[Any]) -> Any:

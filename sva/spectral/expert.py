@@ -28,7 +28,7 @@ import safetensors
 
 from sva.adapters.family import Adapter, Family, PerMatrix
 from sva.spectral.forms import Bands, Core, Spectrum, Z, require_vector
-from sva.spectral.parametrisations import Diagonal, Frozen, check_raw, family, matrix_infos
+from sva.spectral.parametrisations import Diagonal, Frozen, check_raw, family, matrix_infos, singular_values
 from sva.utils.errors import UserError
 from sva.utils.files import save_tensors, write_atomically
 from sva.utils.remote import local_file, reaching, to_path
@@ -101,13 +101,14 @@ class Expert:
         Raises:
           UserError: a weight of the expert has none, its values have another shape, or some are NaN or infinite.
         """
-        member = self.member
+        member, decomposed = self.member, singular_values(frozen)
         for name in self.names:
             if name not in frozen:
                 raise UserError(f"the expert adapts {name}, which is not among the {len(frozen)} decomposed weights")
-            if isinstance(frozen[name], Spectrum) != member.has_spectra:
+            if (name in decomposed) != member.has_spectra:
                 raise UserError(f"an expert of {member} was given spectra it cannot use; give sva.frozen(lm, expert)")
-        infos = matrix_infos({name: frozen[name] for name in self.names})
+        known = matrix_infos(frozen)
+        infos = {name: known[name] for name in self.names}
         check_raw(member, self.raw, infos)
         for name, raw in self.arrays.items():
             if not np.isfinite(np.asarray(raw, np.float32)).all():
@@ -197,11 +198,15 @@ def require_mixable(experts: Iterable[Expert]) -> None:
 
 def check_vectors(z: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: int | None = None) -> None:
     """Raises UserError unless every z is finite and as long as its spectrum: [R], with `rows` also [rows, R]."""
+    _check_vectors(z, {name: np.shape(s)[-1] for name, s in singular_values(spectra).items()}, rows)
+
+
+def _check_vectors(z: Mapping[str, Any], ranks: Mapping[str, int], rows: int | None = None) -> None:
     for name, vector in z.items():
-        if name not in spectra:
-            raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
+        if name not in ranks:
+            raise UserError(f"the expert adapts {name}, which is not among the {len(ranks)} decomposed weights")
         require_vector(name, vector)
-        shape, rank = np.shape(vector), np.shape(spectra[name].s)[-1]
+        shape, rank = np.shape(vector), ranks[name]
         if len(shape) != 1 and (rows is None or len(shape) != 2 or shape[0] != rows):
             wanted = f"[{rank}]" if rows is None else f"[{rank}] or, one a row, [{rows}, {rank}]"
             raise UserError(f"{name}: z has shape {list(shape)}, expected {wanted}")
@@ -213,8 +218,8 @@ def check_vectors(z: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: i
 
 def check_z(z: Mapping[str, Z], frozen: Mapping[str, Frozen]) -> None:
     """Raises UserError unless every z, of whatever kind, is finite and fits its spectrum."""
-    spectra = {name: x for name, x in frozen.items() if isinstance(x, Spectrum)}
-    check_vectors({name: x for name, x in z.items() if not isinstance(x, Core | Bands | Adapter)}, spectra)
+    ranks = {name: np.shape(s)[-1] for name, s in singular_values(frozen).items()}
+    _check_vectors({name: x for name, x in z.items() if not isinstance(x, Core | Bands | Adapter)}, ranks)
     for name, x in z.items():
         if not isinstance(x, Core | Bands | Adapter):
             continue
@@ -224,7 +229,7 @@ def check_z(z: Mapping[str, Z], frozen: Mapping[str, Frozen]) -> None:
             raise UserError(f"{name}: the {type(x).__name__} holds NaN or infinite values")
         if isinstance(x, Adapter):
             continue
-        shape, rank = np.shape(x.values), np.shape(spectra[name].s)[-1]
+        shape, rank = np.shape(x.values), ranks[name]
         fits = shape[-2] == shape[-1] <= rank if isinstance(x, Core) else shape[-1] == rank and shape[-2] % 2
         kind = type(x).__name__
         if len(shape) != 2 or not fits:

@@ -36,6 +36,7 @@ from sva.adapters.full import Full
 from sva.adapters.ia3 import IA3
 from sva.adapters.lora import DoRA, LoRA, RsLoRA
 from sva.spectral.forms import Bands, Core, Spectrum, Z
+from sva.utils.by_name import ByName
 from sva.utils.errors import UserError
 
 Frozen = Spectrum | Matrix
@@ -51,7 +52,15 @@ class MatrixInfo(NamedTuple):
 
 def matrix_infos(frozen: Mapping[str, Frozen]) -> dict[str, Any]:
     """{name: MatrixInfo of a spectrum, or the Matrix itself} of what is keyed by weight name."""
-    return {name: MatrixInfo(x.s, seed_of(name)) if isinstance(x, Spectrum) else x for name, x in frozen.items()}
+    values = singular_values(frozen)
+    return {name: MatrixInfo(values[name], seed_of(name)) if name in values else frozen[name] for name in frozen}
+
+
+def singular_values(frozen: Mapping[str, Frozen]) -> Mapping[str, Any]:
+    """{name: s [R]} of the spectra keyed by weight name, without a slice of their stacks where layers are stacked."""
+    if isinstance(frozen, ByName):
+        return frozen.map(lambda spectrum: spectrum.s)
+    return {name: x.s for name, x in frozen.items() if isinstance(x, Spectrum)}
 
 
 def require_values(member: Family, size: int, s: Any) -> None:

@@ -11,14 +11,17 @@ from sva.adapters.family import Family
 from sva.evaluation.evaluate import Item
 from sva.generation.lm import LM
 from sva.generation.population_batch import PaddedShape
-from sva.spectral.parametrisations import Frozen, matrix_infos
+from sva.models import layout
+from sva.models.transformer import Transformer
+from sva.models.weights import unnest
+from sva.spectral.parametrisations import Frozen
 from sva.tasks.base import Example, Task
 from sva.training.config.evaluation import ValidationConfig
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
 from sva.training.config.train import TrainConfig
-from sva.training.reinforce import Batch
-from sva.training.rollout import TaskBatch, Verdicts
+from sva.training.reinforce import Batch, matrix_infos_of
+from sva.training.rollout import PromptShape, TaskBatch, Verdicts
 from sva.training.search import Search
 from sva.training.update import ExpertState
 
@@ -26,7 +29,7 @@ from sva.training.update import ExpertState
 class PaddedShapes(NamedTuple):
     """Sizes that fit every example of the training split, so that all steps run the same programs."""
 
-    prompt: int  # tokens
+    prompt: PromptShape
     answer: int  # tokens of a given answer, for next_token
     population: PaddedShape | None  # of the prompts that a population answers, for evolution
 
@@ -54,11 +57,6 @@ class TrainContext:
         """The spectra as the model's tree."""
         return self.lm.model.nest(self.spectra)
 
-    @cached_property
-    def infos(self) -> Mapping[str, Any]:
-        """What the parametrisation may know of each matrix."""
-        return matrix_infos(self.spectra)
-
     @property
     def max_new_tokens(self) -> int:
         """Tokens of a completion at most."""
@@ -66,16 +64,17 @@ class TrainContext:
 
     def z(self, raw: Any) -> dict[str, Any]:
         """{weight name: z} of raw values."""
-        return _z(raw, self.infos, self.family)
+        return _z(raw, self.nested, self.lm.model, self.family)
 
     def batch(self, examples: Sequence[Example]) -> TaskBatch:
-        """Examples with the width of their prompts."""
+        """Examples with the shape of their prompts."""
         return TaskBatch(self.task, examples, self.shapes.prompt)
 
 
-@partial(jax.jit, static_argnames=("family",))
-def _z(raw: Any, infos: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    return family.z(raw, infos)
+@partial(jax.jit, static_argnames=("model", "family"))
+def _z(raw: Any, spectra: Mapping[str, Any], model: Transformer, family: Family) -> dict[str, Any]:
+    z = family.z(model.nest(raw), matrix_infos_of(model, spectra))
+    return unnest(z, layout.held(model, z), scan=model.scan_layers)
 
 
 class Step(NamedTuple):

@@ -32,7 +32,7 @@ from sva.training.methods import STEPS
 from sva.training.metrics import MetricsLog
 from sva.training.optimizers import update_config
 from sva.training.reinforce import Batch
-from sva.training.rollout import RewardError, Verdicts, prompt_width
+from sva.training.rollout import RewardError, Verdicts, prompt_shape
 from sva.training.search import search_of
 from sva.training.sft import solution_width
 from sva.training.update import ExpertState, init_state
@@ -118,7 +118,7 @@ def _context(lm: LM, spectra: Mapping[str, Frozen], task: Task, run_dir: Path, c
         train=config.train,
         search=search_of(config.evolution, lr=config.train.lr, centre=member.centre, bound=config.train.bound),
         shapes=PaddedShapes(
-            prompt=prompt_width(lm, task, source),
+            prompt=prompt_shape(lm, task, source),
             answer=solution_width(lm, task, source) if method == "next_token" else 0,
             population=population.shape_of(lm, task, source) if method == "evolution" else None,
         ),
@@ -154,7 +154,8 @@ def _settings_digest(context: TrainContext, config: Config) -> bytes:
     train = config.train
     if train.schedule == "constant":
         train = dataclasses.replace(train, steps=TrainConfig().steps)
-    parts = (config.rollout, config.reinforce, train, config.evolution, config.validation)
+    rollouts = dataclasses.replace(config.rollout, rows=None)
+    parts = (rollouts, config.reinforce, train, config.evolution, config.validation)
     about = (str(context.family), context.task.name, context.lm.fingerprint, config.seed)
     return hashlib.sha256(json.dumps((*about, *map(_not_default, parts))).encode()).digest()
 

@@ -28,8 +28,7 @@ def policy_gradient(context: TrainContext, state: ExpertState, step: Step, clock
     cfg, loss = context.rollout, context.loss
     with clock("rollout"):
         z = context.z(state.raw)
-        spectra = context.nested if cfg.form == "factored" else context.spectra
-        drawn = sample(context.lm, spectra, z, context.batch(step.examples), step.key, cfg)
+        drawn = sample(context.lm, context.spectra, z, context.batch(step.examples), step.key, cfg)
     with clock("grading"):
         rewards = context.verdicts.rewards(
             step.number, drawn.texts, lambda: grade(context.task, step.examples, drawn.texts)
@@ -67,7 +66,7 @@ def evolution(context: TrainContext, state: ExpertState, step: Step, clock: Cloc
     search, examples = context.search, step.examples
     with clock("rollout"):
         members = _ask(search, state.opt_state, step.key)
-        z = population.population_z(members, context.infos, context.family)
+        z = jax.vmap(context.z)(members)
         answers = population.answer(
             context.lm, context.nested, z, context.task, examples, context.shapes.population, context.max_new_tokens
         )

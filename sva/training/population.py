@@ -1,7 +1,6 @@
 """A population of z on the same prompts, all of them in one batch: every row its own z."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +11,7 @@ from sva.generation import chat, population_batch
 from sva.generation.lm import LM
 from sva.generation.population_batch import PaddedShape
 from sva.generation.sampling import Greedy
-from sva.spectral.parametrisations import Family, MatrixInfo
 from sva.tasks.base import Example, Task
-from sva.training.rollout import faults
 
 
 class Answers(NamedTuple):
@@ -40,7 +37,7 @@ def answer(
 
     Args:
       spectra: the model's nested tree.
-      z: {name: [M, R]}, one z a member, from `population_z`.
+      z: {name: [M, R]}, one z a member.
       shape: of the prompts, from `shape_of`; exactly theirs by default.
     """
     members = population_batch.own_z(spectra, z)
@@ -50,14 +47,16 @@ def answer(
     out = population_batch.answers(lm, members, prompts, sampling=Greedy(), rows=rows, stops=task.stop)
     found = chat.decode_until(lm, out.tokens, out.lengths, [task.stop] * len(out.tokens))
     means = found.means(out.logprobs).reshape(len(members), -1)
-    counts = faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
+    counts = _faults(out.tokens, found.lengths, found.texts, chat.end_tokens(lm), found.stopped)
     return Answers(found.texts, means, found.lengths, *counts)
 
 
-@partial(jax.jit, static_argnames=("family",))
-def population_z(raw: Mapping[str, jax.Array], infos: Mapping[str, MatrixInfo], family: Family) -> dict[str, jax.Array]:
-    """{name: z [M, R]} of raw values {name: [M, ...]}, M members."""
-    return jax.vmap(family.z, (0, None))(raw, infos)
+def _faults(
+    tokens: np.ndarray, lengths: np.ndarray, texts: Sequence[str], eos: Sequence[int], stopped: Any
+) -> tuple[int, int]:
+    """(overlong, empty): rows that end without an end token or a stop text, and rows whose text is nothing."""
+    last = tokens[np.arange(len(tokens)), lengths - 1]
+    return int((~np.isin(last, eos) & ~np.asarray(stopped)).sum()), sum(not text.strip() for text in texts)
 
 
 def shape_of(lm: LM, task: Task, source: Sequence[Example]) -> PaddedShape:

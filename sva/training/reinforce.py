@@ -24,6 +24,7 @@ from flax import struct
 from sva.adapters.draws import seed_of
 from sva.adapters.family import Family, Matrix
 from sva.generation.logprobs import Scores, score
+from sva.generation.weights import base_variables
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.models.weights import expected
 from sva.spectral.forms import adapters
@@ -106,7 +107,7 @@ def reinforce_loss(
       raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or the model's nested tree
         of it.
       spectra: keyed by the same names, or nested as well; whole ones. `Matrix` for a family without spectra.
-      params: base weights.
+      params: base weights; where target weights are left out, their spectra stand in for them.
       batch: B completions.
       model: static under jit, as the next two.
       family: the parametrisation of raw.
@@ -126,7 +127,7 @@ def reinforce_loss(
     if batch.noise is not None:
         z = family.noisy(z, infos, batch.noise[0])
     adapted = variables(model, params, adapters(spectra, z))
-    base = {"params": params}
+    base = base_variables(model, params, spectra)
     ref_hidden = jax.lax.stop_gradient(hidden_before_tokens(model, base, batch)) if cfg.has_kl else None
 
     def unembed(hidden: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Prompts to completions to rewards to a training batch."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.generation import chat
-from sva.generation.decode import PromptBatch, generate
+from sva.generation.complete import CompleteOptions, complete
+from sva.generation.engine import EngineConfig
 from sva.generation.lm import LM
-from sva.generation.merge import merge_params
-from sva.generation.prompts import check_prompts, pad_eos
+from sva.generation.merge import merge_params, with_z
+from sva.generation.prompts import check_prompts
 from sva.generation.sampling import Greedy, OnPolicy, Sampling
 from sva.generation.stop_strings import cut
-from sva.parallel.processes import broadcast_from_process_0, is_writer, to_host
-from sva.spectral.forms import adapters
+from sva.models.cache import BLOCK
+from sva.parallel.processes import broadcast_from_process_0, is_writer
+from sva.parallel.sharding import batch_shards
 from sva.spectral.parametrisations import Frozen
 from sva.tasks.base import Example, Task
 from sva.training.config.reinforce import ReinforceConfig
@@ -27,15 +30,23 @@ from sva.training.reinforce import Batch, advantages
 from sva.utils import seeds
 from sva.utils.errors import UserError
 from sva.utils.files import read_json, write_json
-from sva.utils.padding import budget_bucket, left_pad, length_bucket
+from sva.utils.padding import budget_bucket, common_prefix, left_pad, length_bucket, prompt_bucket, round_up
+
+
+class PromptShape(NamedTuple):
+    """Sizes that fit every prompt of a split, so that every step has the same shapes; see `prompt_shape`."""
+
+    width: int  # tokens of a padded prompt
+    longest: int  # tokens of the longest one
+    shared: int  # tokens that all begin with, see `sva.utils.padding.common_prefix`
 
 
 class TaskBatch(NamedTuple):
-    """P examples of a task, whose prompts are padded to `width` tokens, so that every step has the same shapes."""
+    """P examples of a task."""
 
     task: Task
     examples: Sequence[Example]
-    width: int  # from `prompt_width`
+    shape: PromptShape
 
 
 class Completions(NamedTuple):
@@ -83,28 +94,55 @@ def sample(
     Row r is sample r % G of prompt r // G, drawn with fold_in(key, r).
     """
     task, ids, mask = batch.task, *prompts(lm, batch)
-    rows = len(ids) * cfg.samples
+    total = len(ids) * cfg.samples
     budget = cfg.max_new_tokens or task.max_new_tokens
-    eos = chat.end_tokens(lm, task.stop)
-    params, adapter = lm.params, None
-    if cfg.form == "factored":
-        adapter = adapters(lm.model.nest(spectra), lm.model.nest(z))
+    if cfg.form == "factored" or lm.z is not None:
+        adapted = with_z(lm, spectra, z)
     else:
-        params = merge_params(lm.model, lm.params, spectra, z)
-    keys = seeds.of_rows(key, jnp.arange(rows))
-    out = generate(
-        lm.model,
-        params,
-        PromptBatch(ids, mask, keys, jnp.asarray(budget, jnp.int32)),
-        pad_eos(eos),
-        adapter,
-        max_new_tokens=budget_bucket(budget),
+        adapted = dataclasses.replace(lm, params=merge_params(lm.model, lm.params, spectra, z))
+    keys = seeds.of_rows(key, jnp.arange(total)).reshape(len(ids), cfg.samples)
+    done = complete(
+        adapted,
+        [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)],
+        budget,
         sampling=sampling_of(cfg),
+        key=keys,
         samples=cfg.samples,
+        stops=task.stop,
+        options=CompleteOptions(
+            eos_ids=chat.end_tokens(lm, task.stop),
+            engine=engine_config(cfg, batch.shape, budget),
+            shared=batch.shape.shared,
+            is_checked=False,
+        ),
     )
-    tokens, logprobs, lengths = to_host(out)
-    texts, lengths, stopped = chat.decode_until(lm, tokens, lengths, [task.stop] * rows)
-    return Completions(ids, mask, tokens, logprobs, lengths, texts, *faults(tokens, lengths, texts, eos, stopped))
+    size = budget_bucket(budget)
+    tokens, logprobs = np.zeros((total, size), np.int32), np.zeros((total, size), np.float32)
+    lengths, texts, overlong = np.zeros(total, np.int32), [""] * total, 0
+    for one in done:
+        row = one.prompt * cfg.samples + one.sample
+        lengths[row], texts[row] = len(one.tokens), one.text
+        tokens[row, : lengths[row]], logprobs[row, : lengths[row]] = one.tokens, one.logprobs
+        overlong += one.reason == "length"
+    empty = sum(not text.strip() for text in texts)
+    return Completions(ids, mask, tokens, logprobs, lengths, texts, overlong, empty)
+
+
+def engine_config(cfg: RolloutConfig, shape: PromptShape, budget: int, backend: str | None = None) -> EngineConfig:
+    """The shapes of the engine's programs, the same in every step, for the devices of `backend` (JAX's own by default).
+
+    On an accelerator there is one program of each kind: a row has all the slots that it may ever need. A CPU, on which
+    attention costs more than compiling, takes them tier by tier.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else batch_shards(mesh)
+    rows = cfg.rows_at_work(shards)
+    width = shape.longest - shape.shared
+    settings = EngineConfig(rows, prompts=min(max(_READ, shards), rows), width=width)
+    if (backend or jax.default_backend()) == "cpu":
+        return settings
+    most = prompt_bucket(width) + round_up(budget, settings.steps)
+    return dataclasses.replace(settings, one_bucket=True, tier=round_up(most, BLOCK))
 
 
 def sampling_of(cfg: RolloutConfig) -> Sampling:
@@ -112,12 +150,7 @@ def sampling_of(cfg: RolloutConfig) -> Sampling:
     return OnPolicy(cfg.temperature) if cfg.temperature else Greedy()
 
 
-def faults(
-    tokens: np.ndarray, lengths: np.ndarray, texts: Sequence[str], eos: Sequence[int], stopped: Any = False
-) -> tuple[int, int]:
-    """(overlong, empty): rows that end without an end token or a stop text, and rows whose text is nothing."""
-    last = tokens[np.arange(len(tokens)), lengths - 1]
-    return int((~np.isin(last, eos) & ~np.asarray(stopped)).sum()), sum(not text.strip() for text in texts)
+_READ = 4  # prompts at a time
 
 
 def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
@@ -199,19 +232,21 @@ class Verdicts:
         return rewards
 
 
-def prompt_width(lm: LM, task: Task, source: Sequence[Example]) -> int:
-    """The length bucket that holds every prompt of a split.
+def prompt_shape(lm: LM, task: Task, source: Sequence[Example]) -> PromptShape:
+    """The shape that holds every prompt of a split, padded to a length bucket.
 
     Raises:
       UserError: a prompt is empty, or leaves too little of the model's context.
     """
-    _, mask = _encode(lm, task, [source[i] for i in range(len(source))])
-    return length_bucket(mask.shape[1])
+    ids, mask = _encode(lm, task, [source[i] for i in range(len(source))])
+    rows = [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)]
+    longest = int(mask.sum(axis=1).max())
+    return PromptShape(length_bucket(longest), longest, common_prefix(rows))
 
 
 def prompts(lm: LM, batch: TaskBatch) -> tuple[np.ndarray, np.ndarray]:
     """(ids, mask) [P, width] int32 of the examples' prompts, padded on the left."""
-    return left_pad(*_encode(lm, batch.task, batch.examples), batch.width)
+    return left_pad(*_encode(lm, batch.task, batch.examples), batch.shape.width)
 
 
 def _encode(lm: LM, task: Task, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

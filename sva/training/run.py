@@ -103,6 +103,8 @@ def _train(
     mesh = make_mesh(config.mesh)
     check_rows("rollout.prompts", config.rollout.prompts, mesh)
     check_rows("train.micro_batch", config.train.micro_batch, mesh)
+    if config.rollout.rows is not None:
+        check_rows("rollout.rows", config.rollout.rows, mesh)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
         run = _start(config, run_dir, lm, None if mesh.size == 1 else mesh, progress)
         before = _answers(run, run.lm, "before.jsonl", "evaluate base")
@@ -262,10 +264,13 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
 
 
 def _check_same(config: Config, path: Path) -> None:
-    """Raises UserError where the settings of the run at `path` are others; its mesh and saving may change."""
+    """Raises UserError where the settings of the run at `path` are others; its mesh and what saves may change."""
     # Read as settings, so that one which an earlier version did not have counts as its default.
     flat = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
-    old, new = ({name: x for name, x in one.items() if not name.startswith(("mesh.", "checkpoint."))} for one in flat)
+    old, new = (
+        {name: x for name, x in one.items() if not name.startswith(("mesh.", "checkpoint.", "rollout.rows"))}
+        for one in flat
+    )
     if others := differing(old, new):
         raise UserError(f"{path.parent} holds a run of other settings ({others}); choose another run_dir or delete it")
 

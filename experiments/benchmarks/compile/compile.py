@@ -30,8 +30,8 @@ def make(config: str, topology: str, program: str, output: Path) -> None:
 def row(name: str, report: dict) -> str:
     """One line of the table; GiB and TFLOP of one chip."""
     ((_, program),) = report["programs"].items()
-    memory = program["memory"]
-    held = sum(memory.get(kind, 0) for kind in ("weights", "spectra", "experts", "state", "batch"))
+    memory = {**report["run"]["resident"], **program["memory"]}
+    held = sum(memory.get(kind, 0) for kind in ("weights", "spectra", "experts", "state", "batch", "rows"))
     cells = [memory.get("weights", 0), memory.get("spectra", 0), memory["cache"], memory["temporaries"]]
     cells.append(held + memory["temporaries"])
     sent = sum(size for _, size in program["collectives"].values())

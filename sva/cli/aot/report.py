@@ -1,9 +1,9 @@
 """Ahead-of-time compilation: what a training run would hold and do on a TPU pod, on a machine with no TPU.
 
-The update, the rollout and the two-pass function are compiled by the TPU's own compiler (libtpu, extra `aot`) for the
-pod's topology, from shapes alone: no weights are read, nothing runs. The report says, for one chip, which bytes lie
-there, by kind, how many operations each program makes and which messages it sends, with loops multiplied out
-(`sva.cli.aot.hlo`), whether everything fits, and what to change where it does not.
+The update, the rollout's programs and the two-pass function are compiled by the TPU's own compiler (libtpu, extra
+`aot`) for the pod's topology, from shapes alone: no weights are read, nothing runs. The report says, for one chip,
+which bytes lie there, by kind, how many operations each program makes and which messages it sends, with loops
+multiplied out (`sva.cli.aot.hlo`), whether everything fits, and what to change where it does not.
 """
 
 import importlib.util
@@ -18,14 +18,14 @@ import jax
 
 from sva.cli.aot import hlo
 from sva.cli.aot.programs import PROGRAMS, Program
-from sva.cli.aot.shapes import Shapes, held_bytes, params_of, spectra_of, state_of, targets_of
+from sva.cli.aot.shapes import Shapes, held_bytes, run_holds, targets_of
 from sva.generation.loaded_model import DTYPES
 from sva.models import layout
 from sva.models.config import ModelConfig, from_hf
 from sva.models.hub import HUB_SECONDS
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
-from sva.parallel.sharding import check_rows, make_mesh, notes
+from sva.parallel.sharding import batch_shards, check_rows, make_mesh, notes
 from sva.training.config import Config
 from sva.utils.errors import UserError
 from sva.utils.files import read_json
@@ -101,17 +101,21 @@ def report(
     mesh = make_mesh(config.mesh, devices)
     check_rows("rollout.prompts", config.rollout.prompts, mesh)
     check_rows("train.micro_batch", config.train.micro_batch, mesh)
+    if config.rollout.rows is not None:
+        check_rows("rollout.rows", config.rollout.rows, mesh)
     if config.rollout.max_new_tokens is None:
         raise UserError("rollout.max_new_tokens must be set: no task is read here")
     model = Transformer(model_config(config.model), DTYPES[config.dtype], scan_layers=scan_layers)
     shapes = Shapes(config, model, mesh, prompt_tokens, budget_bucket(config.rollout.max_new_tokens))
     found = {}
+    if not shapes.member.has_spectra:  # such experts have no z, which two passes mix
+        programs = tuple(name for name in programs if name != "two_pass")
     for name in programs:
         on_program(name)
         with jax.set_mesh(mesh):
             found[name] = _compiled(PROGRAMS[name](shapes), shapes)
     resident = {kind: held_bytes(tree) for kind, tree in run_holds(shapes).items()}
-    total = sum(resident.values()) + max((program["memory"]["temporaries"] for program in found.values()), default=0)
+    total = sum(resident.values()) + max((beside(program) for program in found.values()), default=0)
     fits = total <= hbm_gib * GIB and not any("refused" in program for program in found.values())
     return {
         "mesh": dict(mesh.shape),
@@ -120,27 +124,17 @@ def report(
         "prompt_tokens": shapes.prompt,
         "new_tokens": shapes.new,
         "rollout_rows": config.rollout.prompts * config.rollout.samples,
+        "rows_at_work": config.rollout.rows_at_work(batch_shards(mesh)),
         "notes": notes(layout.params(model), mesh),
         "programs": found,
-        "run": {"resident": resident, "with_largest_temporaries": total, "fits": fits},
+        "run": {"resident": resident, "at_most": total, "fits": fits},
         "advice": [] if fits else advice(shapes, resident, found, total - int(hbm_gib * GIB)),
     }
 
 
-def run_holds(shapes: Shapes) -> dict[str, Any]:
-    """What lies on the devices all through a training run, by kind, as trees of jax.ShapeDtypeStruct.
-
-    In the factored form the spectra stand in for the target weights; in the dense one there are these, the spectra and
-    the merged weights.
-    """
-    kinds = {
-        "weights": params_of(shapes, without_targets=True),
-        "spectra": spectra_of(shapes),
-        "state": state_of(shapes),
-    }
-    if shapes.config.rollout.form == "dense":
-        kinds["target weights"] = kinds["merged weights"] = targets_of(shapes)
-    return kinds
+def beside(program: Mapping[str, Any]) -> int:
+    """Bytes on a device while the program runs, beside what a run always holds."""
+    return sum(size for kind, size in program["memory"].items() if kind != "cache")
 
 
 def advice(shapes: Shapes, resident: Mapping[str, int], programs: Mapping[str, Any], missing: int) -> list[str]:
@@ -148,7 +142,7 @@ def advice(shapes: Shapes, resident: Mapping[str, int], programs: Mapping[str, A
     config = shapes.config
     options: list[tuple[int, str]] = []
     if config.rollout.form == "dense":
-        spared = resident["target weights"] + resident["merged weights"]
+        spared = 2 * held_bytes(targets_of(shapes))
         options.append((spared, "rollout.form=factored: the spectra stand in for base and merged target weights"))
     parts = shapes.mesh.shape["data"]
     if parts > 1:
@@ -161,13 +155,14 @@ def advice(shapes: Shapes, resident: Mapping[str, int], programs: Mapping[str, A
         smaller = config.train.micro_batch // 2
         if smaller and smaller % (shapes.mesh.shape["data"] * shapes.mesh.shape["fsdp"]) == 0:
             options.append((temporaries // 2, f"train.micro_batch={smaller}: half the activations"))
-    cache = max((program["memory"]["cache"] for program in programs.values()), default=0)
+    cache = max((program["memory"].get("rows", 0) for program in programs.values()), default=0)
     if cache > missing // 4:
-        options.append((cache // 2, f"half of rollout.prompts={config.rollout.prompts}: half the cache"))
+        rows = config.rollout.rows_at_work(batch_shards(shapes.mesh))
+        options.append((cache // 2, f"rollout.rows={rows // 2}: half the keys and values"))
     if shapes.mesh.size:
         options.append((sum(resident.values()) // 2, "twice the devices on mesh.fsdp: half of everything resident"))
     options.sort(key=lambda option: -option[0])
-    head = f"{max(0, missing) / GIB:.2f} GiB a device too much, by the resident bytes and the largest temporaries"
+    head = f"{max(0, missing) / GIB:.2f} GiB a device too much, by what lies there and what the largest program adds"
     return [head, *(f"{text} (about {spared / GIB:.2f} GiB)" for spared, text in options if spared > 0)]
 
 
@@ -175,7 +170,9 @@ def summary(result: Mapping[str, Any]) -> str:
     """The report as text, GiB a device."""
     mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
     lines = [f"mesh {mesh}; {result['hbm_gib']} GiB a device; prompts of {result['prompt_tokens']} tokens, "]
-    lines[0] += f"completions of {result['new_tokens']}, {result['rollout_rows']} rows"
+    lines[0] += (
+        f"completions of {result['new_tokens']}, {result['rollout_rows']} rows, {result['rows_at_work']} at a time"
+    )
     lines += [f"note: {note}" for note in result["notes"]]
     for name, program in result["programs"].items():
         memory = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in program["memory"].items())
@@ -194,8 +191,8 @@ def summary(result: Mapping[str, Any]) -> str:
             lines.append(f"  products of a target weight's shape: {', '.join(program['weight_shaped_products'])}")
     resident = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in result["run"]["resident"].items())
     verdict = "fits" if result["run"]["fits"] else "does not fit"
-    total = result["run"]["with_largest_temporaries"] / GIB
-    lines.append(f"a run holds {resident}; with the largest temporaries {total:.2f} GiB: {verdict}")
+    total = result["run"]["at_most"] / GIB
+    lines.append(f"a run holds {resident}; with what its largest program adds {total:.2f} GiB: {verdict}")
     return "\n".join([*lines, *(f"  {line}" for line in result["advice"])])
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sva.adaptation.adaptive_lm import SLOTS
+from sva.adapters.family import Family, Matrix
 from sva.models import layout
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
@@ -35,6 +37,33 @@ class Shapes:
     def targets(self) -> list[str]:
         """Names of the weights that an expert moves."""
         return select(expected(self.model.cfg), self.config.targets)
+
+    @property
+    def member(self) -> Family:
+        """The parametrisation."""
+        return family(self.config.parametrisation)
+
+    @property
+    def decomposed(self) -> list[str]:
+        """Names of the targets that a training step runs on their spectra."""
+        return self.targets if self.member.has_spectra else []
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether spectra stand in for the target weights."""
+        return self.config.rollout.form == "factored"
+
+
+def run_holds(shapes: Shapes) -> dict[str, Any]:
+    """What lies on the devices all through a training run, by kind, as trees of jax.ShapeDtypeStruct.
+
+    In the factored form the spectra stand in for the target weights. Merged weights are there in the rollout alone.
+    """
+    return {
+        "weights": params_of(shapes, without_targets=shapes.is_factored),
+        "spectra": spectra_of(shapes) if shapes.member.has_spectra else _matrices_of(shapes, shapes.model.nest),
+        "state": state_of(shapes),
+    }
 
 
 def held_bytes(tree: Any) -> int:
@@ -78,16 +107,36 @@ def bank_of(shapes: Shapes) -> Any:
 
 
 def state_of(shapes: Shapes) -> Any:
-    """The training state, replicated."""
-    named = layout.spectra(shapes.model.cfg, shapes.targets)
-    spectra = layout.abstract(named, shapes.model.dtype, shapes.mesh)
-    member = family(shapes.config.parametrisation)
-    state = jax.eval_shape(lambda: init_state(_zeros(spectra), member, update_config(shapes.config.train)))
-    return jax.tree.map(lambda x: whole(shapes, x.shape, x.dtype), state)
+    """The training state, placed as a run places it."""
+    cfg, member = shapes.model.cfg, shapes.member
+    if member.has_spectra:
+        frozen = layout.abstract(layout.spectra(cfg, shapes.targets), shapes.model.dtype, shapes.mesh)
+    else:
+        frozen = _matrices_of(shapes, dict)
+    state = jax.eval_shape(lambda: init_state(_zeros(frozen), member, update_config(shapes.config.train)))
+    places = shardings(layout.trained(cfg, member, state), shapes.mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
 
 
-def _zeros(spectra: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spectra)
+def _matrices_of(shapes: Shapes, shaped: Callable[[Any], Any]) -> Any:
+    """`shaped` of {weight name: Matrix} of the targets, for a member that reads no spectra."""
+    weights, reads = expected(shapes.model.cfg), shapes.member.reads
+
+    def made() -> Any:
+        found = {}
+        for name in shapes.targets:
+            (out, into), module = weights[name].shape, name.removesuffix(".weight")
+            norms = jnp.zeros(out, jnp.float32) if "norms" in reads else None
+            has_bias = "bias" in reads and f"{module}.bias" in weights
+            bias = jnp.zeros(out, shapes.model.dtype) if has_bias else None
+            found[name] = Matrix(jnp.zeros((), jnp.uint32), (out, into), module.rpartition(".")[2], norms, bias)
+        return shaped(found)
+
+    return jax.tree.map(lambda x: whole(shapes, x.shape, x.dtype), jax.eval_shape(made))
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
 
 
 def cache_of(shapes: Shapes, rows: int, slots: int) -> Any:

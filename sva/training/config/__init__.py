@@ -1,6 +1,6 @@
 """One training run's settings: a YAML file and `a.b=c` overrides, typed by the dataclasses of this package.
 
-Nothing here imports JAX, so that a wrong setting is told at once.
+Nothing here imports JAX, so that a wrong setting is told at once; OmegaConf is imported where a file is read.
 """
 
 import dataclasses
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from sva.adapters import spelling
 from sva.parallel.mesh_config import MeshConfig
@@ -57,6 +55,8 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
 
     def __post_init__(self) -> None:
+        from omegaconf import OmegaConf
+
         seeds.check("seed", self.seed)
         run_dir = _explained(lambda: OmegaConf.structured(self).run_dir)  # with the task's name and the seed in it
         # The task's name may be a path in the home directory; no directory is called ~.
@@ -86,6 +86,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     for name, value in values.items():
         section, _, last = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[last] = value
+    from omegaconf import OmegaConf
+
     merged = _explained(OmegaConf.merge, OmegaConf.structured(Config), tree)
     return _explained(OmegaConf.to_object, merged)
 
@@ -125,11 +127,15 @@ def settings() -> list[str]:
 
 def to_yaml(config: Config) -> str:
     """The resolved settings as YAML."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
 def _explained(action: Callable[..., Any], *args: Any) -> Any:
     """What `action` returns; OmegaConf's errors, of `${...}`, become one line that names the setting."""
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         return action(*args)
     except OmegaConfBaseException as error:

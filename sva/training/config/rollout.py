@@ -5,6 +5,8 @@ import dataclasses
 from sva.generation.temperature import check_temperature
 from sva.utils.errors import UserError, at_least
 
+_ROWS = 64  # at a time, on each device: many more decode hardly faster
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
@@ -22,6 +24,7 @@ class RolloutConfig:
     max_new_tokens: int | None = None  # the task's own budget by default
     temperature: float = 1.0  # 0: the likeliest token, as the public code
     score_eos: bool = True  # train the end token too; the public code never does
+    rows: int | None = None  # completions drawn at a time, which sets the peak memory; by default all, 64 a device
     form: str = (
         "dense"  # merged once a step, beside the base; "factored": on the spectra alone, which spares the weights
     )
@@ -31,6 +34,8 @@ class RolloutConfig:
         at_least("rollout.samples", self.samples, 1)
         if self.max_new_tokens is not None:
             at_least("rollout.max_new_tokens", self.max_new_tokens, 1)
+        if self.rows is not None:
+            at_least("rollout.rows", self.rows, 1)
         at_least("rollout.temperature", self.temperature, 0)
         if self.temperature > 0:
             check_temperature("rollout.temperature", self.temperature)
@@ -41,6 +46,10 @@ class RolloutConfig:
             )
         if self.form not in ("dense", "factored"):
             raise UserError(f"rollout.form={self.form!r} is not known; use dense or factored")
+
+    def rows_at_work(self, shards: int = 1) -> int:
+        """Completions drawn at a time on a mesh that divides rows into so many shards."""
+        return min(self.prompts * self.samples, self.rows or _ROWS * shards)
 
     @property
     def is_tempered(self) -> bool:

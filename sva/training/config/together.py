@@ -41,6 +41,11 @@ def check(
         if cfg.bound is not None and search.strategy == "es":
             raise UserError(f"train.bound={cfg.bound} is for gradients and for evolution.strategy=cem, not for es")
         return
+    if rollouts.form == "factored" and parametrisation.name not in DIAGONAL:
+        raise UserError(
+            f"rollout.form=factored leaves the target weights out, and {parametrisation} adds to them; use "
+            "rollout.form=dense"
+        )
     if rollouts.prompts % cfg.micro_batch:
         raise UserError(
             f"rollout.prompts={rollouts.prompts} is no multiple of train.micro_batch={cfg.micro_batch}; change one"
