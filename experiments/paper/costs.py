@@ -1,0 +1,60 @@
+"""What a cell will take: tokens, minutes and memory, predicted before it is started."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.paper.cells import Cell
+from experiments.paper.methods import METHODS
+
+_PROMPT = 48  # tokens, of a procedural question in its chat template, its width rounded up
+_GENERATED = 0.75  # share of the budget that an answer takes on average
+_ANSWER = 24  # tokens of a held-out answer at most
+# Seconds a trained and an answered token, and a cell besides: on two cores by experiments/studies/learning, on one H100
+# a guess until the first cell of a method is measured.
+_RATES = {"cpu": (1.1e-3, 4e-4, 20.0), "gpu": (3e-5, 3e-5, 4.0)}
+_WEIGHTS, _MATRICES = 0.135e9, 0.08e9  # numbers in SmolLM2-135M, and in its mlp alone
+_LAYERS, _WIDTHS, _MODEL_WIDTH = 30, 14, 576  # activations a token: about 14 times the model's width a layer
+
+
+class Cost(NamedTuple):
+    """One cell's, or that of several one after another."""
+
+    tokens: int  # read or generated, training and held-out
+    seconds: float
+    gib: float  # weights, factors, optimiser and activations
+
+
+def predicted(cell: Cell, platform: str, measured: Mapping[str, float] | None = None) -> Cost:
+    """The cost of a cell on "cpu" or "gpu"; its seconds are `measured` ones of its method where there are any."""
+    settings = cell.settings
+    is_next = settings.get("train.method") == "next_token"
+    prompts, samples = settings["rollout.prompts"], 1 if is_next else settings["rollout.samples"]
+    budget = settings.get("rollout.max_new_tokens", 4)
+    # Sampling and the update each read the prompts and their answers.
+    step = (prompts * _PROMPT + prompts * samples * int(budget * _GENERATED)) * (1 if is_next else 2)
+    trained = settings["train.steps"] * step
+    answered = cell.scale.held_out * (_PROMPT + _ANSWER)
+    rate = _RATES["cpu" if platform == "cpu" else "gpu"]
+    seconds = 1.0 if cell.scale.name == "toy" else rate[2] + trained * rate[0] + answered * rate[1]
+    rows = settings["train.micro_batch"] * (_PROMPT + samples * budget)
+    copies = 4 if METHODS[cell.method].parametrisation == "full" else 1.3  # weights, merged, gradient, Adam; or factors
+    numbers = 2 * _WEIGHTS + copies * _MATRICES + rows * _LAYERS * _WIDTHS * _MODEL_WIDTH
+    return Cost(trained + answered, (measured or {}).get(cell.method, seconds), 4 * numbers / 2**30)
+
+
+def measured(records: Iterable[Mapping[str, Any]], device: str) -> dict[str, float]:
+    """{method: seconds} of the slowest of its cells on this device, so that a deadline is kept."""
+    found: dict[str, float] = {}
+    for record in records:
+        if record["device"] == device:
+            found[record["method"]] = max(record["seconds"], found.get(record["method"], 0.0))
+    return found
+
+
+def total(costs: list[Cost]) -> Cost:
+    """All of them one after another, and the most memory of any."""
+    return Cost(
+        sum(cost.tokens for cost in costs),
+        sum(cost.seconds for cost in costs),
+        max((cost.gib for cost in costs), default=0.0),
+    )
