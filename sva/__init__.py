@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sva.generation.complete import CompleteOptions, complete
     from sva.generation.decode import Generation
     from sva.generation.decompose import decompose
+    from sva.generation.frozen import frozen
     from sva.generation.lm import LM
     from sva.generation.load import load, quantise
     from sva.generation.merge import factored, merge
@@ -39,6 +40,7 @@ _MODULES = {
     "sva.generation.complete": ("CompleteOptions", "complete"),
     "sva.generation.decode": ("Generation",),
     "sva.generation.decompose": ("decompose",),
+    "sva.generation.frozen": ("frozen",),
     "sva.generation.lm": ("LM",),
     "sva.generation.load": ("load", "quantise"),
     "sva.generation.merge": ("factored", "merge"),
@@ -83,6 +85,7 @@ __all__ = [
     "evaluate",
     "factored",
     "family",
+    "frozen",
     "load",
     "logits",
     "make_mesh",

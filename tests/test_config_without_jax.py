@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sva.spectral import spelling
+from sva.adapters import spelling
 from sva.spectral.parametrisations import EXAMPLES, Diagonal
 from sva.training import advantages
 from sva.training.config.reinforce import BASELINES

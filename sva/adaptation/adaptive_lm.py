@@ -24,7 +24,7 @@ from sva.generation.merge import shared_form
 from sva.generation.prompts import check_prompts, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
 from sva.spectral import serving_plan
-from sva.spectral.expert import Expert
+from sva.spectral.expert import Expert, require_mixable
 from sva.spectral.mixing import bank, mixture, slots
 from sva.spectral.serving_plan import Plan
 from sva.tasks.labels import OTHER, Label
@@ -311,6 +311,7 @@ def adaptive(
     require_weights(lm, "a bank of experts")
     labels, places = labels_and_slots(experts, classifier)
     everyone = [*experts, *([classifier] if classifier else [])]
+    require_mixable(everyone)
     names = list(dict.fromkeys(name for expert in everyone for name in expert.names))
     spectra = spectra_of(lm, names, progress=progress)
     zs = [expert.z(spectra) for expert in everyone]

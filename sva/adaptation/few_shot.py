@@ -29,7 +29,7 @@ from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import broadcast_from_process_0
 from sva.spectral import serving_plan
-from sva.spectral.expert import Expert
+from sva.spectral.expert import Expert, require_mixable
 from sva.spectral.forms import Spectrum
 from sva.spectral.mixing import RescaledSlots, bank, mix, rescaled, slots
 from sva.tasks.base import Example, Grade, Task
@@ -68,6 +68,7 @@ def pool(lm: LM, experts: Sequence[Expert], *, reference: bool = False, progress
     if not experts:
         raise UserError("there is nothing to mix: name at least one expert")
     require_weights(lm, "a mixture")
+    require_mixable(experts)
     names = tuple(dict.fromkeys(name for expert in experts for name in expert.names))
     spectra = spectra_of(lm, names, progress=progress)
     if reference:

@@ -205,8 +205,7 @@ def _answer(subject: _Subject, alphas: Path | None, settings: Mapping[str, Any])
     from sva.adaptation.label_scoring import choice
     from sva.adaptation.mixture_file import load_mixture
     from sva.evaluation import evaluate
-    from sva.generation.decompose import spectra_of
-    from sva.generation.merge import merge
+    from sva.generation.frozen import merge_expert
 
     lm, experts, classifier = subject
     budget, rows = settings["max_new_tokens"], settings["batch_size"]
@@ -218,8 +217,7 @@ def _answer(subject: _Subject, alphas: Path | None, settings: Mapping[str, Any])
     if alphas:
         lm = load_mixture(lm, alphas, experts)
     elif experts:
-        spectra = spectra_of(lm, experts[0].names)
-        lm = merge(lm, spectra, experts[0].z(spectra))
+        lm = merge_expert(lm, experts[0])
     if settings["by"] == "likelihood":
         return evaluate.by_likelihood(lm), rows
     return evaluate.greedy(lm, budget, rows)

@@ -89,7 +89,7 @@ def show(arguments: argparse.Namespace) -> None:
     expert = Expert.load(arguments.expert)
     if not expert.raw:
         raise UserError(f"{arguments.expert} holds no weights; train it again")
-    values = np.concatenate([np.ravel(raw) for raw in expert.raw.values()])
+    values = np.concatenate([np.ravel(raw) for raw in expert.arrays.values()])
     raw = {"min": float(values.min()), "max": float(values.max()), "std": float(values.std())}
     result: dict[str, Any] = {"weights": len(expert.names), "values": values.size}
     result |= {"parametrisation": expert.parametrisation, "raw": raw, "metadata": dict(expert.metadata)}
@@ -219,10 +219,11 @@ def transfer(arguments: argparse.Namespace) -> None:
     from sva.generation.load import load
     from sva.models.weights import expected
     from sva.spectral import transfer as by_index
-    from sva.spectral.expert import Expert
+    from sva.spectral.expert import Expert, require_mixable
     from sva.utils.trees import select
 
     expert = Expert.load(arguments.expert)
+    require_mixable([expert])
     name = arguments.base or expert.metadata.get("base")
     if not name:
         raise UserError(f"{arguments.expert} does not name its base model; give it with --base")
@@ -245,15 +246,18 @@ def transfer(arguments: argparse.Namespace) -> None:
 
 
 def _adapted(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(base model, expert, its spectra) of --model and the expert file, which must belong together."""
-    from sva.generation.decompose import spectra_of
+    """(base model, expert, its spectra) of --model and the expert file, which must belong together.
+
+    For an expert without spectra the last is what `sva.frozen` gives.
+    """
+    from sva.generation.frozen import frozen
     from sva.generation.load import load
     from sva.spectral.expert import Expert
 
     Expert.load(arguments.expert)  # what is wrong with it is said before a model is loaded
     lm = load(arguments.model)
     expert = Expert.load(arguments.expert, fingerprint=lm.fingerprint, base=lm.name)
-    return lm, expert, spectra_of(lm, expert.names)
+    return lm, expert, frozen(lm, expert)
 
 
 def _fresh(path: Path) -> None:

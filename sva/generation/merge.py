@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.adapters.family import Adapter, LinearAdapter
 from sva.generation.loaded_model import LoadedModel
 from sva.models import layout
 from sva.models.transformer import Transformer
@@ -15,20 +16,22 @@ from sva.models.weights import split_name, unnest
 from sva.spectral import forms
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_z
-from sva.spectral.forms import Factored, LinearAdapter, Spectrum
+from sva.spectral.forms import Factored, Spectrum
+from sva.spectral.parametrisations import Frozen
 from sva.spectral.svd import require_whole
 from sva.utils.matmul import Int8, floats, quantise_weight
 
 _Model = TypeVar("_Model", bound=LoadedModel)
 
 
-def merge(lm: _Model, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> _Model:
+def merge(lm: _Model, spectra: Mapping[str, Frozen], z: Mapping[str, Any]) -> _Model:
     """An LM whose target weights are U diag(s z) V^T, dense; everything else is shared with `lm`.
 
     `spectra` are of the weights that `lm` holds: a weight whose z is 1 throughout stays as it is bit for bit, and so
-    does what a truncated spectrum leaves out.
+    does what a truncated spectrum leaves out. An IA3 expert changes the layers' biases as well.
 
     Args:
+      spectra: of the weights of z; for an expert without spectra what `sva.frozen` gives.
       z: {name: [R]}, or what `Expert.z` gives for any parametrisation.
     Raises:
       UserError: a z of the wrong length, with NaN, or without a spectrum.
@@ -42,17 +45,19 @@ def merge(lm: _Model, spectra: Mapping[str, Spectrum], z: Mapping[str, Any]) -> 
 
 
 def merge_params(
-    model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Spectrum], z: Mapping[str, Any]
+    model: Transformer, params: Mapping[str, Any], spectra: Mapping[str, Frozen], z: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The parameter tree with the weights of z ({name: [R], Core or Bands}) replaced by merged ones."""
+    """The parameter tree with the weights of z ({name: [R], Core, Bands or Adapter}) replaced by merged ones."""
     named = unnest(params, layout.held(model, params), scan=model.scan_layers)
     targets = {name: (named[name], spectra[name], z) for name, z in z.items()}
-    return model.nest(named | _merge_all(targets))
+    biases = {name: x.merged_bias() for name, x in z.items() if isinstance(x, Adapter)}
+    biases = {f"{name.removesuffix('weight')}bias": x for name, x in biases.items() if x is not None}
+    return model.nest(named | _merge_all(targets) | biases)
 
 
 @jax.jit
-def _merge_all(targets: dict[str, tuple[Any, Spectrum, forms.Z]]) -> dict[str, Any]:
-    def merged(w: Any, spectrum: Spectrum, z: forms.Z) -> Any:
+def _merge_all(targets: dict[str, tuple[Any, Frozen, forms.Z]]) -> dict[str, Any]:
+    def merged(w: Any, spectrum: Frozen, z: forms.Z) -> Any:
         if isinstance(w, Int8):
             return quantise_weight(forms.merge(spectrum, z, floats(w, jnp.float32)))
         return forms.merge(spectrum, z, w)

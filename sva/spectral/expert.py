@@ -6,12 +6,17 @@ The z-tree stands beside the parameter tree, under the same names:
     spectra  model.layers.0.mlp.up_proj.weight u s vt           frozen
     z        model.layers.0.mlp.up_proj.weight [576]            one expert
     bank     model.layers.0.mlp.up_proj.weight [E_max, 576]     slot 0 is the base: ones
+
+Members of several arrays a weight (LoRA) have them under a second key, which a file joins to the name by a slash:
+
+    raw      model.layers.0.mlp.up_proj.weight a [16, 576] b [1536, 16]
+    file     model.layers.0.mlp.up_proj.weight/a   model.layers.0.mlp.up_proj.weight/b
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from sva.adapters.family import Adapter, Family, PerMatrix
 from sva.spectral.forms import Bands, Core, Spectrum, Z, require_vector
-from sva.spectral.parametrisations import PerMatrix, check_raw, family, matrix_infos
+from sva.spectral.parametrisations import Diagonal, Frozen, check_raw, family, matrix_infos
 from sva.utils.errors import UserError
 from sva.utils.files import save_tensors, write_atomically
 from sva.utils.remote import local_file, reaching, to_path
@@ -33,6 +39,8 @@ FORMAT = "sva-expert-1"
 @dataclasses.dataclass(frozen=True)
 class Expert:
     """One expert: raw float32 values by weight name, [R] for most parametrisations, and how to read them.
+
+    Where a weight has several arrays (`lora`, `dora`), its value is {part: array}.
 
     `parametrisation` is spelt as for `sva.family`. Where it shares its numbers over matrices (`projected`), `weights`
     names the matrices; otherwise it stays empty, for raw's keys name them.
@@ -59,34 +67,52 @@ class Expert:
         return self.weights or tuple(self.raw)
 
     @property
+    def member(self) -> Family:
+        """The parametrisation itself."""
+        return family(self.parametrisation)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Every array of raw, {name: array} or {name/part: array}, as a file holds them."""
+        flat: dict[str, Any] = {}
+        for name, value in self.raw.items():
+            flat |= {f"{name}/{part}": x for part, x in value.items()} if isinstance(value, Mapping) else {name: value}
+        return flat
+
+    @property
     def digest(self) -> str:
         """Hexadecimal sha256 over the parametrisation, every array and the weights; metadata does not enter."""
         content = hashlib.sha256(self.parametrisation.encode())
-        for name, raw in sorted(self.raw.items()):
+        for name, raw in sorted(self.arrays.items()):
             content.update(f"\n{name} {np.shape(raw)}\n".encode())
             content.update(np.ascontiguousarray(raw, np.float32).tobytes())
         for name in sorted(self.weights):
             content.update(f"\n{name}".encode())
         return content.hexdigest()
 
-    def z(self, spectra: Mapping[str, Spectrum]) -> dict[str, Any]:
-        """Effective z of each weight, {name: [R] float32}; {name: Core or Bands} for `core`, `projected` and `banded`.
+    def z(self, frozen: Mapping[str, Frozen]) -> dict[str, Any]:
+        """Effective z of each weight, {name: [R] float32}; for other parametrisations what `sva.merge` takes.
 
-        `sva.merge` takes every kind; mixing, and one z a row, need [R] and refuse the others.
+        Mixing, and one z a row, need [R] and refuse the others.
 
+        Args:
+          frozen: the spectra of the expert's weights, or for an expert without spectra (`lora`, `dora`, `ia3`, `full`)
+            their `Matrix`, from `sva.frozen`.
         Raises:
-          UserError: a weight of the expert has no spectrum, its values have another shape, or some are NaN or infinite.
+          UserError: a weight of the expert has none, its values have another shape, or some are NaN or infinite.
         """
+        member = self.member
         for name in self.names:
-            if name not in spectra:
-                raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
-        member = family(self.parametrisation)
-        infos = matrix_infos({name: spectra[name] for name in self.names})
+            if name not in frozen:
+                raise UserError(f"the expert adapts {name}, which is not among the {len(frozen)} decomposed weights")
+            if isinstance(frozen[name], Spectrum) != member.has_spectra:
+                raise UserError(f"an expert of {member} was given spectra it cannot use; give sva.frozen(lm, expert)")
+        infos = matrix_infos({name: frozen[name] for name in self.names})
         check_raw(member, self.raw, infos)
-        for name, raw in self.raw.items():
+        for name, raw in self.arrays.items():
             if not np.isfinite(np.asarray(raw, np.float32)).all():
                 raise UserError(f"{name}: raw holds NaN or infinite values")
-        return member.z({name: jnp.asarray(raw) for name, raw in self.raw.items()}, infos)
+        return member.z(jax.tree.map(jnp.asarray, dict(self.raw)), infos)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically; the header carries the parametrisation and the metadata."""
@@ -97,7 +123,7 @@ class Expert:
         }
         if self.weights:
             header["weights"] = json.dumps(self.weights)
-        tensors = {name: np.ascontiguousarray(raw, np.float32) for name, raw in self.raw.items()}
+        tensors = {name: np.ascontiguousarray(raw, np.float32) for name, raw in self.arrays.items()}
         write_atomically(to_path(path), lambda p: save_tensors(p, tensors, header))
 
     @classmethod
@@ -128,7 +154,7 @@ class Expert:
         try:
             with local_file(path) as local, safetensors.safe_open(local, framework="numpy") as file:
                 header = file.metadata() or {}
-                raw = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                raw = _by_weight({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a mapping)
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch or train it again") from error
         if header.get("format") != FORMAT:
@@ -147,6 +173,28 @@ class Expert:
         return expert
 
 
+def _by_weight(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Raw values of the arrays of a file: `Expert.arrays` undone."""
+    raw: dict[str, Any] = {}
+    for key, x in arrays.items():
+        name, slash, part = key.partition("/")
+        if slash:
+            raw.setdefault(name, {})[part] = x
+        else:
+            raw[name] = x
+    return raw
+
+
+def require_mixable(experts: Iterable[Expert]) -> None:
+    """Raises UserError for an expert without an effective z, before anything is decomposed for it."""
+    for expert in experts:
+        if not isinstance(expert.member, Diagonal):
+            raise UserError(
+                f"an expert of {expert.member} has no z, one number for each singular value; such an expert can be "
+                "merged (sva evaluate, sva expert export, sva.merge), not mixed, dispatched to or given to single rows"
+            )
+
+
 def check_vectors(z: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: int | None = None) -> None:
     """Raises UserError unless every z is finite and as long as its spectrum: [R], with `rows` also [rows, R]."""
     for name, vector in z.items():
@@ -163,18 +211,21 @@ def check_vectors(z: Mapping[str, Any], spectra: Mapping[str, Spectrum], rows: i
             raise UserError(f"{name}: z holds NaN or infinite values")
 
 
-def check_z(z: Mapping[str, Z], spectra: Mapping[str, Spectrum]) -> None:
+def check_z(z: Mapping[str, Z], frozen: Mapping[str, Frozen]) -> None:
     """Raises UserError unless every z, of whatever kind, is finite and fits its spectrum."""
-    check_vectors({name: x for name, x in z.items() if not isinstance(x, Core | Bands)}, spectra)
+    spectra = {name: x for name, x in frozen.items() if isinstance(x, Spectrum)}
+    check_vectors({name: x for name, x in z.items() if not isinstance(x, Core | Bands | Adapter)}, spectra)
     for name, x in z.items():
-        if not isinstance(x, Core | Bands):
+        if not isinstance(x, Core | Bands | Adapter):
             continue
-        if name not in spectra:
-            raise UserError(f"the expert adapts {name}, which is not among the {len(spectra)} decomposed weights")
+        if name not in frozen:
+            raise UserError(f"the expert adapts {name}, which is not among the {len(frozen)} decomposed weights")
+        if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(x)):
+            raise UserError(f"{name}: the {type(x).__name__} holds NaN or infinite values")
+        if isinstance(x, Adapter):
+            continue
         shape, rank = np.shape(x.values), np.shape(spectra[name].s)[-1]
         fits = shape[-2] == shape[-1] <= rank if isinstance(x, Core) else shape[-1] == rank and shape[-2] % 2
         kind = type(x).__name__
         if len(shape) != 2 or not fits:
             raise UserError(f"{name}: a {kind} of shape {list(shape)} does not fit {rank} singular values")
-        if not np.isfinite(np.asarray(x.values)).all():
-            raise UserError(f"{name}: the {kind} holds NaN or infinite values")

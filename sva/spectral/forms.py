@@ -7,8 +7,9 @@
 | delta    | x W^T + ((x V_k) * d) U_k^T       | D_out D_in + k (D_out + D_in) | a z per row, base rows untouched |
 
 A layer holds its frozen weight and, perhaps, an adapter: any pytree that is called as `adapter(x, w)` and returns
-the layer's product. `Factored` and `Delta` are two such; the model knows neither by name, and LoRA, IA3 or DoRA join
-as they do (tests/test_forms.py has all three). Which form is the cheapest is said in `sva.spectral.cost`.
+the layer's product. `Factored` and `Delta` are two such; the model knows neither by name. Members that need no
+spectrum (`sva.adapters`) have adapters of their own, which are their z. Which form is the cheapest is said in
+`sva.spectral.cost`.
 
 Two parametrisations put more than a diagonal between the singular vectors. Their z is a struct of its own:
 
@@ -23,12 +24,13 @@ array of W's shape, forwards or backwards; their gradients have the size of z.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sva.adapters.family import Adapter, LinearAdapter
 from sva.utils.errors import UserError
 from sva.utils.matmul import dot
 
@@ -55,28 +57,17 @@ class Bands:
     values: jax.Array  # [2 w + 1, R] float32 (scanned: [L, 2 w + 1, R]); entries outside M are never read
 
 
-Z = jax.Array | Core | Bands
+Z = jax.Array | Core | Bands | Adapter
 """What an expert does to one matrix."""
 
 
 def require_vector(name: str, z: Any) -> None:
     """Raises UserError for a z that is more than one number a singular value."""
-    if isinstance(z, Core | Bands):
+    if isinstance(z, Core | Bands | Adapter):
         raise UserError(
             f"{name}: z is a {type(z).__name__}, not one number for each singular value; such an expert can be merged "
             "(sva.merge), not mixed, exported in low rank or given to single rows"
         )
-
-
-class LinearAdapter(Protocol):
-    """What a linear layer accepts in place of its plain product.
-
-    The layer adds its bias b afterwards: an adapter that scales outputs, b included, holds a copy and adds (l - 1) b.
-    """
-
-    def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """[B, T, D_out] from x [B, T, D_in] and the layer's frozen w [D_out, D_in]."""
-        ...
 
 
 @struct.dataclass
@@ -120,8 +111,10 @@ def delta(spectrum: Spectrum, z: jax.Array, components: Any = None) -> Delta:
     return Delta(u[:, components], vt[components], d[..., components])
 
 
-def merge(spectrum: Spectrum, z: Z, w: jax.Array | None = None) -> jax.Array:
+def merge(spectrum: Any, z: Z, w: jax.Array | None = None) -> jax.Array:
     """Dense weight with scaled singular values, W' = U diag(s z) V^T; for a `Core` or `Bands`, W + U z V^T.
+
+    An `Adapter` merges itself into w, in the dtype of w; the first argument is then not read.
 
     Transformer-Squared (arXiv 2501.06252), section 3.1. The public code also rescales by sum(s) / sum(s z), which
     here is the `sigmoid_nuclear` member of the family.
@@ -135,6 +128,9 @@ def merge(spectrum: Spectrum, z: Z, w: jax.Array | None = None) -> jax.Array:
       [D_out, D_in] in the dtype of u, summed in float32. Relative error (Frobenius): with float32 factors about 1e-6
       with or without w; with bfloat16 factors about 3e-3 without w, and with it that of rounding W', 1.8e-3.
     """
+    if isinstance(z, Adapter):
+        assert w is not None
+        return z.merge(w.astype(jnp.float32)).astype(w.dtype)
     u, s, vt = (x.astype(jnp.float32) for x in spectrum)
     if isinstance(z, Core):
         r = z.values.shape[-1]
@@ -193,8 +189,10 @@ def band_product(bands: jax.Array, h: jax.Array) -> jax.Array:
     return sum((rows[i] * padded[..., i : i + size] for i in range(count)), jnp.zeros_like(h))
 
 
-def adapter(spectrum: Spectrum, z: Z) -> LinearAdapter:
+def adapter(spectrum: Any, z: Z) -> LinearAdapter:
     """The adapter of one matrix; of stacked ones (scanned layers), the stacked adapter."""
+    if isinstance(z, Adapter):
+        return z
     u, _, vt = spectrum
     if isinstance(z, Core):
         r = z.values.shape[-1]
@@ -210,4 +208,4 @@ def adapters(spectra: Mapping[str, Any], z: Mapping[str, Any]) -> Any:
 
 
 def _is_struct(x: Any) -> bool:
-    return isinstance(x, Core | Bands)
+    return isinstance(x, Core | Bands | Adapter)

@@ -9,87 +9,59 @@
 | `banded:width=2`     | U (diag(s) + M) V^T, M of 2 w + 1 diagonals    | (2 w + 1) R - w (w + 1)  | arXiv 2405.19597 |
 | `core:r=16`          | W + U_r diag(s_r) C V_r^T                      | r^2                      | arXiv 2405.17604 |
 | `projected:n=13,r=2` | W + U_r diag(s_r) (sum_i v_i P_i) V_r^T        | n for all together       | arXiv 2602.04118 |
+| `lora:r=16,alpha=32` | W + (alpha / r) B A; `rslora`, `dora`          | r (D_in + D_out)         | arXiv 2106.09685 |
+| `ia3`                | diag(l) W, or W diag(l)                        | D_out or D_in            | arXiv 2205.05638 |
+| `full`               | W + D                                          | D_out D_in               |                  |
 
 R = min(D_out, D_in) singular values, c = sum(s) / sum(s sigmoid(p)), w the width. Every member starts at the base: the
 first four at z = 1, up to the rounding of U diag(s) V^T (about 1e-6 relative in float32); SVFT's bands, LoRA-XS's core
 and TinyLoRA's v at 0, bit for bit. The first four yield an effective z, which is what inference mixes and gives to
-single rows; the others are merged.
-
-A parametrisation is a frozen dataclass of its settings, so it is hashable (static under jit) and its methods are pure
-functions: raw values are what is trained, z is what they stand for in one matrix.
+single rows; the others are merged. The last three need no decomposition and are said in `sva.adapters`, as is the
+protocol of all, `sva.adapters.family.Family`.
 """
 
 import abc
 import dataclasses
-import hashlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.spectral import spelling
+from sva.adapters import spelling
+from sva.adapters.draws import seed_of, uniform
+from sva.adapters.family import Family, Matrix, PerMatrix, is_info
+from sva.adapters.full import Full
+from sva.adapters.ia3 import IA3
+from sva.adapters.lora import DoRA, LoRA, RsLoRA
 from sva.spectral.forms import Bands, Core, Spectrum, Z
 from sva.utils.errors import UserError
 
+Frozen = Spectrum | Matrix
+"""What stays fixed of a target weight: its spectrum, or for a member that reads none what it may know of W."""
+
 
 class MatrixInfo(NamedTuple):
-    """What a parametrisation may know of a matrix. Of scanned layers both are stacked: [L, R] and [L]."""
+    """What a parametrisation may know of a decomposed matrix. Of scanned layers both are stacked: [L, R] and [L]."""
 
     s: Any  # [R], the singular values, descending
     seed: Any  # [] uint32, a number of the matrix's own
 
 
-def seed_of(name: str) -> np.uint32:
-    """The number of a weight's own: the first four bytes of the sha256 of its name."""
-    return np.uint32(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little"))
+def matrix_infos(frozen: Mapping[str, Frozen]) -> dict[str, Any]:
+    """{name: MatrixInfo of a spectrum, or the Matrix itself} of what is keyed by weight name."""
+    return {name: MatrixInfo(x.s, seed_of(name)) if isinstance(x, Spectrum) else x for name, x in frozen.items()}
 
 
-def matrix_infos(spectra: Mapping[str, Spectrum]) -> dict[str, MatrixInfo]:
-    """{name: MatrixInfo} of spectra keyed by weight name."""
-    return {name: MatrixInfo(spectrum.s, seed_of(name)) for name, spectrum in spectra.items()}
+def require_values(member: Family, size: int, s: Any) -> None:
+    """Raises UserError unless s [..., R] has at least `size` singular values."""
+    if s.shape[-1] < size:
+        raise UserError(f"{member} needs {size} singular values, a target matrix has {s.shape[-1]}; lower the setting")
 
 
-@dataclasses.dataclass(frozen=True)
-class Family(abc.ABC):
-    """One parametrisation, over whole trees keyed by weight name or nested as the model's."""
-
-    name: ClassVar[str]
-    centre: ClassVar[float] = 0.0  # raw value from which `train.bound` is measured
-
-    def __post_init__(self) -> None:
-        spelling.check(self.name, self._settings())
-
-    def __str__(self) -> str:
-        """As configurations and expert files spell it, e.g. `projected:n=13,r=2`."""
-        return str(spelling.Spelling(self.name, self._settings()))
-
-    @abc.abstractmethod
-    def start(self, infos: Any) -> Any:
-        """The raw tree, float32, from which training starts: the base model.
-
-        Raises:
-          UserError: a matrix has too few singular values for the settings.
-        """
-
-    @abc.abstractmethod
-    def z(self, raw: Any, infos: Any) -> Any:
-        """z of each matrix, float32, in a tree as `infos`; raw values may have any floating dtype."""
-
-    def _settings(self) -> dict[str, int]:
-        return dataclasses.asdict(self)
-
-    def _require(self, size: int, s: Any) -> None:
-        """Raises UserError unless s [..., R] has at least `size` singular values."""
-        if s.shape[-1] < size:
-            raise UserError(
-                f"{self} needs {size} singular values, a target matrix has {s.shape[-1]}; lower the setting"
-            )
-
-
-class PerMatrix(Family):
-    """A member that treats each matrix by itself: two functions over the last axes, lifted here to whole trees."""
+class Spectral(PerMatrix):
+    """A member that treats each decomposed matrix by itself: two functions of raw values and of s."""
 
     @abc.abstractmethod
     def init(self, s: jax.Array) -> jax.Array:
@@ -99,25 +71,21 @@ class PerMatrix(Family):
     def matrix_z(self, raw: jax.Array, s: jax.Array) -> Z:
         """z of raw values, given s [..., R]."""
 
-    def start(self, infos: Any) -> Any:
-        """A tree as `infos`."""
-        return jax.tree.map(lambda info: self.init(info.s), infos, is_leaf=_is_info)
+    def first(self, info: MatrixInfo) -> jax.Array:
+        """`init` of the singular values."""
+        return self.init(info.s)
 
-    def z(self, raw: Any, infos: Any) -> Any:
-        """`matrix_z` of every matrix; raw is a tree as `infos`."""
-        return jax.tree.map(lambda info, raw: self.matrix_z(raw, info.s), infos, raw, is_leaf=_is_info)
+    def one_z(self, raw: jax.Array, info: MatrixInfo) -> Z:
+        """`matrix_z` with the singular values."""
+        return self.matrix_z(raw, info.s)
 
 
-class Diagonal(PerMatrix):
+class Diagonal(Spectral):
     """A member whose z is an effective z, so that its experts can be mixed and given to single rows."""
 
     @abc.abstractmethod
     def matrix_z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
         """Effective z [..., R] float32."""
-
-
-def _is_info(x: Any) -> bool:
-    return isinstance(x, MatrixInfo)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +140,7 @@ class TopK(Diagonal):
 
     def init(self, s: jax.Array) -> jax.Array:
         """Ones [..., k]."""
-        self._require(self.k, s)
+        require_values(self, self.k, s)
         return jnp.ones((*s.shape[:-1], self.k), jnp.float32)
 
     def matrix_z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
@@ -191,7 +159,7 @@ class TailOnly(Diagonal):
 
     def init(self, s: jax.Array) -> jax.Array:
         """Ones [..., k]."""
-        self._require(self.k, s)
+        require_values(self, self.k, s)
         return jnp.ones((*s.shape[:-1], self.k), jnp.float32)
 
     def matrix_z(self, raw: jax.Array, s: jax.Array) -> jax.Array:
@@ -205,7 +173,7 @@ def _ones(s: jax.Array, k: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Banded(PerMatrix):
+class Banded(Spectral):
     """W' = U (S + M) V^T, M zero but for its main diagonal and `width` diagonals on either side, from M = 0.
 
     SVFT (arXiv 2405.19597), its banded pattern. Deviation: the paper's M has the shape of W; here it is [R, R], since
@@ -219,7 +187,7 @@ class Banded(PerMatrix):
 
     def init(self, s: jax.Array) -> jax.Array:
         """Zeros [..., (2 width + 1) R - width (width + 1)]."""
-        self._require(self.width + 1, s)
+        require_values(self, self.width + 1, s)
         return jnp.zeros((*s.shape[:-1], sum(self._lengths(s.shape[-1]))), jnp.float32)
 
     def matrix_z(self, raw: jax.Array, s: jax.Array) -> Bands:
@@ -239,7 +207,7 @@ class Banded(PerMatrix):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cored(PerMatrix):
+class Cored(Spectral):
     """W' = W + U_r diag(s_r) C V_r^T, C [r, r] between the r leading singular vectors, from C = 0.
 
     LoRA-XS (arXiv 2405.17604). Deviation: the paper draws C from a narrow normal distribution and so starts near the
@@ -252,7 +220,7 @@ class Cored(PerMatrix):
 
     def init(self, s: jax.Array) -> jax.Array:
         """Zeros [..., r, r]."""
-        self._require(self.r, s)
+        require_values(self, self.r, s)
         return jnp.zeros((*s.shape[:-1], self.r, self.r), jnp.float32)
 
     def matrix_z(self, raw: jax.Array, s: jax.Array) -> Core:
@@ -280,8 +248,8 @@ class Projected(Family):
 
     def start(self, infos: Any) -> dict[str, jax.Array]:
         """{"shared": zeros [n]}."""
-        for info in jax.tree.leaves(infos, is_leaf=_is_info):
-            self._require(self.r, info.s)
+        for info in jax.tree.leaves(infos, is_leaf=is_info):
+            require_values(self, self.r, info.s)
         return {SHARED: jnp.zeros(self.n, jnp.float32)}
 
     def z(self, raw: Any, infos: Any) -> Any:
@@ -293,31 +261,20 @@ class Projected(Family):
             mixed = jnp.einsum("N,...NIJ->...IJ", v, p, precision=jax.lax.Precision.HIGHEST)
             return Core(info.s[..., : self.r, None].astype(jnp.float32) * mixed)
 
-        return jax.tree.map(one, infos, is_leaf=_is_info)
+        return jax.tree.map(one, infos, is_leaf=is_info)
 
 
 def projections(seed: Any, shape: tuple[int, ...]) -> jax.Array:
     """[..., *shape] float32 numbers of mean 0 and variance 1, uniform, fixed by seed [...] uint32 for ever."""
-    seed = jnp.asarray(seed, jnp.uint32)
-    places = _hash(jnp.arange(np.prod(shape), dtype=jnp.uint32))
-    mixed = _hash(seed.reshape(*seed.shape, 1) ^ places.reshape(*(1,) * seed.ndim, -1))
-    # Odd integers in (-2^24, 2^24), exact in float32; the one product after them rounds alike everywhere.
-    odd = (mixed >> 8).astype(jnp.int32) * 2 + (1 - 2**24)
-    return (odd.astype(jnp.float32) * np.float32(3**0.5 / 2**24)).reshape(*seed.shape, *shape)
-
-
-def _hash(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 that spreads every bit over all (MurmurHash3's finaliser)."""
-    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+    return uniform(seed, shape, 3**0.5)
 
 
 LINEAR = Linear()
 SIGMOID_NUCLEAR = SigmoidNuclear()
 
 _BY_NAME: dict[str, type[Family]] = {
-    member.name: member for member in (Linear, SigmoidNuclear, TopK, TailOnly, Banded, Cored, Projected)
+    member.name: member
+    for member in (Linear, SigmoidNuclear, TopK, TailOnly, Banded, Cored, Projected, LoRA, RsLoRA, DoRA, IA3, Full)
 }
 EXAMPLES = tuple(_BY_NAME[example.name](**example.settings) for example in spelling.EXAMPLES.values())
 

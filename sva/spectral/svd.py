@@ -77,7 +77,10 @@ def require_whole(spectra: Any) -> None:
       UserError: one is truncated (named).
     """
     found = jax.tree_util.tree_leaves_with_path(spectra, is_leaf=lambda x: isinstance(x, Spectrum))
-    for path, (u, s, vt) in found:
+    for path, spectrum in found:
+        if not isinstance(spectrum, Spectrum):
+            continue
+        u, s, vt = spectrum
         kept, full = s.shape[-1], min(u.shape[-2], vt.shape[-1])
         if kept < full:
             name = jax.tree_util.keystr(path, simple=True, separator=".")

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from sva.adapters.family import Family
 from sva.evaluation.evaluate import Item
 from sva.generation.lm import LM
 from sva.generation.population_batch import PaddedShape
-from sva.spectral.forms import Spectrum
-from sva.spectral.parametrisations import Family, MatrixInfo, matrix_infos
+from sva.spectral.parametrisations import Frozen, matrix_infos
 from sva.tasks.base import Example, Task
 from sva.training.config.evaluation import ValidationConfig
 from sva.training.config.reinforce import ReinforceConfig
@@ -36,7 +36,8 @@ class TrainContext:
     """All that stays the same from step to step."""
 
     lm: LM
-    spectra: Mapping[str, Spectrum]
+    spectra: Mapping[str, Frozen]  # or what a family without spectra may know of its weights
+    seed: int
     family: Family
     task: Task
     rollout: RolloutConfig
@@ -54,7 +55,7 @@ class TrainContext:
         return self.lm.model.nest(self.spectra)
 
     @cached_property
-    def infos(self) -> Mapping[str, MatrixInfo]:
+    def infos(self) -> Mapping[str, Any]:
         """What the parametrisation may know of each matrix."""
         return matrix_infos(self.spectra)
 
@@ -73,7 +74,7 @@ class TrainContext:
 
 
 @partial(jax.jit, static_argnames=("family",))
-def _z(raw: Any, infos: Mapping[str, MatrixInfo], family: Family) -> dict[str, Any]:
+def _z(raw: Any, infos: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return family.z(raw, infos)
 
 

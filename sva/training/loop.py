@@ -18,8 +18,7 @@ from sva.generation.merge import merge
 from sva.parallel.preemption import shielded
 from sva.parallel.processes import is_writer, to_host
 from sva.parallel.sharding import place, replicated
-from sva.spectral.forms import Spectrum
-from sva.spectral.parametrisations import family
+from sva.spectral.parametrisations import Frozen, family
 from sva.tasks.base import Example, Task
 from sva.tasks.batches import batch_indices
 from sva.training import guards, population, validation
@@ -43,7 +42,7 @@ from sva.utils.timing import Clock
 
 def fit(
     lm: LM,
-    spectra: Mapping[str, Spectrum],
+    spectra: Mapping[str, Frozen],
     task: Task,
     run_dir: Path,
     config: Config,
@@ -53,8 +52,8 @@ def fit(
 ) -> ExpertState:
     """The last state of a run of config.train.steps steps, which resumes from whatever `run_dir` holds.
 
-    The state is saved after every step, and a step is a pure function of (seed, step, state): killed and started
-    again, a run ends in the same state bit for bit. SIGTERM ends it at once, but lets a save finish.
+    The state is saved as checkpoint.every says, and a step is a pure function of (seed, step, state): killed and
+    started again, a run ends in the same state bit for bit. SIGTERM ends it at once, but lets a save finish.
 
     Args:
       profile: write a trace of the second step of this process under run_dir/profile.
@@ -89,8 +88,9 @@ def fit(
                     row["alarms"] = alarms
                 if log is not None:
                     log.write(row)
-                with shield.up():
-                    checkpoints.save(number + 1, state)
+                if _is_saved(number + 1, state, config):
+                    with shield.up():
+                        checkpoints.save(number + 1, state)
                 on_step(row)
                 if alarms and config.guards.on_alarm == "stop":
                     where = _keep(run_dir, step, result.batch, result.texts, "; ".join(alarms))
@@ -102,13 +102,14 @@ def fit(
     return state
 
 
-def _context(lm: LM, spectra: Mapping[str, Spectrum], task: Task, run_dir: Path, config: Config) -> TrainContext:
+def _context(lm: LM, spectra: Mapping[str, Frozen], task: Task, run_dir: Path, config: Config) -> TrainContext:
     """What the steps of this run share."""
     source, method, member = task.source("train"), config.train.method, family(config.parametrisation)
     validate = config.validation
     return TrainContext(
         lm=lm,
         spectra=spectra,
+        seed=config.seed,
         family=member,
         task=task,
         rollout=config.rollout,
@@ -126,6 +127,12 @@ def _context(lm: LM, spectra: Mapping[str, Spectrum], task: Task, run_dir: Path,
     )
 
 
+def _is_saved(steps: int, state: ExpertState, config: Config) -> bool:
+    """Whether the state after so many steps is one to resume from: every so often, and where the run ends."""
+    is_last = steps == config.train.steps or validation.is_over(state.best, steps, config.validation)
+    return is_last or steps % config.checkpoint.every == 0
+
+
 def _training_examples(task: Task, number: int | None, seed: int) -> Sequence[Example]:
     """The training split, or `number` different rows of it, another choice for another seed."""
     source = task.source("train")
@@ -139,8 +146,13 @@ def _training_examples(task: Task, number: int | None, seed: int) -> Sequence[Ex
 
 
 def _settings_digest(context: TrainContext, config: Config) -> bytes:
-    """32 bytes that are others for a run whose states this one must not load; more steps leave them the same."""
-    train = dataclasses.replace(config.train, steps=TrainConfig().steps)
+    """32 bytes that are others for a run whose states this one must not load.
+
+    More steps leave them the same, unless the learning rate falls with the steps.
+    """
+    train = config.train
+    if train.schedule == "constant":
+        train = dataclasses.replace(train, steps=TrainConfig().steps)
     parts = (config.rollout, config.reinforce, train, config.evolution, config.validation)
     about = (str(context.family), context.task.name, context.lm.fingerprint, config.seed)
     return hashlib.sha256(json.dumps((*about, *map(_not_default, parts))).encode()).digest()

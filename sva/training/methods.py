@@ -17,7 +17,10 @@ from sva.training.optimizers import update_config
 from sva.training.reinforce import Batch
 from sva.training.rollout import grade, prompts, sample, with_rewards
 from sva.training.update import ExpertState, train_step
+from sva.utils import seeds
 from sva.utils.timing import Clock
+
+_DROPOUT = 1  # apart from the keys that completions are drawn with
 
 
 def policy_gradient(context: TrainContext, state: ExpertState, step: Step, clock: Clock) -> StepResult:
@@ -33,9 +36,9 @@ def policy_gradient(context: TrainContext, state: ExpertState, step: Step, clock
         )
     with clock("update"):
         result = with_rewards(context.lm, drawn, rewards, cfg, loss)
-        state, metrics = _update(context, state, result.batch, loss)
+        state, metrics = _update(context, state, step.number, result.batch, loss)
         for _ in range(loss.epochs - 1):  # the first update's log-probs are those to compare with the sampler's
-            state, later = _update(context, state, result.batch, loss)
+            state, later = _update(context, state, step.number, result.batch, loss)
             metrics |= {name: value for name, value in later.items() if not name.startswith("logprob_gap")}
     row = {
         **_reward_metrics(rewards),
@@ -54,7 +57,7 @@ def next_token(context: TrainContext, state: ExpertState, step: Step, clock: Clo
         padded = prompts(lm, context.batch(examples))
         batch = supervised.solved(lm, context.task, examples, padded, context.shapes.answer)
         loss = dataclasses.replace(context.loss, algorithm="reinforce", baseline="none", epochs=1)
-        state, metrics = _update(context, state, batch, loss)
+        state, metrics = _update(context, state, step.number, batch, loss)
     tokens = int(batch.completion_mask.sum())
     return StepResult(state, {**metrics, "tokens": tokens, "mean_length": tokens / len(examples)}, batch, [])
 
@@ -95,12 +98,17 @@ STEPS = {"policy_gradient": policy_gradient, "next_token": next_token, "evolutio
 
 
 def _update(
-    context: TrainContext, state: ExpertState, batch: Batch, loss: ReinforceConfig
+    context: TrainContext, state: ExpertState, number: int, batch: Batch, loss: ReinforceConfig
 ) -> tuple[ExpertState, dict[str, float]]:
-    """`train_step`, with its metrics on the host."""
+    """`train_step` of step `number`, with its metrics on the host."""
     lm, cfg = context.lm, context.train
+    if context.family.has_noise:
+        # Of the updates done, so that each epoch of a batch drops anew, and a resumed run as the first one did.
+        key = jax.random.fold_in(seeds.key(context.seed), int(to_host(state.step)))
+        noise = jax.random.bits(jax.random.fold_in(key, _DROPOUT), batch.prompt_ids.shape[:1], np.uint32)
+        batch = dataclasses.replace(batch, noise=noise)
     batch = place_rows(batch, lm.mesh)
-    fixed = {"model": lm.model, "family": context.family, "loss": loss, "cfg": update_config(cfg)}
+    fixed = {"model": lm.model, "family": context.family, "loss": loss, "cfg": update_config(cfg, number)}
     state, metrics = train_step(state, context.nested, lm.params, batch, **fixed)
     return state, {name: float(value) for name, value in to_host(metrics).items()}
 

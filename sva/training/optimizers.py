@@ -1,4 +1,4 @@
-"""The optimiser: clipped Adam, in float32 or, as torch's is on bfloat16 parameters, in bfloat16."""
+"""The optimiser: clipped Adam or AdamW, in float32 or, as torch's is on bfloat16 parameters, in bfloat16."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,9 +13,11 @@ from sva.training.config.train import TrainConfig
 
 @struct.dataclass
 class UpdateConfig:
-    """Settings of one update. All but the learning rate are static under jit: another rate compiles nothing."""
+    """Settings of one update. All but the first two are static under jit: another rate or decay compiles nothing."""
 
     lr: jax.Array | float
+    weight_decay: jax.Array | float
+    optimizer: str = struct.field(pytree_node=False)
     clip_norm: float = struct.field(pytree_node=False)
     micro_batch: int = struct.field(pytree_node=False)
     remat: bool = struct.field(pytree_node=False)
@@ -23,15 +25,20 @@ class UpdateConfig:
     bound: float | None = struct.field(pytree_node=False)
 
 
-def update_config(cfg: TrainConfig) -> UpdateConfig:
-    """Those settings of `cfg` that an update depends on; not its number of steps, nor its examples."""
-    return UpdateConfig(*(getattr(cfg, field.name) for field in dataclasses.fields(UpdateConfig)))
+def update_config(cfg: TrainConfig, step: int = 0) -> UpdateConfig:
+    """Those settings of `cfg` that a step's update depends on; of its number of steps the learning rate alone."""
+    settings: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(UpdateConfig)}
+    settings["lr"] = cfg.lr_at(step)
+    return UpdateConfig(**settings)
 
 
 def optimizer(cfg: UpdateConfig) -> optax.GradientTransformation:
-    """Adam on clipped gradients, as the public code."""
+    """Adam on clipped gradients, as the public code; or AdamW (arXiv 1711.05101)."""
     lr: Any = cfg.lr  # may be traced
-    adam = bfloat16_adam(lr) if cfg.param_dtype == "bfloat16" else optax.adam(lr)
+    if cfg.optimizer == "adamw":
+        adam = optax.adamw(lr, weight_decay=cfg.weight_decay)  # pyright: ignore[reportArgumentType]
+    else:
+        adam = bfloat16_adam(lr) if cfg.param_dtype == "bfloat16" else optax.adam(lr)
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adam)
 
 

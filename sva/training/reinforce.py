@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sva.adapters.draws import seed_of
+from sva.adapters.family import Family, Matrix
 from sva.generation.logprobs import Scores, score
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.models.weights import expected
-from sva.spectral.forms import Spectrum, adapters
-from sva.spectral.parametrisations import Family, MatrixInfo, check_raw, seed_of
+from sva.spectral.forms import adapters
+from sva.spectral.parametrisations import Frozen, MatrixInfo, check_raw
 from sva.spectral.svd import require_whole
 from sva.training import losses
 from sva.training.advantages import BASELINES
@@ -53,6 +55,7 @@ class Batch:
         None  # [B, N] float32 nats, log-probs under the policy that drew; None: nothing was drawn
     )
     temperature: jax.Array | float | None = None  # [B] float32 above 0, or one for all rows; None: 1
+    noise: jax.Array | None = None  # [P] uint32 seeds, the first of a micro-batch its dropout's; None: no dropout
 
 
 def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
@@ -61,18 +64,20 @@ def advantages(rewards: jax.Array, cfg: ReinforceConfig) -> jax.Array:
 
 
 def matrix_infos_of(model: Transformer, spectra: Mapping[str, Any]) -> Any:
-    """The `MatrixInfo` tree of spectra that are keyed by weight name or nested as the model's."""
-    is_flat = all(isinstance(spectrum, Spectrum) for spectrum in spectra.values())
+    """The tree of infos of spectra (or `Matrix`) that are keyed by weight name or nested as the model's."""
+    is_flat = all(isinstance(one, Frozen) for one in spectra.values())
     seeds = {name: seed_of(name) for name in (spectra if is_flat else expected(model.cfg))}
     tree = seeds if is_flat else model.nest(seeds)
 
-    def info(path: Any, spectrum: Spectrum) -> MatrixInfo:
+    def info(path: Any, one: Frozen) -> MatrixInfo | Matrix:
+        if isinstance(one, Matrix):
+            return one
         seed: Any = tree
         for entry in path:
             seed = seed[entry.key]
-        return MatrixInfo(spectrum.s, seed)
+        return MatrixInfo(one.s, seed)
 
-    return jax.tree_util.tree_map_with_path(info, spectra, is_leaf=lambda x: isinstance(x, Spectrum))
+    return jax.tree_util.tree_map_with_path(info, spectra, is_leaf=lambda x: isinstance(x, Frozen))
 
 
 def reinforce_loss(
@@ -100,7 +105,7 @@ def reinforce_loss(
     Args:
       raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or the model's nested tree
         of it.
-      spectra: keyed by the same names, or nested as well; whole ones.
+      spectra: keyed by the same names, or nested as well; whole ones. `Matrix` for a family without spectra.
       params: base weights.
       batch: B completions.
       model: static under jit, as the next two.
@@ -117,7 +122,10 @@ def reinforce_loss(
     require_whole(spectra)
     infos = matrix_infos_of(model, spectra)
     check_raw(family, raw, infos)
-    adapted = variables(model, params, adapters(spectra, family.z(raw, infos)))
+    z = family.z(raw, infos)
+    if batch.noise is not None:
+        z = family.noisy(z, infos, batch.noise[0])
+    adapted = variables(model, params, adapters(spectra, z))
     base = {"params": params}
     ref_hidden = jax.lax.stop_gradient(hidden_before_tokens(model, base, batch)) if cfg.has_kl else None
 

@@ -18,7 +18,8 @@ from sva.generation.prompts import check_prompts, pad_eos
 from sva.generation.sampling import Greedy, OnPolicy, Sampling
 from sva.generation.stop_strings import cut
 from sva.parallel.processes import broadcast_from_process_0, is_writer, to_host
-from sva.spectral.forms import Spectrum, adapters
+from sva.spectral.forms import adapters
+from sva.spectral.parametrisations import Frozen
 from sva.tasks.base import Example, Task
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
@@ -70,8 +71,8 @@ class Rollout(NamedTuple):
 
 def sample(
     lm: LM,
-    spectra: Mapping[str, Spectrum],
-    z: Mapping[str, jax.Array],
+    spectra: Mapping[str, Frozen],
+    z: Mapping[str, Any],
     batch: TaskBatch,
     key: jax.Array,
     cfg: RolloutConfig,

@@ -26,19 +26,21 @@ import numpy as np
 from jax.sharding import Mesh
 from omegaconf import OmegaConf
 
+from sva.adapters.family import Family, PerMatrix
 from sva.evaluation import evaluate as evaluation
 from sva.evaluation.evaluate import Record
 from sva.evaluation.stats import accuracy, paired_difference
-from sva.generation.decompose import decompose
+from sva.generation.frozen import frozen_of
 from sva.generation.lm import LM
 from sva.generation.load import load
 from sva.generation.merge import merge
 from sva.interop import expert_report
+from sva.models.weights import expected
 from sva.parallel import processes as distributed
 from sva.parallel.sharding import check_rows, make_mesh
 from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
-from sva.spectral.parametrisations import Diagonal, Family, PerMatrix, count, family, matrix_infos
+from sva.spectral.parametrisations import Diagonal, Frozen, count, family, matrix_infos
 from sva.tasks import task as make_task
 from sva.tasks.base import Task
 from sva.tasks.routing import Routing
@@ -53,6 +55,7 @@ from sva.utils.files import locked, write_atomically, write_json
 from sva.utils.progress import progress_bar
 from sva.utils.provenance import command, versions
 from sva.utils.remote import Mirror, local_directory, to_path
+from sva.utils.trees import select
 
 _SHOWN = (  # metric, its name in the progress bar, format
     ("reward", "reward", "+.2f"),
@@ -125,7 +128,7 @@ class _Run(NamedTuple):
     config: Config
     directory: Path
     lm: LM
-    spectra: Mapping[str, Spectrum]
+    spectra: Mapping[str, Frozen]
     task: Task
     family: Family
     held_out: Sequence[evaluation.Item]
@@ -144,7 +147,8 @@ def _start(config: Config, run_dir: Path, lm: LM | None, task: Task, mesh: Mesh 
     member = family(config.parametrisation)
     without = config.targets if config.rollout.form == "factored" else None
     lm = lm or load(config.model, config.dtype, mesh=mesh, without=without, progress=progress)
-    spectra = decompose(lm, config.targets, progress=progress)
+    names = select(expected(lm.model.cfg), config.targets)
+    spectra = frozen_of(lm, member, names, seed=config.seed, progress=progress)
     held_out = evaluation.items(task, config.evaluate.split, config.evaluate.size)
     if distributed.is_writer():
         write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
@@ -189,13 +193,14 @@ def _fit(run: _Run, mirror: Mirror | None, profile: bool) -> ExpertState:
 def _expert_of(run: _Run, state: ExpertState) -> Expert:
     """The expert of the state's chosen values; what it moved is drawn beside it, where it is a z."""
     expert = Expert(
-        {name: np.asarray(raw, np.float32) for name, raw in distributed.to_host(state.chosen).items()},
+        jax.tree.map(lambda raw: np.asarray(raw, np.float32), distributed.to_host(state.chosen)),
         run.config.parametrisation,
         weights=() if isinstance(run.family, PerMatrix) else tuple(run.spectra),
     )
     if distributed.is_writer() and isinstance(run.family, Diagonal):
         z = expert.z(run.spectra)
-        moved = expert_report.movements(z, run.spectra)
+        spectra = {name: x for name, x in run.spectra.items() if isinstance(x, Spectrum)}
+        moved = expert_report.movements(z, spectra)
         expert_report.draw(moved, z, f"{run.task.name} on {run.lm.name}", run.directory / "spectrum.png")
     return expert
 
@@ -263,10 +268,10 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
 
 
 def _check_same(config: Config, path: Path) -> None:
-    """Raises UserError where the settings of the run at `path` are others; a run may move to another mesh."""
+    """Raises UserError where the settings of the run at `path` are others; its mesh and saving may change."""
     # Read as settings, so that one which an earlier version did not have counts as its default.
     flat = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
-    old, new = ({name: x for name, x in one.items() if not name.startswith("mesh.")} for one in flat)
+    old, new = ({name: x for name, x in one.items() if not name.startswith(("mesh.", "checkpoint."))} for one in flat)
     if others := differing(old, new):
         raise UserError(f"{path.parent} holds a run of other settings ({others}); choose another run_dir or delete it")
 

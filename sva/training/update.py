@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from sva.adapters.family import Family
 from sva.models.transformer import Transformer, check_gradients
 from sva.parallel.sharding import constrain, repeat_all
-from sva.spectral.forms import Spectrum
-from sva.spectral.parametrisations import Family, matrix_infos
+from sva.spectral.parametrisations import Frozen, matrix_infos
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.optimizers import UpdateConfig, optimizer
 from sva.training.reinforce import Batch, matrix_infos_of, reinforce_loss
@@ -35,7 +35,7 @@ class ExpertState:
         return self.raw if self.best is None else self.best.raw
 
 
-def init_state(spectra: Mapping[str, Spectrum], family: Family, cfg: UpdateConfig) -> ExpertState:
+def init_state(spectra: Mapping[str, Frozen], family: Family, cfg: UpdateConfig) -> ExpertState:
     """The state before the first update: the base model."""
     raw = jax.tree.map(lambda x: x.astype(cfg.param_dtype), family.start(matrix_infos(spectra)))
     return ExpertState(raw, optimizer(cfg).init(raw), jnp.zeros((), jnp.int32))
@@ -116,7 +116,7 @@ def train_step(
 
     Args:
       state: what is trained.
-      spectra: the model's nested tree of spectra.
+      spectra: the model's nested tree of spectra, or of `Matrix` for a family without them.
       params: base weights.
       batch: of P prompts, a multiple of cfg.micro_batch.
     Returns:
@@ -124,7 +124,7 @@ def train_step(
       tokens whose gradient a clipped ratio stopped), grad_norm, logprob_gap and logprob_gap_mean (largest and mean
       difference between the sampler's and the trainer's log-probs of a token, nats, both at the batch's temperature;
       0 where nothing was sampled),
-      z_spread (standard deviation of z, or of the entries of cores and bands).
+      z_spread (standard deviation of z, or of the entries of cores and bands; not of a family without spectra).
     """
     check_gradients(model)
     model = model.clone(remat=cfg.remat)
@@ -135,7 +135,8 @@ def train_step(
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), state.raw)
     grads, metrics = mean_gradient(loss_of, exact, batch, cfg.micro_batch)
     raw, opt_state = apply_gradient(state.raw, state.opt_state, grads, family=family, cfg=cfg)
-    z = family.z(model.nest(raw), matrix_infos_of(model, spectra))
-    metrics["z_spread"] = jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(z)]))
+    if family.has_spectra:
+        z = family.z(model.nest(raw), matrix_infos_of(model, spectra))
+        metrics["z_spread"] = jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(z)]))
     new = dataclasses.replace(state, raw=raw, opt_state=opt_state, step=state.step + 1)
     return repeat_all((new, metrics))

@@ -10,6 +10,7 @@ TARGETS = {
     "mlp": r"mlp\.(gate|up|down)_proj",
     "attention": r"self_attn\.(q|v)_proj",
     "attention_full": r"self_attn\.(q|k|v|o)_proj",
+    "ia3": r"(self_attn\.(k|v)_proj|mlp\.down_proj)",
     "all": r"(mlp\.(gate|up|down)_proj|self_attn\.(q|k|v|o)_proj)",
 }
 
@@ -20,7 +21,8 @@ def select(names: Iterable[str], targets: str) -> list[str]:
     Args:
       names: checkpoint weight names.
       targets: `mlp` (gate, up, down), `attention` (q and v, as the parameter counts of arXiv 2501.06252, table 4,
-        imply), `attention_full`, `all`, or a regular expression searched for in the names.
+        imply), `attention_full`, `ia3` (k, v and down, those of arXiv 2205.05638), `all`, or a regular expression
+        searched for in the names.
     Raises:
       UserError: the expression is broken, or matches no weight.
     """
@@ -33,6 +35,12 @@ def select(names: Iterable[str], targets: str) -> list[str]:
     linear = re.compile(r"\.layers\.\d+\..*_proj\.weight$")
     chosen = [name for name in names if linear.search(name) and expression.search(name)]
     if not chosen:
+        others = [name for name in names if expression.search(name)]
+        if others:
+            raise UserError(
+                f"targets={targets!r} matches {others[0]}, which is not the matrix of a linear layer; only such "
+                "weights, of two dimensions, can be adapted"
+            )
         example = next((name for name in names if linear.search(name)), "none")
         raise UserError(
             f"targets={targets!r} matches no weight; use one of {', '.join(TARGETS)} or a regular expression "

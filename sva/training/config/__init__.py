@@ -12,8 +12,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sva.adapters import spelling
 from sva.parallel.mesh_config import MeshConfig
-from sva.spectral import spelling
+from sva.training.config.checkpoint import CheckpointConfig
 from sva.training.config.evaluation import EvaluateConfig, ValidationConfig
 from sva.training.config.evolution import EvolutionConfig
 from sva.training.config.guards import GuardConfig
@@ -40,7 +41,7 @@ class Config:
     splits: str = "clean"
     prompt: str = "own"
     sandbox: str = "strict"  # at which programs run, or "best-effort"
-    targets: str = "mlp"
+    targets: str = "auto"  # mlp, or ia3 where that is trained; see `sva.utils.trees.select`
     parametrisation: str = "sigmoid_nuclear"
     seed: int = 0
     run_dir: str = "runs/${task}-${seed}"
@@ -50,6 +51,7 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evolution: EvolutionConfig = dataclasses.field(default_factory=EvolutionConfig)
     guards: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
@@ -57,6 +59,8 @@ class Config:
     def __post_init__(self) -> None:
         seeds.check("seed", self.seed)
         parametrisation = spelling.parse(self.parametrisation)
+        if self.targets == "auto":
+            object.__setattr__(self, "targets", "ia3" if parametrisation.name == "ia3" else "mlp")
         check(parametrisation, self.rollout, self.reinforce, self.train, self.evolution, self.guards)
 
 

@@ -1,6 +1,6 @@
 """Settings that are each sound and do not go together."""
 
-from sva.spectral.spelling import DIAGONAL, Spelling
+from sva.adapters.spelling import DIAGONAL, LOW_RANK, UNDECOMPOSED, Spelling
 from sva.training.config.evolution import EvolutionConfig
 from sva.training.config.guards import GuardConfig
 from sva.training.config.reinforce import ReinforceConfig, check_samples
@@ -18,6 +18,14 @@ def check(
     watch: GuardConfig,
 ) -> None:
     """Raises UserError for settings that are each sound and do not go together."""
+    if rollouts.form == "factored" and parametrisation.name in UNDECOMPOSED:
+        raise UserError(
+            f"rollout.form=factored runs on spectra alone, and {parametrisation} has none; leave it out (dense)"
+        )
+    if cfg.bound is not None and parametrisation.name in LOW_RANK:
+        raise UserError(
+            f"train.bound={cfg.bound} is of raw values around a centre, {parametrisation} has none; leave it out"
+        )
     if cfg.method == "evolution":
         if parametrisation.name not in DIAGONAL:
             raise UserError(
@@ -26,6 +34,8 @@ def check(
             )
         if rollouts.is_tempered:
             raise UserError(f"rollout.temperature={rollouts.temperature}: evolution answers greedily; leave it out")
+        if cfg.optimizer != "adam" or cfg.schedule != "constant":
+            raise UserError("train.optimizer and train.schedule are for gradients, not for train.method=evolution")
         if cfg.param_dtype != "float32":
             raise UserError(f"train.param_dtype={cfg.param_dtype} is for gradients; evolution needs float32")
         if cfg.bound is not None and search.strategy == "es":

@@ -7,6 +7,8 @@ from sva.utils.errors import UserError, above, at_least
 
 METHODS = ("policy_gradient", "next_token", "evolution")
 PARAM_DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +19,9 @@ class TrainConfig:
     steps: int = 12
     examples: int | None = None  # different training prompts, drawn by the seed; null: the whole split
     lr: float = 1e-2
+    optimizer: str = "adam"  # or "adamw"
+    weight_decay: float = 0.0  # of adamw, towards 0 and times the learning rate
+    schedule: str = "constant"  # or "cosine": the learning rate falls to 0 over train.steps
     clip_norm: float = 1e-3  # of the joint gradient, before Adam; the paper's (table 6)
     micro_batch: int = 2  # prompts whose completions' activations are held at once
     remat: bool = True  # recompute each layer in the backward pass: a third more work, a fraction of the memory
@@ -32,9 +37,24 @@ class TrainConfig:
         above("train.lr", self.lr, 0)
         if not math.isfinite(self.lr):
             raise UserError(f"train.lr={self.lr} is not finite; write a number such as 1e-2")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"train.optimizer={self.optimizer!r} is not known; use {' or '.join(OPTIMIZERS)}")
+        at_least("train.weight_decay", self.weight_decay, 0)
+        if self.weight_decay and self.optimizer != "adamw":
+            raise UserError(f"train.weight_decay={self.weight_decay} needs train.optimizer=adamw")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"train.schedule={self.schedule!r} is not known; use {' or '.join(SCHEDULES)}")
         above("train.clip_norm", self.clip_norm, 0)
         at_least("train.micro_batch", self.micro_batch, 1)
         if self.param_dtype not in PARAM_DTYPES:
             raise UserError(f"train.param_dtype={self.param_dtype!r} is not known; use {' or '.join(PARAM_DTYPES)}")
+        if self.optimizer == "adamw" and self.param_dtype != "float32":
+            raise UserError(f"train.optimizer=adamw is float32 only; leave out train.param_dtype={self.param_dtype}")
         if self.bound is not None:
             above("train.bound", self.bound, 0)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * step / max(self.steps, 1))) / 2
