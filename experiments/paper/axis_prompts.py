@@ -45,8 +45,7 @@ def make(context: Context, out: Path) -> str:
 
 
 def _group(context: Context, method: str, task: str, examples: int) -> Group:
-    named = context.cells(method, task, examples) if method in context.known.rates else ()
-    return scores.group(named, context.store)
+    return scores.group(context.cells(method, task, examples), context.store)
 
 
 def _draw(place: figures.Axes, method: str, groups: dict[int, Group]) -> dict[int, dict[str, float]]:

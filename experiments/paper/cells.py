@@ -11,7 +11,7 @@ from typing import Any
 from experiments.paper.methods import METHODS
 from experiments.paper.revisions import CURRENT
 from experiments.paper.scales import Scale
-from sva.training.config import SETTINGS, Config, load
+from sva.training.config import Config, load
 from sva.utils.settings import override
 
 _ELSEWHERE = ("run_dir", "wandb", "mesh", "checkpoint")  # settings that change no result
@@ -29,6 +29,7 @@ class Cell:
     seed: int
     lr: float
     split: str = "test"
+    routes: tuple[str, ...] = ()  # of the task `routing`: the tasks to tell apart
 
     @property
     def name(self) -> str:
@@ -42,6 +43,7 @@ class Cell:
         return {
             "model": self.scale.model,
             "task": self.task,
+            **({"routes": list(self.routes)} if self.routes else {}),
             "seed": self.seed,
             **dict(self.scale.settings),
             **METHODS[self.method].settings,
@@ -54,25 +56,41 @@ class Cell:
     @property
     def config(self) -> Config:
         """The same as sva has them."""
-        return config_of(tuple(self.settings.items()))
+        return config_of(_hashable(self.settings))
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """All settings by dotted name, without those that change no result."""
+        return flat(self.config)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the trained expert is kept, for the studies that read experts."""
+        return self.method == "svf" and (
+            self.stage in ("kinds", "studies") or self.examples == max(self.scale.examples)
+        )
 
     def started_in(self, directory: Path) -> Config:
         """The same with a run directory, and with no state on disk before the last step's: a cell is over in seconds.
 
         Saving each step would take most of a small model's step.
         """
-        last = {"checkpoint.every": dict(self.scale.settings)["train.steps"]} if "checkpoint.every" in SETTINGS else {}
-        return config_of((*self.settings.items(), ("run_dir", str(directory)), *last.items()))
+        last = {"checkpoint.every": dict(self.scale.settings)["train.steps"]}
+        return config_of(_hashable({**self.settings, "run_dir": str(directory), **last}))
 
     @property
     def digest(self) -> str:
         """What the cell is, whatever the revision: 12 hex digits of its settings."""
-        return digest_of(tuple(self.settings.items()))
+        return digest_of(_hashable(self.settings))
 
     @property
     def key(self) -> str:
         """The name of its record: `digest` and the two revisions."""
         return f"{self.digest}-{CURRENT.training}-{CURRENT.grading}"
+
+
+def _hashable(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in settings.items())
 
 
 @functools.cache
@@ -82,7 +100,7 @@ def config_of(settings: tuple[tuple[str, Any], ...]) -> Config:
     Raises:
       UserError: a setting does not exist, or two do not go together.
     """
-    return load(None, [override(name, value) for name, value in settings])
+    return load(None, [override(name, list(x) if isinstance(x, tuple) else x) for name, x in settings])
 
 
 @functools.cache

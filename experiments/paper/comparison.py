@@ -28,8 +28,7 @@ def sides(context: Context, methods: Sequence[str], examples: int | None = None)
     """The methods whose learning rate is decided; the others have no cells yet, and empty groups."""
 
     def cells(method: str, task: str) -> Group:
-        named = context.cells(method, task, examples) if method in context.known.rates else ()
-        return scores.group(named, context.store)
+        return scores.group(context.cells(method, task, examples), context.store)
 
     return [Side(method, {task: cells(method, task) for task in context.known.tasks}) for method in methods]
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from experiments.paper.cells import Cell
 from experiments.paper.methods import METHODS
+from experiments.paper.studies import Study
 
 _PROMPT = 48  # tokens, of a procedural question in its chat template, its width rounded up
 _GENERATED = 0.75  # share of the budget that an answer takes on average
@@ -13,6 +14,7 @@ _ANSWER = 24  # tokens of a held-out answer at most
 # a guess until the first cell of a method is measured.
 _RATES = {"cpu": (1.1e-3, 4e-4, 20.0), "gpu": (3e-5, 3e-5, 4.0)}
 _WEIGHTS, _MATRICES = 0.135e9, 0.08e9  # numbers in SmolLM2-135M, and in its mlp alone
+_STUDIED = {"dispatch": 3600, "search": 7000, "moved": 10_000}  # answers of a study
 _LAYERS, _WIDTHS, _MODEL_WIDTH = 30, 14, 576  # activations a token: about 14 times the model's width a layer
 
 
@@ -24,8 +26,13 @@ class Cost(NamedTuple):
     gib: float  # weights, factors, optimiser and activations
 
 
-def predicted(cell: Cell, platform: str, measured: Mapping[str, float] | None = None) -> Cost:
+def predicted(cell: Cell | Study, platform: str, measured: Mapping[str, float] | None = None) -> Cost:
     """The cost of a cell on "cpu" or "gpu"; its seconds are `measured` ones of its method where there are any."""
+    rate = _RATES["cpu" if platform == "cpu" else "gpu"]
+    if isinstance(cell, Study):
+        tokens = _STUDIED[cell.method] * (_PROMPT + _ANSWER)
+        seconds = (measured or {}).get(cell.method, rate[2] + tokens * rate[1])
+        return Cost(tokens, seconds, 4 * 3 * _WEIGHTS / 2**30)
     settings = cell.settings
     is_next = settings.get("train.method") == "next_token"
     prompts, samples = settings["rollout.prompts"], 1 if is_next else settings["rollout.samples"]
@@ -34,7 +41,6 @@ def predicted(cell: Cell, platform: str, measured: Mapping[str, float] | None = 
     step = (prompts * _PROMPT + prompts * samples * int(budget * _GENERATED)) * (1 if is_next else 2)
     trained = settings["train.steps"] * step
     answered = cell.scale.held_out * (_PROMPT + _ANSWER)
-    rate = _RATES["cpu" if platform == "cpu" else "gpu"]
     seconds = 1.0 if cell.scale.name == "toy" else rate[2] + trained * rate[0] + answered * rate[1]
     rows = settings["train.micro_batch"] * (_PROMPT + samples * budget)
     copies = 4 if METHODS[cell.method].parametrisation == "full" else 1.3  # weights, merged, gradient, Adam; or factors

@@ -21,8 +21,7 @@ def make(context: Context, out: Path) -> str:
     for place, task in zip(axes, context.known.tasks, strict=True):
         place.set(title=task, xlabel="step", ylabel="mean reward of samples", ylim=(-1.05, 1.05))
         for method in SHOWN:
-            named = context.cells(method, task, examples) if method in context.known.rates else ()
-            group = scores.group(named, context.store)
+            group = scores.group(context.cells(method, task, examples), context.store)
             look = {"color": figures.COLOURS[method], "label": METHODS[method].title}
             drawn = figures.curves(place, group.records, "reward", **look)
             data[f"{task}/{method}"] = drawn

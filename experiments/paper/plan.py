@@ -5,6 +5,7 @@ rates      three learning rates a method, on the first task and one seed: the be
 main       SVF, LoRA and IA3 x 8, 32 and 128 prompts x the tasks, seed 0 before seed 1 before seed 2
 more_rates as rates, for the other methods
 variants   the other methods at the middle number of prompts, seed by seed
+studies    the classification expert, dispatch, few-shot search and moved experts, on the experts of main
 prompts    the other numbers of prompts
 fidelity   one setting of SVF at a time
 kinds      SVF on every procedural kind, one seed, for dispatch among many
@@ -20,13 +21,18 @@ from experiments.paper.cells import Cell
 from experiments.paper.methods import FIDELITY, MAIN, METHODS
 from experiments.paper.records import Failure
 from experiments.paper.scales import Scale
+from experiments.paper.studies import Study
+from sva.tasks.labels import OTHER
 from sva.tasks.sources import kinds
 
 DECIDING = ("scout", "rates", "more_rates")
-STAGES = ("scout", "rates", "main", "more_rates", "variants", "prompts", "fidelity", "kinds")
+STAGES = ("scout", "rates", "main", "more_rates", "variants", "studies", "prompts", "fidelity", "kinds")
+FIRST = ("prompt", "classifier", "generated", "embedding")  # first passes that are compared
+ROUTES = 100  # training prompts of the classification expert, and held-out prompts a task of a dispatch study
+SEARCHES = ((10, 20), (3, 20), (5, 20), (20, 20), (3, 5))  # shots and generations: tables 8 and 10
 _SCOUTS = ("svf", "lora")
 
-Get = Callable[[Cell], Mapping[str, Any] | Failure | None]
+Get = Callable[[Any], Mapping[str, Any] | Failure | None]
 
 
 class Decided(NamedTuple):
@@ -34,6 +40,7 @@ class Decided(NamedTuple):
 
     tasks: tuple[str, ...]
     rates: Mapping[str, float]  # by method
+    unseen: tuple[str, ...] = ()  # the candidates that follow, for what no expert is trained on
 
 
 def cell(scale: Scale, stage: str, method: str, task: str, *, examples: int, seed: int, lr: float) -> Cell:
@@ -67,9 +74,10 @@ def rates(scale: Scale, task: str) -> list[Cell]:
 
 def decided(scale: Scale, get: Get) -> Decided:
     """The tasks and the learning rates that the records so far choose."""
-    chosen = _tasks(scale, get)
-    if not chosen:
+    ordered = _tasks(scale, get)
+    if not ordered:
         return Decided((), {})
+    chosen, unseen = ordered[: scale.tasks], ordered[scale.tasks :]
     found: dict[str, list[tuple[float, float]]] = {}
     missing = set()
     for each in rates(scale, chosen[0]):
@@ -80,10 +88,11 @@ def decided(scale: Scale, get: Get) -> Decided:
             found.setdefault(each.method, []).append((record["after"]["mean"], -each.lr))
     own = {method: -max(scores)[1] for method, scores in found.items() if method not in missing}
     taken = {name: own[of] for name, method in METHODS.items() if (of := method.rate_of) in own}
-    return Decided(chosen, own | taken)
+    return Decided(chosen, own | taken, unseen)
 
 
 def _tasks(scale: Scale, get: Get) -> tuple[str, ...]:
+    """The chosen tasks, and as many that follow; empty where the scouting cells are not all there."""
     cells = scout(scale)
     if not cells:
         return scale.candidates[: scale.tasks]
@@ -97,7 +106,7 @@ def _tasks(scale: Scale, get: Get) -> tuple[str, ...]:
             ends.setdefault(each.task, {})[each.method] = record["after"]["mean"]
             bases[each.task] = record["before"]["mean"]
     whole = {name: tasks.Scouted(bases[name], by) for name, by in ends.items() if len(by) == len(_SCOUTS)}
-    return tasks.chosen(whole, scale.tasks)
+    return tasks.chosen(whole, 2 * scale.tasks)
 
 
 def main(scale: Scale, known: Decided, methods: tuple[str, ...] = MAIN) -> Iterator[Cell]:
@@ -144,6 +153,32 @@ def fidelity(scale: Scale, known: Decided) -> Iterator[Cell]:
                     yield cell(scale, "fidelity", method, task, **at)
 
 
+def studies(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
+    """What is measured on the experts of the main cells with the most prompts, seed by seed."""
+    if not known.unseen or not {"svf", "full_next"} <= known.rates.keys():
+        return
+    for seed in scale.seeds:
+        at = {"examples": max(scale.examples), "seed": seed, "lr": known.rates["svf"]}
+        experts = tuple(cell(scale, "main", "svf", task, **at) for task in known.tasks)
+        judge = Cell(scale, "studies", "svf", "routing", ROUTES, seed, known.rates["svf"], "test", known.tasks)
+        yield judge
+        seen = {"trained": known.tasks, "first": FIRST, "size": ROUTES}
+        for listed in ((*known.tasks, OTHER), known.unseen):
+            yield _study(scale, "dispatch", (*experts, judge), tasks=listed, **seen)
+        for task in known.unseen:
+            for shots, generations in SEARCHES if task == known.unseen[0] else SEARCHES[:1]:
+                about = {"task": task, "shots": shots, "generations": generations, "seed": seed}
+                yield _study(scale, "search", experts, **about, size=scale.held_out)
+        tuning = {"examples": max(scale.examples), "seed": seed, "lr": known.rates["full_next"]}
+        other = cell(scale, "studies", "full_next", scale.other_model, **tuning)
+        listed = {"trained": known.tasks, "tasks": (*known.tasks, *known.unseen), "seed": seed}
+        yield _study(scale, "moved", (*experts, other), **listed, size=scale.held_out)
+
+
+def _study(scale: Scale, method: str, needs: tuple[Cell, ...], **settings: Any) -> Study:
+    return Study(scale, method, tuple(settings.items()), needs)
+
+
 def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell]:
     """SVF on every procedural kind with the most prompts that all of them have."""
     if scale.name != "toy" and "svf" in known.rates:
@@ -151,17 +186,18 @@ def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell]:
             yield cell(scale, "kinds", "svf", kind, examples=64, seed=0, lr=known.rates["svf"])
 
 
-def every(scale: Scale, get: Get) -> list[Cell]:
+def every(scale: Scale, get: Get) -> list[Cell | Study]:
     """All cells that can be named yet, in the order in which they should be run, each once."""
     known = decided(scale, get)
-    listed = scout(scale)
+    listed: list[Cell | Study] = [*scout(scale)]
     if known.tasks:
         tried = rates(scale, known.tasks[0])
         listed += [each for each in tried if each.method in MAIN]
         listed += main(scale, known)
         listed += [each for each in tried if each.method not in MAIN]
-        listed += [*variants(scale, known), *prompts(scale, known), *fidelity(scale, known), *of_kinds(scale, known)]
-    first: dict[str, Cell] = {}
+        listed += [*variants(scale, known), *studies(scale, known), *prompts(scale, known)]
+        listed += [*fidelity(scale, known), *of_kinds(scale, known)]
+    first: dict[str, Cell | Study] = {}
     for each in listed:
         first.setdefault(each.key, each)
     return list(first.values())

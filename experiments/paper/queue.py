@@ -11,29 +11,33 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from experiments.paper import costs
 from experiments.paper.cells import Cell
 from experiments.paper.records import Failure, Store
+from experiments.paper.studies import Study
 from experiments.paper.training import device
 from sva.utils.errors import UserError
 
 _WAIT = 1.0  # seconds between two looks at what others have finished
 
 
-class Runs(Protocol):
-    """What makes a record of a cell."""
+Unit = Cell | Study
 
-    def run(self, cell: Cell) -> dict: ...
+
+class Runs(Protocol):
+    """What makes a record of a cell or of a study."""
+
+    def run(self, cell: Any) -> dict[str, Any]: ...
 
 
 class Queue:
     """The cells of a plan, and the store that their records go to."""
 
-    def __init__(self, plan: Callable[[], list[Cell]], store: Store, shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, plan: Callable[[], list[Unit]], store: Store, shard: tuple[int, int] = (0, 1)) -> None:
         """`shard` (i, n): start looking at the i-th of n parts of the list, so that n processes seldom collide."""
         self._plan, self._store, self._shard = plan, store, shard
 
@@ -58,11 +62,16 @@ class Queue:
             else:
                 time.sleep(_WAIT)
 
-    def todo(self) -> list[Cell]:
+    def todo(self) -> list[Unit]:
         """Cells without a record and without an error."""
-        return [cell for cell in self._plan() if self._store.get(cell) is None]
+        return [cell for cell in self._plan() if self._store.get(cell) is None and not self._waits(cell)]
 
-    def _one(self, todo: list[Cell], runs: Runs) -> bool:
+    def _waits(self, cell: Unit) -> bool:
+        """Whether a study needs a cell that is still to be trained here, or that failed."""
+        needs = [need for need in getattr(cell, "needs", ()) if need.is_kept]
+        return any(not self._store.expert_path(need).exists() for need in needs)
+
+    def _one(self, todo: list[Unit], runs: Runs) -> bool:
         """Whether a cell of the list was free; it is then trained."""
         index, count = self._shard
         window = todo[: 2 * count]
@@ -74,7 +83,7 @@ class Queue:
                     return True
         return False
 
-    def _train(self, cell: Cell, runs: Runs) -> None:
+    def _train(self, cell: Unit, runs: Runs) -> None:
         print(f"sva: {cell.name}", file=sys.stderr, flush=True)
         started = time.time()
         try:
@@ -85,11 +94,13 @@ class Queue:
             print(f"sva: {cell.name} failed: {said}", file=sys.stderr, flush=True)
             return
         self._store.put(cell, record)
-        before, after = (100 * record[when]["mean"] for when in ("before", "after"))
-        about = f"{before:.1f} % to {after:.1f} % in {time.time() - started:.1f} s"
-        print(f"sva: {cell.name}: {about}", file=sys.stderr, flush=True)
+        about = ""
+        if isinstance(cell, Cell):
+            before, after = (100 * record[when]["mean"] for when in ("before", "after"))
+            about = f"{before:.1f} % to {after:.1f} % "
+        print(f"sva: {cell.name}: {about}in {time.time() - started:.1f} s", file=sys.stderr, flush=True)
 
-    def _late(self, todo: list[Cell], deadline: float) -> list[Cell]:
+    def _late(self, todo: list[Unit], deadline: float) -> list[Unit]:
         """The cells whose predicted end is after the deadline."""
         where = device()
         measured = costs.measured(self._store.read_so_far(), where)
@@ -97,7 +108,7 @@ class Queue:
         return [cell for cell in todo if costs.predicted(cell, where, measured).seconds > left]
 
     @contextlib.contextmanager
-    def _claimed(self, cell: Cell) -> Iterator[bool]:
+    def _claimed(self, cell: Unit) -> Iterator[bool]:
         """Whether this process alone has the cell while the block runs."""
         path: Path = self._store.directory / "claims" / f"{cell.key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +124,7 @@ class Queue:
             lock.release()
 
 
-def state(cell: Cell, store: Store) -> str:
+def state(cell: Unit, store: Store) -> str:
     """What became of a cell: "done", "not run", or its error."""
     found = store.get(cell)
     if found is None:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.paper.cells import Cell, digest_of_flat, flat
+from experiments.paper.cells import Cell, digest_of_flat
 from experiments.paper.revisions import CURRENT, Revisions
+from experiments.paper.studies import Study
 from sva.utils.errors import UserError, differing
 from sva.utils.files import read_json, write_atomically, write_json
 
@@ -38,15 +39,19 @@ class Store:
         self.directory = directory
         self._read: dict[str, dict[str, Any]] = {}
 
-    def path(self, cell: Cell) -> Path:
+    def path(self, cell: Cell | Study) -> Path:
         """Where the record of a cell is, or would be."""
         return self.directory / "cells" / f"{cell.key}.json.gz"
 
-    def failure_path(self, cell: Cell) -> Path:
+    def expert_path(self, cell: Cell) -> Path:
+        """Where the trained expert of a cell is, or would be, for cells whose expert is kept."""
+        return self.directory / "experts" / f"{cell.key}.safetensors"
+
+    def failure_path(self, cell: Cell | Study) -> Path:
         """Where its error is, or would be."""
         return self.directory / "failed" / f"{cell.key}.json"
 
-    def get(self, cell: Cell) -> Mapping[str, Any] | Failure | None:
+    def get(self, cell: Cell | Study) -> Mapping[str, Any] | Failure | None:
         """The record of a cell, why it failed, or None where it was not run.
 
         Raises:
@@ -69,7 +74,7 @@ class Store:
         failed = self.failure_path(cell)
         return Failure(read_json(failed)["error"]) if failed.exists() else None
 
-    def other_revisions(self, cell: Cell) -> dict[Path, Revisions]:
+    def other_revisions(self, cell: Cell | Study) -> dict[Path, Revisions]:
         """The records of this cell's settings under other revisions."""
         found = (self.directory / "cells").glob(f"{cell.digest}-*.json.gz")
         return {path: _revisions(path) for path in found if path != self.path(cell)}
@@ -84,20 +89,20 @@ class Store:
         """The records that were asked for by now."""
         return list(self._read.values())
 
-    def put(self, cell: Cell, record: Mapping[str, Any]) -> None:
+    def put(self, cell: Cell | Study, record: Mapping[str, Any]) -> None:
         """Writes a record at once and whole; those of other revisions and an earlier failure are removed."""
         content = gzip.compress(json.dumps(record, separators=(",", ":")).encode(), mtime=0)
         write_atomically(self.path(cell), lambda path: path.write_bytes(content))
         for old in (*self.other_revisions(cell), self.failure_path(cell)):
             old.unlink(missing_ok=True)
 
-    def fail(self, cell: Cell, error: str, details: str) -> None:
+    def fail(self, cell: Cell | Study, error: str, details: str) -> None:
         """Notes why a cell could not be trained."""
         write_json(self.failure_path(cell), {"cell": cell.name, "error": error, "details": details})
 
     @staticmethod
-    def _check(cell: Cell, record: Mapping[str, Any]) -> None:
-        now = flat(cell.config)
+    def _check(cell: Cell | Study, record: Mapping[str, Any]) -> None:
+        now = cell.flat
         then = {name: value for name, value in record["config"].items() if name in now}
         if others := differing(then, {name: now[name] for name in then}):
             raise UserError(

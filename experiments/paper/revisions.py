@@ -18,7 +18,7 @@ from sva.tasks.sources import kinds
 TRAINING = 1
 GRADING = 1
 
-TINY = ("svf", "svf_next")  # methods of the tiny cells
+TINY = ("svf", "lora", "ia3", "svf_next")  # methods of the tiny cells
 EXPECTED = Path(__file__).with_name("revisions.json")
 
 

@@ -21,6 +21,7 @@ class Scale:
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 100  # of cells that decide something on validation
     tuning_examples: int = 32
+    other_model: str = "list_last"  # tables 5 and 9 move experts to the model that is fully fine-tuned on this task
 
 
 SMOL = Scale(
@@ -42,7 +43,7 @@ SMOL = Scale(
     settings=(
         ("rollout.prompts", 8),
         ("rollout.samples", 8),
-        ("rollout.max_new_tokens", 16),
+        ("rollout.max_new_tokens", 24),
         ("train.steps", 32),
         ("train.micro_batch", 8),
         ("train.remat", False),

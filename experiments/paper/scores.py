@@ -61,17 +61,19 @@ def against_base(a: Group) -> Comparison | None:
 
 
 def score(a: Group) -> dict[str, float] | None:
-    """Mean accuracy over seeds, a 95 % interval, and the spread between seeds; fractions.
+    """`score_of` a group's trained models; None where there are none."""
+    return score_of(a.after) if a.records else None
+
+
+def score_of(rights: np.ndarray) -> dict[str, float]:
+    """Mean accuracy of [S, n] rights, a 95 % interval, and the spread between seeds; fractions.
 
     The interval is the wider one, end by end, of the bootstrap over items and seeds and of Wilson's over the items
     alone: where every answer is right, or wrong, the bootstrap has no width.
     """
-    if not a.records:
-        return None
-    after = a.after
-    items = accuracy(after.mean(axis=0))
-    found = paired_bootstrap(after, np.zeros(after.shape[1]))
-    by_seed = after.mean(axis=1)
+    items = accuracy(rights.mean(axis=0))
+    found = paired_bootstrap(rights, np.zeros(rights.shape[1]))
+    by_seed = rights.mean(axis=1)
     ends = {"low": min(found.low, items.low), "high": max(found.high, items.high)}
     return {"mean": found.mean, **ends, "least": by_seed.min(), "most": by_seed.max(), "seeds": len(by_seed)}
 

@@ -16,14 +16,19 @@ from sva.generation.testing import NameAColour
 from sva.tasks import procedural
 from sva.tasks.base import Example, Task
 from sva.tasks.procedural import Procedural
+from sva.tasks.routing import Routing, routing
 from sva.tasks.sources import kinds
 
+MOST_ROWS = 512
 HIGHEST_BASE, HIGHEST_END, LEAST_GAIN = 0.6, 0.9, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class InMemory(Procedural):
-    """A procedural task, row by row the same, that is made here and needs no dataset on disk."""
+    """A procedural task, row by row the same, that is made here and needs no dataset on disk.
+
+    It trains on the first `MOST_ROWS` rows only: the widths of all prompts are measured before each cell.
+    """
 
     def _rows(self, split: str) -> Sequence[Example]:
         return _rows(self.name, split, self.seed)
@@ -31,16 +36,29 @@ class InMemory(Procedural):
 
 @functools.cache
 def _rows(name: str, split: str, seed: int) -> tuple[Example, ...]:
-    return tuple(kinds.rows(name, split, seed))
+    return tuple(kinds.rows(name, split, seed))[: MOST_ROWS if split == "train" else None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coloured(NameAColour):
+    """The toy task with an answer in every row, so that it can be learnt by next-token prediction too."""
+
+    def _rows(self, split: str) -> Sequence[Example]:
+        return [{**row, "answer": "red"} for row in super()._rows(split)]
 
 
 @functools.cache
 def task(name: str) -> Task:
     """The task that a cell of that name trains."""
     if name == "name_a_colour":
-        return NameAColour()
+        return Coloured()
     made = procedural.task(name)
     return InMemory(**{field: getattr(made, field) for field in made.__dataclass_fields__})
+
+
+def telling_apart(names: Sequence[str]) -> Routing:
+    """The task of telling these tasks and "other" apart, for the classification expert."""
+    return routing([*map(task, names), task("other")])
 
 
 class Scouted(NamedTuple):

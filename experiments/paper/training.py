@@ -6,7 +6,6 @@ default they would be TF32, whose rounding differs between the forms that sample
 """
 
 import functools
-import json
 import shutil
 import time
 from pathlib import Path
@@ -14,22 +13,25 @@ from typing import Any
 
 import jax
 
-from experiments.paper.cells import Cell, flat
-from experiments.paper.records import answers
+from experiments.paper.cells import Cell
+from experiments.paper.records import Store, answers
 from experiments.paper.revisions import CURRENT
 from experiments.paper.scales import Scale
+from experiments.paper.studies import Study
 from experiments.paper.tasks import task as task_of
+from experiments.paper.tasks import telling_apart
 from sva.evaluation import evaluate as evaluation
 from sva.evaluation.evaluate import Record
+from sva.generation.frozen import merge_expert
 from sva.generation.lm import LM
 from sva.generation.load import load
 from sva.generation.testing import toy_lm
+from sva.tasks.base import Task
 from sva.training import metrics
 from sva.training.run import train
 from sva.utils.provenance import command, versions
 
 CURVE = ("reward", "accuracy", "loss", "kl", "entropy", "grad_norm", "z_spread", "logprob_gap", "mean_length")
-SMALL = 400_000  # parameters up to which a trained adapter is kept
 
 
 class Trainer:
@@ -38,54 +40,80 @@ class Trainer:
     def __init__(self, scale: Scale, directory: Path) -> None:
         """Runs are worked on under directory/runs, one a cell, from where a killed one resumes."""
         jax.config.update("jax_default_matmul_precision", "highest")
-        self._scale, self._runs, self._experts = scale, directory / "runs", directory / "experts"
+        self.scale, self.directory, self.store = scale, directory, Store(directory)
 
     @functools.cached_property
     def lm(self) -> LM:
         """The base model."""
-        return toy_lm() if self._scale.model == "toy" else load(self._scale.model, progress=False)
+        if self.scale.model == "toy":
+            return toy_lm()
+        # One compiled layer for all on an accelerator, where cells are shorter than what compiling thirty would take.
+        return load(self.scale.model, scan_layers=device() != "cpu", progress=False)
 
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """The record of a cell, trained from the start or from where a killed process left it."""
+    def run(self, cell: Cell | Study) -> dict[str, Any]:
+        """The record of a cell, trained from the start or from where a killed process left it, or of a study."""
+        if isinstance(cell, Study):
+            return self._measured(cell)
         started = time.time()
-        run_dir = self._runs / cell.key
-        task = task_of(cell.task)
+        run_dir = self.directory / "runs" / cell.key
+        task = telling_apart(cell.routes) if cell.routes else task_of(cell.task)
         config = cell.started_in(run_dir)
         held_out = evaluation.items(task, config.evaluate.split, config.evaluate.size)
-        before = self._before(cell.task, config.evaluate.split, config.evaluate.size, config.evaluate.batch_size)
+        before = self._before(task, config.evaluate.split, config.evaluate.size, config.evaluate.batch_size)
         run_dir.mkdir(parents=True, exist_ok=True)
         evaluation.kept(run_dir / "before.jsonl", held_out, lambda: list(before))
         expert, result = train(config, lm=self.lm, task=task, progress=False)
         after = evaluation.kept(run_dir / "after.jsonl", held_out, _never)
         rows = metrics.read(run_dir / "metrics.jsonl")
-        if result["parameters"] <= SMALL:
-            expert.save(self._experts / f"{cell.key}.safetensors")
+        if cell.is_kept:
+            expert.save(self.store.expert_path(cell))
         shutil.rmtree(run_dir)
         return {
-            "cell": cell.name,
-            **{name: getattr(cell, name) for name in ("stage", "method", "task", "examples", "seed", "lr", "split")},
-            "scale": cell.scale.name,
-            "key": cell.key,
-            "revisions": CURRENT._asdict(),
+            **identity(cell),
+            **{name: getattr(cell, name) for name in ("task", "examples", "seed", "lr", "split")},
             **{
                 name: result[name] for name in ("n", "before", "after", "gain", "parameters", "fingerprint", "warnings")
             },
-            "device": device(),
-            "versions": versions(),
-            "command": command(),
-            "seconds": round(time.time() - started, 2),
+            **made_with(started),
             "step_seconds": sorted(row["step_seconds"] for row in rows)[len(rows) // 2] if rows else 0.0,
             "tokens": sum(row.get("tokens", 0) for row in rows),
-            "config": json.loads(json.dumps(flat(config))),
+            "config": cell.flat,
             "curve": [{name: _short(row[name]) for name in CURVE if row.get(name) is not None} for row in rows],
             "held_out": {"before": answers(before), "after": answers(after)},
         }
 
+    def tuned(self, cell: Cell) -> LM:
+        """The base with what this cell trains merged into it; nothing of it is kept on disk."""
+        run_dir = self.directory / "runs" / f"tuned-{cell.key}"
+        expert, _ = train(cell.started_in(run_dir), lm=self.lm, task=task_of(cell.task), progress=False)
+        shutil.rmtree(run_dir)
+        return merge_expert(self.lm, expert, progress=False)
+
+    def _measured(self, study: Study) -> dict[str, Any]:
+        """The record of a study of experts that are trained already."""
+        from experiments.paper import measure  # which studies import, and cells do not need
+
+        started = time.time()
+        found = measure.MEASURES[study.method](self, study)
+        return {**identity(study), "config": study.flat, **found, **made_with(started)}
+
     @functools.cache  # noqa: B019, a trainer lives as long as its process
-    def _before(self, name: str, split: str, size: int, batch_size: int) -> tuple[Record, ...]:
+    def _before(self, task: Task, split: str, size: int, batch_size: int) -> tuple[Record, ...]:
         """The base's answers to a task's held-out prompts."""
-        items = evaluation.items(task_of(name), split, size)
+        items = evaluation.items(task, split, size)
         return tuple(evaluation.evaluate(self.lm, items, batch_size=batch_size, progress=False))
+
+
+def identity(cell: Cell | Study) -> dict[str, Any]:
+    """What a record says of which cell it is."""
+    about = {"cell": cell.name, "stage": cell.stage, "method": cell.method, "scale": cell.scale.name, "key": cell.key}
+    return about | {"revisions": CURRENT._asdict()}
+
+
+def made_with(started: float) -> dict[str, Any]:
+    """What a record says of how it was made."""
+    seconds = round(time.time() - started, 2)
+    return {"device": device(), "versions": versions(), "command": command(), "seconds": seconds}
 
 
 def _never() -> list[Record]:
