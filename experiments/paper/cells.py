@@ -78,7 +78,7 @@ class Cell:
         last = {"checkpoint.every": dict(self.scale.settings)["train.steps"]}
         return config_of(_hashable({**self.settings, "run_dir": str(directory), **last}))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """What the cell is, whatever the revision: 12 hex digits of its settings."""
         return digest_of(_hashable(self.settings))

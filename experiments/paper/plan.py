@@ -13,6 +13,7 @@ kinds      SVF on every procedural kind, one seed, for dispatch among many
 Cells of scout, rates and more_rates have a seed of their own (100) and are measured on validation; all others on test.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ class Decided(NamedTuple):
     unseen: tuple[str, ...] = ()  # the candidates that follow, for what no expert is trained on
 
 
+@functools.cache
 def cell(scale: Scale, stage: str, method: str, task: str, *, examples: int, seed: int, lr: float) -> Cell:
     """A cell of a stage, measured on the split of its stage."""
     split = "validation" if stage in DECIDING else "test"
@@ -160,7 +162,7 @@ def studies(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
     for seed in scale.seeds:
         at = {"examples": max(scale.examples), "seed": seed, "lr": known.rates["svf"]}
         experts = tuple(cell(scale, "main", "svf", task, **at) for task in known.tasks)
-        judge = Cell(scale, "studies", "svf", "routing", ROUTES, seed, known.rates["svf"], "test", known.tasks)
+        judge = _judge(scale, seed, known.rates["svf"], known.tasks)
         yield judge
         seen = {"trained": known.tasks, "first": FIRST, "size": ROUTES}
         for listed in ((*known.tasks, OTHER), known.unseen):
@@ -175,8 +177,19 @@ def studies(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
         yield _study(scale, "moved", (*experts, other), **listed, size=scale.held_out)
 
 
+@functools.cache
+def _judge(scale: Scale, seed: int, lr: float, trained: tuple[str, ...]) -> Cell:
+    """The cell of the classification expert."""
+    return Cell(scale, "studies", "svf", "routing", ROUTES, seed, lr, "test", trained)
+
+
+@functools.cache
+def _made(scale: Scale, method: str, settings: tuple[tuple[str, Any], ...], needs: tuple[Cell, ...]) -> Study:
+    return Study(scale, method, settings, needs)
+
+
 def _study(scale: Scale, method: str, needs: tuple[Cell, ...], **settings: Any) -> Study:
-    return Study(scale, method, tuple(settings.items()), needs)
+    return _made(scale, method, tuple(settings.items()), needs)
 
 
 def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell]:

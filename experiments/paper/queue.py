@@ -64,6 +64,7 @@ class Queue:
 
     def todo(self) -> list[Unit]:
         """Cells without a record and without an error."""
+        self._store.look()
         return [cell for cell in self._plan() if self._store.get(cell) is None and not self._waits(cell)]
 
     def _waits(self, cell: Unit) -> bool:
@@ -78,7 +79,7 @@ class Queue:
         start = index * 2 % max(1, len(window))
         for cell in [*window[start:], *window[:start], *todo[2 * count :]]:
             with self._claimed(cell) as is_mine:
-                if is_mine and self._store.get(cell) is None:
+                if is_mine and not self._store.path(cell).exists():
                     self._train(cell, runs)
                     return True
         return False

@@ -33,11 +33,21 @@ class Failure(NamedTuple):
 
 
 class Store:
-    """The records under one directory, read when they are asked for."""
+    """The records under one directory as of the last look, read when they are asked for."""
 
     def __init__(self, directory: Path = HERE) -> None:
         self.directory = directory
         self._read: dict[str, dict[str, Any]] = {}
+        self._names: dict[str, list[str]] = {}  # file names by digest
+        self._failed: set[str] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Lists the directory anew, for what other processes have filed."""
+        self._names = {}
+        for path in (self.directory / "cells").glob("*-*-*.json.gz"):
+            self._names.setdefault(path.name.partition("-")[0], []).append(path.name)
+        self._failed = {path.name for path in (self.directory / "failed").glob("*.json")}
 
     def path(self, cell: Cell | Study) -> Path:
         """Where the record of a cell is, or would be."""
@@ -57,13 +67,13 @@ class Store:
         Raises:
           UserError: its record is of another revision, or of other settings than this version has.
         """
-        path = self.path(cell)
-        if cell.key in self._read:
-            return self._read[cell.key]
-        if path.exists():
-            record = read(path)
+        key = cell.key
+        if key in self._read:
+            return self._read[key]
+        if f"{key}.json.gz" in self._names.get(cell.digest, ()):
+            record = read(self.path(cell))
             self._check(cell, record)
-            self._read[cell.key] = record
+            self._read[key] = record
             return record
         if others := self.other_revisions(cell):
             found = ", ".join(sorted(f"training {x.training}, grading {x.grading}" for x in others.values()))
@@ -71,13 +81,14 @@ class Store:
                 f"cell {cell.name} is of another revision ({found}; now training {CURRENT.training}, grading "
                 f"{CURRENT.grading}); train it anew: python -m experiments.paper.run_cells --recompute"
             )
-        failed = self.failure_path(cell)
-        return Failure(read_json(failed)["error"]) if failed.exists() else None
+        is_failed = f"{key}.json" in self._failed
+        return Failure(read_json(self.failure_path(cell))["error"]) if is_failed else None
 
     def other_revisions(self, cell: Cell | Study) -> dict[Path, Revisions]:
         """The records of this cell's settings under other revisions."""
-        found = (self.directory / "cells").glob(f"{cell.digest}-*.json.gz")
-        return {path: _revisions(path) for path in found if path != self.path(cell)}
+        own = self.path(cell)
+        found = [own.with_name(name) for name in self._names.get(cell.digest, ())]
+        return {path: _revisions(path) for path in found if path != own}
 
     def is_current(self, path: Path) -> bool:
         """Whether a record's file is of the current revisions, and its settings are those of this version."""
@@ -95,10 +106,12 @@ class Store:
         write_atomically(self.path(cell), lambda path: path.write_bytes(content))
         for old in (*self.other_revisions(cell), self.failure_path(cell)):
             old.unlink(missing_ok=True)
+        self.look()
 
     def fail(self, cell: Cell | Study, error: str, details: str) -> None:
         """Notes why a cell could not be trained."""
         write_json(self.failure_path(cell), {"cell": cell.name, "error": error, "details": details})
+        self.look()
 
     @staticmethod
     def _check(cell: Cell | Study, record: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 It is queued, claimed, filed and refused like a cell; `measure.py` has what each kind of it does.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -30,11 +31,16 @@ class Study:
 
     @property
     def flat(self) -> dict[str, Any]:
-        """Its settings and the keys of the cells that it needs."""
+        """Its settings and the digests of the cells that it needs."""
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings}
-        return {"study": self.method, "model": self.scale.model, **settings, "needs": [cell.key for cell in self.needs]}
+        return {
+            "study": self.method,
+            "model": self.scale.model,
+            **settings,
+            "needs": [cell.digest for cell in self.needs],
+        }
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """12 hex digits of `flat`."""
         return hashlib.sha256(json.dumps(self.flat, sort_keys=True).encode()).hexdigest()[:12]
