@@ -67,6 +67,16 @@ def _study(study, rng):
                 if name not in study["trained"] or name == trained:
                     found |= {f"{how}/{name}/{trained}": rights() for how in ("ordered", "shuffled")}
         return {"n": N, "rights": found}
+    if study.method == "many":
+        tasks = [name for name in study["tasks"] for _ in range(4)]
+        systems = ("base", *study["tasks"])
+        return {
+            "n": len(tasks),
+            "tasks": tasks,
+            "rights": {name: (rng.random(len(tasks)) < 0.5).astype(int).tolist() for name in systems},
+            "seen": dict.fromkeys(("prompt", "embedding"), tasks),
+            "unseen": {"embedding": [study["tasks"][0]] * len(tasks)},
+        }
     tasks = [name for name in study["tasks"] for _ in range(10)]
     labels = [*dict.fromkeys(task(name).label for name in study["trained"]), OTHER]
     right = [task(name).label if task(name).label in labels else OTHER for name in tasks]

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from paper_cells import Made, campaign
 
-from experiments.paper import command, figure9, plan, render, scales, scores
+from experiments.paper import command, figure9, many, page, plan, render, scales, scores
 from experiments.paper.figure10 import shares
 from experiments.paper.figure_z import principal
+from experiments.paper.measure_many import ROUTERS
 from experiments.paper.methods import FIDELITY
 from experiments.paper.plan import Decided
 from experiments.paper.records import Store
 
 SMALL = dataclasses.replace(scales.SMOL, more_examples=(4,), seeds=(0, 1))
-TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "table10")
+TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "table10", "many")
 OTHERS = ("figure4", "figure6", "figure7", "figure9", "axis_parameters", "axis_prompts", "fidelity")
 
 
@@ -117,9 +118,38 @@ def test_principal_components_find_the_line_that_points_lie_on():
     assert np.abs(np.diff(coordinates[:, 0])) == pytest.approx(np.full(4, 5.0))
 
 
+def test_routers_find_the_kind_whose_examples_are_near():
+    rng = np.random.default_rng(0)
+    centres = {kind: rng.normal(size=16) for kind in ("a", "b", "c")}
+    examples = {kind: centre + 0.1 * rng.normal(size=(20, 16)) for kind, centre in centres.items()}
+    asking = np.stack([centres[kind] for kind in "cab"]).astype(np.float32)
+    for router in ROUTERS.values():
+        assert router(asking, {kind: x.astype(np.float32) for kind, x in examples.items()}) == ["c", "a", "b"]
+
+
+def test_unseen_kinds_are_never_answered_by_their_own_expert():
+    record = {
+        "tasks": ["a", "a", "b", "b"],
+        "rights": {"base": [0, 0, 0, 0], "a": [1, 1, 0, 1], "b": [0, 1, 1, 1]},
+        "seen": {},
+        "unseen": {},
+    }
+    assert many.answers(record, "seen")["oracle"].tolist() == [True, True, True, True]
+    assert many.answers(record, "unseen")["oracle"].tolist() == [False, True, False, True]
+
+
+def test_the_page_says_shown_only_below_five_percent(store, tmp_path, capsys, monkeypatch):
+    _run("table1", store, tmp_path / "results", capsys, monkeypatch)
+    text = page.text(SMALL, store, tmp_path / "results", tmp_path)
+    assert "(results/table1.md)" in text
+    found = json.loads((tmp_path / "results" / "table1.json").read_text())
+    others = [entry for entry in found["differences"] if entry["less"] == "lora"]
+    assert text.count("no difference shown") == sum(entry["p_holm"] >= 0.05 for entry in others)
+
+
 def test_studies_wait_for_the_experts_that_they_read(tmp_path):
     store, runs = campaign(tmp_path, SMALL, ("scout", "rates", "more_rates", "studies"))
-    assert not [each for each in runs.ran if each.method in ("dispatch", "search", "moved")]
+    assert not [each for each in runs.ran if each.method in ("dispatch", "search", "moved", "many")]
     known = plan.decided(SMALL, store.get)
     assert isinstance(known, Decided)
     assert len(known.unseen) == 3

@@ -36,7 +36,7 @@ class Context(NamedTuple):
 
     def studies(self, method: str, **settings: Any) -> list[Mapping[str, Any]]:
         """The records that there are of a kind of study, seed by seed, whose settings are these."""
-        planned = plan.studies(self.scale, self.known)
+        planned = [*plan.studies(self.scale, self.known), *plan.of_kinds(self.scale, self.known)]
         wanted = [each for each in planned if isinstance(each, Study) and each.method == method]
         matching = [each for each in wanted if all(each[name] == value for name, value in settings.items())]
         found = [self.store.get(study) for study in matching]

@@ -14,7 +14,7 @@ _ANSWER = 24  # tokens of a held-out answer at most
 # a guess until the first cell of a method is measured.
 _RATES = {"cpu": (1.1e-3, 4e-4, 20.0), "gpu": (3e-5, 3e-5, 4.0)}
 _WEIGHTS, _MATRICES = 0.135e9, 0.08e9  # numbers in SmolLM2-135M, and in its mlp alone
-_STUDIED = {"dispatch": 3600, "search": 7000, "moved": 10_000}  # answers of a study
+_STUDIED = {"dispatch": 3600, "search": 7000, "moved": 10_000, "many": 12_000}  # answers of a study
 _LAYERS, _WIDTHS, _MODEL_WIDTH = 30, 14, 576  # activations a token: about 14 times the model's width a layer
 
 

@@ -61,7 +61,7 @@ def dispatch(trainer: "Trainer", study: Study) -> dict[str, Any]:
         for made in map(task, (*study["trained"], OTHER))
         for row in made.source("train")[:ROUTER_EXAMPLES]
     ]
-    chosen = {name: _choices(model.by(name, examples=examples), items) for name in study["first"]}
+    chosen = {name: choices(model.by(name, examples=examples), items) for name in study["first"]}
     chosen["oracle"] = right
     systems = {name: [everywhere[label][i] for i, label in enumerate(found)] for name, found in chosen.items()}
     return {
@@ -75,7 +75,7 @@ def dispatch(trainer: "Trainer", study: Study) -> dict[str, Any]:
     }
 
 
-def _choices(model: AdaptiveLM, items: Sequence[Item]) -> list[str]:
+def choices(model: AdaptiveLM, items: Sequence[Item]) -> list[str]:
     """The label that a first pass chooses for each item."""
     found: list[str] = []
     for start in range(0, len(items), BATCH):

@@ -71,6 +71,7 @@ def _sections(results: Path, here: Path) -> list[str]:
         ("table2", "Does it compose? Unseen tasks", _systems),
         ("table5", "Experts moved to another model, unseen tasks", _systems),
         ("table9", "Experts moved to another model, their own tasks", _systems),
+        ("many", "Dispatch among many", _many),
         ("table8", "How many shots few-shot search needs", _systems),
     ):
         path = results / f"{name}.json"
@@ -128,6 +129,13 @@ def _collapse(data: Mapping[str, Any]) -> list[str]:
         for name, each in data["curves"].items()
     ]
     return [about, "", *ends]
+
+
+def _many(data: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for when, what in (("seen", "there"), ("unseen", "left out")):
+        lines += [f"With every kind's own expert {what}:", "", *_systems(data[when]), ""]
+    return lines[:-1]
 
 
 def _systems(data: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ from sva.tasks.sources import kinds
 DECIDING = ("scout", "rates", "more_rates")
 STAGES = ("scout", "rates", "main", "more_rates", "variants", "studies", "prompts", "fidelity", "kinds")
 FIRST = ("prompt", "classifier", "generated", "embedding")  # first passes that are compared
+OF_A_KIND = 25  # held-out prompts a kind of the study of many experts
 ROUTES = 100  # training prompts of the classification expert, and held-out prompts a task of a dispatch study
 SEARCHES = ((10, 20), (3, 20), (5, 20), (20, 20), (3, 5))  # shots and generations: tables 8 and 10
 _SCOUTS = ("svf", "lora")
@@ -184,19 +185,23 @@ def _judge(scale: Scale, seed: int, lr: float, trained: tuple[str, ...]) -> Cell
 
 
 @functools.cache
-def _made(scale: Scale, method: str, settings: tuple[tuple[str, Any], ...], needs: tuple[Cell, ...]) -> Study:
-    return Study(scale, method, settings, needs)
+def _made(
+    scale: Scale, method: str, settings: tuple[tuple[str, Any], ...], needs: tuple[Cell, ...], stage: str
+) -> Study:
+    return Study(scale, method, settings, needs, stage)
 
 
-def _study(scale: Scale, method: str, needs: tuple[Cell, ...], **settings: Any) -> Study:
-    return _made(scale, method, tuple(settings.items()), needs)
+def _study(scale: Scale, method: str, needs: tuple[Cell, ...], *, stage: str = "studies", **settings: Any) -> Study:
+    return _made(scale, method, tuple(settings.items()), needs, stage)
 
 
-def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell]:
-    """SVF on every procedural kind with the most prompts that all of them have."""
-    if scale.name != "toy" and "svf" in known.rates:
-        for kind in kinds.KINDS:
-            yield cell(scale, "kinds", "svf", kind, examples=64, seed=0, lr=known.rates["svf"])
+def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
+    """SVF on every procedural kind, 64 prompts, and dispatch among all of these experts."""
+    if scale.name == "toy" or "svf" not in known.rates:
+        return
+    experts = [cell(scale, "kinds", "svf", kind, examples=64, seed=0, lr=known.rates["svf"]) for kind in kinds.KINDS]
+    yield from experts
+    yield _study(scale, "many", tuple(experts), stage="kinds", tasks=tuple(kinds.KINDS), size=OF_A_KIND)
 
 
 def every(scale: Scale, get: Get) -> list[Cell | Study]:
