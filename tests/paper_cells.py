@@ -41,12 +41,17 @@ class Made:
             "after": accuracy(after)._asdict(),
             "parameters": 1000 * (1 + list(METHODS).index(cell.method)),
             "curve": curve,
+            **({"sampled": {"before": _drawn(before), "after": _drawn(after)}} if cell.is_sampled else {}),
             "held_out": {"before": _answers(before), "after": _answers(after)},
         }
 
 
 def _answers(rights):
     return [[int(right), "a", "a", 1, ""] for right in rights]
+
+
+def _drawn(rights):
+    return {"rights": [[int(x)] * 8 for x in rights], "answers": [["a"] * 8 for _ in rights]}
 
 
 def _study(study, rng):

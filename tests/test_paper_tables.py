@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from paper_cells import Made, campaign
 
-from experiments.paper import command, figure9, many, page, plan, render, scales, scores
+from experiments.paper import command, figure9, many, page, plan, render, sampled, scales, scores
 from experiments.paper.figure10 import shares
 from experiments.paper.figure_z import principal
 from experiments.paper.measure_many import ROUTERS
@@ -17,7 +17,20 @@ from experiments.paper.plan import Decided
 from experiments.paper.records import Store
 
 SMALL = dataclasses.replace(scales.SMOL, more_examples=(4,), seeds=(0, 1))
-TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "table9", "table10", "many")
+TABLES = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "table7",
+    "table8",
+    "table9",
+    "table10",
+    "many",
+    "sampled",
+)
 OTHERS = ("figure4", "figure6", "figure7", "figure9", "axis_parameters", "axis_prompts", "fidelity")
 
 
@@ -145,6 +158,13 @@ def test_the_page_says_shown_only_below_five_percent(store, tmp_path, capsys, mo
     found = json.loads((tmp_path / "results" / "table1.json").read_text())
     others = [entry for entry in found["differences"] if entry["less"] == "lora"]
     assert text.count("no difference shown") == sum(entry["p_holm"] >= 0.05 for entry in others)
+
+
+def test_pass_and_majority_read_the_drawn_answers():
+    drawn = {"rights": [[1, 0, 0, 0], [0, 0, 0, 0]], "answers": [["a", "b", "b", None], ["c"] * 4]}
+    assert sampled.passed(drawn, 1) == pytest.approx([0.25, 0])
+    assert sampled.passed(drawn, 4) == pytest.approx([1, 0])
+    assert sampled.voted(drawn) == pytest.approx([0, 0])
 
 
 def test_studies_wait_for_the_experts_that_they_read(tmp_path):

@@ -70,6 +70,12 @@ class Cell:
             self.stage in ("kinds", "studies") or self.examples == max(self.scale.examples)
         )
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether answers are drawn from the trained model too: the main cells with the most prompts, first seed."""
+        is_first = self.seed == self.scale.seeds[0] and self.examples == max(self.scale.examples)
+        return self.stage == "main" and is_first
+
     def started_in(self, directory: Path) -> Config:
         """The same with a run directory, and with no state on disk before the last step's: a cell is over in seconds.
 

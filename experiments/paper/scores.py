@@ -71,7 +71,8 @@ def score_of(rights: np.ndarray) -> dict[str, float]:
     The interval is the wider one, end by end, of the bootstrap over items and seeds and of Wilson's over the items
     alone: where every answer is right, or wrong, the bootstrap has no width.
     """
-    items = accuracy(rights.mean(axis=0))
+    n = rights.shape[1]
+    items = accuracy(np.arange(n) < round(n * float(rights.mean())))  # as many rights of n as the seeds have on average
     found = paired_bootstrap(rights, np.zeros(rights.shape[1]))
     by_seed = rights.mean(axis=1)
     ends = {"low": min(found.low, items.low), "high": max(found.high, items.high)}

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from experiments.paper import draws
 from experiments.paper.cells import Cell
 from experiments.paper.records import Store, answers
 from experiments.paper.revisions import CURRENT
@@ -68,8 +69,13 @@ class Trainer:
         if cell.is_kept:
             expert.save(self.store.expert_path(cell))
         shutil.rmtree(run_dir)
+        sampled = {}
+        if cell.is_sampled:
+            adapted = merge_expert(self.lm, expert, progress=False)
+            sampled = {"sampled": {"before": draws.drawn(self.lm, held_out), "after": draws.drawn(adapted, held_out)}}
         return {
             **identity(cell),
+            **sampled,
             **{name: getattr(cell, name) for name in ("task", "examples", "seed", "lr", "split")},
             **{
                 name: result[name] for name in ("n", "before", "after", "gain", "parameters", "fingerprint", "warnings")

@@ -1,5 +1,6 @@
 """What a difference between trained models is worth: over items and seeds, over a table, and with n items at all."""
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -43,10 +44,9 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int 
         raise ValueError(f"a has {first.shape[0]} seeds and b {second.shape[0]}; give the same seeds, or one")
     differences = first - second
     seeds, n = differences.shape
-    rng = np.random.default_rng(seed)
-    of_items = rng.multinomial(n, np.full(n, 1 / n), draws) / n
-    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    means = np.einsum("DS,SN,DN->D", of_seeds, differences, of_items, optimize=True)
+    # Whole numbers until the end, so that a draw whose differences cancel is 0 and no rounding of it.
+    of_items, of_seeds = _counts(n, draws, seed), _counts(seeds, draws, seed + 1)
+    means = np.einsum("DS,DS->D", of_seeds, of_items @ differences.T) / (n * seeds)
     low, high = np.percentile(means, [2.5, 97.5])
     side = min((means <= 0).sum(), (means >= 0).sum())
     error = float(means.std())
@@ -58,6 +58,15 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int 
         error,
         detectable_difference(error),
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _counts(n: int, draws: int, seed: int) -> np.ndarray:
+    """[draws, n] float32, how often each of n things is drawn in n draws with replacement.
+
+    Kept, because a table makes dozens of comparisons over the same number of items.
+    """
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(np.float32)
 
 
 def detectable_difference(error: float) -> float:
