@@ -1,5 +1,6 @@
 """What a cell will take: tokens, minutes and memory, predicted before it is started."""
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -49,12 +50,15 @@ def predicted(cell: Cell | Study, platform: str, measured: Mapping[str, float] |
 
 
 def measured(records: Iterable[Mapping[str, Any]], device: str) -> dict[str, float]:
-    """{method: seconds} of the slowest of its cells on this device, so that a deadline is kept."""
-    found: dict[str, float] = {}
+    """{method: seconds} of half as much again as the median of its cells on this device.
+
+    The median, because the first cell of a process compiles for all that follow.
+    """
+    found: dict[str, list[float]] = {}
     for record in records:
         if record["device"] == device:
-            found[record["method"]] = max(record["seconds"], found.get(record["method"], 0.0))
-    return found
+            found.setdefault(record["method"], []).append(record["seconds"])
+    return {method: 1.5 * statistics.median(seconds) for method, seconds in found.items()}
 
 
 def total(costs: list[Cost]) -> Cost:
