@@ -150,6 +150,7 @@ def test_meshes_equal_one_device(tmp_path):
 def read(path):
     """(losses of all steps, change of the raw values from the base)."""
     saved = dict(np.load(path))
+    saved.pop("divided")
     return saved.pop("losses"), np.concatenate([saved[name] - 1 for name in sorted(saved)])
 
 
@@ -179,6 +180,22 @@ def test_a_checkpoint_written_on_one_mesh_resumes_on_another(tmp_path, alone):
     stages = ("1:2x2x2", "2:8x1x1", "3:1x4x2")
     finish(run(WORKER, tmp_path / "run", tmp_path / "out.npz", *stages, SVA_CACHE=str(tmp_path / "cache")))
     check_same_run(read(tmp_path / "out.npz"), alone)
+
+
+def test_lora_trains_on_a_mesh_as_on_one_device_and_its_arrays_are_divided(tmp_path):
+    found = {}
+    for name, stage in (("one", "2:1x1x1"), ("mesh", "2:2x2x2")):
+        environ = {"PARAMETRISATION": "lora:r=4,alpha=8,dropout=0.1", "SVA_CACHE": str(tmp_path / "cache")}
+        finish(run(WORKER, tmp_path / name, tmp_path / f"{name}.npz", stage, **environ))
+        found[name] = dict(np.load(tmp_path / f"{name}.npz"))
+    assert found["mesh"].pop("divided").all()
+    assert not found["one"].pop("divided").any()
+    losses = found["mesh"].pop("losses"), found["one"].pop("losses")
+    values = [
+        np.concatenate([found[name][key].ravel() for key in sorted(found[name]) if key.endswith("/b")])
+        for name in ("mesh", "one")
+    ]
+    check_same_run((losses[0], values[0]), (losses[1], values[1]))
 
 
 def pair(tmp_path, *arguments, worker=WORKER):

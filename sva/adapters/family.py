@@ -11,6 +11,7 @@ array of an info, of raw and of z then has L in front.
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -66,6 +67,10 @@ class Family(abc.ABC):
     name: ClassVar[str]
     centre: ClassVar[float] = 0.0  # raw value from which `train.bound` is measured
     reads: ClassVar[tuple[str, ...]] = ("spectrum",)  # of each weight: its spectrum, or `norms` or `bias` of `Matrix`
+
+    sides: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
+    """Along which side of W each axis of a raw array lies, "out", "in" or neither, by part ("" where there is one);
+    on a mesh it is divided as W is there. Parts that are left out are repeated on every device."""
 
     def __post_init__(self) -> None:
         spelling.check(self.name, self._settings())

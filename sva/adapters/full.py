@@ -36,6 +36,7 @@ class Full(PerMatrix):
 
     name = "full"
     reads = ()
+    sides = {"": ("out", "in")}
 
     def first(self, info: Matrix) -> jax.Array:
         """Zeros [D_out, D_in]."""

@@ -48,9 +48,10 @@ class LowRank(Adapter):
         """x with a part of its numbers set to zero and the rest made larger, in training."""
         if self.noise is None:
             return x
-        # The length enters, so that the prompts' pass and the completions' draw apart.
-        key = jax.random.fold_in(jax.random.key(self.noise), x.shape[1])
-        keep = jax.random.bernoulli(key, 1 - self.rate, x.shape)
+        # The length enters, so that the prompts' pass and the completions' draw apart. Hashed: JAX's generator in every
+        # layer of an unrolled model would take longer to compile than all the rest.
+        noise = self.noise ^ spread(jnp.asarray(x.shape[1], jnp.uint32))
+        keep = uniform(noise, x.shape, 1.0) < 1 - 2 * self.rate
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
     def merge(self, w: jax.Array) -> jax.Array:
@@ -68,6 +69,7 @@ class LoRA(PerMatrix):
 
     name = "lora"
     reads = ()
+    sides = {"a": (None, "in"), "b": ("out", None)}
 
     @property
     def scale(self) -> float:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sva.adapters.spelling import UNDECOMPOSED
 from sva.cli.options import add_command, add_model, print_result, start_jax
 from sva.utils.errors import UserError
 from sva.utils.remote import local_argument, path_argument
@@ -31,13 +32,13 @@ def _add_show(actions: Any) -> None:
 
 
 def _add_import(actions: Any) -> None:
-    text = "Read an expert that Transformer-Squared's public code trained."
+    text = "Read an expert that Transformer-Squared's public code trained, or an adapter of PEFT."
     more = (
-        "policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too. Nothing in the file is "
-        "run, and torch is not needed."
+        "policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too, and the directories that "
+        "PEFT saves of LoRA, rsLoRA, DoRA and IA3. Nothing in the file is run, and torch is not needed."
     )
     sub = add_command(actions, "import", import_, text, more)
-    sub.add_argument("file", type=local_argument, help="a .pt file")
+    sub.add_argument("file", type=local_argument, help="a .pt file, or a directory with adapter_config.json")
     add_model(sub, about="the model it was trained on: ")
     sub.add_argument(
         "-o", "--out", type=local_argument, help="the expert file (default: FILE with the ending .safetensors)"
@@ -49,7 +50,8 @@ def _add_import(actions: Any) -> None:
 def _add_export(actions: Any) -> None:
     more = (
         "hf: a Hugging Face checkpoint with adapted weights. gguf: the same as a GGUF file, with the tokenizer where "
-        "the model came from one. peft: a LoRA adapter of the largest changes, its error stated."
+        "the model came from one. peft: a LoRA adapter of the largest changes, its error stated; an expert of LoRA, "
+        "DoRA or IA3 as it is."
     )
     sub = add_command(actions, "export", export, "Write an expert for other programs.", more)
     sub.add_argument("expert", type=path_argument, help="an expert file")
@@ -123,8 +125,13 @@ def import_(arguments: argparse.Namespace) -> None:
     from sva.interop.sakana import read_expert
     from sva.interop.torch_files import read_tensors
 
-    read_tensors(arguments.file)  # what is wrong with it is said before a model is loaded
-    expert = read_expert(arguments.file, load(arguments.model))
+    if arguments.file.is_dir():
+        from sva.interop.peft_adapters import read_adapter
+
+        expert = read_adapter(arguments.file, load(arguments.model))
+    else:
+        read_tensors(arguments.file)  # what is wrong with it is said before a model is loaded
+        expert = read_expert(arguments.file, load(arguments.model))
     if arguments.label:
         label = {"label": arguments.label, "description": arguments.description}
         expert = dataclasses.replace(expert, metadata={**expert.metadata, **label})
@@ -139,6 +146,14 @@ def export(arguments: argparse.Namespace) -> None:
     start_jax()
     lm, expert, spectra = _adapted(arguments)
     title = str(expert.metadata.get("task") or arguments.expert.stem)
+    if arguments.format == "peft" and not expert.member.has_spectra:
+        import jax.numpy as jnp
+
+        from sva.interop.peft_adapters import save_adapter
+
+        said = save_adapter(arguments.out, lm, expert, title=title, dtype=jnp.dtype(arguments.dtype))
+        print(f"{arguments.out}: {said}")
+        return
     write = {"hf": _export_hf, "gguf": _export_gguf, "peft": _export_peft}[arguments.format]
     print(f"{arguments.out}: {write(arguments, lm, spectra, expert.z(spectra), title)}")
 
@@ -146,16 +161,26 @@ def export(arguments: argparse.Namespace) -> None:
 def _check_limit(arguments: argparse.Namespace) -> None:
     """Raises UserError for a --rank or --tolerance that is out of range or of no use to the format."""
     limited = arguments.rank is not None or arguments.tolerance is not None
-    if limited != (arguments.format == "peft"):
+    spelt = _parametrisation(arguments.expert) if arguments.format == "peft" else None
+    if limited != (spelt is not None and spelt not in UNDECOMPOSED):
         raise UserError(
-            "--format peft needs --rank or --tolerance (--tolerance 0 is exact)"
-            if arguments.format == "peft"
+            f"--rank and --tolerance are for singular values, this expert is of {spelt}; leave them out"
+            if spelt in UNDECOMPOSED
+            else "--format peft needs --rank or --tolerance (--tolerance 0 is exact)"
+            if spelt
             else f"--rank and --tolerance are for --format peft, {arguments.format} holds the whole change"
         )
     if arguments.rank is not None and arguments.rank < 1:
         raise UserError(f"--rank {arguments.rank} must be at least 1")
     if arguments.tolerance is not None and not 0 <= arguments.tolerance < 1:
         raise UserError(f"--tolerance {arguments.tolerance} must be at least 0 and below 1, a part of s_max")
+
+
+def _parametrisation(path: Path) -> str:
+    """The name of an expert file's parametrisation."""
+    from sva.spectral.expert import Expert
+
+    return Expert.load(path).member.name
 
 
 def _export_peft(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, title: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,25 +97,35 @@ def summary(parts: Mapping[str, Part]) -> str:
     )
 
 
+def base_of(lm: LM) -> str:
+    """The name by which others know the base model."""
+    known = KNOWN.get(lm.name)
+    return known.hub_id if known and known.hub_id else lm.name
+
+
+def target_modules(lm: LM, modules: Sequence[str]) -> list[str]:
+    """What names these modules to PEFT and no others: their kinds, or each one where a kind is not in every layer."""
+    kinds = {module.rpartition(".")[2] for module in modules}
+    all_modules = [name.removesuffix(".weight") for name in expected(lm.model.cfg)]
+    everywhere = all(module in modules for module in all_modules if module.rpartition(".")[2] in kinds)
+    return sorted(kinds) if everywhere else list(modules)
+
+
 def _config(lm: LM, parts: Mapping[str, Part]) -> dict[str, Any]:
     """adapter_config.json; what it does not say has PEFT's default, which leaves the product alone."""
     ranks = {name.removesuffix(".weight"): part.rank for name, part in parts.items() if part.rank}
-    kinds = {module.rpartition(".")[2] for module in ranks}
-    all_modules = [name.removesuffix(".weight") for name in expected(lm.model.cfg)]
-    everywhere = all(module in ranks for module in all_modules if module.rpartition(".")[2] in kinds)
     largest = max(ranks.values())
     smaller = {module: rank for module, rank in ranks.items() if rank != largest}
-    known = KNOWN.get(lm.name)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": known.hub_id if known and known.hub_id else lm.name,
+        "base_model_name_or_path": base_of(lm),
         "inference_mode": True,
         "r": largest,
         "lora_alpha": largest,
         "rank_pattern": smaller,
         "alpha_pattern": smaller,  # the same: scaling is alpha / r = 1 everywhere
-        "target_modules": sorted(kinds) if everywhere else list(ranks),
+        "target_modules": target_modules(lm, list(ranks)),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

@@ -1,6 +1,6 @@
 """Shape and logical axes (`Leaf`) of everything that lies on a mesh, from the one declaration of weights."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from sva.adapters.family import Family
 from sva.models.cache import KV, KVSegment, blocks_of
 from sva.models.config import ModelConfig
 from sva.models.transformer import Transformer
@@ -57,6 +58,28 @@ def spectrum(weight: Leaf, rank: int) -> Spectrum:
         Leaf((rank,), (None,)),
         Leaf((rank, into), ("rank", in_axis), (rank, in_units)),
     )
+
+
+def trained(cfg: ModelConfig, member: Family, tree: Any) -> Any:
+    """The Leafs of a tree that has raw values in it, as an optimiser's state does, keyed by weight name somewhere.
+
+    A raw array is divided as `member.sides` says; everything else is repeated on every device.
+    """
+    weights = expected(cfg)
+
+    def one(path: Sequence[Any], x: Any) -> Leaf:
+        keys = [str(getattr(entry, "key", "")) for entry in path]
+        place = next((i for i, key in enumerate(keys) if key in weights), None)
+        sides = None if place is None else member.sides.get("".join(keys[place + 1 :]))
+        if place is None or sides is None or len(sides) != len(x.shape):
+            return Leaf(x.shape, (None,) * len(x.shape))
+        weight = weights[keys[place]]
+        out, into = zip(weight.axes, weight.units or weight.shape, strict=True)
+        found = [{"out": out, "in": into}.get(side or "", (None, n)) for side, n in zip(sides, x.shape, strict=True)]
+        axes, units = zip(*found, strict=True)
+        return Leaf(x.shape, axes, units)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def kv_segment(model: Transformer, rows: int, slots: int) -> KVSegment:

@@ -107,12 +107,15 @@ def notes(tree: Any, mesh: Mesh) -> list[str]:
     return sorted(lines)
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, with the sharding of these logical axes where a mesh is set (`jax.set_mesh`); otherwise x itself."""
+def constrain(x: jax.Array, *axes: str | None, units: tuple[int, ...] = ()) -> jax.Array:
+    """x, with the sharding of these logical axes where a mesh is set (`jax.set_mesh`); otherwise x itself.
+
+    `units` as in `Leaf`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition(Leaf(x.shape, axes), mesh))
+    return jax.lax.with_sharding_constraint(x, partition(Leaf(x.shape, axes, units), mesh))
 
 
 def is_divided() -> bool:

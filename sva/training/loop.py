@@ -15,9 +15,10 @@ from sva.evaluation import evaluate
 from sva.generation.finite import cause
 from sva.generation.lm import LM
 from sva.generation.merge import merge
+from sva.models import layout
 from sva.parallel.preemption import shielded
 from sva.parallel.processes import is_writer, to_host
-from sva.parallel.sharding import place, replicated
+from sva.parallel.sharding import place, shardings
 from sva.spectral.parametrisations import Frozen, family
 from sva.tasks.base import Example, Task
 from sva.tasks.batches import batch_indices
@@ -172,8 +173,8 @@ def _resumed(context: TrainContext, checkpoints: Checkpoints) -> tuple[int, Expe
         state = dataclasses.replace(state, best=validation.nothing_yet(state.raw))
     first, state = checkpoints.restore(state) or (0, state)
     if context.lm.mesh is not None:
-        everywhere = replicated(context.lm.mesh)
-        state = place(to_host(state), jax.tree.map(lambda _: everywhere, state))
+        leaves = layout.trained(context.lm.model.cfg, context.family, state)
+        state = place(to_host(state), shardings(leaves, context.lm.mesh))
     return first, state
 
 

@@ -11,6 +11,7 @@ import optax
 from flax import struct
 
 from sva.adapters.family import Family
+from sva.models import layout
 from sva.models.transformer import Transformer, check_gradients
 from sva.parallel.sharding import constrain, repeat_all
 from sva.spectral.parametrisations import Frozen, matrix_infos
@@ -139,4 +140,10 @@ def train_step(
         z = family.z(model.nest(raw), matrix_infos_of(model, spectra))
         metrics["z_spread"] = jnp.std(jnp.concatenate([x.ravel() for x in jax.tree.leaves(z)]))
     new = dataclasses.replace(state, raw=raw, opt_state=opt_state, step=state.step + 1)
-    return repeat_all((new, metrics))
+    return place_trained(new, model, family), repeat_all(metrics)
+
+
+def place_trained(state: ExpertState, model: Transformer, family: Family) -> ExpertState:
+    """The state, constrained to lie on a mesh as `layout.trained` says, where one is set."""
+    leaves = layout.trained(model.cfg, family, state)
+    return jax.tree.map(lambda x, leaf: constrain(x, *leaf.axes, units=leaf.units), state, leaves)
