@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.paper import plan
 from experiments.paper.methods import METHODS
@@ -86,14 +86,34 @@ def _sections(results: Path, here: Path) -> list[str]:
     return parts
 
 
-def _said(one: str, other: str, entry: Mapping[str, Any], where: str) -> str:
-    """A sentence on one paired difference."""
-    mean, low, high = (100 * entry[name] for name in ("mean", "low", "high"))
-    number = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] points, p {p_value(entry['p_holm'])}"
-    if entry["p_holm"] < SIGNIFICANT:
-        return f"- {where}: {one} is {'above' if mean > 0 else 'below'} {other}: {number}."
-    size = f"{100 * entry['detectable']:.1f} points would show four times in five"
-    return f"- {where}: no difference shown between {one} and {other}: {number}; {size}."
+class Difference(NamedTuple):
+    """One paired difference, and the words for its two sides and where it was measured."""
+
+    one: str
+    other: str
+    where: str
+    entry: Mapping[str, Any]
+
+
+def said(differences: Sequence[Difference]) -> list[str]:
+    """A line each for those that are shown, and one line for all that are not."""
+    if not differences:
+        return ["Not run."]
+    lines, rest = [], {}
+    for one, other, where, entry in differences:
+        mean, low, high = (100 * entry[name] for name in ("mean", "low", "high"))
+        number = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        if entry["p_holm"] < SIGNIFICANT:
+            side = "above" if mean > 0 else "below"
+            lines.append(f"- {where}: {one} is {side} {other} by {number} points, p {p_value(entry['p_holm'])}.")
+        else:
+            rest.setdefault(f"{one} against {other}", []).append(f"{where} {number}")
+    if rest:
+        sizes = [100 * each.entry["detectable"] for each in differences if each.entry["p_holm"] >= SIGNIFICANT]
+        listed = "; ".join(f"{pair}: {', '.join(places)}" for pair, places in rest.items())
+        would = f"differences of {min(sizes):.1f} to {max(sizes):.1f} points would show four times in five"
+        lines.append(f"- No difference shown ({would}): {listed}.")
+    return lines
 
 
 def _title(method: str) -> str:
@@ -102,24 +122,16 @@ def _title(method: str) -> str:
 
 def _table1(data: Mapping[str, Any]) -> list[str]:
     entries = data["differences"]
-    if not entries:
-        return ["Not run."]
-    others = [entry for entry in entries if entry["less"] != "base"]
-    return [_said(_title(e["method"]), _title(e["less"]), e, e["task"]) for e in others] or _against_base(entries)
-
-
-def _against_base(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [_said(_title(e["method"]), "the base", e, e["task"]) for e in entries]
+    return said([Difference(_title(e["method"]), _title(e["less"]), e["task"], e) for e in entries])
 
 
 def _prompts(data: Mapping[str, Any]) -> list[str]:
     entries = data["svf_less_lora"]
-    said = [_said("SVF", "LoRA", e, f"{e['task']}, {e['examples']} prompts") for e in entries]
-    return said or ["Not run."]
+    return said([Difference("SVF", "LoRA", f"{e['task']}, {e['examples']} prompts", e) for e in entries])
 
 
 def _parameters(data: Mapping[str, Any]) -> list[str]:
-    return [_said(_title(e["method"]), _title(e["less"]), e, e["task"]) for e in data["pairs"]] or ["Not run."]
+    return said([Difference(_title(e["method"]), _title(e["less"]), e["task"], e) for e in data["pairs"]])
 
 
 def _collapse(data: Mapping[str, Any]) -> list[str]:
@@ -140,5 +152,4 @@ def _many(data: Mapping[str, Any]) -> list[str]:
 
 def _systems(data: Mapping[str, Any]) -> list[str]:
     there = {name: each for name, each in data["systems"].items() if each["less_base"]}
-    said = [_said(name, "the base", each["less_base"] | each, "all its tasks") for name, each in there.items()]
-    return said or ["Not run."]
+    return said([Difference(name, "the base", "over all", each["less_base"] | each) for name, each in there.items()])
