@@ -26,7 +26,7 @@ from sva.training.search import CEM
 if TYPE_CHECKING:
     from experiments.paper.training import Trainer
 
-BATCH = 64
+BATCH = 300
 ROUTER_EXAMPLES = 100  # training prompts a task that the embedding router is fitted to
 POPULATION = 32
 
