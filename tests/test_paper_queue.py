@@ -162,7 +162,16 @@ def test_predicted_seconds_are_from_the_methods_cells_on_this_device():
     records = [{"device": "cpu", "method": "svf", "seconds": x} for x in (4.0, 60.0, 4.0)]
     measured = costs.measured([*records, {"device": "H100", "method": "svf", "seconds": 99.0}], "cpu")
     assert costs.predicted(_cell(), "cpu", measured).seconds == 6.0
-    assert costs.predicted(_cell("linear"), "cpu", measured).seconds == 1.0
+    assert costs.predicted(_cell("linear"), "cpu", measured).seconds == 6.0
+    assert costs.predicted(_cell("linear"), "H100", costs.measured([], "H100")).seconds == 1.0
+
+
+def test_later_stages_wait_until_the_main_rates_are_decided(tmp_path):
+    store = Store(tmp_path)
+    assert {cell.stage for cell in plan.every(TOY, store.get)} == {"rates"}
+    campaign(tmp_path, TOY, ("rates",))
+    store.look()
+    assert {"main", "more_rates"} <= {cell.stage for cell in plan.every(TOY, store.get)}
 
 
 def test_dry_run_lists_what_is_to_do(tmp_path, capsys):

@@ -113,10 +113,10 @@ def test_latex_and_markdown_hold_every_cell():
     assert "A \\& B" in table.latex()
 
 
-def test_a_collapse_is_a_last_quarter_nearly_always_wrong():
-    assert figure9.collapsed([-0.2] * 6 + [-0.95] * 2)
-    assert not figure9.collapsed([-0.95] * 6 + [-0.2] * 2)
-    assert not figure9.collapsed([-0.99] * 8)
+def test_a_collapse_is_being_wrong_again_after_having_learnt():
+    assert figure9.result([-1.0] * 8 + [0.5] * 16 + [-0.95] * 8) == "collapsed"
+    assert figure9.result([-1.0] * 16 + [0.5] * 16) == "did not collapse"
+    assert figure9.result([-1.0, -0.97] * 16) == "never learnt"
 
 
 def test_shares_of_a_flat_spectrum_are_its_ranks():

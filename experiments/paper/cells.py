@@ -14,7 +14,7 @@ from experiments.paper.scales import Scale
 from sva.training.config import Config, load
 from sva.utils.settings import override
 
-_ELSEWHERE = ("run_dir", "wandb", "mesh", "checkpoint")  # settings that change no result
+_ELSEWHERE = ("run_dir", "wandb", "mesh", "checkpoint", "evaluate.batch_size")  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,11 @@ def digest_of(settings: tuple[tuple[str, Any], ...]) -> str:
 def digest_of_flat(settings: Mapping[str, Any]) -> str:
     """`digest_of` settings by dotted name; those that this version does not have count as changed."""
     default = flat(Config())
-    changed = {name: value for name, value in settings.items() if name not in default or value != default[name]}
+    changed = {
+        name: value
+        for name, value in without_elsewhere(settings).items()
+        if name not in default or value != default[name]
+    }
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -137,5 +141,13 @@ def flat(config: Config) -> dict[str, Any]:
                 found[prefix + name] = list(value) if isinstance(value, tuple) else value
         return found
 
-    tree = {name: value for name, value in asdict(config).items() if name not in _ELSEWHERE}
-    return named(tree, "")
+    return without_elsewhere(named(asdict(config), ""))
+
+
+def without_elsewhere(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, without those that change no result."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _ELSEWHERE and name.partition(".")[0] not in _ELSEWHERE
+    }

@@ -9,17 +9,31 @@ from matplotlib.figure import Figure
 
 from experiments.paper.scores import Group
 
-COLOURS = {"svf": "C0", "lora": "C1", "ia3": "C2", "full": "C3", "dora": "C4", "projected": "C5"}
+COLOURS = {
+    "svf": "C0",
+    "lora": "C1",
+    "ia3": "C2",
+    "lora_r1": "C8",
+    "lora_attention": "C6",
+    "full": "C3",
+    "dora": "C4",
+    "projected": "C5",
+}
 SIZE = (3.6, 3.2)  # inches an axes
+MOST_COLUMNS = 4
 
 
 def panels(number: int) -> tuple[Figure, list[Axes]]:
-    """A figure of so many axes side by side."""
-    figure = Figure(figsize=(SIZE[0] * number, SIZE[1]), layout="constrained")
-    made = figure.subplots(1, number, squeeze=False)[0]
-    for axes in made:
+    """A figure of so many axes, four in a row at most."""
+    columns = min(number, MOST_COLUMNS)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] * rows), layout="constrained")
+    made = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in made[:number]:
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(made)
+    for axes in made[number:]:
+        axes.set_visible(False)
+    return figure, list(made[:number])
 
 
 def curves(

@@ -17,10 +17,11 @@ SIGNIFICANT = 0.05
 INTRODUCTION = """# What came out
 
 Transformer-Squared claims that scaling singular values (SVF) needs far fewer numbers and far fewer samples than LoRA,
-trains by policy gradient where LoRA collapses, and composes. This page is what we found with {model}, on
-{device}. It is written by `python -m experiments.paper.every --scale {scale}` from the records in
-`experiments/paper/cells`, so that no number here is older than its record, and sentences say "shown" only where
-Holm's correction over all comparisons of a table leaves p below 0.05.
+trains by policy gradient where LoRA collapses, and composes. This page is what we found with
+{model} on {device}. It is written by
+`python -m experiments.paper.every --scale {scale}` from the records in `experiments/paper/cells`, so that no number
+here is older than its record, and a difference counts as shown only where Holm's correction over all comparisons of its
+table leaves p below 0.05.
 
 A small model on short tasks is not the paper's Llama-3-8B on GSM8K: what holds here need not hold there. What was run,
 when and on what, failures too, is in `experiments/LOG.md`; how to make the paper's own table is in
@@ -30,16 +31,16 @@ when and on what, failures too, is in `experiments/LOG.md`; how to make the pape
   (`experiments/paper/tasks.py`), on validation.
 - Learning rates: the best of three tries a method, on validation of {first}, one seed. Every try is in
   {settings}.
-- {cells} trained cells, {studies} studies of trained experts; {failed} failed. Each has the answers to its n
-  held-out prompts before and after.
+- {cells} trained cells and {studies} studies of trained experts; {failed} failed. Each record has the answers to all
+  its held-out prompts, before and after.
 """
 
 
 def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
     """The page, from the JSON files that the tables wrote into `results`; links are relative to `docs`."""
     known = plan.decided(scale, store.get)
-    found = {cell: store.get(cell) for cell in plan.every(scale, store.get)}
-    records = [each for each in found.values() if each is not None and not isinstance(each, Failure)]
+    records = [record for record in store.everything() if record["scale"] == scale.name]
+    failures = [each for each in map(store.get, plan.every(scale, store.get)) if isinstance(each, Failure)]
     trained = [record for record in records if "held_out" in record]
     here = Path(os.path.relpath(results, docs))
     head = INTRODUCTION.format(
@@ -51,7 +52,7 @@ def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
         settings=f"[table 6]({here}/table6.md)",
         cells=len(trained),
         studies=len(records) - len(trained),
-        failed=sum(isinstance(each, Failure) for each in found.values()),
+        failed=len(failures),
     )
     parts = [head, *_sections(results, here)]
     return "\n".join(part.rstrip() + "\n" for part in parts)

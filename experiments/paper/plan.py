@@ -210,15 +210,22 @@ def every(scale: Scale, get: Get) -> list[Cell | Study]:
     listed: list[Cell | Study] = [*scout(scale)]
     if known.tasks:
         tried = rates(scale, known.tasks[0])
-        listed += [each for each in tried if each.method in MAIN]
+        first = [each for each in tried if each.method in MAIN]
+        if any(get(each) is None for each in first):  # nothing later may keep the main cells waiting
+            return _each_once([*listed, *first, *main(scale, known)])
+        listed += first
         listed += main(scale, known)
         listed += [each for each in tried if each.method not in MAIN]
         listed += [*variants(scale, known), *studies(scale, known), *prompts(scale, known)]
         listed += [*fidelity(scale, known), *of_kinds(scale, known)]
-    first: dict[str, Cell | Study] = {}
+    return _each_once(listed)
+
+
+def _each_once(listed: list[Cell | Study]) -> list[Cell | Study]:
+    found: dict[str, Cell | Study] = {}
     for each in listed:
-        first.setdefault(each.key, each)
-    return list(first.values())
+        found.setdefault(each.key, each)
+    return list(found.values())
 
 
 def middle(scale: Scale) -> int:

@@ -37,9 +37,8 @@ class Runs(Protocol):
 class Queue:
     """The cells of a plan, and the store that their records go to."""
 
-    def __init__(self, plan: Callable[[], list[Unit]], store: Store, shard: tuple[int, int] = (0, 1)) -> None:
-        """`shard` (i, n): start looking at the i-th of n parts of the list, so that n processes seldom collide."""
-        self._plan, self._store, self._shard = plan, store, shard
+    def __init__(self, plan: Callable[[], list[Unit]], store: Store) -> None:
+        self._plan, self._store = plan, store
 
     def work(self, runs: Runs, deadline: float | None = None) -> int:
         """The number of cells trained, in the plan's order, until none is left or none would end by `deadline`.
@@ -74,10 +73,7 @@ class Queue:
 
     def _one(self, todo: list[Unit], runs: Runs) -> bool:
         """Whether a cell of the list was free; it is then trained."""
-        index, count = self._shard
-        window = todo[: 2 * count]
-        start = index * 2 % max(1, len(window))
-        for cell in [*window[start:], *window[:start], *todo[2 * count :]]:
+        for cell in todo:
             with self._claimed(cell) as is_mine:
                 if is_mine and not self._store.path(cell).exists():
                     self._train(cell, runs)

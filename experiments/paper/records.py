@@ -96,14 +96,18 @@ class Store:
             return False
         return digest_of_flat(read(path)["config"]) == path.name.split("-")[0]
 
+    def everything(self) -> list[dict[str, Any]]:
+        """All records of the current revisions, whatever table they belong to."""
+        paths = [self.directory / "cells" / name for names in self._names.values() for name in names]
+        return [read(path) for path in sorted(paths) if _revisions(path) == CURRENT]
+
     def read_so_far(self) -> list[dict[str, Any]]:
         """The records that were asked for by now."""
         return list(self._read.values())
 
     def put(self, cell: Cell | Study, record: Mapping[str, Any]) -> None:
         """Writes a record at once and whole; those of other revisions and an earlier failure are removed."""
-        content = gzip.compress(json.dumps(record, separators=(",", ":")).encode(), mtime=0)
-        write_atomically(self.path(cell), lambda path: path.write_bytes(content))
+        write_record(self.path(cell), record)
         for old in (*self.other_revisions(cell), self.failure_path(cell)):
             old.unlink(missing_ok=True)
         self.look()
@@ -122,6 +126,12 @@ class Store:
                 f"cell {cell.name} was trained with other settings ({others}), because a default changed; train it "
                 "anew: python -m experiments.paper.run_cells --recompute"
             )
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record at once and whole, the same bytes for the same content."""
+    content = gzip.compress(json.dumps(record, separators=(",", ":")).encode(), mtime=0)
+    write_atomically(path, lambda place: place.write_bytes(content))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -10,17 +10,19 @@ Stopped at any moment, the same command resumes. Needs no network where the mode
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 from experiments.paper import costs, plan
-from experiments.paper.cells import Cell
+from experiments.paper.cells import Cell, digest_of_flat
 from experiments.paper.queue import Queue, state
-from experiments.paper.records import HERE, Failure, Store, read
+from experiments.paper.records import HERE, Failure, Store, read, write_record
 from experiments.paper.scales import NAMES, Scale, scale
 from experiments.paper.training import Trainer, device
 from sva.parallel import compile_cache
@@ -49,7 +51,7 @@ def main(words: list[str] | None = None) -> None:
         _in_shards(arguments, deadline)
         return
     compile_cache.start()
-    queue = Queue(lambda: wanted(of, store, arguments.only), store, arguments.shard)
+    queue = Queue(lambda: wanted(of, store, arguments.only), store)
     done = queue.work(Trainer(of, arguments.out), deadline)
     print(f"sva: {done} cells trained; {_counts(wanted(of, store, arguments.only), store)}", file=sys.stderr)
     if arguments.pack:
@@ -62,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=HERE, help="where records are (default: this folder)")
     parser.add_argument("--only", nargs="+", choices=plan.STAGES, help="stages to run (default: all)")
     parser.add_argument("--minutes", type=float, help="start no cell that would not end within them")
-    parser.add_argument("--shard", type=_share, default=(0, 1), help="i/n: this process is the i-th of n, from 0")
     parser.add_argument("--shards", type=int, default=1, help="start so many processes that share the cells")
     parser.add_argument("--pack", type=Path, help="an archive of the records, renewed while shards work")
     parser.add_argument("--adopt", type=Path, help="file the records of an archive, and do nothing else")
@@ -70,13 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--on", choices=("cpu", "gpu"), help="with --dry-run: where it would run (default: here)")
     parser.add_argument("--recompute", action="store_true", help="train cells of other revisions and failed ones anew")
     return parser
-
-
-def _share(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; write i/n with i from 0 to n - 1")
-    return int(index), int(count)
 
 
 def wanted(of: Scale, store: Store, only: list[str] | None) -> list[Cell]:
@@ -132,7 +126,7 @@ def _in_shards(arguments: argparse.Namespace, deadline: float | None) -> None:
     # Each takes memory as it needs it, instead of three quarters of the card at once.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     module = [sys.executable, "-m", "experiments.paper.run_cells", *words]
-    started = [subprocess.Popen([*module, "--shard", f"{i}/{count}"], env=environment) for i in range(count)]
+    started = [subprocess.Popen(module, env=environment) for _ in range(count)]
     packed = time.time()
     while any(process.poll() is None for process in started):
         time.sleep(_POLL_SECONDS)
@@ -160,15 +154,29 @@ def pack(directory: Path, archive: Path) -> None:
 
 
 def adopt(archive: Path, directory: Path) -> None:
-    """Files what an archive holds under `directory`.
+    """Files what an archive holds under `directory`, each record and expert under the key that this version gives it.
 
     Raises:
       UserError: no such archive, or a damaged record in it.
     """
     if not archive.is_file():
         raise UserError(f"no archive at {archive}; run_cells --pack {archive} makes it")
-    with tarfile.open(archive) as tar:
-        tar.extractall(directory, filter="data")
+    with tempfile.TemporaryDirectory() as name, tarfile.open(archive) as tar:
+        there = Path(name)
+        tar.extractall(there, filter="data")
+        for path in sorted((there / "cells").glob("*.json.gz")):
+            record = read(path)
+            old = path.name.removesuffix(".json.gz")
+            _, training, grading = old.split("-")
+            key = f"{digest_of_flat(record['config'])}-{training}-{grading}"
+            write_record(directory / "cells" / f"{key}.json.gz", {**record, "key": key})
+            expert = there / "experts" / f"{old}.safetensors"
+            if expert.exists():
+                (directory / "experts").mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(expert, directory / "experts" / f"{key}.safetensors")
+        for path in (there / "failed").glob("*.json"):
+            (directory / "failed").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, directory / "failed" / path.name)
     found = [read(path) for path in sorted((directory / "cells").glob("*.json.gz"))]
     print(f"{len(found)} records in {directory / 'cells'}, of {dict(Counter(record['stage'] for record in found))}")
 
