@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sva.tasks import answers
+from sva.tasks.grading import answers
 from sva.tasks.sources import kinds
 
 TRAINING = 1
