@@ -30,6 +30,17 @@ LOST = (
     "training run resumes after its last saved step"
 )
 
+# Runs its arguments, hands SIGTERM on to them, and says so where a signal ended them. `wait` also returns when a signal
+# arrives, with its number and the command still there.
+WATCHED = f"""\
+"$@" & run=$!
+trap 'kill -TERM $run' TERM
+wait $run; code=$?
+while kill -0 $run 2>/dev/null; do wait $run; code=$?; done
+if [ "$code" -gt 128 ] && [ "$code" -le 192 ]; then echo {shlex.quote(f"launch: {LOST}")} >&2; fi
+exit "$code"
+"""
+
 
 def main(argv=None):
     """Runs the launcher; its exit code is that of the run."""
@@ -156,7 +167,7 @@ def jobset(arguments, command, hosts, chips):
     container = {
         "name": "sva",
         "image": arguments.image,
-        "command": command,
+        "command": ["sh", "-c", WATCHED, "sh", *command],
         "env": [{"name": "SVA_DISTRIBUTED", "value": "1" if hosts > 1 else "0"}],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
         "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},

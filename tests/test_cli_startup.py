@@ -1,6 +1,7 @@
 """Help and a user's mistakes are answered before JAX is imported, and files that are missing before a model is read."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ try:
 except SystemExit as stop:
     code = stop.code
 import json
+import os
 print(json.dumps([code, [name for name in ("jax", "flax", "transformers") if name in sys.modules]]))
 """
 
@@ -74,3 +76,15 @@ def test_a_missing_expert_or_mixture_is_told_before_a_model_is_loaded(words, tmp
     assert main([*filled, str(tmp_path / "none.safetensors")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "none.safetensors" in line
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sweep", "configs/sweeps/smollm2-procedural.yaml", "--dry-run"]])
+def test_a_command_whose_reader_has_gone_ends_without_a_word(words):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "sva.cli.main", *words], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)  # argparse, which prints the help, passes over what it cannot write

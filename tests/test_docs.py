@@ -77,11 +77,11 @@ def of(*programs: str) -> list[Command]:
 
 
 def is_understood(words: Sequence[str]) -> bool:
-    """Whether `sva` takes these words: its parser returns, or prints the help it is asked for."""
-    from sva.cli.main import parser
+    """Whether `sva` takes these words: they are parsed, or prints the help it is asked for."""
+    from sva.cli.main import parse
 
     try:
-        parser().parse_args(words)
+        parse(words)
     except SystemExit as stop:
         return not stop.code
     return True

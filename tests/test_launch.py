@@ -53,13 +53,33 @@ def test_a_jobset_has_one_pod_a_host_and_starts_all_again(launch, capsys):
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (4, 4, 0)
     container = job["template"]["spec"]["containers"][0]
-    assert container["command"] == ["sva", "train", "a config.yaml", "run_dir=gs://bucket/run"]
+    assert container["command"][4:] == ["sva", "train", "a config.yaml", "run_dir=gs://bucket/run"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["env"] == [{"name": "SVA_DISTRIBUTED", "value": "1"}]
     # A user's mistake fails the same way each time, a lost node does not.
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
     assert job["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
     assert manifest["spec"]["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
+
+
+@pytest.mark.parametrize("code", [0, 2, 134])
+def test_a_pod_says_that_its_command_was_ended_by_a_signal(launch, monkeypatch, code):
+    monkeypatch.undo()  # from here on programs are run
+    command = ["sh", "-c", launch.WATCHED, "sh", "sh", "-c", f"exit {code}"]
+    found = subprocess.run(command, timeout=20, capture_output=True, text=True)
+    assert found.returncode == code
+    assert ("another one of the run was lost" in found.stderr) == (code > 128)
+
+
+def test_a_pod_hands_sigterm_on_and_waits_for_its_command(launch, monkeypatch):
+    monkeypatch.undo()
+    program = "trap 'sleep 0.2; echo saved; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
+    command = ["sh", "-c", launch.WATCHED, "sh", "sh", "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as pod:
+        assert pod.stdout.readline() == "ready\n"
+        pod.terminate()
+        assert pod.communicate(timeout=20) == ("saved\n", "")
+    assert pod.returncode == 3
 
 
 def test_a_batch_job_runs_one_process_a_node_and_is_put_back(launch, capsys):

@@ -84,6 +84,29 @@ def test_what_a_model_wrote_is_text_and_no_markup(run_dir):
     assert "<b>3</b> & 3 ?" in found.text
 
 
+HOSTILE = "</pre><script src='http://a/b.js'>1</script>{{ 7 * 7 }}"
+
+
+def test_every_text_of_a_record_is_escaped(run_dir):
+    finish(run_dir)
+    result = json.loads((run_dir / "result.json").read_text())
+    result |= dict.fromkeys(("task", "model", "split", "command", "fingerprint"), HOSTILE)
+    (run_dir / "result.json").write_text(json.dumps(result | {"versions": {HOSTILE: HOSTILE}}))
+    (run_dir / "config.yaml").write_text(f"# {HOSTILE}")
+    (run_dir / "metrics.jsonl").write_text(json.dumps({"step": 0, "reward": 1.0, "alarms": [HOSTILE]}))
+    (run_dir / "failed").mkdir()
+    (run_dir / "failed" / "0.json").write_text(json.dumps({"reason": HOSTILE}))
+    for name in ("before", "after"):
+        line = {"question": HOSTILE, "completion": HOSTILE, "correct": name == "after"}
+        (run_dir / f"{name}.jsonl").write_text(json.dumps(line))
+    found = Page(report.page(run_dir))
+    assert (found.open, found.fetched) == ([], [])
+    assert "script" not in found.tags
+    assert (
+        found.text.count(HOSTILE) == 2 * 2 + 1 + 2 + 2 + 2 + 1 + 3
+    )  # title, split, environment, alarms, settings, row
+
+
 def test_a_run_that_goes_on_has_a_page_too(run_dir):
     found = Page(report.page(run_dir))
     assert "Not finished: 3 steps are done" in found.text

@@ -66,3 +66,9 @@ def test_every_command_refuses_a_seed_out_of_range_before_any_model(words, name,
 def test_a_training_seed_out_of_range_is_refused(seed):
     with pytest.raises(UserError, match=rf"seed={seed} is not a seed"):
         config.load(overrides=[f"seed={seed}"])
+
+
+def test_a_rows_key_depends_on_its_number_alone():
+    one, many = seeds.of_rows(seeds.key(3), [7]), seeds.of_rows(seeds.key(3), [2, 7])
+    assert (jax.random.key_data(one[0]) == jax.random.key_data(many[1])).all()
+    assert (jax.random.key_data(one[0]) == jax.random.key_data(jax.random.fold_in(jax.random.key(3), 7))).all()

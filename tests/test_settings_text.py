@@ -240,17 +240,17 @@ def test_settings_files_run_directories_and_sweeps_are_found_at_home(home):
 
 
 def test_every_path_option_takes_a_tilde_and_refuses_an_address(home, capsys):
-    from sva.cli.main import parser
+    from sva.cli.main import parse
 
-    parsed = parser().parse_args(["evaluate", "largest", "--out=~/r.jsonl", "--expert=~/e", "--alphas=~/a"])
-    assert (parsed.out, parsed.expert, parsed.alphas) == (home / "r.jsonl", [home / "e"], home / "a")
-    parsed = parser().parse_args(["expert", "export", "~/e", "--format=peft", "--out=~/o", "--rank=1"])
+    _, parsed = parse(["evaluate", "largest", "--out=~/r.jsonl", "--expert=~/e", "--alphas=~/a"])
+    assert (parsed.out, parsed.expert, parsed.alphas) == (home / "r.jsonl", (home / "e",), home / "a")
+    _, parsed = parse(["expert", "export", "~/e", "--format=peft", "--out=~/o", "--rank=1"])
     assert (parsed.expert, parsed.out) == (home / "e", home / "o")
     (home / "p.txt").write_text("")
     assert main(["generate", "--file=~/p.txt"]) == 2
     assert "holds no prompt" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        parser().parse_args(["adapt", "largest", "--out=gs://b/a.json"])
+        parse(["adapt", "largest", "--out=gs://b/a.json"])
     assert "must be on this machine" in capsys.readouterr().err
     assert not list(Path.cwd().iterdir())
 

@@ -138,3 +138,9 @@ def test_targets_select_or_say_why_not():
 def test_a_misspelt_name_gets_its_nearest_or_all():
     assert nearest("stepz", ["steps", "lr", "seed"]) == " (did you mean steps?)"
     assert nearest("xyz", ["steps", "lr"]) == " (known: lr, steps)"
+
+
+@pytest.mark.parametrize("alphas", [np.zeros(3), np.zeros((2, 4)), np.zeros((1, 2, 3))], ids=["a row", "slots", "rank"])
+def test_alphas_of_another_shape_are_refused_by_name_of_the_check(alphas):
+    with pytest.raises(AssertionError, match="assert_"):
+        mix_rows(jnp.ones((3, 5)), jnp.asarray(alphas))

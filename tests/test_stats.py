@@ -36,3 +36,14 @@ def test_paired_difference_is_narrower_than_the_items_spread():
     assert interval.mean == 0.25
     assert 0.15 < interval.low < 0.25 < interval.high < 0.35
     assert paired_difference(a, a) == (0, 0, 0)
+
+
+def test_a_seed_gives_the_same_interval_and_one_item_is_its_own():
+    rng = np.random.default_rng(1)
+    a, b = rng.random(1319) < 0.6, rng.random(1319) < 0.4
+    assert paired_difference(a, b, seed=3) == paired_difference(a, b, seed=3)
+    draws = np.random.default_rng(3)  # the resamples by hand, in the order of the generator
+    items = a.astype(float) - b
+    means = [items[draws.integers(0, 1319, 1319)].mean() for _ in range(300)]
+    assert paired_difference(a, b, seed=3, draws=300)[1:] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-12)
+    assert paired_difference(a[:1], b[:1]) == (items[0], items[0], items[0])

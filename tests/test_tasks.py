@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import sva.tasks
-from sva.tasks import amounts, arc, gsm8k
+from sva.tasks import arc, gsm8k
+from sva.tasks.grading import amounts
 from sva.tasks.sources import arc_rows, kinds
 from sva.utils import paths
 from sva.utils.errors import UserError

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sva.tasks.amounts import final_number
+from sva.tasks.grading.amounts import final_number
 from sva.tasks.gsm8k import Gsm8k
 
 

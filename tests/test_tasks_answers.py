@@ -2,7 +2,7 @@
 
 import pytest
 
-from sva.tasks import amounts, answers, choices
+from sva.tasks.grading import amounts, answers, choices
 
 # form, completion, the answer that a fair reader finds in it (None: no single one)
 READINGS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import sva.tasks
-from sva.tasks import choices
+from sva.tasks.grading import choices
 
 TABLE = (Path(__file__).parent / "completions" / "arc_values.txt").read_text()
 ROWS = [line.split(" | ") for line in TABLE.splitlines() if not line.startswith("#")]

@@ -8,7 +8,8 @@ import urllib.request
 import pytest
 
 import sva.tasks
-from sva.tasks import amounts, gsm8k, splits
+from sva.tasks import gsm8k, splits
+from sva.tasks.grading import amounts
 from sva.tasks.sources import arc_rows, gsm8k_rows, upstream
 from sva.utils import paths
 from sva.utils.errors import UserError

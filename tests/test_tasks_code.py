@@ -10,7 +10,9 @@ import pytest
 
 import sva.tasks
 from sva.sandbox import Job, Sandbox
-from sva.tasks import code, humaneval, mbpp, oracles
+from sva.tasks import code, humaneval, mbpp
+from sva.tasks.grading import oracles
+from sva.tasks.reference import programs
 from sva.utils import paths
 from sva.utils.errors import UserError
 
@@ -191,9 +193,9 @@ def test_a_completion_of_a_megabyte_is_read_in_no_time_and_gets_a_verdict():
     ],
 )
 def test_the_public_codes_way_keeps_its_faults(body, expected):
-    program = code.reference_program(f"```python\n{body}```\nwords", "add", '"""Add."""')
+    program = programs.program(f"```python\n{body}```\nwords", "add", '"""Add."""')
     assert program.removeprefix('"""Add."""').strip() == expected
-    assert code.reference_program(body, "add", '"""Add."""') == program
+    assert programs.program(body, "add", '"""Add."""') == program
 
 
 @with_data

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import sva.tasks
-from sva.tasks import math_hendrycks, public_rules
-from sva.tasks.worker import Worker
+from sva.tasks import math_hendrycks
+from sva.tasks.grading.worker import Worker
+from sva.tasks.reference import verdicts
 
 TABLES = Path(__file__).parent / "completions"
 ROWS = {
@@ -58,8 +59,8 @@ def test_the_public_codes_faults_are_kept_on_demand():
     assert sva.tasks.task("gsm8k").grade("The answer is 80.", thousand) == (False, "80", "")
     row = {"question": "?", "choices": {"label": list("ABCD"), "text": list("wxyz")}, "answerKey": "A"}
     assert sva.tasks.task("arc_easy", "reference").grade("no idea", row) == (True, None, "right by luck")
-    assert [public_rules.lucky(n) for n in (3, 4, 5)] == ["C", "A", "A"]
-    assert public_rules.letter("The answer is Because") == "B"
+    assert [verdicts.lucky(n) for n in (3, 4, 5)] == ["C", "A", "A"]
+    assert verdicts.letter("The answer is Because") == "B"
     assert math_hendrycks.reference("The answer is: 25", "0.25").correct
 
 

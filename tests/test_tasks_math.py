@@ -8,8 +8,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sva.tasks import math_answers, math_hendrycks
-from sva.tasks.worker import Worker
+from sva.tasks import math_hendrycks
+from sva.tasks.grading import math_answers
+from sva.tasks.grading.worker import Worker
 
 TABLE = (Path(__file__).parent / "completions" / "math_values.txt").read_text()
 ROWS = [line.rsplit(" | ", 2) for line in TABLE.splitlines() if not line.startswith("#")]

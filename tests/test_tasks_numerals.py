@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sva.tasks import answers
-from sva.tasks.amounts import final_number
-from sva.tasks.numerals import amounts, canonical, fold
+from sva.tasks.grading import answers
+from sva.tasks.grading.amounts import final_number
+from sva.tasks.grading.numerals import amounts, canonical, fold
 
 UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "

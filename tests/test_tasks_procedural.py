@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 
-from sva.tasks import answers, procedural
+from sva.tasks import procedural
+from sva.tasks.grading import answers
 from sva.tasks.sources import builders, kinds
 from sva.utils import paths
 from sva.utils.errors import UserError

@@ -10,7 +10,8 @@ import pytest
 
 import sva.tasks
 from sva.sandbox import Job
-from sva.tasks import code, programs, python_text
+from sva.tasks import code
+from sva.tasks.grading import programs, python_text
 from sva.utils import paths
 
 LEVEL = "best-effort"  # what CI's machine can do is for test_sandbox.py to say

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import sva.tasks
-from sva.tasks import reasoning_worker
+from sva.tasks.grading import reasoning_worker
 from sva.tasks.reasoning import final_answer
 from sva.utils.errors import UserError
 

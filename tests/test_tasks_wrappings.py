@@ -6,7 +6,7 @@ import pytest
 
 import sva.tasks
 from sva.tasks import code, jsonl, reasoning
-from sva.tasks.wrappings import unwrapped
+from sva.tasks.grading.wrappings import unwrapped
 
 LONG = "<think>\n" + "Let me see. " * 200 + "\n</think>\n\n"
 CASE = [  # grader, right answer, completion

@@ -137,7 +137,8 @@ def test_anything_but_named_tensors_is_refused_and_nothing_is_run(value, words, 
         (b"\x82\x01.", "instruction EXT1"),
         (b"cos\nsystem\n" + text("true") + b"\x85R.", "os.system"),
         (b"\x80\x04" + text("os") + text("system") + b"\x93)R.", "os.system"),
-        (b"\x80\x04)K\x01\x93.", "a name that is not a text"),
+        (b"\x80\x04)K\x01\x93.", "damaged"),
+        (b"ccollections\nOrderedDict\nN}" + text("__call__") + b"K\x01s\x86b.", "sets attributes"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n}" + text("__defaults__") + b"K\x01sb.", "sets attributes"),
         (b"ccollections\nOrderedDict\n(K\x01tR.", "calls something in a way"),
         (b"ctorch._utils\n_rebuild_parameter\n)R.", "calls something in a way"),
@@ -150,7 +151,7 @@ def test_anything_but_named_tensors_is_refused_and_nothing_is_run(value, words, 
         (b"c\x1b[31m\nred\n.", r"\x1b[31m.red"),
         (b"}K\x01K\x02s.", "as a key"),
         (b"}))s.", "a tuple as a key"),
-        (b"K\x01" + text("a") + b"Ns.", "not a dictionary"),
+        (b"K\x01" + text("a") + b"Ns.", "damaged"),
         (b"h\x07.", "damaged"),
         (b"R.", "damaged"),
         (b".", "damaged"),
@@ -206,6 +207,13 @@ def test_a_small_program_cannot_ask_for_much_memory(tmp_path):
     for program in (
         b"}" + b")" + b"2\x86" * 60 + b"Ns.",
         b"})" + b"q\x01h\x01h\x01\x86" * 60 + b"Ns.",
+        b"}"
+        + b")"
+        + b"\x85" * 1_000_000
+        + b"Ns.",  # nested a million times, which hashing would follow down the C stack
+        b"}(" + b")" + b"q\x01h\x01h\x01\x86" * 60 + b"Nu.",
+        b"ccollections\nOrderedDict\n)R)" + b"q\x01h\x01h\x01\x86" * 60 + b"Ns.",
+        b"\x80\x04)" + b"\x94h\x00\x86" * 60 + b"}" + b"h\x00Ns.",
         b"}r\xff\xff\xff\x7f.",
     ):
         refusal(archive(tmp_path / "x.pt", program))

@@ -221,7 +221,7 @@ class Random:
         batch, length = ids.shape
         powers = jnp.uint32(0x9E3779B1) ** jnp.arange(length, 0, -1, dtype=jnp.uint32)  # padding, on the left, adds 0
         numbers = jnp.sum(ids * powers[None, :], axis=1, dtype=jnp.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, numbers)
+        keys = seeds.of_rows(self.key, numbers)
         drawn = jax.vmap(jax.random.categorical, (0, None))(keys, jnp.log(self.weights))
         return Verdict(jax.nn.one_hot(drawn, self.weights.shape[0]), _no_work(batch))
 

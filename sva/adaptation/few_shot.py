@@ -223,7 +223,7 @@ def score(
     """
     members, size = len(alphas), len(shots.examples)
     new = cfg.max_new_tokens or shots.task.max_new_tokens
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
+    keys = seeds.of_rows(key, jnp.arange(size))
     prompts = population_batch.prompt_batch(lm, shot_tokens(lm, shots), keys, new)
     right, means, tokens = np.zeros((members, size), bool), np.zeros((members, size), np.float32), 0
     live = np.ones(members, bool)

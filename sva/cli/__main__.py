@@ -1,7 +1,5 @@
 """`python -m sva.cli` is `sva`."""
 
-import sys
-
 from sva.cli.main import main
 
-sys.exit(main())
+main()

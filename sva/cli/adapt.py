@@ -1,15 +1,15 @@
 """`sva adapt`: which mixture of experts suits a task, found on a few of its solved examples."""
 
-import argparse
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sva.cli.options import add_command, add_experts, add_model, check_experts, print_result, start_jax
+from sva.cli.command_line import Command, argument, option
+from sva.cli.options import ExpertOptions, ModelOption, check_experts, print_result, start_jax
 from sva.utils.errors import UserError, at_least, differing
-from sva.utils.remote import local_argument
 
 # Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
 # questions that the first does.
@@ -29,51 +29,40 @@ _SEARCH = (
     "rows",
     "seed",
 )
-_TEXT = "Find the mixture of experts that suits a task, on a few of its solved examples."
-_MORE = "Stopped at any moment, the same command resumes; sva generate and sva evaluate take the file that it writes."
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    parser = add_command(commands, "adapt", run, _TEXT, _MORE)
-    parser.add_argument("task", help="a task's name, or the path of a .jsonl or .py file")
-    add_model(parser)
-    add_experts(parser)
-    parser.add_argument("--split", default="train", help="where the shots are drawn from (default: %(default)s)")
-    parser.add_argument(
-        "--budget", choices=list(BUDGETS), default="full", help="the paper's table 10: shots, iterations"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapt(ExpertOptions, ModelOption):
+    """Find the mixture of experts that suits a task, on a few of its solved examples.
+
+    Stopped at any moment, the same command resumes; sva generate and sva evaluate take the file that it writes.
+    """
+
+    task: str = argument("a task's name, or the path of a .jsonl or .py file")
+    split: str = option("where the shots are drawn from (default: %(default)s)", "train")
+    budget: Literal["full", "3-shot", "light"] = option("the paper's table 10: shots, iterations", "full")
+    shots: int | None = option("solved examples to search on (default: the budget's)", None)
+    iterations: int | None = option("generations of the search (default: the budget's)", None)
+    method: Literal["cem", "gradient", "vote"] = option(
+        "cem: search by accuracy; gradient: climb --objective; vote: search without labels (default: %(default)s)",
+        "cem",
     )
-    parser.add_argument("--shots", type=int, help="solved examples to search on (default: the budget's)")
-    parser.add_argument("--iterations", type=int, help="generations of the search (default: the budget's)")
-    parser.add_argument(
-        "--method",
-        choices=["cem", "gradient", "vote"],
-        default="cem",
-        help="cem: search by accuracy; gradient: climb --objective; vote: search without labels (default: %(default)s)",
+    objective: Literal["likelihood", "accuracy"] = option(
+        "of gradient: the likelihood of the answers, or by policy gradient (default: %(default)s)", "likelihood"
     )
-    parser.add_argument(
-        "--objective",
-        choices=["likelihood", "accuracy"],
-        default="likelihood",
-        help="of gradient: the likelihood of the answers, or by policy gradient (default: %(default)s)",
-    )
-    parser.add_argument("--population", type=int, default=32, help="mixtures a generation (default: %(default)s)")
-    parser.add_argument("--per-matrix", action="store_true", help="a mixture of its own for every matrix")
-    parser.add_argument("--reference", action="store_true", help="the public code's mixture, elites and clamp")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the answers; 0 is greedy (the default)")
-    parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
-    parser.add_argument(
-        "--race", type=int, metavar="N", help="every N shots, drop members that cannot be elite any more"
-    )
-    parser.add_argument("--rows", type=int, default=320, help="rows decoded at once (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the shots and the search (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=local_argument, help="the alphas file (default: in runs/adapt, named by the settings)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the file as JSON")
+    population: int = option("mixtures a generation (default: %(default)s)", 32)
+    per_matrix: bool = option("a mixture of its own for every matrix", False)
+    reference: bool = option("the public code's mixture, elites and clamp", False)
+    temperature: float = option("of the answers; 0 is greedy (the default)", 0.0)
+    max_new_tokens: int | None = option("of each answer (default: the task's)", None)
+    race: int | None = option("every N shots, drop members that cannot be elite any more", None, metavar="N")
+    rows: int = option("rows decoded at once (default: %(default)s)", 320)
+    seed: int = option("of the shots and the search (default: %(default)s)", 0)
+    out: Path | None = option("the alphas file (default: in runs/adapt, named by the settings)", None)
+    json: bool = option("print the file as JSON", False)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Adapt) -> None:
     """Runs the command."""
     shots, generations = _budget(arguments)
     start_jax()
@@ -86,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     print_result(result, arguments.json, as_text(search.out, result))
 
 
-def _budget(arguments: argparse.Namespace) -> tuple[int, int]:
+def _budget(arguments: Adapt) -> tuple[int, int]:
     """(shots, generations), once the arguments make sense together.
 
     Raises:
@@ -120,7 +109,7 @@ class _Search(NamedTuple):
     out: Path
 
 
-def _search(arguments: argparse.Namespace, shots: int) -> _Search:
+def _search(arguments: Adapt, shots: int) -> _Search:
     """The search that the arguments describe, its model loaded."""
     from sva.adaptation import few_shot, few_shot_gradient, mixture_file
     from sva.adaptation.experts import load_experts
@@ -153,7 +142,7 @@ def _search(arguments: argparse.Namespace, shots: int) -> _Search:
     return _Search(lm, members, told, chosen, method, cfg, settings, out)
 
 
-def _climb(search: _Search, arguments: argparse.Namespace, generations: int) -> None:
+def _climb(search: _Search, arguments: Adapt, generations: int) -> None:
     """Takes the search to so many generations, from where its file stopped, and writes the file after each."""
     import jax
     import numpy as np
@@ -180,9 +169,7 @@ def _climb(search: _Search, arguments: argparse.Namespace, generations: int) -> 
             Alphas(named, *identity, record).save(search.out)
 
 
-def _steps(
-    search: _Search, arguments: argparse.Namespace, generations: int
-) -> tuple[list[dict[str, Any]], Iterator[Any]]:
+def _steps(search: _Search, arguments: Adapt, generations: int) -> tuple[list[dict[str, Any]], Iterator[Any]]:
     """(rows of the generations that are done, the steps that are left)."""
     import jax
 
@@ -250,3 +237,6 @@ def _told(row: Mapping[str, float]) -> str:
     if "nats" in row:
         return f"{row['nats']:.3f} nats a token of the answers"
     return f"best {row['best']:.0%}, mean {row['mean']:.0%}"
+
+
+COMMAND = Command("adapt", Adapt, run)

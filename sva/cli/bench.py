@@ -1,25 +1,23 @@
 """`sva bench`: how fast a model reads prompts and decodes on this machine (`sva.cli.throughput`)."""
 
-import argparse
-from typing import Any
+import dataclasses
 
-from sva.cli.options import add_command, add_model, add_precision, print_result, start_jax
-
-
-def add(commands: Any) -> None:
-    """Adds the command."""
-    text = "Prefill and decode rates of a model on this machine, beside the machine's limits."
-    parser = add_command(commands, "bench", run, text)
-    add_model(parser)
-    parser.add_argument("--random", action="store_true", help="random weights: of --model the config.json is enough")
-    add_precision(parser)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="rows decoded together (default: 1 32)")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="of each row (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+from sva.cli.command_line import Command, option
+from sva.cli.options import ModelOption, PrecisionOptions, print_result, start_jax
 
 
-def run(arguments: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench(PrecisionOptions, ModelOption):
+    """Prefill and decode rates of a model on this machine, beside the machine's limits."""
+
+    random: bool = option("random weights: of --model the config.json is enough", False)
+    batch: tuple[int, ...] = option("rows decoded together (default: 1 32)", (1, 32), nargs="+")
+    prompt: int = option("tokens of each prompt (default: %(default)s)", 32)
+    max_new_tokens: int = option("of each row (default: %(default)s)", 64)
+    json: bool = option("print the result as JSON", False)
+
+
+def run(arguments: Bench) -> None:
     """Runs the command."""
     start_jax()
     from sva.cli.aot.report import model_config
@@ -35,3 +33,6 @@ def run(arguments: argparse.Namespace) -> None:
         lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     result = bench(lm, arguments.batch, **numbers)
     print_result(result | {"versions": versions(), "command": command()}, arguments.json, table(result))
+
+
+COMMAND = Command("bench", Bench, run)

@@ -1,35 +1,31 @@
 """`sva compile`: what a training run would hold and do on a TPU pod, without one (`sva.cli.aot`)."""
 
-import argparse
+import dataclasses
 import sys
-from typing import Any
+from pathlib import Path
 
 from sva.adapters import spelling
-from sva.cli.options import add_command, print_result, start_jax
+from sva.cli.command_line import Command, argument, option
+from sva.cli.options import print_result, start_jax
 from sva.utils.errors import UserError
-from sva.utils.remote import local_argument
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    text = "Report what a training run would hold and do on a TPU pod, without one."
-    parser = add_command(commands, "compile", run, text)
-    parser.add_argument(
-        "config", help="a YAML file, see configs/; its model may be a directory that holds a config.json"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it")
-    parser.add_argument("--topology", required=True, help="of the pod, e.g. v5e:4x4 or v5p:2x2x4")
-    parser.add_argument(
-        "--program", action="append", help="update, rollout or two_pass; may be repeated (default: all)"
-    )
-    parser.add_argument("--prompt-tokens", type=int, default=255, help="of every prompt (default: %(default)s)")
-    parser.add_argument("--hbm", type=float, help="GiB of one device (default: the kind's own)")
-    parser.add_argument("--unroll", action="store_true", help="unroll the layers; compiling takes many times as long")
-    parser.add_argument("--output", type=local_argument, help="also write the report to this JSON file")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compile:
+    """Report what a training run would hold and do on a TPU pod, without one."""
+
+    config: str = argument("a YAML file, see configs/; its model may be a directory that holds a config.json")
+    overrides: tuple[str, ...] = argument("settings on top of it", (), metavar="name=value")
+    topology: str = option("of the pod, e.g. v5e:4x4 or v5p:2x2x4")
+    program: tuple[str, ...] = option("update, rollout or two_pass; may be repeated (default: all)", ())
+    prompt_tokens: int = option("of every prompt (default: %(default)s)", 255)
+    hbm: float | None = option("GiB of one device (default: the kind's own)", None)
+    unroll: bool = option("unroll the layers; compiling takes many times as long", False)
+    output: Path | None = option("also write the report to this JSON file", None)
+    json: bool = option("print the report as JSON", False)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Compile) -> None:
     """Runs the command."""
     from sva.training import config
 
@@ -64,3 +60,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output:
         write_json(arguments.output, result)
     print_result(result, arguments.json, ahead.summary(result))
+
+
+COMMAND = Command("compile", Compile, run)

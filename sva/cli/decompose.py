@@ -1,26 +1,25 @@
 """`sva decompose`: the spectra of a model's target weights, into the cache."""
 
-import argparse
-from typing import Any
+import dataclasses
+from typing import Literal
 
-from sva.cli.options import add_command, add_model, start_jax
+from sva.cli.command_line import Command, argument, option
+from sva.cli.options import MODEL, MODEL_HELP, start_jax
 from sva.utils.errors import UserError
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    text = "Decompose the target weights of a model, and keep them in the cache."
-    parser = add_command(commands, "decompose", run, text)
-    add_model(parser, name="model")
-    parser.add_argument("--targets", default="mlp", help="mlp, attention, attention_full, all or a regular expression")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the model they are for")
-    parser.add_argument("--rank", type=int, help="components to keep, for the delta form alone (default: all)")
-    parser.add_argument(
-        "--share", default="0/1", metavar="I/N", help="take part I, from 0, of N: for N processes with one cache"
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decompose:
+    """Decompose the target weights of a model, and keep them in the cache."""
+
+    model: str = argument(MODEL_HELP, MODEL)
+    targets: str = option("mlp, attention, attention_full, all or a regular expression", "mlp")
+    dtype: Literal["float32", "bfloat16"] = option("of the model they are for", "float32")
+    rank: int | None = option("components to keep, for the delta form alone (default: all)", None)
+    share: str = option("take part I, from 0, of N: for N processes with one cache", "0/1", metavar="I/N")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Decompose) -> None:
     """Runs the command."""
     index, _, count = arguments.share.partition("/")
     if not (index.isdecimal() and count.isdecimal()):
@@ -38,3 +37,6 @@ def run(arguments: argparse.Namespace) -> None:
     worst = max((record.relative_error for record in records), default=0.0)
     total = sum(record.rank for record in records)
     print(f"{len(records)} weights, {total} singular values, relative error at most {worst:.1e}, in {directory}")
+
+
+COMMAND = Command("decompose", Decompose, run)

@@ -1,19 +1,18 @@
 """`sva evaluate`: accuracy of a model, an expert or two passes on a task, with a record of every example."""
 
-import argparse
+import dataclasses
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from sva.cli.command_line import Command, argument, option
 from sva.cli.options import (
-    add_command,
-    add_experts,
-    add_first_pass,
-    add_model,
-    add_precision,
+    FirstPassOptions,
+    ModelOption,
+    PrecisionOptions,
     check_experts,
     precision,
     print_result,
@@ -21,47 +20,38 @@ from sva.cli.options import (
 )
 from sva.utils.errors import UserError, at_least
 from sva.utils.jsonl import read_records, resumed
-from sva.utils.remote import local_argument
-
-_TEXT = "Accuracy on a task's held-out rows, with an interval and a record of every example."
 
 
-_MORE = "Stopped at any moment, the same command resumes. Several experts answer in two passes."
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(FirstPassOptions, PrecisionOptions, ModelOption):
+    """Accuracy on a task's held-out rows, with an interval and a record of every example.
 
+    Stopped at any moment, the same command resumes. Several experts answer in two passes.
+    """
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    parser = add_command(commands, "evaluate", run, _TEXT, _MORE)
-    parser.add_argument("task", nargs="*", help="a task's name, or the path of a .jsonl or .py file; several are mixed")
-    add_model(parser)
-    add_precision(parser)
-    add_experts(parser)
-    add_first_pass(parser)
-    dispatchers = "prompt, generated, classifier, embedding, random, oracle, uniform or fixed:LABEL"
-    parser.add_argument(
-        "--dispatch", help=f"who chooses: {dispatchers} (default: classifier if there is one, or prompt)"
+    task: tuple[str, ...] = argument("a task's name, or the path of a .jsonl or .py file; several are mixed", ())
+    dispatch: str | None = option(
+        "who chooses: prompt, generated, classifier, embedding, random, oracle, uniform or fixed:LABEL (default: "
+        "classifier if there is one, or prompt)",
+        None,
     )
-    parser.add_argument("--seed", type=int, default=0, help="of random dispatch (default: %(default)s)")
-    parser.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=200, help="rows of each task at most (default: %(default)s)")
-    parser.add_argument("--grader", default="strict", help="strict, or reference: the public code's verdicts")
-    parser.add_argument("--splits", default="clean", help="clean, or reference: the public code's splits")
-    parser.add_argument("--prompt", default="own", help="own, or reference: the public code's prompts and budgets")
-    parser.add_argument("--shots", type=int, default=0, help="worked examples in the prompt (default: %(default)s)")
-    parser.add_argument("--sandbox", default="strict", help="strict, or best-effort: what this machine's kernel offers")
-    parser.add_argument("--by", choices=["generation", "likelihood"], default="generation", help="how it chooses")
-    parser.add_argument("--max-new-tokens", type=int, help="of each answer (default: the task's)")
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts at once (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=local_argument, help="file of records (default: in runs/evaluate, named by the settings)"
-    )
-    parser.add_argument(
-        "--compare", type=local_argument, nargs=2, metavar=("A", "B"), help="two files of records, instead"
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    seed: int = option("of random dispatch (default: %(default)s)", 0)
+    split: str = option("train, validation or test (default: %(default)s)", "test")
+    size: int = option("rows of each task at most (default: %(default)s)", 200)
+    grader: str = option("strict, or reference: the public code's verdicts", "strict")
+    splits: str = option("clean, or reference: the public code's splits", "clean")
+    prompt: str = option("own, or reference: the public code's prompts and budgets", "own")
+    shots: int = option("worked examples in the prompt (default: %(default)s)", 0)
+    sandbox: str = option("strict, or best-effort: what this machine's kernel offers", "strict")
+    by: Literal["generation", "likelihood"] = option("how it chooses", "generation")
+    max_new_tokens: int | None = option("of each answer (default: the task's)", None)
+    batch_size: int = option("prompts at once (default: %(default)s)", 32)
+    out: Path | None = option("file of records (default: in runs/evaluate, named by the settings)", None)
+    compare: tuple[Path, Path] | None = option("two files of records, instead", None, metavar=("A", "B"))
+    json: bool = option("print the result as JSON", False)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Evaluate) -> None:
     """Runs the command."""
     if bool(arguments.task) == bool(arguments.compare):
         raise UserError("name a task to evaluate, or two files of records with --compare A B")
@@ -69,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     print_result(result, arguments.json, as_text(result))
 
 
-def _evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
+def _evaluated(arguments: Evaluate) -> dict[str, Any]:
     """The result of one evaluation; its records are written to disk."""
     two_passes = _check(arguments)
     tasks = _tasks(arguments)
@@ -94,7 +84,7 @@ def _evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _check(arguments: argparse.Namespace) -> bool:
+def _check(arguments: Evaluate) -> bool:
     """Whether it will be two passes.
 
     Raises:
@@ -122,7 +112,7 @@ def _check(arguments: argparse.Namespace) -> bool:
     return two_passes
 
 
-def _check_first_pass(arguments: argparse.Namespace) -> None:
+def _check_first_pass(arguments: Evaluate) -> None:
     """Raises UserError for a --choice or --dispatch that is not known."""
     from sva.adaptation.adaptive_lm import check_dispatcher
     from sva.adaptation.label_scoring import choice
@@ -132,7 +122,7 @@ def _check_first_pass(arguments: argparse.Namespace) -> None:
         check_dispatcher(arguments.dispatch)
 
 
-def _tasks(arguments: argparse.Namespace) -> list[Any]:
+def _tasks(arguments: Evaluate) -> list[Any]:
     """The tasks of the command; their rows are there, and have options where the likelihood of options is asked for."""
     from sva.tasks import task as make_task
 
@@ -153,7 +143,7 @@ class _Subject(NamedTuple):
     classifier: Any
 
 
-def _subject(arguments: argparse.Namespace, tasks: Sequence[Any]) -> _Subject:
+def _subject(arguments: Evaluate, tasks: Sequence[Any]) -> _Subject:
     """The loaded model and its experts, none of which was trained on rows that are to be reported."""
     from sva.adaptation.experts import load_experts
     from sva.generation.load import load
@@ -168,7 +158,7 @@ def _subject(arguments: argparse.Namespace, tasks: Sequence[Any]) -> _Subject:
 
 
 def _settings(
-    arguments: argparse.Namespace, tasks: Sequence[Any], todo: Sequence[Any], subject: _Subject, two_passes: bool
+    arguments: Evaluate, tasks: Sequence[Any], todo: Sequence[Any], subject: _Subject, two_passes: bool
 ) -> dict[str, Any]:
     """The settings that the records depend on: the first line of their file, whose name holds their digest."""
     from sva.adaptation.mixture_file import Alphas
@@ -311,3 +301,6 @@ def as_text(result: Mapping[str, Any]) -> str:
         + (f"\n{dispatch_report.as_text(result['first_pass'])}" if "first_pass" in result else "")
         + f"\n{reasons}\nrecords: {result['records']}"
     )
+
+
+COMMAND = Command("evaluate", Evaluate, run)

@@ -1,83 +1,78 @@
 """`sva expert show | import | export | transfer`: what an expert holds, and its ways in and out."""
 
-import argparse
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sva.adapters.spelling import UNDECOMPOSED
-from sva.cli.options import add_command, add_model, print_result, start_jax
+from sva.cli.command_line import Command, Group, argument, option
+from sva.cli.options import MODEL, MODEL_HELP, print_result, start_jax
 from sva.utils.errors import UserError
-from sva.utils.remote import local_argument, path_argument
+from sva.utils.remote import to_path
 
 
-def add(commands: Any) -> None:
-    """Adds the command `expert` with its four actions."""
-    text = "Look into an expert, or take it from or to other programs and models."
-    parser = commands.add_parser("expert", help=text, description=text)
-    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    for add_action in (_add_show, _add_import, _add_export, _add_transfer):
-        add_action(actions)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Show:
+    """Print what an expert file holds; with a model, where and how much it moved the spectrum."""
+
+    expert: Path = argument("an expert file", read=to_path)
+    model: str | None = option("its base model: path, hub id or known name", None)
+    plot: Path | None = option("draw it: by layer and kind, and along the spectrum", None, metavar="PNG")
+    json: bool = option("print it as JSON", False)
 
 
-def _add_show(actions: Any) -> None:
-    text = "Print what an expert file holds; with a model, where and how much it moved the spectrum."
-    sub = add_command(actions, "show", show, text)
-    sub.add_argument("expert", type=path_argument, help="an expert file")
-    sub.add_argument("--model", help="its base model: path, hub id or known name")
-    sub.add_argument(
-        "--plot", type=local_argument, metavar="PNG", help="draw it: by layer and kind, and along the spectrum"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Import:
+    """Read an expert that Transformer-Squared's public code trained, or an adapter of PEFT.
+
+    policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too, and the directories that PEFT
+    saves of LoRA, rsLoRA, DoRA and IA3. Nothing in the file is run, and torch is not needed.
+    """
+
+    file: Path = argument("a .pt file, or a directory with adapter_config.json")
+    model: str = option(f"the model it was trained on: {MODEL_HELP}", MODEL)
+    out: Path | None = option("the expert file (default: FILE with the ending .safetensors)", None, short="-o")
+    label: str | None = option("what the first pass calls it, one word, such as math", None)
+    description: str = option("what its questions are, for the first pass", "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write an expert for other programs.
+
+    hf: a Hugging Face checkpoint with adapted weights. gguf: the same as a GGUF file, with the tokenizer where the
+    model came from one. peft: a LoRA adapter of the largest changes, its error stated; an expert of LoRA, DoRA or IA3
+    as it is.
+    """
+
+    expert: Path = argument("an expert file", read=to_path)
+    model: str = option(f"its base model: {MODEL_HELP}", MODEL)
+    format: Literal["hf", "gguf", "peft"] = option("of the files, as above")
+    out: Path = option("a new directory (gguf: a new file)", short="-o")
+    dtype: Literal["float32", "bfloat16"] = option("stored (default: float32)", "float32")
+    rank: int | None = option("peft: components of each matrix at most", None, excludes="limit")
+    tolerance: float | None = option(
+        "peft: leave out changes below this part of s_max; 0 is exact", None, excludes="limit"
     )
-    sub.add_argument("--json", action="store_true", help="print it as JSON")
 
 
-def _add_import(actions: Any) -> None:
-    text = "Read an expert that Transformer-Squared's public code trained, or an adapter of PEFT."
-    more = (
-        "policy_params*.pt and learnable_params*.pt are read, those of few-shot mixtures too, and the directories that "
-        "PEFT saves of LoRA, rsLoRA, DoRA and IA3. Nothing in the file is run, and torch is not needed."
-    )
-    sub = add_command(actions, "import", import_, text, more)
-    sub.add_argument("file", type=local_argument, help="a .pt file, or a directory with adapter_config.json")
-    add_model(sub, about="the model it was trained on: ")
-    sub.add_argument(
-        "-o", "--out", type=local_argument, help="the expert file (default: FILE with the ending .safetensors)"
-    )
-    sub.add_argument("--label", help="what the first pass calls it, one word, such as math")
-    sub.add_argument("--description", default="", help="what its questions are, for the first pass")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Move an expert to another model by index.
+
+    The i-th singular value of a matrix there takes the i-th z of the matrix of that name here; what a shorter spectrum
+    has no room for is left out, the rest of a longer one stays at 1.
+    """
+
+    expert: Path = argument("an expert file", read=to_path)
+    model: str = option("the other model: path, hub id or known name")
+    out: Path = option("the new expert file", short="-o")
+    base: str | None = option("the model that it was trained on (default: the one the file names)", None)
+    shuffle: int | None = option("the control: shuffle each vector first", None, metavar="SEED")
 
 
-def _add_export(actions: Any) -> None:
-    more = (
-        "hf: a Hugging Face checkpoint with adapted weights. gguf: the same as a GGUF file, with the tokenizer where "
-        "the model came from one. peft: a LoRA adapter of the largest changes, its error stated; an expert of LoRA, "
-        "DoRA or IA3 as it is."
-    )
-    sub = add_command(actions, "export", export, "Write an expert for other programs.", more)
-    sub.add_argument("expert", type=path_argument, help="an expert file")
-    add_model(sub, about="its base model: ")
-    sub.add_argument("--format", choices=["hf", "gguf", "peft"], required=True)
-    sub.add_argument("-o", "--out", type=local_argument, required=True, help="a new directory (gguf: a new file)")
-    sub.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="stored (default: float32)")
-    limit = sub.add_mutually_exclusive_group()
-    limit.add_argument("--rank", type=int, help="peft: components of each matrix at most")
-    limit.add_argument("--tolerance", type=float, help="peft: leave out changes below this part of s_max; 0 is exact")
-
-
-def _add_transfer(actions: Any) -> None:
-    more = (
-        "The i-th singular value of a matrix there takes the i-th z of the matrix of that name here; what a shorter "
-        "spectrum has no room for is left out, the rest of a longer one stays at 1."
-    )
-    sub = add_command(actions, "transfer", transfer, "Move an expert to another model by index.", more)
-    sub.add_argument("expert", type=path_argument, help="an expert file")
-    sub.add_argument("--model", required=True, help="the other model: path, hub id or known name")
-    sub.add_argument("-o", "--out", type=local_argument, required=True, help="the new expert file")
-    sub.add_argument("--base", help="the model that it was trained on (default: the one the file names)")
-    sub.add_argument("--shuffle", type=int, metavar="SEED", help="the control: shuffle each vector first")
-
-
-def show(arguments: argparse.Namespace) -> None:
+def show(arguments: Show) -> None:
     """Runs `sva expert show`."""
     if arguments.plot and not arguments.model:
         raise UserError("--plot needs the spectra of the base model: name it with --model")
@@ -103,7 +98,7 @@ def show(arguments: argparse.Namespace) -> None:
     if arguments.model:
         from sva.interop import expert_report
 
-        _, expert, spectra = _adapted(arguments)
+        _, expert, spectra = _adapted(arguments.expert, arguments.model)
         z = expert.z(spectra)
         moved = expert_report.movements(z, spectra)
         result |= expert_report.as_json(moved)
@@ -114,7 +109,7 @@ def show(arguments: argparse.Namespace) -> None:
     print_result(result, arguments.json, text)
 
 
-def import_(arguments: argparse.Namespace) -> None:
+def import_(arguments: Import) -> None:
     """Runs `sva expert import`."""
     out = arguments.out or arguments.file.with_suffix(".safetensors")
     _fresh(out)
@@ -139,12 +134,12 @@ def import_(arguments: argparse.Namespace) -> None:
     print(f"{out}: {expert.metadata['imported_from']['layout']}, {len(expert.raw)} weights, {expert.parametrisation}")
 
 
-def export(arguments: argparse.Namespace) -> None:
+def export(arguments: Export) -> None:
     """Runs `sva expert export`."""
     _fresh(arguments.out)
     _check_limit(arguments)
     start_jax()
-    lm, expert, spectra = _adapted(arguments)
+    lm, expert, spectra = _adapted(arguments.expert, arguments.model)
     title = str(expert.metadata.get("task") or arguments.expert.stem)
     if arguments.format == "peft" and not expert.member.has_spectra:
         import jax.numpy as jnp
@@ -158,7 +153,7 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {write(arguments, lm, spectra, expert.z(spectra), title)}")
 
 
-def _check_limit(arguments: argparse.Namespace) -> None:
+def _check_limit(arguments: Export) -> None:
     """Raises UserError for a --rank or --tolerance that is out of range or of no use to the format."""
     limited = arguments.rank is not None or arguments.tolerance is not None
     spelt = _parametrisation(arguments.expert) if arguments.format == "peft" else None
@@ -183,7 +178,7 @@ def _parametrisation(path: Path) -> str:
     return Expert.load(path).member.name
 
 
-def _export_peft(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, title: str) -> str:
+def _export_peft(arguments: Export, lm: Any, spectra: Any, z: Any, title: str) -> str:
     """A few words about the LoRA adapter that it wrote."""
     import jax.numpy as jnp
 
@@ -194,7 +189,7 @@ def _export_peft(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, t
     return peft.summary(peft.save_peft(arguments.out, lm, spectra, z, title=title, dtype=dtype, **limit))
 
 
-def _export_hf(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, title: str) -> str:
+def _export_hf(arguments: Export, lm: Any, spectra: Any, z: Any, title: str) -> str:
     """A few words about the checkpoint that it wrote."""
     import jax.numpy as jnp
     import numpy as np
@@ -209,7 +204,7 @@ def _export_hf(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, tit
     return f"a Hugging Face checkpoint, {len(named)} weights, {arguments.dtype}"
 
 
-def _export_gguf(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, title: str) -> str:
+def _export_gguf(arguments: Export, lm: Any, spectra: Any, z: Any, title: str) -> str:
     """A few words about the GGUF file that it wrote."""
     import jax.numpy as jnp
     import numpy as np
@@ -232,7 +227,7 @@ def _export_gguf(arguments: argparse.Namespace, lm: Any, spectra: Any, z: Any, t
     return f"a GGUF file, {len(named)} weights, {arguments.dtype}, {tokens}"
 
 
-def transfer(arguments: argparse.Namespace) -> None:
+def transfer(arguments: Transfer) -> None:
     """Runs `sva expert transfer`."""
     from sva.utils import seeds
 
@@ -270,8 +265,8 @@ def transfer(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {len(moved)} weights from {base.name} to {other.name}{note}{shuffled}")
 
 
-def _adapted(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(base model, expert, its spectra) of --model and the expert file, which must belong together.
+def _adapted(path: Path, model: str) -> tuple[Any, Any, Any]:
+    """(base model, expert, its spectra) of a model and an expert file, which must belong together.
 
     For an expert without spectra the last is what `sva.frozen` gives.
     """
@@ -279,9 +274,9 @@ def _adapted(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     from sva.generation.load import load
     from sva.spectral.expert import Expert
 
-    Expert.load(arguments.expert)  # what is wrong with it is said before a model is loaded
-    lm = load(arguments.model)
-    expert = Expert.load(arguments.expert, fingerprint=lm.fingerprint, base=lm.name)
+    Expert.load(path)  # what is wrong with it is said before a model is loaded
+    lm = load(model)
+    expert = Expert.load(path, fingerprint=lm.fingerprint, base=lm.name)
     return lm, expert, frozen(lm, expert)
 
 
@@ -291,3 +286,15 @@ def _fresh(path: Path) -> None:
         return
     if path.exists():
         raise UserError(f"{path} exists; give another path, or remove it first")
+
+
+COMMAND = Group(
+    "expert",
+    "Look into an expert, or take it from or to other programs and models.",
+    (
+        Command("show", Show, show),
+        Command("import", Import, import_),
+        Command("export", Export, export),
+        Command("transfer", Transfer, transfer),
+    ),
+)

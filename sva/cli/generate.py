@@ -1,53 +1,49 @@
 """`sva generate`: prompts from arguments, a file or standard input to answers on the screen or in a file."""
 
-import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from sva.cli.command_line import Command, argument, option
 from sva.cli.options import (
-    add_command,
-    add_experts,
-    add_first_pass,
-    add_model,
-    add_precision,
+    ExpertOptions,
+    FirstPassOptions,
+    ModelOption,
+    PrecisionOptions,
     check_experts,
     precision,
     start_jax,
 )
 from sva.utils.errors import UserError, at_least
 from sva.utils.jsonl import Prompt, read_prompts, resumed
-from sva.utils.remote import local_argument, local_path
+from sva.utils.remote import local_path
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    parser = add_command(commands, "generate", run, "Answer prompts; with experts, in two passes.")
-    parser.add_argument("prompts", nargs="*", help="questions, each one argument")
-    parser.add_argument("--file", help='prompts from a file, one a line; of .jsonl the "prompt" of each; - is stdin')
-    parser.add_argument("--out", type=local_argument, help="write JSONL as answers are finished; run again, it resumes")
-    parser.add_argument("--json", action="store_true", help="print those lines instead of text")
-    parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without chat template")
-    add_model(parser)
-    add_precision(parser)
-    add_experts(parser)
-    add_first_pass(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="of each answer (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: 1 with a cut, otherwise 0)")
-    parser.add_argument("--top-k", type=int, help="draw from the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens that make up this probability")
-    parser.add_argument("--min-p", type=float, help="draw from tokens this part as probable as the likeliest")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument(
-        "--stop", action="append", default=[], help="a text or special token that ends an answer; may be repeated"
-    )
-    parser.add_argument("--rows", type=int, default=32, help="rows decoded at once (default: %(default)s)")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(FirstPassOptions, PrecisionOptions, ModelOption):
+    """Answer prompts; with experts, in two passes."""
+
+    prompts: tuple[str, ...] = argument("questions, each one argument", ())
+    file: str | None = option('prompts from a file, one a line; of .jsonl the "prompt" of each; - is stdin', None)
+    out: Path | None = option("write JSONL as answers are finished; run again, it resumes", None)
+    json: bool = option("print those lines instead of text", False)
+    raw: bool = option("continue the prompts as they are, without chat template", False)
+    max_new_tokens: int = option("of each answer (default: %(default)s)", 64)
+    samples: int = option("answers to each prompt (default: %(default)s)", 1)
+    temperature: float | None = option("0 is greedy (default: 1 with a cut, otherwise 0)", None)
+    top_k: int | None = option("draw from the K likeliest tokens", None)
+    top_p: float | None = option("draw from the likeliest tokens that make up this probability", None)
+    min_p: float | None = option("draw from tokens this part as probable as the likeliest", None)
+    seed: int = option("of the draws (default: %(default)s)", 0)
+    stop: tuple[str, ...] = option("a text or special token that ends an answer; may be repeated", ())
+    rows: int = option("rows decoded at once (default: %(default)s)", 32)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Generate) -> None:
     """Runs the command."""
     _check(arguments)
     prompts, faults = _prompts(arguments)
@@ -65,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_experts(arguments)
     lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
     chat.end_tokens(lm, arguments.stop)  # a stop string that no text can hold is said before any work
-    mixed = _mixed(lm, arguments) if arguments.alphas else lm
+    mixed = _mixed(lm, arguments.alphas, arguments) if arguments.alphas else lm
     with contextlib.ExitStack() as stack:
         results = None
         if arguments.out:
@@ -83,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{len(faults)} of {lines} lines were skipped, the others are answered")
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: Generate) -> None:
     """Raises UserError for arguments that neither a model nor JAX is needed to find fault with."""
     from sva.utils import seeds
 
@@ -102,10 +98,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--stop is empty; it would end every answer before it begins")
 
 
-def _settings(lm: Any, arguments: argparse.Namespace, sampling: Any) -> dict[str, Any]:
+def _settings(lm: Any, arguments: Generate, sampling: Any) -> dict[str, Any]:
     """The settings that the answers in --out depend on."""
-    shared = ("max_new_tokens", "samples", "seed", "stop", "raw")
-    settings = {name: getattr(arguments, name) for name in shared} | {"model": lm.fingerprint}
+    shared = ("max_new_tokens", "samples", "seed", "raw")
+    settings = {name: getattr(arguments, name) for name in shared} | {"stop": list(arguments.stop)}
+    settings |= {"model": lm.fingerprint}
     settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
     settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
     settings |= {"choice": arguments.choice, "alphas": None}
@@ -116,7 +113,7 @@ def _settings(lm: Any, arguments: argparse.Namespace, sampling: Any) -> dict[str
     return settings | precision(arguments)
 
 
-def _prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[str]]:
+def _prompts(arguments: Generate) -> tuple[list[Prompt], list[str]]:
     if bool(arguments.prompts) == bool(arguments.file):
         raise UserError("give prompts as arguments or with --file, and not both")
     if not arguments.file:
@@ -144,7 +141,7 @@ class _Job(NamedTuple):
 
 
 def _job(
-    lm: Any, prompts: Sequence[Prompt], done: set[tuple[int, int]], arguments: argparse.Namespace, faults: list[str]
+    lm: Any, prompts: Sequence[Prompt], done: set[tuple[int, int]], arguments: Generate, faults: list[str]
 ) -> _Job:
     """The job that is left; `faults` grows by a sentence for each line that the model cannot read."""
     wanted = range(arguments.samples)
@@ -157,7 +154,7 @@ def _job(
 class _Printer:
     """Answers on the screen: a single one as it is drawn, several each when it and those before it are finished."""
 
-    def __init__(self, job: _Job, arguments: argparse.Namespace) -> None:
+    def __init__(self, job: _Job, arguments: Generate) -> None:
         self._is_quiet = arguments.json or arguments.out
         self.is_single = not self._is_quiet and len(job.prompts) * arguments.samples == 1
         order = [(prompt.line, sample) for prompt in job.prompts for sample in range(arguments.samples)]
@@ -187,17 +184,15 @@ class _Printer:
                 self._next = next(self._order, (0, 0))
 
 
-def _answers(lm: Any, job: _Job, arguments: argparse.Namespace, sampling: Any) -> Iterator[dict[str, Any]]:
+def _answers(lm: Any, job: _Job, arguments: Generate, sampling: Any) -> Iterator[dict[str, Any]]:
     """A record for each answer that is not there yet, as they are finished; shown on the screen as well."""
-    import jax
-
     from sva.generation.complete import CompleteOptions, complete
     from sva.generation.engine import EngineConfig
     from sva.utils import seeds
     from sva.utils.padding import batch_bucket
 
-    key, prompts = seeds.key(arguments.seed), job.prompts
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray([prompt.line for prompt in prompts]))
+    prompts = job.prompts
+    keys = seeds.of_rows(seeds.key(arguments.seed), [prompt.line for prompt in prompts])
     two_passes = arguments.expert and not arguments.alphas
     chosen, mixtures = _first_pass(lm, prompts, arguments) if two_passes else ([{}] * len(prompts), None)
     printer = _Printer(job, arguments)
@@ -228,7 +223,7 @@ def _answers(lm: Any, job: _Job, arguments: argparse.Namespace, sampling: Any) -
         yield record
 
 
-def _tokens(lm: Any, prompt: Prompt, arguments: argparse.Namespace, faults: list[str]) -> list[int] | None:
+def _tokens(lm: Any, prompt: Prompt, arguments: Generate, faults: list[str]) -> list[int] | None:
     """The prompt's token ids; None for a line of a file that the model cannot read, and a sentence more in `faults`."""
     from sva.generation import chat
 
@@ -250,7 +245,7 @@ def _tokens(lm: Any, prompt: Prompt, arguments: argparse.Namespace, faults: list
     return ids
 
 
-def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Any]:
+def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: Generate) -> tuple[list[dict[str, Any]], Any]:
     """(what was chosen for each prompt, the mixtures)."""
     from sva.adaptation.adaptive_lm import adaptive
     from sva.adaptation.experts import load_experts
@@ -264,14 +259,17 @@ def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: argparse.Namespace) 
     return chosen, Mixtures(model.serving.bank, decision.alphas)
 
 
-def _mixed(lm: Any, arguments: argparse.Namespace) -> Any:
+def _mixed(lm: Any, alphas: Path, options: ExpertOptions) -> Any:
     """The model with the mixture of --alphas merged into it."""
     from sva.adaptation.experts import load_experts
     from sva.adaptation.mixture_file import load_mixture
 
-    experts, _ = load_experts(lm, arguments.expert, None, skip_foreign=arguments.skip_foreign)
-    return load_mixture(lm, arguments.alphas, experts)
+    experts, _ = load_experts(lm, options.expert, None, skip_foreign=options.skip_foreign)
+    return load_mixture(lm, alphas, experts)
 
 
 def _heading(record: Mapping[str, Any]) -> str:
     return f"[{record['label']} {record['prob']:.0%}]" if "label" in record else ""
+
+
+COMMAND = Command("generate", Generate, run)

@@ -3,9 +3,11 @@
 Nothing that this module imports imports JAX: help and mistakes of the command line are answered at once.
 """
 
-import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from sva.cli import (
     adapt,
@@ -20,17 +22,35 @@ from sva.cli import (
     sweep,
     train,
 )
+from sva.cli import command_line as line
 from sva.cli import compile as compile_command
+from sva.cli.command_line import Command
 from sva.utils.errors import UserError
 
-_COMMANDS = (demo, fetch, decompose, train, compile_command, adapt, evaluate, generate, report, bench, sweep, expert)
+_MODULES = (demo, fetch, decompose, train, compile_command, adapt, evaluate, generate, report, bench, sweep, expert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command and returns its exit code.
+
+    A command whose reader has gone (`sva sweep FILE --dry-run | head -1`) ends there, without a word.
+    """
     try:
-        arguments = parser().parse_args(argv)
-        arguments.run(arguments)
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """`main`, whatever becomes of the output."""
+    try:
+        command, options = parse(argv)
+        command.run(options)
     except UserError as error:
         print(f"sva: {error}", file=sys.stderr)
         return 2
@@ -50,15 +70,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of all commands."""
-    top = argparse.ArgumentParser(
-        prog="sva", description="Train, mix and serve singular-value experts for language models."
-    )
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add(commands)
-    return top
+def parse(argv: Sequence[str] | None = None) -> tuple[Command, Any]:
+    """(command, its options) of a command line; raises SystemExit as `command_line.parse` does."""
+    about = "Train, mix and serve singular-value experts for language models."
+    return line.parse(line.parser([module.COMMAND for module in _MODULES], prog="sva", description=about), argv)
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads; it then leads nowhere, so that Python's exit is quiet."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 if __name__ == "__main__":

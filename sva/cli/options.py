@@ -1,73 +1,69 @@
 """What the commands share: options that several of them take, the start of JAX, and how a result is printed."""
 
-import argparse
+import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from sva.utils.remote import path_argument
+from sva.cli.command_line import option
+from sva.utils.remote import to_path
 
 MODEL = "smollm2-135m-instruct"
-_MODEL_HELP = "path, hub id or known name (default: %(default)s)"
+MODEL_HELP = "path, hub id or known name (default: %(default)s)"
 
 
-def add_command(commands: Any, name: str, run: Any, text: str, more: str = "", **settings: Any) -> Any:
-    """The parser of a command or action, whose `run` is called with the parsed arguments.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOption:
+    """Which model."""
 
-    Args:
-      text: one sentence, which the overview shows as well; `more` stands behind it in the command's own help.
-    """
-    sub = commands.add_parser(name, help=text, description=f"{text} {more}".strip(), **settings)
-    sub.set_defaults(run=run)
-    return sub
+    model: str = option(MODEL_HELP, MODEL)
 
 
-def add_model(parser: Any, *, name: str = "--model", about: str = "") -> None:
-    """Adds the model, as an option or, where `name` has no dashes, as an argument; `about` opens its help."""
-    settings: dict[str, Any] = {"default": MODEL, "help": about + _MODEL_HELP}
-    parser.add_argument(name, **settings if name.startswith("-") else settings | {"nargs": "?"})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """How a model is held, as `sva.load` takes it."""
 
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Adds --dtype and --kv-dtype, as `sva.load` takes them."""
-    dtypes = ["float32", "bfloat16", "int8"]
-    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the weights (default: %(default)s)")
-    parser.add_argument("--kv-dtype", choices=dtypes, help="of keys and values (default: the activations')")
-
-
-def add_experts(parser: argparse.ArgumentParser) -> None:
-    """Adds --expert and --skip-foreign."""
-    parser.add_argument(
-        "--expert", type=path_argument, action="append", default=[], help="an expert file; may be repeated"
+    dtype: Literal["float32", "bfloat16", "int8"] = option("of the weights (default: %(default)s)", "float32")
+    kv_dtype: Literal["float32", "bfloat16", "int8"] | None = option(
+        "of keys and values (default: the activations')", None
     )
-    parser.add_argument("--skip-foreign", action="store_true", help="leave out experts of another base model")
 
 
-def add_first_pass(parser: argparse.ArgumentParser) -> None:
-    """Adds --classifier, --alphas and --choice: who chooses between the experts."""
-    parser.add_argument(
-        "--classifier", type=path_argument, help="a classification expert for the first pass (task: routing)"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertOptions:
+    """Which experts."""
+
+    expert: tuple[Path, ...] = option("an expert file; may be repeated", (), read=to_path)
+    skip_foreign: bool = option("leave out experts of another base model", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstPassOptions(ExpertOptions):
+    """The experts, and who chooses between them."""
+
+    classifier: Path | None = option("a classification expert for the first pass (task: routing)", None, read=to_path)
+    alphas: Path | None = option("one mixture of the experts for all questions, from sva adapt", None, read=to_path)
+    choice: str = option(
+        "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure "
+        "(default: %(default)s)",
+        "hard",
     )
-    parser.add_argument(
-        "--alphas", type=path_argument, help="one mixture of the experts for all questions, from sva adapt"
-    )
-    choices = "hard: the likeliest expert; soft: all by probability; a number: as hard, but the base where less sure"
-    parser.add_argument("--choice", default="hard", help=f"{choices} (default: %(default)s)")
 
 
-def precision(arguments: argparse.Namespace) -> dict[str, Any]:
+def precision(options: PrecisionOptions) -> dict[str, Any]:
     """--dtype and --kv-dtype where they are not the defaults, for the settings that a file of answers is known by."""
-    chosen = {"dtype": arguments.dtype} if arguments.dtype != "float32" else {}
-    return chosen | ({"kv_dtype": arguments.kv_dtype} if arguments.kv_dtype else {})
+    chosen = {"dtype": options.dtype} if options.dtype != "float32" else {}
+    return chosen | ({"kv_dtype": options.kv_dtype} if options.kv_dtype else {})
 
 
-def check_experts(arguments: argparse.Namespace) -> None:
+def check_experts(options: ExpertOptions) -> None:
     """Raises UserError for a file of --expert, --classifier or --alphas that cannot be read: before a model is."""
-    classifier, alphas = getattr(arguments, "classifier", None), getattr(arguments, "alphas", None)
-    if arguments.expert:
+    classifier, alphas = (options.classifier, options.alphas) if isinstance(options, FirstPassOptions) else (None, None)
+    if options.expert:
         from sva.spectral.expert import Expert
 
-        for path in [*arguments.expert, *([classifier] if classifier else [])]:
+        for path in [*options.expert, *([classifier] if classifier else [])]:
             Expert.load(path)
     if alphas:
         from sva.adaptation.mixture_file import Alphas

@@ -1,21 +1,21 @@
 """`sva report`: one HTML page about a run."""
 
-import argparse
-from typing import Any
+import dataclasses
+from pathlib import Path
 
-from sva.cli.options import add_command
-from sva.utils.remote import local_argument, path_argument, reading_directory
-
-
-def add(commands: Any) -> None:
-    """Adds the command."""
-    text = "Write one HTML page about a run of `sva train`, finished or not."
-    parser = add_command(commands, "report", run, text)
-    parser.add_argument("run_dir", metavar="RUN", type=path_argument, help="its run_dir")
-    parser.add_argument("--out", type=local_argument, help="the page (default: RUN/report.html)")
+from sva.cli.command_line import Command, argument, option
+from sva.utils.remote import reading_directory, to_path
 
 
-def run(arguments: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one HTML page about a run of `sva train`, finished or not."""
+
+    run_dir: Path = argument("its run_dir", metavar="RUN", read=to_path)
+    out: Path | None = option("the page (default: RUN/report.html)", None)
+
+
+def run(arguments: Report) -> None:
     """Runs the command."""
     from sva.training import report
 
@@ -23,3 +23,6 @@ def run(arguments: argparse.Namespace) -> None:
     with reading_directory(arguments.run_dir) as run_dir:
         report.write(run_dir, out)
     print(out)
+
+
+COMMAND = Command("report", Report, run)

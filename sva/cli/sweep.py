@@ -9,41 +9,41 @@ A cell is a run directory of `sva train`: finished ones are left alone, one that
 sweep, on another day too. The table says of every cell what it came to, or that it was not run.
 """
 
-import argparse
+import dataclasses
 import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sva.cli.options import add_command, print_result, start_jax
+from sva.cli.command_line import Command, argument, option
+from sva.cli.options import print_result, start_jax
 from sva.utils.errors import UserError
-from sva.utils.remote import local_argument, reaching
+from sva.utils.remote import reaching
 
 if TYPE_CHECKING:
     from sva.cli.sweep_file import Cell
 
-_TEXT = "Train the experts of a grid of settings, and print one table of what came of them."
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Train the experts of a grid of settings, and print one table of what came of them.
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    epilog = (__doc__ or "").partition("\n\n")[2]
-    settings = {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = add_command(commands, "sweep", run, _TEXT, "Stopped at any moment, the same command resumes.", **settings)
-    parser.add_argument("sweep", type=local_argument, help="a YAML file, see configs/sweeps/")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--table", action="store_true", help="run nothing, print what there is")
-    how.add_argument("--dry-run", action="store_true", help="run nothing, print the commands")
-    parser.add_argument(
-        "--launch",
-        help="instead of training here, a command that takes each run, e.g. 'scripts/launch.py slurm --name {cell} --'",
+    Stopped at any moment, the same command resumes.
+    """
+
+    sweep: Path = argument("a YAML file, see configs/sweeps/")
+    table: bool = option("run nothing, print what there is", False, excludes="how")
+    dry_run: bool = option("run nothing, print the commands", False, excludes="how")
+    launch: str | None = option(
+        "instead of training here, a command that takes each run, e.g. 'scripts/launch.py slurm --name {cell} --'", None
     )
-    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    json: bool = option("print the table as JSON", False)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Sweep) -> None:
     """Runs the command."""
     from sva.cli.sweep_file import read
 
@@ -159,3 +159,6 @@ def as_text(found: Mapping[str, Any]) -> str:
         gains = [f"{100 * group[f'gain_{key}']:+.1f}" for key in ("low", "mean", "high") if group["done"]]
         lines.append(f"| {group['cells']} | {group['done']} of {group['of']} | {', '.join(gains)} |")
     return "\n".join(lines)
+
+
+COMMAND = Command("sweep", Sweep, run, (__doc__ or "").partition("\n\n")[2])

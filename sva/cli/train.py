@@ -1,23 +1,25 @@
 """`sva train`: one expert, from its configuration."""
 
-import argparse
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sva.cli.options import add_command, print_result, start_jax
+from sva.cli.command_line import Command, argument, option
+from sva.cli.options import print_result, start_jax
 from sva.utils.remote import to_path
 
 
-def add(commands: Any) -> None:
-    """Adds the command."""
-    parser = add_command(commands, "train", run, "Train one expert, or resume where its run directory stopped.")
-    parser.add_argument("config", help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings on top of it, e.g. train.lr=2e-3")
-    parser.add_argument("--profile", action="store_true", help="trace one step for TensorBoard, under RUN_DIR/profile")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one expert, or resume where its run directory stopped."""
+
+    config: str = argument("a YAML file, see configs/")
+    overrides: tuple[str, ...] = argument("settings on top of it, e.g. train.lr=2e-3", (), metavar="name=value")
+    profile: bool = option("trace one step for TensorBoard, under RUN_DIR/profile", False)
+    json: bool = option("print the result as JSON", False)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Train) -> None:
     """Runs the command."""
     from sva.training import config
 
@@ -39,3 +41,6 @@ def summary(result: Mapping[str, Any]) -> str:
         f"{result['task']}: {percent(result['before'])} before, {percent(result['after'])} after, "
         f"gain {percent(result['gain'])} (greedy, {result['split']}, n = {result['n']})"
     )
+
+
+COMMAND = Command("train", Train, run)

@@ -13,16 +13,18 @@ Every text of sva becomes ids in `tokenize`, which alone decides about special t
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from sva.generation.lm import LM
 from sva.generation.stop_strings import Text, stop_tokens
 from sva.models.vocabulary import check_ids
-from sva.tasks.base import Example, Task
 from sva.utils.errors import UserError
 from sva.utils.padding import pad_tokens
+
+if TYPE_CHECKING:
+    from sva.tasks.base import Example, Task
 
 _PROBE = "7301946285"
 
@@ -92,7 +94,7 @@ def render_turns(lm: LM, turns: Sequence[Mapping[str, str]], opening: str = "") 
     return Rendered(text + opening, bos=False)
 
 
-def render_example(lm: LM, task: Task, example: Example) -> Rendered:
+def render_example(lm: LM, task: "Task", example: "Example") -> Rendered:
     """The text of an example of a task: its turns, up to where the answer starts, and how that is made to begin.
 
     Under `prompt=reference` the tokenizer's BOS goes in front of the template's own, as in Transformer-Squared's public

@@ -20,6 +20,7 @@ from sva.generation.sampling import Greedy, Sampling
 from sva.generation.stop_strings import Text
 from sva.generation.weights import Weights, bank_mixture
 from sva.models.transformer import variables
+from sva.utils import seeds
 from sva.utils.padding import common_prefix
 from sva.utils.progress import progress_bar
 
@@ -202,7 +203,5 @@ def _keys(key: jax.Array | None, prompts: int, sampling: Sampling) -> list[jax.A
 
 
 _AT_ONCE = 32
-_fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-_spread = jax.jit(
-    lambda key, samples: jax.vmap(jax.random.fold_in, (None, 0))(key[0], np.arange(samples)), static_argnums=1
-)
+_fold = jax.jit(seeds.of_rows)
+_spread = jax.jit(lambda key, samples: seeds.of_rows(key[0], np.arange(samples)), static_argnums=1)

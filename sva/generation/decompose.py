@@ -14,8 +14,8 @@ from sva.generation.loaded_model import DTYPES, LoadedModel
 from sva.models import layout
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.checkpoint_formats import open_checkpoint
+from sva.models.fingerprint import digest, fingerprint
 from sva.models.hub import resolve
-from sva.models.load import digest, fingerprint
 from sva.models.weights import expected
 from sva.parallel.sharding import place, shardings
 from sva.spectral import store

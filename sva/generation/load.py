@@ -66,7 +66,7 @@ def load(
     model = Transformer(checkpoint.config, _LOADED[dtype], scan_layers=scan, kv_dtype=kept)
     if dtype == "int8" and mesh is not None:
         raise UserError("int8 weights are for one device; on a mesh load float32 or bfloat16")
-    convert = quantise_weight if dtype == "int8" else jnp.asarray
+    convert = quantise_weight if dtype == "int8" else jax.device_put
     absent = select(expected(model.cfg), without) if without else []
     for note in [] if mesh is None else notes(layout.params(model), mesh):
         print(f"sva: {note}", file=sys.stderr)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from sva.models import layout
 from sva.models.export import save_checkpoint
-from sva.models.load import digest, fingerprint
+from sva.models.fingerprint import digest, fingerprint
 from sva.models.transformer import Transformer
 from sva.models.weights import unnest
 from sva.spectral.forms import Spectrum

@@ -9,6 +9,7 @@ import numpy as np
 from sva.generation.loaded_model import LoadedModel
 from sva.generation.sampling import Greedy, Sampling
 from sva.models.vocabulary import check_ids
+from sva.utils import seeds
 from sva.utils.errors import UserError
 from sva.utils.padding import batch_bucket, pad_rows
 
@@ -46,7 +47,7 @@ def row_keys(key: jax.Array | None, rows: int, bucket: int, sampling: Sampling) 
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise UserError("key is one of JAX's old untyped keys; make it with jax.random.key(seed)")
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(bucket))
+        return seeds.of_rows(key, np.arange(bucket))
     if key.shape != (rows,):
         raise UserError(f"{rows} prompts need one key or {rows}; got {key.shape}")
     data = pad_rows(np.asarray(jax.random.key_data(key)), bucket)

@@ -1,15 +1,15 @@
 """Reading files of tensors that torch.save wrote, without torch and without running anything from the file.
 
 Such a file is a zip: `data.pkl` says in pickle's language which tensors there are, `data/<key>` holds their numbers.
-Pickle is a small stack machine whose REDUCE instruction calls any function by name, which is how a hostile file runs
-code. The standard Unpickler with an allow-list of names would call nothing else, but cannot be bounded: it hashes
-whatever a file makes a key (a tuple of itself sixty times over takes 2^60 steps) and sizes its memo by the largest
-index. So that machine is our own (`_Machine`): it knows the few instructions that torch writes for a dictionary of
-tensors, and the few names below stand for plain values; nothing is ever looked up, imported or called. All other
-instructions and names are refused, and so is whatever does not fit its storage.
+Pickle's REDUCE instruction calls any function by name, which is how a hostile file runs code. Here the standard
+Unpickler resolves only the few names below, each to a plain value of our own (`_Unpickler`). What it would do without
+bound is prevented before it sees the program (`_checked`): only instructions that torch writes for a dictionary of
+tensors are let through, a memo index is no larger than the program, and every dictionary is a `_Names`, which takes
+text as a key and hashes nothing else (hashing a tuple of itself sixty times over takes 2^60 steps).
 """
 
 import io
+import pickle
 import pickletools
 import struct
 import warnings
@@ -32,8 +32,20 @@ _DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
 }
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch before 1.6 began its files
-# What zipfile raises for files that are not zip files, or of a kind that it does not unpack.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError)
+# What zipfile raises for files that are not zip files, or of a kind that it does not unpack; then what the Unpickler
+# and `_tensor` raise for a program that makes no sense.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
+    *(pickle.UnpicklingError, ValueError, KeyError, IndexError, OverflowError, TypeError, AttributeError),
+)
+# The instructions of pickle that torch writes for a dictionary of tensors. EMPTY_DICT stands for an OrderedDict.
+_INSTRUCTIONS = {
+    *("PROTO", "FRAME", "STOP", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "NEWTRUE", "NEWFALSE", "NONE"),
+    *("MARK", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+    *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
+}
+_MADE_DICT = b"ccollections\nOrderedDict\n)R"
 _LONGEST_NAME = 80  # of a name out of the file that a message repeats
 
 
@@ -50,6 +62,24 @@ class _Name(NamedTuple):
 
     module: str
     name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        return _call(self, arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused("it sets attributes of something other than a dictionary")
+
+
+class _Names(dict[str, Any]):
+    """A dictionary out of the file; its keys are text."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, str):
+            raise _Refused(f"a dictionary has {_kind(key)} as a key, not a name")
+        super().__setitem__(key, value)
+
+    def __setstate__(self, state: Any) -> None:
+        """Passes over the attributes of a dictionary: what torch notes of a state_dict's modules, not needed."""
 
 
 class _Storage(NamedTuple):
@@ -95,7 +125,7 @@ def read_tensors(path: str | Path) -> dict[str, SavedTensor]:
         raise UserError(f"{path} is refused, nothing in it was run: {error}") from error
     except UserError:
         raise
-    except (*_DAMAGE, ValueError, KeyError, IndexError, OverflowError) as error:
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} is truncated or damaged ({reason}); fetch it again") from error
 
@@ -143,7 +173,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> dict[str, SavedTensor]:
             raise ValueError(f"storage {_short(key)} holds {len(values)} {values.dtype} numbers, not {count} {dtype}")
         return storages[key]
 
-    found = _Machine(storage).run(read("data.pkl"))
+    found = _Unpickler(_checked(read("data.pkl")), storage).load()
     if not isinstance(found, dict) or not found:
         raise _Refused(f"it holds {_kind(found)}, not a dictionary of tensors")
     for name, value in found.items():
@@ -179,109 +209,62 @@ def _call(name: Any, arguments: Any) -> Any:
     """The plain value that a call of a known name stands for."""
     match name, arguments:
         case _Name("collections", "OrderedDict"), ():
-            return {}
-        case _Name("torch._utils", "_rebuild_tensor_v2"), tuple():
+            return _Names()
+        case _Name("torch._utils", "_rebuild_tensor_v2"), _:
             return _tensor(arguments)
         case _Name("torch._utils", "_rebuild_parameter"), (SavedTensor() as tensor, bool(grad), dict()):
             return tensor._replace(is_parameter=True, requires_grad=grad)
     raise _Refused("it calls something in a way that torch never writes")
 
 
-class _Mark:
-    """Where a group of values on the stack begins."""
+class _Unpickler(pickle.Unpickler):
+    """The standard Unpickler, for which names and storages are values of this module."""
+
+    def __init__(self, program: bytes, storage: Callable[[Any], _Storage]):
+        super().__init__(io.BytesIO(program))
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _named(module, name)
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        return self._storage(pid)
 
 
-class _Machine:
-    """Pickle's stack machine, as much of it as a dictionary of tensors needs."""
-
-    def __init__(self, storage: Callable[[Any], _Storage]):
-        self.storage = storage
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, program: bytes) -> Any:
-        """The value that the program leaves on the stack."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in a name that is none of ours anyway
-            for opcode, argument, _ in pickletools.genops(io.BytesIO(program)):
-                if opcode.name == "STOP":
-                    return self.stack.pop()
-                self.step(opcode.name, argument)
-        raise ValueError("data.pkl does not end")
-
-    def step(self, opcode: str, argument: Any) -> None:
-        push, pop = self.stack.append, self.stack.pop
-        match opcode:
-            case "PROTO" | "FRAME":
-                pass
-            case "GLOBAL":
-                push(_named(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                name, module = pop(), pop()
-                push(_named(module, name))
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
-                push(argument)
-            case "NEWTRUE" | "NEWFALSE" | "NONE":
-                push({"NEWTRUE": True, "NEWFALSE": False, "NONE": None}[opcode])
-            case "MARK":
-                push(_Mark())
-            case "EMPTY_TUPLE":
-                push(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode[-1])
-                items = [pop() for _ in range(count)]
-                push(tuple(reversed(items)))
-            case "TUPLE":
-                push(tuple(self.to_mark()))
-            case "EMPTY_DICT":
-                push({})
-            case "SETITEM":
-                value, key = pop(), pop()
-                _put(self.stack[-1], [key, value])
-            case "SETITEMS":
-                items = self.to_mark()
-                _put(self.stack[-1], items)
-            case "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = self.stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = self.stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                push(self.memo[argument])
-            case "BINPERSID":
-                push(self.storage(pop()))
-            case "REDUCE":
-                arguments, name = pop(), pop()
-                push(_call(name, arguments))
-            case "BUILD":  # attributes of a dictionary: what torch notes of a state_dict's modules, not needed
-                attributes = pop()
-                if not isinstance(attributes, dict) or not isinstance(self.stack[-1], dict):
-                    raise _Refused("it sets attributes of something other than a dictionary")
-            case _:
-                raise _Refused(f"its pickle has the instruction {opcode}, which no dictionary of tensors needs")
-
-    def to_mark(self) -> list[Any]:
-        """The values above the last mark, which go from the stack with it."""
-        items = []
-        while not isinstance(item := self.stack.pop(), _Mark):
-            items.append(item)
-        return items[::-1]
-
-
-def _named(module: Any, name: Any) -> _Name:
+def _named(module: str, name: str) -> _Name:
     found = _Name(module, name)
-    if not isinstance(module, str) or not isinstance(name, str) or found not in _NAMES:
-        label = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "a name that is not a text"
-        raise _Refused(f"it asks for {_short(label)}, and a dictionary of floating-point tensors needs no such thing")
+    if found not in _NAMES:
+        label = _short(f"{module}.{name}")
+        raise _Refused(f"it asks for {label}, and a dictionary of floating-point tensors needs no such thing")
     return found
 
 
-def _put(target: Any, items: list[Any]) -> None:
-    if not isinstance(target, dict) or len(items) % 2:
-        raise ValueError("items are put in something that is not a dictionary")
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str):
-            raise _Refused(f"a dictionary has {_kind(key)} as a key, not a name")
-        target[key] = value
+def _checked(program: bytes) -> bytes:
+    """The program with a call of OrderedDict wherever it makes a dictionary.
+
+    Raises:
+      _Refused: an instruction or a name that no dictionary of tensors needs.
+      ValueError: it does not end, or a memo index is larger than the program.
+    """
+    parts: list[bytes] = []
+    name, start = "FRAME", 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in a name that is none of ours anyway
+        for opcode, argument, place in pickletools.genops(io.BytesIO(program)):
+            if opcode.name == "GLOBAL":
+                _named(*str(argument).split(" ", 1))  # here too, for it says more than a later instruction
+            if opcode.name not in _INSTRUCTIONS:
+                raise _Refused(f"its pickle has the instruction {opcode.name}, which no dictionary of tensors needs")
+            if opcode.name.endswith("BINPUT") and int(argument or 0) > len(program):
+                raise ValueError(f"memo index {argument} in a program of {len(program)} bytes")
+            parts.append(_kept(name, program[start:place]))
+            name, start = opcode.name, place or 0
+    return b"".join([*parts, b"."])
+
+
+def _kept(instruction: str, code: bytes) -> bytes:
+    """The code of an instruction as the Unpickler shall see it; frames would be of another length."""
+    return {"FRAME": b"", "EMPTY_DICT": _MADE_DICT}.get(instruction, code)
 
 
 def _kind(value: Any) -> str:
@@ -290,7 +273,7 @@ def _kind(value: Any) -> str:
         return f"the name {_short(f'{value.module}.{value.name}')}"
     if isinstance(value, SavedTensor):
         return "a single tensor"
-    return {dict: "a dictionary", str: "text", tuple: "a tuple", type(None): "nothing"}.get(
+    return {_Names: "a dictionary", str: "text", tuple: "a tuple", type(None): "nothing"}.get(
         type(value), "a plain value"
     )
 

@@ -22,7 +22,7 @@ class Checkpoint:
     `shapes` names every weight as Hugging Face does and gives its stored shape, (out, in) for matrices;
     `read` returns one of them as stored (GGUF: unpacked to float32), in memory of its own; `read_rows`, where the
     format allows it, only some of its rows. `quantisation` is the commonest packed type of a GGUF file ("Q4_1"), None
-    where nothing is packed.
+    where nothing is packed. `files` hold the weights.
     """
 
     path: Path
@@ -31,6 +31,14 @@ class Checkpoint:
     read: Callable[[str], np.ndarray]
     quantisation: str | None = None
     read_rows: Callable[[str, slice], np.ndarray] | None = None
+    files: tuple[Path, ...] = ()
+
+    def read_finite(self, name: str) -> np.ndarray:
+        """One of the weights as stored; raises UserError where it holds NaN or infinite values."""
+        weight = self.read(name)
+        if not np.isfinite(weight).all():
+            raise UserError(f"{self.path}: {name} holds NaN or infinite values; fetch the checkpoint again")
+        return weight
 
     def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """weight[index] of one weight, as stored; no more rows are read than that, where the format allows it."""

@@ -77,7 +77,8 @@ def open_gguf(path: Path | str) -> Checkpoint:
     kinds = Counter(tensor.kind.name for tensor in file.tensors.values())
     packed = [kind for kind, _ in kinds.most_common() if kind not in _PLAIN]
     shapes = {name: file.tensors[theirs].shape for name, theirs in named.items()}
-    return Checkpoint(file.path, config, shapes, read, packed[0] if packed else None)
+    files = tuple(dict.fromkeys(tensor.file for tensor in file.tensors.values()))
+    return Checkpoint(file.path, config, shapes, read, packed[0] if packed else None, files=files)
 
 
 def _halves(weight: np.ndarray, num_heads: int) -> np.ndarray:

@@ -149,7 +149,17 @@ def _joined(given: GGUFFile, count: int) -> GGUFFile:
 def _read_one(path: Path) -> GGUFFile:
     """The header of one file, every length in it checked against the file's size."""
     try:
-        size = path.stat().st_size
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return _parsed(path, stat.st_size, (stat.st_mtime_ns, stat.st_ino))
+
+
+@functools.lru_cache(1)  # the reader of the weights and then that of the tokenizer ask for the same file
+def _parsed(path: Path, size: int, state: tuple[int, int]) -> GGUFFile:
+    """`_read_one` of a file of this size, in this state."""
+    del state
+    try:
         with open(path, "rb") as stream:
             magic = stream.read(24)
             if magic[:4] != b"GGUF":

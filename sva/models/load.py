@@ -1,7 +1,6 @@
 """A checkpoint's weights as the linen tree, streamed one at a time, and the fingerprint of what was read."""
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,12 +11,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from sva.models import layout
+from sva.models import kept_weights, layout
 from sva.models.checkpoint import Checkpoint, match
+from sva.models.fingerprint import digest, fingerprint
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.parallel.sharding import sharding
-from sva.utils.errors import UserError
 from sva.utils.progress import progress_bar
 
 
@@ -27,7 +26,7 @@ def load_params(
     *,
     mesh: Mesh | None = None,
     without: Collection[str] = (),
-    matrix: Callable[[np.ndarray], Any] = jnp.asarray,
+    matrix: Callable[[np.ndarray], Any] = jax.device_put,
     progress: bool = True,
 ) -> tuple[dict[str, Any], str]:
     """(params, fingerprint) of an open checkpoint; peak memory is one copy of the weights and one weight more.
@@ -36,62 +35,76 @@ def load_params(
     each device is given its own part and nothing else. Of several processes, each reads of a weight the rows that its
     devices hold; whole it reads only its share of the weights, those that it digests for all. Weights in `without` are
     digested like the others and not kept.
-    On one device each weight [D_out, D_in], or stack of them, becomes what `matrix` makes of it.
+    On one device each weight [D_out, D_in], or stack of them, becomes what `matrix` makes of it; `jax.device_put` takes
+    over a memory map's pages without a copy. See `kept_weights` for what a second load of large files spares.
 
     Raises:
       UserError: a weight is missing, unexpected, given twice, of the wrong shape, or holds NaN or infinite values.
     """
     specs = expected(model.cfg)
     match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
-    digests: dict[str, str] = {}
-
-    def read(name: str) -> np.ndarray:
-        stored = checkpoint.read(name)
-        digests[name] = digest(stored)
-        if not np.isfinite(stored).all():
-            raise UserError(f"{checkpoint.path}: {name} holds NaN or infinite values; fetch the checkpoint again")
-        return stored.astype(model.dtype, copy=False)
-
-    def read_part(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return checkpoint.part(name, index).astype(model.dtype, copy=False)
-
+    is_shared = mesh is not None and mesh.is_multi_process
+    source = _Source(checkpoint, model.dtype, is_shared, progress)
     leaves: dict[Any, Any] = flatten_dict(layout.params(model))
     arrays: dict[tuple[str, ...], jax.Array] = {}
     with progress_bar("load", len(specs), "weight", leave=False, hidden=not progress) as bar:
         for path, names in layout.names_by_path(specs, model).items():
             if names[0] in without:
-                if mesh is None or not mesh.is_multi_process:
+                if source.known is None and not is_shared:
                     for name in names:
-                        read(name)
+                        source.read(name)
                 bar.update(len(names))
                 continue
             leaf = leaves[path]
             is_stack = path[0] == "layers"
             if mesh is None:
                 convert = matrix if len(specs[names[0]].shape) == 2 else jnp.asarray
-                arrays[path] = convert(_whole(names, leaf.shape, is_stack, model.dtype, read))
-            elif not mesh.is_multi_process:
-                whole = _whole(names, leaf.shape, is_stack, model.dtype, read)
+                arrays[path] = convert(_whole(names, leaf.shape, is_stack, model.dtype, source.read))
+            elif not is_shared:
+                whole = _whole(names, leaf.shape, is_stack, model.dtype, source.read)
                 arrays[path] = jax.device_put(whole, sharding(leaf, mesh))
             else:
-                part = partial(_part, names, is_stack, read_part)
+                part = partial(_part, names, is_stack, source.part)
                 arrays[path] = jax.make_array_from_callback(leaf.shape, sharding(leaf, mesh), part)
             bar.update(len(names))
-    if mesh is not None and mesh.is_multi_process:
-        digests = _digest_together(list(specs), read, digests)
-    return unflatten_dict(arrays), fingerprint(digests.items())
+    return unflatten_dict(arrays), source.fingerprint(list(specs))
 
 
-def digest(weight: np.ndarray) -> str:
-    """Hexadecimal sha256 of one weight's dtype, shape and bytes."""
-    state = hashlib.sha256(f"{weight.dtype} {weight.shape}".encode())
-    state.update(np.ascontiguousarray(weight).view(np.uint8).data)
-    return state.hexdigest()
+class _Source:
+    """Weights in the model's dtype, and their fingerprint: kept by an earlier load, or made of what is read.
 
+    Of several processes (`is_shared`) nothing is kept.
+    """
 
-def fingerprint(digests: Iterable[tuple[str, str]]) -> str:
-    """Hexadecimal sha256 over (name, digest) of every weight, whatever their order and their files."""
-    return hashlib.sha256("\n".join(f"{name} {value}" for name, value in sorted(digests)).encode()).hexdigest()
+    def __init__(self, checkpoint: Checkpoint, dtype: Any, is_shared: bool, progress: bool) -> None:
+        self._kept = None if is_shared else kept_weights.entry(checkpoint)
+        if self._kept is not None:
+            checkpoint = kept_weights.unpacked(checkpoint, self._kept, progress=progress)
+        self._checkpoint, self._dtype, self._is_shared = checkpoint, dtype, is_shared
+        self._digests: dict[str, str] = {}
+        self.known = self._kept.fingerprint() if self._kept else None  # of weights that were found to be finite
+
+    def read(self, name: str) -> np.ndarray:
+        """A weight; raises UserError where it holds NaN or infinite values."""
+        if self.known is not None:
+            return self._checkpoint.read(name).astype(self._dtype, copy=False)
+        stored = self._checkpoint.read_finite(name)
+        self._digests[name] = digest(stored)
+        return stored.astype(self._dtype, copy=False)
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """weight[index] of a weight."""
+        return self._checkpoint.part(name, index).astype(self._dtype, copy=False)
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """The fingerprint of these weights, which all have been read, or on several processes are read now."""
+        if self.known is not None:
+            return self.known
+        digests = _digest_together(names, self.read, self._digests) if self._is_shared else self._digests
+        known = fingerprint(digests.items())
+        if self._kept is not None:
+            self._kept.keep(known)
+        return known
 
 
 def _whole(

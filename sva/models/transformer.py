@@ -64,7 +64,9 @@ class Transformer(nn.Module):
             )
             self.layers: Any = stacked(cfg, self.kept_dtype)
         else:
-            self.layers = [block(cfg, self.kept_dtype) for _ in range(cfg.num_layers)]
+            # Under jit layers of like shapes are traced and lowered once; XLA inlines them, and compiles what it did.
+            once: Any = nn.jit(block, static_argnums=(4,))
+            self.layers = [once(cfg, self.kept_dtype) for _ in range(cfg.num_layers)]
         self.norm = RMSNorm(cfg.rms_norm_eps)
         if not cfg.tie_word_embeddings:
             self.lm_head = SpectralDense(cfg.vocab_size)

@@ -8,6 +8,7 @@ M matrices is mixed in its own proportions.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +77,8 @@ def mix_rows(bank_rows: jax.Array, alphas: jax.Array) -> jax.Array:
     Returns:
       [B, R] = 1 + alphas (bank - 1).
     """
+    chex.assert_rank([bank_rows, alphas], 2)  # alphas of one row would be mixed without a word
+    chex.assert_equal(alphas.shape[1], len(bank_rows))
     return 1 + jnp.matmul(alphas, bank_rows - 1, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -183,6 +186,7 @@ def mixture(bank: Any, alphas: jax.Array) -> Any:
       bank: a tree of `Slots`; those of stacked layers carry them on axis 0.
       alphas: [B, E_max], or [B, M, E_max] for the M matrices of the bank in the order that `slots` was given them.
     """
+    chex.assert_rank(alphas, {2, 3})
 
     def one(slots: Slots) -> Any:
         is_stacked = slots.table.ndim == 3

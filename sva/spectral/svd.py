@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from sva.spectral.forms import Spectrum
 from sva.utils.errors import UserError
@@ -205,6 +204,8 @@ def _eigh(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       UserError: an entry is not finite.
     """
+    import scipy.linalg  # as long as a third of JAX's import, and loading a model needs none of it
+
     _require_finite(np.trace(gram))
     values, vectors = scipy.linalg.eigh(gram.T, driver="evd", overwrite_a=True, check_finite=False)
     return vectors[:, ::-1], np.sqrt(np.maximum(values[::-1], 0))

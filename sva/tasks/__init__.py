@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from sva.sandbox import LEVELS
-from sva.tasks import arc, gsm8k, math_hendrycks, procedural, public_rules, reasoning
+from sva.tasks import arc, gsm8k, math_hendrycks, procedural, reasoning
 from sva.tasks.base import SPLITS, Example, Grade, Task
 from sva.tasks.code import CodeTask
 from sva.tasks.humaneval import HumanEval
@@ -18,6 +18,7 @@ from sva.tasks.jsonl import from_jsonl
 from sva.tasks.labels import OTHER
 from sva.tasks.mbpp import Mbpp
 from sva.tasks.python_file import from_python
+from sva.tasks.reference import prompts
 from sva.tasks.routing import Routing, routing
 from sva.tasks.sources import arc_rows, kinds
 from sva.tasks.splits import POLICIES
@@ -96,8 +97,8 @@ def task(
         return dataclasses.replace(made, sandbox=sandbox)
     if prompt == "own":
         return made
-    budget = max(public_rules.MAX_NEW_TOKENS, made.max_new_tokens)
-    return dataclasses.replace(made, stop=public_rules.STOP, max_new_tokens=budget)
+    budget = max(prompts.MAX_NEW_TOKENS, made.max_new_tokens)
+    return dataclasses.replace(made, stop=prompts.STOP, max_new_tokens=budget)
 
 
 def _made(name: str, routes: Sequence[str]) -> Task:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from sva.tasks import choices, public_rules, splits
+from sva.tasks import splits
 from sva.tasks.base import Example, Grade, Options, Task
+from sva.tasks.grading import choices
+from sva.tasks.reference import verdicts
 from sva.tasks.sources import arc_rows
 
 
@@ -82,9 +84,9 @@ class Arc(Task):
 
     def grade(self, completion: str, example: Example) -> Grade:
         if self.grader == "reference":
-            found = public_rules.letter(completion)
+            found = verdicts.letter(completion)
             if found is None:
-                right = public_rules.lucky(len(example["choices"]["text"])) == example["answerKey"]
+                right = verdicts.lucky(len(example["choices"]["text"])) == example["answerKey"]
                 return Grade(right, None, "right by luck" if right else "")
             return Grade(found == example["answerKey"], found)
         answer = choices.choice(completion, example["choices"]["label"], example["choices"]["text"])

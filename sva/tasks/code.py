@@ -3,17 +3,16 @@
 import functools
 import inspect
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sva.sandbox import LEVELS, Job, Limits, Sandbox, Verdict
-from sva.tasks import oracles
 from sva.tasks.base import Example, Grade, Task
-from sva.tasks.programs import extract
-from sva.tasks.python_text import parse
+from sva.tasks.grading import oracles
+from sva.tasks.grading.programs import extract
+from sva.tasks.reference.programs import program as reference_program
 from sva.utils.errors import UserError
 
 GRADERS = ("strict", "reference")
@@ -33,32 +32,6 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} of {num_correct} correct among {num_samples} samples")
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
-
-
-def reference_program(completion: str, name: str, prompt: str) -> str:
-    """The program that the public code of Transformer-Squared makes of a completion, its faults included.
-
-    SakanaAI/self-adaptive-llms at 03a41ae, evaluation/fishfarm/fishfarm/tasks/evalplus: what was generated before a
-    closing fence, behind the prompt, cut by lines. Functions count only if they have a "return" indented by four. There
-    the prompt ends in an opening fence; here, where the model writes one, what comes before it is dropped.
-    """
-    opened = re.search(r"```[^\n]*\n", completion)
-    body = completion[opened.end() if opened else 0 :].partition("```")[0]
-    first, *pieces = re.split(rf"def {re.escape(name)}\s*\(", "\n" + f"{prompt}\n{body}".strip())
-    bodies = [piece for piece in pieces if "    return " in piece.split("\ndef")[0]]
-    head = f"def {name}("
-    lines = (head + head.join(bodies)).splitlines() if bodies else []
-    kept = []
-    for number, line in enumerate(" " + line if len(line) - len(line.lstrip()) == 3 else line for line in lines):
-        is_flush = bool(line.strip()) and not line.startswith((" ", "\t", "def ", "import ", "from "))
-        if number and is_flush and line.startswith(('"""', "if", "print")):
-            break
-        if not number or not is_flush:
-            kept.append(line)
-    parts = (first + "\n".join(kept)).split("\ndef ")
-    own = (f"{name} ", f"{name}(")
-    parts[1:] = [p for p in parts[1:] if p.strip().startswith(own) or not isinstance(parse("\ndef " + p), int)]
-    return "\ndef ".join(parts).strip()
 
 
 def comparison(name: str, reference: str, inputs: Sequence[Any], atol: float) -> tuple[str, dict[str, Any]]:

@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sva.tasks import amounts, public_rules
 from sva.tasks.base import Example, Grade, Task
+from sva.tasks.grading import amounts
+from sva.tasks.reference import prompts, verdicts
 from sva.tasks.sources import gsm8k_rows
 
 
@@ -34,7 +35,7 @@ class Gsm8k(Task):
 
     @property
     def system(self) -> str:
-        return public_rules.INSTRUCTION if self.prompt == "reference" else ""
+        return prompts.INSTRUCTION if self.prompt == "reference" else ""
 
     def text(self, example: Example) -> str:
         return example["question"]
@@ -51,8 +52,8 @@ class Gsm8k(Task):
 
     def grade(self, completion: str, example: Example) -> Grade:
         if self.grader == "reference":
-            value = public_rules.number(completion)
-            right = value is not None and value == public_rules.gold_number(example["answer"])
+            value = verdicts.number(completion)
+            right = value is not None and value == verdicts.gold_number(example["answer"])
             return Grade(right, None if value is None else f"{value:.15g}")
         answer = amounts.final_number(completion)
         return Grade(answer is not None and answer == gold(example), answer)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sva.tasks import amounts, answers, math_hendrycks
+from sva.tasks import math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
+from sva.tasks.grading import amounts, answers
 from sva.tasks.splits import normalised
 from sva.utils.errors import UserError
 from sva.utils.files import decoded

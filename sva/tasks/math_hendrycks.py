@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sva.tasks import math_answers, public_rules, splits
+from sva.tasks import splits
 from sva.tasks.base import Example, Grade, Task
+from sva.tasks.grading import math_answers
+from sva.tasks.grading.worker import Verdict, shared
+from sva.tasks.reference import verdicts
 from sva.tasks.sources import math_rows
-from sva.tasks.worker import Verdict, shared
 
 _LONGEST = 1_000  # characters of an answer; the longest right one of MATH has 159
 
@@ -97,8 +99,8 @@ def strict(completion: str, gold: str) -> Grade:
 
 
 def reference(completion: str, gold: str) -> Grade:
-    """The public code's verdict (`sva.tasks.public_rules`)."""
-    answer = public_rules.solution_answer(completion)
+    """The public code's verdict (`sva.tasks.reference.verdicts`)."""
+    answer = verdicts.solution_answer(completion)
     if answer is None:
         return Grade(False, None)
     equal, note = compare("reference", gold, answer)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sva.tasks import answers
 from sva.tasks.base import Example, Grade, Task
+from sva.tasks.grading import answers
 from sva.tasks.sources import kinds
 
 

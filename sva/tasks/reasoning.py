@@ -14,10 +14,10 @@ from functools import lru_cache
 from typing import Any
 
 from sva.tasks.base import Example, Grade, Task
+from sva.tasks.grading.reasoning_worker import environment, is_plain
+from sva.tasks.grading.worker import shared
+from sva.tasks.grading.wrappings import unwrapped
 from sva.tasks.jsonl import split_of
-from sva.tasks.reasoning_worker import environment, is_plain
-from sva.tasks.worker import shared
-from sva.tasks.wrappings import unwrapped
 from sva.utils.errors import UserError
 
 PREFIX = "reasoning_gym:"

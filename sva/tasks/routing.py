@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sva.tasks.base import Example, Grade, Task
+from sva.tasks.grading.wrappings import unwrapped
 from sva.tasks.labels import OTHER, Label, instruction
-from sva.tasks.wrappings import unwrapped
 
 
 class _Turns(Sequence[Example]):

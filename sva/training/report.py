@@ -1,14 +1,14 @@
 """One HTML page about a run, with everything inside it: no file beside it, no network."""
 
 import base64
-import html
 import io
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jinja2
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -16,6 +16,7 @@ from sva.training import metrics
 from sva.utils.errors import UserError
 from sva.utils.files import read_json, read_lines, read_text, write_atomically
 
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SAMPLES = 20  # answers shown of each kind
 _PANELS = (  # title, metrics in it
     ("reward of sampled answers", ("reward",)),
@@ -32,15 +33,6 @@ _PANELS = (  # title, metrics in it
         ("rollout_seconds", "grading_seconds", "update_seconds", "validation_seconds", "rest_seconds"),
     ),
 )
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse; width: 100%; table-layout: fixed } th, td { text-align: left; vertical-align: top;
-padding: .3rem .6rem; border-bottom: 1px solid #eee; overflow-wrap: anywhere; white-space: pre-wrap }
-pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem }
-svg, img { max-width: 100%; height: auto }
-.wrong { background: #fdecea } .right { background: #e9f6ec } .alarm { color: #b3261e }
-"""
 
 
 def write(run_dir: Path, out: Path) -> None:
@@ -65,19 +57,20 @@ def page(run_dir: Path) -> str:
     rows = metrics.read(run_dir / "metrics.jsonl")
     result = _json(run_dir / "result.json")
     title = f"{result.get('task', run_dir.name)} on {result['model']}" if "model" in result else run_dir.name
-    parts = [
-        _summary(result, rows),
-        _section("Curves", curves(rows) if rows else "<p>No step is done yet.</p>"),
-        _section("Answers that changed", _changes(_lines(run_dir / "before.jsonl"), _lines(run_dir / "after.jsonl"))),
-        _spectrum(run_dir / "spectrum.png"),
-        _alarms(rows, run_dir / "failed"),
-        _section("Configuration", f"<pre>{html.escape(read_text(settings))}</pre>"),
-        _section("Environment", _environment(result)),
-    ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n{''.join(parts)}</body>\n</html>\n"
-    )
+    picture = run_dir / "spectrum.png"
+    values = {
+        "title": title,
+        "result": result,
+        "steps": len(rows),
+        "curves": curves(rows) if rows else None,
+        "changes": _changes(_lines(run_dir / "before.jsonl"), _lines(run_dir / "after.jsonl")),
+        "spectrum": base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
+        "alarms": _alarms(rows, run_dir / "failed"),
+        "settings": read_text(settings),
+        "environment": _environment(result),
+    }
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return pages.from_string(read_text(_TEMPLATE)).render(values)
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -105,68 +98,42 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> str:
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>\n"
+class _Changes(NamedTuple):
+    """Prompts whose answer became right or wrong, the first of them with both answers."""
+
+    title: str
+    number: int
+    total: int
+    first: list[dict[str, str]]  # prompt, before, after
+    before: str  # right or wrong
+    after: str
 
 
-def _summary(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    if "before" not in result:
-        return f"<p>Not finished: {len(rows)} steps are done.</p>\n"
-    cells = [(name, result[name]) for name in ("before", "after", "gain")]
-    shown = "".join(
-        f"<tr><th>{name}</th><td>{100 * x['mean']:.1f} % [{100 * x['low']:.1f}, {100 * x['high']:.1f}]</td></tr>"
-        for name, x in cells
-    )
-    about = f"Greedy answers to {result['n']} held-out prompts ({result['split']}), with 95 % intervals; "
-    about += f"{result['parameters']} numbers trained in {len(rows)} steps."
-    return f"<p>{html.escape(about)}</p><table>{shown}</table>\n"
-
-
-def _changes(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:
+def _changes(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[_Changes]:
+    """Both kinds of changes; empty where the run has not answered the held-out prompts twice yet."""
     if not before or len(before) != len(after):
-        return "<p>The run has not answered the held-out prompts twice yet.</p>"
+        return []
     pairs = list(zip(before, after, strict=True))
-    body = ""
-    for title, was, now in (("From wrong to right", False, True), ("From right to wrong", True, False)):
-        changed = [pair for pair in pairs if (pair[0]["correct"], pair[1]["correct"]) == (was, now)]
-        lines = "".join(
-            f"<tr><td>{html.escape(a['question'])}</td>"
-            f'<td class="{_colour(was)}">{html.escape(a["completion"])}</td>'
-            f'<td class="{_colour(now)}">{html.escape(b["completion"])}</td></tr>'
-            for a, b in changed[:SAMPLES]
-        )
-        shown = f", the first {SAMPLES}" if len(changed) > SAMPLES else ""
-        body += f"<h3>{title}: {len(changed)} of {len(pairs)}{shown}</h3>"
-        body += f"<table><tr><th>prompt</th><th>before</th><th>after</th></tr>{lines}</table>" if lines else ""
-    return body
+    kinds = []
+    for was, now in (("wrong", "right"), ("right", "wrong")):
+        changed = [
+            {"prompt": a["question"], "before": a["completion"], "after": b["completion"]}
+            for a, b in pairs
+            if (a["correct"], b["correct"]) == (was == "right", now == "right")
+        ]
+        kinds.append(_Changes(f"From {was} to {now}", len(changed), len(pairs), changed[:SAMPLES], was, now))
+    return kinds
 
 
-def _colour(is_right: bool) -> str:
-    return "right" if is_right else "wrong"
-
-
-def _spectrum(picture: Path) -> str:
-    if not picture.is_file():
-        return ""
-    data = base64.b64encode(picture.read_bytes()).decode()
-    return _section("Spectrum of the expert", f'<img alt="what the expert moved" src="data:image/png;base64,{data}">')
-
-
-def _alarms(rows: Sequence[Mapping[str, Any]], failed: Path) -> str:
+def _alarms(rows: Sequence[Mapping[str, Any]], failed: Path) -> list[str]:
     lines = [f"step {row['step']}: {alarm}" for row in rows for alarm in row.get("alarms", ())]
     lines += [f"step {row['step']} was left out" for row in rows if "skipped" in row]
-    lines += [f"kept in failed/{path.name}: {_json(path)['reason']}" for path in sorted(failed.glob("*.json"))]
-    items = "".join(f'<li class="alarm">{html.escape(line)}</li>' for line in lines)
-    return _section("Alarms", f"<ul>{items}</ul>") if lines else ""
+    return lines + [f"kept in failed/{path.name}: {_json(path)['reason']}" for path in sorted(failed.glob("*.json"))]
 
 
-def _environment(result: Mapping[str, Any]) -> str:
-    if not result:
-        return "<p>Written when the run is finished.</p>"
-    found = dict(result.get("versions", {}))
-    found |= {name: result[name] for name in ("command", "fingerprint", "quantisation", "seconds") if name in result}
-    lines = (f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in found.items())
-    return f"<table>{''.join(lines)}</table>"
+def _environment(result: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("command", "fingerprint", "quantisation", "seconds")
+    return {**result.get("versions", {}), **{name: result[name] for name in names if name in result}}
 
 
 def _json(path: Path) -> dict[str, Any]:

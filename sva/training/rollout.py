@@ -24,6 +24,7 @@ from sva.tasks.base import Example, Task
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.rollout import RolloutConfig
 from sva.training.reinforce import Batch, advantages
+from sva.utils import seeds
 from sva.utils.errors import UserError
 from sva.utils.files import read_json, write_json
 from sva.utils.padding import budget_bucket, left_pad, length_bucket
@@ -90,7 +91,7 @@ def sample(
         adapter = adapters(lm.model.nest(spectra), lm.model.nest(z))
     else:
         params = merge_params(lm.model, lm.params, spectra, z)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    keys = seeds.of_rows(key, jnp.arange(rows))
     out = generate(
         lm.model,
         params,

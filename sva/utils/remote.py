@@ -5,7 +5,6 @@ They are reached through etils.epath, and so through fsspec and the package that
 file is therefore read by a copy, and a run works in a copy of its directory, a `Mirror`.
 """
 
-import argparse
 import contextlib
 import hashlib
 import os
@@ -53,22 +52,6 @@ def local_path(name: "str | os.PathLike[str]", what: str) -> Path:
     if is_remote(name):
         raise UserError(f"{os.fspath(name)}: {what} must be on this machine")
     return _at_home(os.fspath(name))
-
-
-def local_argument(text: str) -> Path:
-    """`local_path` as the type of an argument of argparse."""
-    try:
-        return local_path(text, "this file or directory")
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def path_argument(text: str) -> Path:
-    """`to_path` as the type of an argument of argparse, which would hide what is wrong with a name."""
-    try:
-        return to_path(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def is_remote(name: "str | os.PathLike[str]") -> bool:

@@ -36,3 +36,10 @@ def key(seed: int) -> jax.Array:
         return jax.random.key(int(seed))
     with jax.enable_x64(True):
         return jax.random.key(np.uint64(seed))
+
+
+def of_rows(key: jax.Array, numbers: Any) -> jax.Array:
+    """[n] typed keys, `key` folded with each of the n row numbers: what a row draws depends on no other row."""
+    import jax
+
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jax.numpy.asarray(numbers))

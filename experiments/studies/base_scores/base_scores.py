@@ -7,12 +7,10 @@ gsm8k-generation=512, are made, of the first EXAMPLES examples or of all; the ot
 set of completions is graded twice, by the strict grader and by the public code's verdicts. ARC is also answered by
 option likelihood, per character and whole, in the leaderboards' format without a chat template. Records go to
 runs/base_scores; a stopped run resumes, and with more examples too. --rows answers are decoded at once; --scan
-compiles one layer for all, which a GPU wants. Completions are kept in completions/, one in the order of the split, and
---regrade grades those again instead of making them, which is what a change of a grader needs.
+compiles one layer for all, which a GPU wants.
 """
 
 import argparse
-import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -28,7 +26,7 @@ from sva.generation.load import load
 from sva.parallel import compile_cache
 from sva.tasks import task
 from sva.tasks.base import Grade, reason
-from sva.utils.files import write_atomically, write_json
+from sva.utils.files import write_json
 from sva.utils.jsonl import resumed
 from sva.utils.provenance import command, versions
 
@@ -64,24 +62,9 @@ def score(lm: LM, name: str, by: str, examples: int, rows: int) -> dict:
         answer, batch = evaluate.by_refilling(lm, budget, rows), 16 * rows
     with resumed(path, settings, {"command": command(), "versions": versions()}) as file:
         made = evaluate.recorded(file, todo, answer, batch, f"{name} by {by}")
+    result = {"task": name, "by": by, "n": len(made), "of": len(task(name).source("test"))}
     if by == "likelihood":
-        return {"task": name, "by": by, "n": len(made), "of": len(task(name).source("test"))} | likelihood_scores(made)
-    kept = [{"completion": row["completion"], "tokens": row["tokens"]} for row in made]
-    write_atomically(_kept(name), lambda file: file.write_bytes(gzip.compress(json.dumps(kept).encode(), mtime=0)))
-    return graded(name)
-
-
-def _kept(name: str) -> Path:
-    """Where the completions of a task are kept."""
-    return Path(__file__).parent / "completions" / f"{name}.json.gz"
-
-
-def graded(name: str) -> dict:
-    """Both graders' accuracies of the completions that are kept of a task."""
-    made = json.loads(gzip.decompress(_kept(name).read_bytes()))
-    todo = evaluate.items(task(name), "test", len(made))
-    budget = todo[0].task.max_new_tokens
-    result = {"task": name, "by": "generation", "n": len(made), "of": len(task(name).source("test"))}
+        return result | likelihood_scores(made)
     for grader in ("strict", "reference"):  # of the same completions, by the graders of today
         completions, examples = [row["completion"] for row in made], [item.example for item in todo]
         verdicts = task(name, grader).grade_many(completions, examples)
@@ -102,34 +85,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--scan", action="store_true")
-    parser.add_argument("--regrade", action="store_true")
     parser.add_argument("runs", nargs="*", metavar="RUN[=EXAMPLES]")
     arguments = parser.parse_args()
     wanted = dict(run.partition("=")[::2] for run in arguments.runs or ["-".join(run) for run in RUNS])
     if unknown := wanted.keys() - {"-".join(run) for run in RUNS}:
         parser.error(f"no run {', '.join(unknown)}; there are {', '.join('-'.join(run) for run in RUNS)}")
+    compile_cache.start()
+    lm = load(MODEL, scan_layers=arguments.scan)
     place = Path(__file__).parent / "result.json"
-    result = json.loads(place.read_text())
-    scores = {(row["task"], row["by"]): row for row in result["scores"]}
-    lm = None if arguments.regrade else _model(arguments.scan)
+    scores = {(row["task"], row["by"]): row for row in json.loads(place.read_text())["scores"]}
+    header = {"model": lm.name, "quantisation": lm.quantisation, "dtype": str(lm.model.dtype.__name__)}
     for name, by in RUNS:
-        if (examples := wanted.get(f"{name}-{by}")) is None or (lm is None and by != "generation"):
-            continue
-        if lm is None:
-            made_by = {
-                "graded_by": command(),
-                **{key: scores[name, by][key] for key in ("device", "command", "versions")},
-            }
-            scores[name, by] = graded(name) | made_by
-        else:
+        if (examples := wanted.get(f"{name}-{by}")) is not None:
             made_by = {"device": jax.devices()[0].device_kind, "command": command(), "versions": versions()}
             scores[name, by] = score(lm, name, by, int(examples or 10**6), arguments.rows) | made_by
-        write_json(place, result | {"scores": list(scores.values()), "reported": REPORTED})
-
-
-def _model(scan: bool) -> LM:
-    compile_cache.start()
-    return load(MODEL, scan_layers=scan)
+            write_json(place, header | {"scores": list(scores.values()), "reported": REPORTED})
 
 
 if __name__ == "__main__":

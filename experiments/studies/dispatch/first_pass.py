@@ -63,9 +63,10 @@ def model(name: str, dtype: str, *, with_classifier: bool = True) -> AdaptiveLM:
     """The shipped experts; the one that the demo trains is stood in for by another, which costs the same."""
     lm = load(name, dtype)
     shipped, classifier = demo.load_shipped(lm)
-    known = {str(expert.metadata["label"]): expert for expert in shipped}
+    known = {str(expert.metadata["label"]): expert for expert in shipped.values()}
+    one = next(iter(shipped.values()))
     experts = [
-        known.get(label, Expert(shipped[0].raw, shipped[0].parametrisation, {"label": label, "description": text}))
+        known.get(label, Expert(one.raw, one.parametrisation, {"label": label, "description": text}))
         for label, text in classifier.metadata["labels"].items()
         if label != OTHER
     ]

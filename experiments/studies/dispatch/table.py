@@ -13,8 +13,8 @@ three of its training prompts (`sva adapt --budget light`), and the oracle. Deco
 label is that of the kind's family where an expert has it ("smallest" is about numbers, as "largest" is), or "other".
 
 A row's answer depends on its own mixture only (a row in a batch of many experts is bit for bit what it is where all are
-on its own, tests/test_adapt.py), so every prompt is answered once by the base and by each expert, and a first pass that
-sends it to one of them takes that answer. Its second pass's seconds are that answer's too.
+on its own, tests/test_two_pass.py), so every prompt is answered once by the base and by each expert, and a first pass
+that sends it to one of them takes that answer. Its second pass's seconds are that answer's too.
 
 Every batch is written when it is finished (runs/dispatch), and the same command goes on. It writes result.json,
 table.md, table.png, and confusion.json and confusion.png (the paper's figure 6) beside this file.
@@ -23,7 +23,6 @@ table.md, table.png, and confusion.json and confusion.png (the paper's figure 6)
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from sva.adaptation import dispatch_report, few_shot
 from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
@@ -53,6 +51,7 @@ from sva.training.search import CEM
 from sva.utils import plots
 from sva.utils.files import write_json
 from sva.utils.jsonl import resumed
+from sva.utils.progress import progress_bar
 from sva.utils.provenance import command, versions
 from sva.utils.timing import Stopwatch
 
@@ -135,10 +134,14 @@ def searched(lm: LM, pool: few_shot.Pool, experts: Sequence[Expert], kind: str, 
         steps = few_shot.adapt(
             lm, pool, chosen, search, few_shot.FewShotConfig(), key, state=start, generations=range(1, generations + 1)
         )
-        *_, last = steps = list(tqdm(steps, f"adapt {kind}, seed {seed}", generations, file=sys.stderr))
-        history = [dict(step.row) for step in steps]
-        found = last.alphas if few_shot.is_found(history) else np.zeros_like(last.alphas)
-        write_json(path, {"alphas": found.tolist(), "history": history})
+        found = []
+        with progress_bar(f"adapt {kind}, seed {seed}", generations, "generation") as bar:
+            for step in steps:
+                found.append(step)
+                bar.update()
+        last, history = found[-1], [dict(step.row) for step in found]
+        alphas = last.alphas if few_shot.is_found(history) else np.zeros_like(last.alphas)
+        write_json(path, {"alphas": alphas.tolist(), "history": history})
     return json.loads(path.read_text())["alphas"]
 
 

@@ -226,7 +226,7 @@ def _copy(deck: Deck) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of question: its dispatch label, the form of its answers (`sva.tasks.answers.FORMS`), its generator.
+    """One kind of question: its dispatch label, its answers' form (`sva.tasks.grading.answers.FORMS`), its generator.
 
     A small model tells concrete phrases apart far better than general ones, so a kind may describe itself.
     """

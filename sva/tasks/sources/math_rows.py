@@ -5,7 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from sva.tasks import math_answers
+from sva.tasks.grading import math_answers
 from sva.tasks.sources import upstream
 from sva.utils.errors import UserError
 from sva.utils.paths import data_dir

@@ -58,6 +58,9 @@ class Config:
 
     def __post_init__(self) -> None:
         seeds.check("seed", self.seed)
+        run_dir = _explained(lambda: OmegaConf.structured(self).run_dir)  # with the task's name and the seed in it
+        # The task's name may be a path in the home directory; no directory is called ~.
+        object.__setattr__(self, "run_dir", run_dir.replace("/~/", "/"))
         parametrisation = spelling.parse(self.parametrisation)
         if self.targets == "auto":
             object.__setattr__(self, "targets", "ia3" if parametrisation.name == "ia3" else "mlp")
@@ -84,9 +87,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         section, _, last = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[last] = value
     merged = _explained(OmegaConf.merge, OmegaConf.structured(Config), tree)
-    config = _explained(OmegaConf.to_object, merged)
-    # The default run_dir holds the task's name, which may be a path in the home directory; no directory is called ~.
-    return dataclasses.replace(config, run_dir=config.run_dir.replace("/~/", "/"))
+    return _explained(OmegaConf.to_object, merged)
 
 
 def _of_file(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -290,6 +291,14 @@ def test_a_ninth_expert_compiles_nothing_and_leaves_the_other_rows_alone(setting
         np.testing.assert_array_equal(x, y)
         np.testing.assert_array_equal(np.delete(np.asarray(x), 1, axis=0), np.delete(np.asarray(z), 1, axis=0))
     assert (np.asarray(ninth.logprobs[1]) != np.asarray(after.logprobs[1])).any()
+
+
+@pytest.mark.parametrize("setting", [True], ids=["scanned"], indirect=True, scope="module")
+def test_a_ninth_expert_on_scanned_layers_is_a_value_of_the_same_program(setting):
+    eight, nine = _many(setting.lm, 8), _many(setting.lm, 9)
+    chex.assert_trees_all_equal_shapes_and_dtypes(eight.serving, nine.serving)
+    held = np.asarray(_banks(nine)[0].z)[..., 9, :]  # slot 0 is the base
+    assert (held != np.asarray(_banks(eight)[0].z)[..., 9, :]).any()
 
 
 def _banks(system):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from sva.tasks.answers import FORMS, LINK, SENTENCE_END, conclusion, plain
+from sva.tasks.grading.answers import FORMS, LINK, SENTENCE_END, conclusion, plain
 
 _LETTERS = "ABCDEFGHIJ"
 _NEGATION = re.compile(r"\bnot\b|n't\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)

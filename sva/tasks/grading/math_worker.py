@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent))  # for `math_values`; last, since code.py there is no standard module
+sys.path.append(str(Path(__file__).parent))  # for `math_values`; last, behind the standard modules
 _MEMORY = 2 * 2**30
 
 

@@ -1,17 +1,7 @@
-"""The verdicts of Transformer-Squared's public code (SakanaAI/self-adaptive-llms, commit 03a41ae), faults included.
-
-For tables that must compare with the paper's; `strict` graders are for everything else. Written anew from what
-that code decides. Deviations: no text is ever evaluated, and every rule takes time linear in the completion.
-"""
+"""The answers that the public code reads from completions of GSM8K, ARC and MATH."""
 
 import random
 import re
-
-INSTRUCTION = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-)
-STOP = ("Instruction:", "Instruction", "Response:", "Response")
-MAX_NEW_TOKENS = 512  # 1024 for MATH
 
 _LABELS = "ABCDE"
 

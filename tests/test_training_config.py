@@ -73,3 +73,11 @@ def test_every_shipped_config_loads():
     for path in sorted(Path("configs").glob("*.yaml")):
         model = config.load(path).model
         assert model == "smollm2-135m-instruct-q4_1" or (Path(model) / "config.json").is_file()
+
+
+def test_a_configuration_made_directly_has_its_run_dir_too():
+    assert config.Config(task="capitals", seed=3).run_dir == "runs/capitals-3"
+    assert config.Config(task="~/rows.jsonl").run_dir == "runs/rows.jsonl-0"
+    assert config.Config(run_dir="runs/${train.lr}").run_dir == f"runs/{config.Config().train.lr}"
+    with pytest.raises(UserError, match="no_such"):
+        config.Config(run_dir="runs/${no_such}")

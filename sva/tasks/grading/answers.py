@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from sva.tasks.base import Grade
-from sva.tasks.numerals import amounts, fold
-from sva.tasks.wrappings import unwrapped
+from sva.tasks.grading.numerals import amounts, fold
+from sva.tasks.grading.wrappings import unwrapped
 
 _TAIL = 20_000  # characters at the end of a completion in which the answer to a solution is looked for
 _LONGEST = 2_000  # characters at the end of a completion in which a short answer is looked for

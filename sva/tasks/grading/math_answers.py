@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from sva.tasks.answers import conclusion
+from sva.tasks.grading.answers import conclusion
 
 _SAID = re.compile(r"\b(?:answer|result|solution)s?\b[^\n.$\\]{0,60}?(?:\b(?:is|are|be)\b|[:=])\s*", re.IGNORECASE)
 _MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)

@@ -12,9 +12,9 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from sva.tasks import python_text
-from sva.tasks.python_text import Piece
-from sva.tasks.statements import (
+from sva.tasks.grading import python_text
+from sva.tasks.grading.python_text import Piece
+from sva.tasks.grading.statements import (
     BUILTINS,
     ENDS,
     INPUTS,
@@ -24,7 +24,7 @@ from sva.tasks.statements import (
     is_showing_import,
     statements,
 )
-from sva.tasks.wrappings import unwrapped
+from sva.tasks.grading.wrappings import unwrapped
 
 _ANSWERS = (ast.Return, ast.Yield, ast.YieldFrom, ast.Raise)
 _LONGEST = 100_000  # characters of a completion that are looked at, the last ones

@@ -4,8 +4,8 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from sva.tasks.answers import conclusion
-from sva.tasks.numerals import Amount, amounts, fold
+from sva.tasks.grading.answers import conclusion
+from sva.tasks.grading.numerals import Amount, amounts, fold
 
 _STATEMENTS = 20  # of what the answer is are read at most, from the last
 
