@@ -21,7 +21,7 @@ from sva.generation.testing import NameAColour, toy_lm
 from sva.models.config import from_hf
 from sva.models.weights import expected
 from sva.spectral.expert import Expert
-from sva.spectral.forms import adapters
+from sva.spectral.forms import adapters, merge
 from sva.spectral.parametrisations import LINEAR, count, family, matrix_infos
 from sva.training.config import Config
 from sva.training.config.checkpoint import CheckpointConfig
@@ -33,6 +33,7 @@ from sva.training.optimizers import update_config
 from sva.training.reinforce import Batch, reinforce_loss
 from sva.training.update import init_state, train_step
 from sva.utils.errors import UserError
+from sva.utils.matmul import dot, floats, quantise_weight
 from sva.utils.trees import select
 
 MEMBERS = ("lora:r=4,alpha=8", "rslora:r=4,alpha=8", "dora:r=4,alpha=8", "ia3", "full")
@@ -151,6 +152,27 @@ def _settings(spelling, steps=2, **train):
         checkpoint=CheckpointConfig(every=2),
         seed=3,
     )
+
+
+@pytest.mark.parametrize("spelling", MEMBERS)
+def test_adapters_run_on_bfloat16_and_int8_weights_as_they_merge(spelling):
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((13, 7)), jnp.asarray(rng.standard_normal((2, 3, 7)), jnp.float32)
+    member, plain = family(spelling), jnp.asarray(w, jnp.float32)
+    bias = jnp.ones(13)
+    about = {UP: Matrix(np.uint32(5), (13, 7), "up_proj", jnp.linalg.norm(plain, axis=1), bias)}
+    start = member.z(member.start(about), about)[UP]
+    small = plain.astype(jnp.bfloat16)
+    y = start(x.astype(jnp.bfloat16), small)
+    assert y.dtype == jnp.bfloat16
+    if not spelling.startswith("dora"):  # whose lengths are of w before it was rounded
+        np.testing.assert_array_equal(y, dot(x.astype(jnp.bfloat16), small))
+        np.testing.assert_array_equal(merge(None, start, small), small)
+    z, packed = member.z(_moved(spelling, about), about)[UP], quantise_weight(plain)
+    merged = merge(None, z, floats(packed, jnp.float32))
+    bias_of = z.merged_bias()
+    change = 0 if bias_of is None else (bias_of - bias)[None, None, :]
+    np.testing.assert_allclose(z(x, packed), dot(x, merged) + change, atol=2e-3 * np.abs(merged).max())
 
 
 def test_dropout_is_of_seed_and_step_and_a_run_resumes_from_the_last_saved_step_bit_for_bit(toy, tmp_path):

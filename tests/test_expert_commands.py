@@ -101,6 +101,32 @@ def test_an_exported_adapter_states_its_error(run, base, tmp_path):
     assert "# colours" in (tmp_path / "peft" / "README.md").read_text()
 
 
+def test_an_expert_of_lora_goes_to_pefts_files_as_it_is_and_comes_back(run, world, base, tmp_path):
+    lm, rng = base[0], np.random.default_rng(0)
+    name = "model.layers.1.mlp.up_proj.weight"
+    raw = {name: {"a": rng.normal(size=(2, 64)).astype("f4"), "b": rng.normal(size=(96, 2)).astype("f4")}}
+    about = {"base": lm.name, "fingerprint": lm.fingerprint}
+    Expert(raw, "lora:r=2,alpha=4", about).save(tmp_path / "e.safetensors")
+    export = ("export", tmp_path / "e.safetensors", "--model", "@base")
+    code, out, _ = run(*export, "--format", "peft", "-o", tmp_path / "peft")
+    assert (code, "LORA, 1 matrices, lora:r=2,alpha=4" in out) == (0, True)
+    code, out, _ = run("import", tmp_path / "peft", "--model", "@base", "-o", tmp_path / "back.safetensors")
+    assert (code, "PEFT LORA, 1 weights, lora:r=2,alpha=4" in out) == (0, True)
+    assert Expert.load(tmp_path / "back.safetensors").digest == Expert.load(tmp_path / "e.safetensors").digest
+    code, out, _ = run("show", tmp_path / "back.safetensors")
+    assert (code, "1 weights, 320 values, lora:r=2,alpha=4" in out) == (0, True)
+    for words, arguments in (
+        ("this expert is of lora; leave them out", (*export, "--format", "peft", "--rank", 2, "-o", tmp_path / "x")),
+        (
+            "has no z, one number for",
+            ("transfer", tmp_path / "e.safetensors", "--model", "@small", "-o", tmp_path / "x"),
+        ),
+        ("was trained on .*base", (*export[:3], "@small", "--format", "peft", "-o", tmp_path / "x")),
+    ):
+        code, _, err = run(*arguments)
+        assert (code, bool(re.search(words, err))) == (2, True), err
+
+
 def test_showing_an_expert_on_its_model_gives_tables_numbers_and_a_picture(run, base, tmp_path):
     lm, _, z = base
     code, out, _ = run("show", "@e.safetensors", "--model", "@base", "--plot", tmp_path / "x.png")

@@ -5,11 +5,12 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sva
+from sva.adapters.ia3 import Outputs
+from sva.adapters.lora import Directed, LowRank
 from sva.generation import chat
 from sva.generation.merge import adapted, factored, merge_params
 from sva.generation.testing import toy_lm
@@ -347,54 +348,14 @@ def test_adapters_take_the_cheapest_form_matrix_by_matrix(setting):
     assert set(rest) == set(mixed)
 
 
-@struct.dataclass
-class LoRA:
-    """x W^T + alpha / r x A^T B^T (arXiv 2106.09685)."""
-
-    a: jax.Array  # [r, D_in]
-    b: jax.Array  # [D_out, r]
-    alpha: float = struct.field(pytree_node=False)
-
-    def __call__(self, x, w):
-        return dot(x, w) + self.alpha / self.a.shape[-2] * dot(dot(x, self.a), self.b)
-
-    def merge(self, w):
-        return w + self.alpha / self.a.shape[-2] * self.b @ self.a
-
-
-@struct.dataclass
-class IA3:
-    """l * (x W^T), a factor for each output (arXiv 2205.05638)."""
-
-    scale: jax.Array  # [D_out]
-
-    def __call__(self, x, w):
-        return dot(x, w) * self.scale[None, None, :]
-
-    def merge(self, w):
-        return self.scale[:, None] * w
-
-
-@struct.dataclass
-class DoRA:
-    """A magnitude times the direction of W + B A, each row's norm apart (arXiv 2402.09353)."""
-
-    low_rank: LoRA
-    magnitude: jax.Array  # [D_out]
-
-    def __call__(self, x, w):
-        norm = jnp.linalg.norm(self.low_rank.merge(w), axis=1)
-        return self.low_rank(x, w) * (self.magnitude / norm)[None, None, :]
-
-    def merge(self, w):
-        w = self.low_rank.merge(w)
-        return (self.magnitude / jnp.linalg.norm(w, axis=1))[:, None] * w
-
-
 def _peers(shape, rng):
     draw = lambda *shape: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32)  # noqa: E731
-    low_rank = LoRA(draw(4, shape[1]), draw(shape[0], 4), alpha=8.0)
-    return {"LoRA": low_rank, "IA3": IA3(1 + draw(shape[0])), "DoRA": DoRA(low_rank, 1 + draw(shape[0]))}
+    low_rank = (draw(4, shape[1]), draw(shape[0], 4), 2.0)
+    return {
+        "LoRA": LowRank(*low_rank),
+        "IA3": Outputs(1 + draw(shape[0])),
+        "DoRA": Directed(*low_rank, magnitude=1 + draw(shape[0])),
+    }
 
 
 @pytest.mark.parametrize("peer", ["LoRA", "IA3", "DoRA"])

@@ -61,6 +61,22 @@ def test_a_run_leaves_everything_that_tells_what_it_did(run, settings, toy):
         assert result[name]["low"] <= result[name]["mean"] <= result[name]["high"]
 
 
+def test_a_run_of_an_adapter_without_spectra_is_like_any_other(settings, toy, tmp_path):
+    lora = settings(tmp_path / "run", "parametrisation=lora:r=2,alpha=4", "train.steps=1")
+    expert, result = runs.train(lora, lm=toy, progress=False)
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"state", "before.jsonl", "after.jsonl", "expert.safetensors", "result.json"} <= found
+    assert "spectrum.png" not in found
+    assert result["parameters"] == sum(x.size for x in expert.arrays.values()) > 0
+    assert any(np.any(x) for key, x in expert.arrays.items() if key.endswith("/b"))
+    assert Expert.load(tmp_path / "run" / "expert.safetensors", fingerprint=toy.fingerprint).digest == expert.digest
+    again, same = runs.train(lora, lm=toy, progress=False)
+    assert (again.digest, same["after"]) == (expert.digest, result["after"])
+    with pytest.raises(UserError, match="is of a higher rank than a target matrix"):
+        runs.train(settings(tmp_path / "x", "parametrisation=lora:r=99,alpha=4"), lm=toy, progress=False)
+    assert not (tmp_path / "x" / "config.yaml").exists()
+
+
 def test_a_run_in_a_bucket_goes_on_elsewhere_when_its_machine_is_lost(run, settings, toy, bucket, monkeypatch):
     remote = settings("gs://bucket/runs/one")
     send = Mirror.push

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from sva.adapters import spelling
 from sva.cli.command_line import Command, argument, option
 from sva.cli.options import print_result, start_jax
 from sva.utils.errors import UserError
@@ -29,6 +30,11 @@ def run(arguments: Compile) -> None:
     from sva.training import config
 
     settings = config.load(arguments.config, arguments.overrides)
+    if spelling.parse(settings.parametrisation).name in spelling.UNDECOMPOSED:
+        raise UserError(
+            f"parametrisation={settings.parametrisation} has no spectra, whose size and work sva compile counts; "
+            "leave it out for the figures of a z"
+        )
     start_jax()
     from sva.cli.aot import report as ahead
     from sva.training import run as runs

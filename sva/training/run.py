@@ -149,6 +149,7 @@ def _start(config: Config, run_dir: Path, lm: LM | None, task: Task, mesh: Mesh 
     lm = lm or load(config.model, config.dtype, mesh=mesh, without=without, progress=progress)
     names = select(expected(lm.model.cfg), config.targets)
     spectra = frozen_of(lm, member, names, seed=config.seed, progress=progress)
+    count(member, matrix_infos(spectra))  # raises where a matrix is too small
     held_out = evaluation.items(task, config.evaluate.split, config.evaluate.size)
     if distributed.is_writer():
         write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
