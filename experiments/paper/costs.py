@@ -13,7 +13,7 @@ _GENERATED = 0.75  # share of the budget that an answer takes on average
 _ANSWER = 24  # tokens of a held-out answer at most
 # Seconds a trained and an answered token, and a cell besides: on two quiet cores by experiments/studies/learning; on an
 # H100 as each of six processes that share it took (experiments/LOG.md).
-_RATES = {"cpu": (1.1e-3, 4e-4, 20.0), "gpu": (3e-4, 1e-4, 4.0)}
+_RATES = {"cpu": (4.3e-3, 1.5e-3, 20.0), "gpu": (3e-4, 1e-4, 4.0)}
 _WEIGHTS, _MATRICES = 0.135e9, 0.08e9  # numbers in SmolLM2-135M, and in its mlp alone
 ANY = "any method"
 _STUDIED = {"dispatch": 3600, "search": 7000, "moved": 10_000, "many": 12_000}  # answers of a study
