@@ -74,12 +74,13 @@ def task_of(config: Config) -> Task:
 
 
 def train(
-    config: Config, *, lm: LM | None = None, profile: bool = False, progress: bool = True
+    config: Config, *, lm: LM | None = None, task: Task | None = None, profile: bool = False, progress: bool = True
 ) -> tuple[Expert, dict[str, Any]]:
     """The expert that `config` describes, trained from the start or from where its run directory stopped.
 
     Args:
       lm: the base model, if it is loaded already.
+      task: the task, if it is made already; config.task is then its name.
       profile: trace one step, see `fit`.
     Returns:
       The expert, and what result.json holds.
@@ -89,16 +90,22 @@ def train(
     """
     run_dir = to_path(config.run_dir)
     if not distributed.is_writer():
-        return _train(config, Path(os.fspath(run_dir)), None, lm, profile, progress=False)
+        return _train(config, Path(os.fspath(run_dir)), None, lm, task, profile, progress=False)
     with local_directory(run_dir) as mirror:
         local = mirror.local if mirror else run_dir
         busy = f"another process trains in {run_dir}; wait for it, or choose another run_dir"
         with locked(local, local / ".lock", busy):
-            return _train(config, local, mirror, lm, profile, progress)
+            return _train(config, local, mirror, lm, task, profile, progress)
 
 
 def _train(
-    config: Config, run_dir: Path, mirror: Mirror | None, lm: LM | None, profile: bool, progress: bool
+    config: Config,
+    run_dir: Path,
+    mirror: Mirror | None,
+    lm: LM | None,
+    task: Task | None,
+    profile: bool,
+    progress: bool,
 ) -> tuple[Expert, dict[str, Any]]:
     mesh = make_mesh(config.mesh)
     check_rows("rollout.prompts", config.rollout.prompts, mesh)
@@ -106,7 +113,7 @@ def _train(
     if config.rollout.rows is not None:
         check_rows("rollout.rows", config.rollout.rows, mesh)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
-        run = _start(config, run_dir, lm, None if mesh.size == 1 else mesh, progress)
+        run = _start(config, run_dir, lm, task or task_of(config), None if mesh.size == 1 else mesh, progress)
         before = _answers(run, run.lm, "before.jsonl", "evaluate base")
         if mirror is not None:
             mirror.push()
@@ -131,7 +138,7 @@ class _Run(NamedTuple):
     started: float  # time.time()
 
 
-def _start(config: Config, run_dir: Path, lm: LM | None, mesh: Mesh | None, progress: bool) -> _Run:
+def _start(config: Config, run_dir: Path, lm: LM | None, task: Task, mesh: Mesh | None, progress: bool) -> _Run:
     """The run, with its model loaded and decomposed; only then is its directory taken.
 
     A directory is not taken by settings that name no task, no model or no weight.
@@ -139,7 +146,7 @@ def _start(config: Config, run_dir: Path, lm: LM | None, mesh: Mesh | None, prog
     started, settings = time.time(), run_dir / "config.yaml"
     if distributed.is_writer() and settings.exists():
         _check_same(config, settings)
-    task, member = task_of(config), family(config.parametrisation)
+    member = family(config.parametrisation)
     without = config.targets if config.rollout.form == "factored" else None
     lm = lm or load(config.model, config.dtype, mesh=mesh, without=without, progress=progress)
     names = select(expected(lm.model.cfg), config.targets)

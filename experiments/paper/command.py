@@ -1,0 +1,79 @@
+"""What every table and figure shares: its options, its cells, and what is said where they are missing."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.paper import plan
+from experiments.paper.cells import Cell
+from experiments.paper.plan import Decided
+from experiments.paper.records import HERE, Failure, Store
+from experiments.paper.scales import NAMES, Scale, scale
+from experiments.paper.studies import Study
+from sva.utils.errors import UserError
+
+
+class Context(NamedTuple):
+    """What a table is made from."""
+
+    scale: Scale
+    store: Store
+    known: Decided
+    command: str  # that makes the table
+
+    def cells(self, method: str, task: str, examples: int | None = None) -> list[Cell]:
+        """The cells of a method on a task, one a seed; by default at the middle number of prompts.
+
+        None where the method's learning rate is not decided yet.
+        """
+        if method not in self.known.rates:
+            return []
+        number = plan.middle(self.scale) if examples is None else examples
+        at = {"examples": number, "lr": self.known.rates[method]}
+        return [plan.cell(self.scale, "main", method, task, seed=seed, **at) for seed in self.scale.seeds]
+
+    def studies(self, method: str, **settings: Any) -> list[Mapping[str, Any]]:
+        """The records that there are of a kind of study, seed by seed, whose settings are these."""
+        planned = [*plan.studies(self.scale, self.known), *plan.of_kinds(self.scale, self.known)]
+        wanted = [each for each in planned if isinstance(each, Study) and each.method == method]
+        matching = [each for each in wanted if all(each[name] == value for name, value in settings.items())]
+        found = [self.store.get(study) for study in matching]
+        return [record for record in found if record is not None and not isinstance(record, Failure)]
+
+
+def run(name: str, about: str, make: Callable[[Context, Path], str], stages: Sequence[str], words: Any = None) -> None:
+    """The command of one table or figure: makes its files and prints it.
+
+    Args:
+      make: writes the files into a directory, and returns the text to print.
+      stages: those of `plan` that its cells are in.
+    """
+    parser = argparse.ArgumentParser(f"experiments.paper.{name}", description=about)
+    parser.add_argument("--scale", default="smol", choices=NAMES)
+    parser.add_argument("--records", type=Path, default=HERE, help="where cells/ is (default: the committed ones)")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="where files are written")
+    parser.add_argument("--train", action="store_true", help="train the cells that are missing first")
+    parser.add_argument("--minutes", type=float, help="with --train: start no cell that would not end within them")
+    arguments = parser.parse_args(words)
+    try:
+        print(_made(name, make, stages, arguments))
+    except UserError as error:
+        sys.exit(f"sva: {error}")
+
+
+def _made(name: str, make: Callable[[Context, Path], str], stages: Sequence[str], arguments: Any) -> str:
+    of, store = scale(arguments.scale), Store(arguments.records)
+    trainer = f"python -m experiments.paper.run_cells --scale {of.name} --only {' '.join(stages)}"
+    if arguments.train:
+        from experiments.paper import run_cells  # which imports JAX
+
+        words = ["--scale", of.name, "--out", str(arguments.records), "--only", *stages]
+        run_cells.main([*words, *(["--minutes", str(arguments.minutes)] if arguments.minutes else [])])
+        store = Store(arguments.records)
+    known = plan.decided(of, store.get)
+    if not known.rates:
+        raise UserError(f"{name} has no trained cells at scale {of.name}; make them with `{trainer}`, or add --train")
+    text = make(Context(of, store, known, f"python -m experiments.paper.{name} --scale {of.name}"), arguments.out)
+    return f"{text}\nCells that are not run: `{trainer}`" if "not run" in text else text

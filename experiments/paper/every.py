@@ -1,0 +1,72 @@
+"""Every table and figure from the records that there are, and the page docs/results.md.
+
+    python -m experiments.paper.every --scale smol
+
+Cells that are missing are "not run"; nothing is trained and, but for `figure10`, no model is loaded.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from experiments.paper import page, plan
+from experiments.paper.command import Context
+from experiments.paper.records import HERE, Store
+from experiments.paper.scales import NAMES, scale
+from sva.utils.errors import UserError
+from sva.utils.files import write_atomically
+
+TABLES = (
+    "table1",
+    "axis_parameters",
+    "axis_prompts",
+    "figure4",
+    "figure9",
+    "table4",
+    "table7",
+    "fidelity",
+    "table2",
+    "figure6",
+    "figure7",
+    "table3",
+    "table5",
+    "table9",
+    "table6",
+    "table8",
+    "table10",
+    "many",
+    "sampled",
+)
+DOCS = HERE.parents[1] / "docs" / "results.md"
+
+
+def made(name: str, directory: Path, scale_name: str, out: Path) -> str:
+    """What a table or figure prints; its files are written."""
+    of, store = scale(scale_name), Store(directory)
+    module = importlib.import_module(f"experiments.paper.{name}")
+    command = f"python -m experiments.paper.{name} --scale {scale_name}"
+    return module.make(Context(of, store, plan.decided(of, store.get), command), out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("experiments.paper.every", description=__doc__)
+    parser.add_argument("--scale", default="smol", choices=NAMES)
+    parser.add_argument("--records", type=Path, default=HERE, help="where cells/ is (default: the committed ones)")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="where files are written")
+    parser.add_argument("--page", type=Path, default=DOCS, help="the page (default: docs/results.md)")
+    arguments = parser.parse_args()
+    of, store = scale(arguments.scale), Store(arguments.records)
+    if not plan.decided(of, store.get).rates:
+        raise UserError(f"no cells at scale {of.name}: python -m experiments.paper.run_cells --scale {of.name}")
+    texts = {name: made(name, arguments.records, of.name, arguments.out) for name in TABLES}
+    print("\n\n".join(texts.values()))
+    text = page.text(of, store, arguments.out, arguments.page.parent)
+    write_atomically(arguments.page, lambda path: path.write_text(text))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"sva: {error}")

@@ -1,0 +1,156 @@
+"""docs/results.md: what came out, in plain words that follow from the numbers, each beside its command and record."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.paper import plan
+from experiments.paper.methods import METHODS
+from experiments.paper.records import Failure, Store, devices
+from experiments.paper.render import p_value
+from experiments.paper.scales import Scale
+
+SIGNIFICANT = 0.05
+
+INTRODUCTION = """# What came out
+
+Transformer-Squared claims that scaling singular values (SVF) needs far fewer numbers and far fewer samples than LoRA,
+trains by policy gradient where LoRA collapses, and composes. This page is what we found with
+{model} on {device}. It is written by
+`python -m experiments.paper.every --scale {scale}` from the records in `experiments/paper/cells`, so that no number
+here is older than its record, and a difference counts as shown only where Holm's correction over all comparisons of its
+table leaves p below 0.05.
+
+A small model on short tasks is not the paper's Llama-3-8B on GSM8K: what holds here need not hold there. What was run,
+when and on what, failures too, is in `experiments/LOG.md`; how to make the paper's own table is in
+[Reproducing the paper](reproducing.md).
+
+- Tasks: {tasks}. They were chosen by a rule that was written down before any cell was trained
+  (`experiments/paper/tasks.py`), on validation.
+- Learning rates: the best of three tries a method, on validation of {first}, one seed. Every try is in
+  {settings}.
+- {cells} trained cells and {studies} studies of trained experts; {failed} failed. Each record has the answers to all
+  its held-out prompts, before and after.
+"""
+
+
+def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
+    """The page, from the JSON files that the tables wrote into `results`; links are relative to `docs`."""
+    known = plan.decided(scale, store.get)
+    records = [record for record in store.everything() if record["scale"] == scale.name]
+    failures = [each for each in map(store.get, plan.every(scale, store.get)) if isinstance(each, Failure)]
+    trained = [record for record in records if "held_out" in record]
+    here = Path(os.path.relpath(results, docs))
+    head = INTRODUCTION.format(
+        model=scale.model,
+        device=devices(records) or "nothing yet",
+        scale=scale.name,
+        tasks=", ".join(known.tasks),
+        first=known.tasks[0],
+        settings=f"[table 6]({here}/table6.md)",
+        cells=len(trained),
+        studies=len(records) - len(trained),
+        failed=len(failures),
+    )
+    parts = [head, *_sections(results, here)]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _sections(results: Path, here: Path) -> list[str]:
+    """One section a question, where its table has been made."""
+    parts = []
+    for name, title, words in (
+        ("table1", "Does SVF beat LoRA?", _table1),
+        ("axis_prompts", "Does it need fewer samples?", _prompts),
+        ("axis_parameters", "Does it need fewer numbers?", _parameters),
+        ("figure9", "Does LoRA collapse under policy gradient?", _collapse),
+        ("table4", "Which matrices, and which learning?", _table1),
+        ("table7", "IA3 and DoRA", _table1),
+        ("fidelity", "For those who saw smaller gains: one setting at a time", _table1),
+        ("table2", "Does it compose? Unseen tasks", _systems),
+        ("table5", "Experts moved to another model, unseen tasks", _systems),
+        ("table9", "Experts moved to another model, their own tasks", _systems),
+        ("many", "Dispatch among many", _many),
+        ("table8", "How many shots few-shot search needs", _systems),
+    ):
+        path = results / f"{name}.json"
+        if path.exists():
+            data = json.loads(path.read_text())
+            picture = results / f"{name}.png"
+            shown = [f"![{title}]({here}/{picture.name})", ""] if picture.exists() else []
+            table = results / f"{name}.md"
+            numbers = f"[the table]({here}/{table.name}), " if table.exists() else ""
+            source = f"From {numbers}[its numbers]({here}/{path.name}), made by `{data['command']}`."
+            parts.append("\n".join([f"## {title}", "", *shown, *words(data), "", source]))
+    return parts
+
+
+class Difference(NamedTuple):
+    """One paired difference, and the words for its two sides and where it was measured."""
+
+    one: str
+    other: str
+    where: str
+    entry: Mapping[str, Any]
+
+
+def said(differences: Sequence[Difference]) -> list[str]:
+    """A line each for those that are shown, and one line for all that are not."""
+    if not differences:
+        return ["Not run."]
+    lines, rest = [], {}
+    for one, other, where, entry in differences:
+        mean, low, high = (100 * entry[name] for name in ("mean", "low", "high"))
+        number = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        if entry["p_holm"] < SIGNIFICANT:
+            side = "above" if mean > 0 else "below"
+            lines.append(f"- {where}: {one} is {side} {other} by {number} points, p {p_value(entry['p_holm'])}.")
+        else:
+            rest.setdefault(f"{one} against {other}", []).append(f"{where} {number}")
+    if rest:
+        sizes = [100 * each.entry["detectable"] for each in differences if each.entry["p_holm"] >= SIGNIFICANT]
+        listed = "; ".join(f"{pair}: {', '.join(places)}" for pair, places in rest.items())
+        would = f"differences of {min(sizes):.1f} to {max(sizes):.1f} points would show four times in five"
+        lines.append(f"- No difference shown ({would}): {listed}.")
+    return lines
+
+
+def _title(method: str) -> str:
+    return METHODS[method].title if method in METHODS else f"the {method}"
+
+
+def _table1(data: Mapping[str, Any]) -> list[str]:
+    entries = data["differences"]
+    return said([Difference(_title(e["method"]), _title(e["less"]), e["task"], e) for e in entries])
+
+
+def _prompts(data: Mapping[str, Any]) -> list[str]:
+    entries = data["svf_less_lora"]
+    return said([Difference("SVF", "LoRA", f"{e['task']}, {e['examples']} prompts", e) for e in entries])
+
+
+def _parameters(data: Mapping[str, Any]) -> list[str]:
+    return said([Difference(_title(e["method"]), _title(e["less"]), e["task"], e) for e in data["pairs"]])
+
+
+def _collapse(data: Mapping[str, Any]) -> list[str]:
+    about = f"On {data['task']}, at every learning rate tried (mean reward of a step's samples, from -1 to +1):"
+    ends = [
+        f"- {name}: {each['result']}" + (f"; last reward {each['rewards'][-1]:+.2f}." if each["rewards"] else ".")
+        for name, each in data["curves"].items()
+    ]
+    return [about, "", *ends]
+
+
+def _many(data: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for when, what in (("seen", "there"), ("unseen", "left out")):
+        lines += [f"With every kind's own expert {what}:", "", *_systems(data[when]), ""]
+    return lines[:-1]
+
+
+def _systems(data: Mapping[str, Any]) -> list[str]:
+    there = {name: each for name, each in data["systems"].items() if each["less_base"]}
+    return said([Difference(name, "the base", "over all", each["less_base"] | each) for name, each in there.items()])

@@ -1,0 +1,188 @@
+"""Trains the cells of the paper's tables, most telling first; see plan.py for the list.
+
+    python -m experiments.paper.run_cells --scale smol --dry-run           # what there is to do
+    python -m experiments.paper.run_cells --scale smol --minutes 30        # records go to experiments/paper/cells
+    python -m experiments.paper.run_cells --scale smol --out DIR --shards 6 --minutes 8 --pack cells.tar
+    python -m experiments.paper.run_cells --adopt cells.tar                # files its records here
+
+Stopped at any moment, the same command resumes. Needs no network where the model is in the cache (`sva fetch`).
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from experiments.paper import costs, plan
+from experiments.paper.cells import Cell, digest_of_flat
+from experiments.paper.queue import Queue, state
+from experiments.paper.records import HERE, Failure, Store, read, write_record
+from experiments.paper.scales import NAMES, Scale, scale
+from experiments.paper.training import Trainer, device
+from sva.parallel import compile_cache
+from sva.utils.errors import UserError
+from sva.utils.files import write_atomically
+
+_PACK_SECONDS = 20.0
+_POLL_SECONDS = 0.5
+
+
+def main(words: list[str] | None = None) -> None:
+    """Runs the command."""
+    arguments = _parser().parse_args(words)
+    if arguments.adopt:
+        adopt(arguments.adopt, arguments.out)
+        return
+    of = scale(arguments.scale)
+    store = Store(arguments.out)
+    if arguments.recompute:
+        _forget(of, store)
+    if arguments.dry_run:
+        print(listing(wanted(of, store, arguments.only), store, arguments.on or device()))
+        return
+    deadline = time.time() + 60 * arguments.minutes if arguments.minutes else None
+    if arguments.shards > 1:
+        _in_shards(arguments, deadline)
+        return
+    compile_cache.start()
+    queue = Queue(lambda: wanted(of, store, arguments.only), store)
+    done = queue.work(Trainer(of, arguments.out), deadline)
+    print(f"sva: {done} cells trained; {_counts(wanted(of, store, arguments.only), store)}", file=sys.stderr)
+    if arguments.pack:
+        pack(arguments.out, arguments.pack)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("run_cells", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--scale", default="smol", choices=NAMES)
+    parser.add_argument("--out", type=Path, default=HERE, help="where records are (default: this folder)")
+    parser.add_argument("--only", nargs="+", choices=plan.STAGES, help="stages to run (default: all)")
+    parser.add_argument("--minutes", type=float, help="start no cell that would not end within them")
+    parser.add_argument("--shards", type=int, default=1, help="start so many processes that share the cells")
+    parser.add_argument("--pack", type=Path, help="an archive of the records, renewed while shards work")
+    parser.add_argument("--adopt", type=Path, help="file the records of an archive, and do nothing else")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells, train none")
+    parser.add_argument("--on", choices=("cpu", "gpu"), help="with --dry-run: where it would run (default: here)")
+    parser.add_argument("--recompute", action="store_true", help="train cells of other revisions and failed ones anew")
+    return parser
+
+
+def wanted(of: Scale, store: Store, only: list[str] | None) -> list[Cell]:
+    """The cells of these stages that can be named yet."""
+    return [cell for cell in plan.every(of, store.get) if not only or cell.stage in only]
+
+
+def listing(cells: list[Cell], store: Store, where: str) -> str:
+    """A line a cell: state, predicted tokens, minutes and memory; and their sums."""
+    measured = costs.measured([x for x in map(store.get, cells) if x and not isinstance(x, Failure)], where)
+    lines, left = [], []
+    for cell in cells:
+        cost, now = costs.predicted(cell, where, measured), state(cell, store)
+        left += [cost] if now == "not run" else []
+        lines.append(f"{cell.key}  {cell.name:<58} {cost.tokens:>8,} tokens {_times(cost)}  {now}")
+    todo = costs.total(left)
+    lines.append(f"{len(cells)} cells; to run: {len(left)}, {todo.tokens:,} tokens, {_times(todo)} on {where}")
+    undecided = [name for name in ("main", "variants", "kinds") if not any(cell.stage == name for cell in cells)]
+    if undecided:
+        lines.append(f"{', '.join(undecided)}: named when the cells of scout and rates have decided tasks and rates")
+    return "\n".join(lines)
+
+
+def _times(cost: costs.Cost) -> str:
+    return f"{cost.seconds / 60:7.2f} min {cost.gib:5.1f} GiB"
+
+
+def _counts(cells: list[Cell], store: Store) -> str:
+    states = Counter(state(cell, store).partition(":")[0] for cell in cells)
+    return ", ".join(f"{number} {name}" for name, number in states.items())
+
+
+def _forget(of: Scale, store: Store) -> None:
+    """Removes failures, and records of other revisions, of every cell of the scale."""
+    while True:
+        try:
+            cells = plan.every(of, store.get)
+            break
+        except UserError:
+            for path in (store.directory / "cells").glob("*.json.gz"):
+                if not store.is_current(path):
+                    path.unlink()
+    for cell in cells:
+        store.failure_path(cell).unlink(missing_ok=True)
+
+
+def _in_shards(arguments: argparse.Namespace, deadline: float | None) -> None:
+    """Starts the processes, packs what they have filed every few seconds, and waits for them."""
+    count = arguments.shards
+    words = ["--scale", arguments.scale, "--out", str(arguments.out)]
+    words += ["--only", *arguments.only] if arguments.only else []
+    words += ["--minutes", f"{(deadline - time.time()) / 60:.3f}"] if deadline else []
+    # Each takes memory as it needs it, instead of three quarters of the card at once.
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    module = [sys.executable, "-m", "experiments.paper.run_cells", *words]
+    started = [subprocess.Popen(module, env=environment) for _ in range(count)]
+    packed = time.time()
+    while any(process.poll() is None for process in started):
+        time.sleep(_POLL_SECONDS)
+        if arguments.pack and time.time() - packed > _PACK_SECONDS:
+            pack(arguments.out, arguments.pack)
+            packed = time.time()
+    if arguments.pack:
+        pack(arguments.out, arguments.pack)
+    failed = [process.returncode for process in started if process.returncode]
+    if failed:
+        raise UserError(f"{len(failed)} of {count} processes ended with exit codes {failed}; their output says why")
+
+
+def pack(directory: Path, archive: Path) -> None:
+    """Writes records, errors and small experts into one archive, at once and whole."""
+
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w") as tar:
+            for folder in ("cells", "failed", "experts"):
+                for file in sorted((directory / folder).glob("*")):
+                    if not file.name.startswith("."):  # one that is being written
+                        tar.add(file, f"{folder}/{file.name}")
+
+    write_atomically(archive, write)
+
+
+def adopt(archive: Path, directory: Path) -> None:
+    """Files what an archive holds under `directory`, each record and expert under the key that this version gives it.
+
+    Raises:
+      UserError: no such archive, or a damaged record in it.
+    """
+    if not archive.is_file():
+        raise UserError(f"no archive at {archive}; run_cells --pack {archive} makes it")
+    with tempfile.TemporaryDirectory() as name, tarfile.open(archive) as tar:
+        there = Path(name)
+        tar.extractall(there, filter="data")
+        for path in sorted((there / "cells").glob("*.json.gz")):
+            record = read(path)
+            old = path.name.removesuffix(".json.gz")
+            _, training, grading = old.split("-")
+            key = f"{digest_of_flat(record['config'])}-{training}-{grading}"
+            write_record(directory / "cells" / f"{key}.json.gz", {**record, "key": key})
+            expert = there / "experts" / f"{old}.safetensors"
+            if expert.exists():
+                (directory / "experts").mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(expert, directory / "experts" / f"{key}.safetensors")
+        for path in (there / "failed").glob("*.json"):
+            (directory / "failed").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, directory / "failed" / path.name)
+    found = [read(path) for path in sorted((directory / "cells").glob("*.json.gz"))]
+    print(f"{len(found)} records in {directory / 'cells'}, of {dict(Counter(record['stage'] for record in found))}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"sva: {error}")

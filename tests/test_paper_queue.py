@@ -1,0 +1,221 @@
+"""The queue of cells: order, claims, records, what is refused."""
+
+import dataclasses
+import json
+import multiprocessing
+import time
+
+import pytest
+from paper_cells import Made, campaign
+
+from experiments.paper import costs, plan, run_cells, scales, tasks
+from experiments.paper import records as paper_records
+from experiments.paper.cells import flat
+from experiments.paper.methods import MAIN, METHODS
+from experiments.paper.queue import Queue, state
+from experiments.paper.records import Failure, Store, rights
+from experiments.paper.tasks import Scouted, chosen
+from sva.tasks import procedural
+from sva.tasks.sources import kinds
+from sva.utils.errors import UserError
+
+TOY = scales.TOY
+
+
+def _cell(method="svf", lr=1e-2, seed=0, stage="main"):
+    return plan.cell(TOY, stage, method, "name_a_colour", examples=8, seed=seed, lr=lr)
+
+
+def _queue(store, cells, **settings):
+    return Queue(lambda: cells, store, **settings)
+
+
+def test_a_key_is_of_what_changes_results_and_of_nothing_else():
+    cell = _cell()
+    assert dataclasses.replace(cell, stage="variants").key == cell.key
+    others = [dataclasses.replace(cell, **change) for change in ({"lr": 2e-2}, {"seed": 1}, {"method": "svf_all"})]
+    assert len({cell.digest, *(other.digest for other in others)}) == 4
+    assert not any(name.startswith(("run_dir", "mesh", "wandb", "checkpoint")) for name in flat(cell.config))
+
+
+def test_the_main_list_is_81_cells_with_the_first_seed_first():
+    known = plan.Decided(("last_letter", "sum3", "count"), dict.fromkeys(MAIN, 1e-2))
+    cells = list(plan.main(scales.SMOL, known))
+    assert len({cell.key for cell in cells}) == 81
+    assert [cell.seed for cell in cells] == [0] * 27 + [1] * 27 + [2] * 27
+    assert [cell.method for cell in cells[:3]] == list(MAIN)
+
+
+def test_every_method_of_the_full_list_makes_a_configuration():
+    for method in METHODS:
+        assert _cell(method).config.parametrisation == METHODS[method].parametrisation
+
+
+def test_cells_of_later_stages_are_named_once_the_earlier_ones_decide(tmp_path):
+    store, runs = campaign(tmp_path, TOY)
+    stages = [cell.stage for cell in runs.ran]
+    assert stages == sorted(stages, key=plan.STAGES.index)
+    assert {"rates", "main", "more_rates", "variants", "fidelity"} == set(stages)
+    known = plan.decided(TOY, store.get)
+    assert set(known.rates) == set(METHODS)
+    scores = {lr: store.get(_rate("lora", lr))["after"]["mean"] for lr in METHODS["lora"].rates}
+    best = max(scores.values())
+    assert known.rates["lora"] == min(lr for lr, score in scores.items() if score == best)
+
+
+def _rate(method, lr):
+    at = {"examples": TOY.tuning_examples, "seed": TOY.tuning_seed, "lr": lr}
+    return plan.cell(TOY, "rates", method, "name_a_colour", **at)
+
+
+def test_a_second_campaign_trains_nothing(tmp_path):
+    campaign(tmp_path, TOY, ("rates", "main"))
+    assert campaign(tmp_path, TOY, ("rates", "main"))[1].ran == []
+
+
+def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
+    class Failing(Made):
+        def run(self, cell):
+            if cell.method == "svf":
+                raise FloatingPointError("step 3: loss nan\nmore")
+            return super().run(cell)
+
+    cells, store = [_cell(), _cell("linear")], Store(tmp_path)
+    assert _queue(store, cells).work(Failing()) == 2
+    assert store.get(cells[0]) == Failure("FloatingPointError: step 3: loss nan")
+    assert state(cells[0], store) == "failed: FloatingPointError: step 3: loss nan"
+    assert state(cells[1], store) == "done"
+    store.put(cells[0], Made().run(cells[0]))
+    assert state(cells[0], store) == "done"
+
+
+def test_a_record_is_whole_and_the_same_bytes_again(tmp_path):
+    cell, store = _cell(), Store(tmp_path)
+    store.put(cell, Made().run(cell))
+    first = store.path(cell).read_bytes()
+    store.put(cell, Made().run(cell))
+    assert store.path(cell).read_bytes() == first
+    assert rights(Store(tmp_path).get(cell)).shape == (40,)
+    store.path(cell).write_bytes(first[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        Store(tmp_path).get(cell)
+
+
+def test_records_of_another_revision_are_refused_until_recomputed(tmp_path, monkeypatch):
+    cell, store = _cell(), Store(tmp_path)
+    store.put(cell, Made().run(cell))
+    new = paper_records.CURRENT._replace(training=99)
+    for module in ("records", "cells"):
+        monkeypatch.setattr(f"experiments.paper.{module}.CURRENT", new)
+    with pytest.raises(UserError, match=r"training 1, grading 1; now training 99.*--recompute"):
+        Store(tmp_path).get(cell)
+    store.put(cell, Made().run(cell))
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{cell.digest}-99-1.json.gz"]
+
+
+def test_a_record_trained_under_another_default_is_refused(tmp_path):
+    cell, store = _cell(), Store(tmp_path)
+    record = Made().run(cell)
+    record["config"]["train.clip_norm"] = 0.5
+    store.put(cell, record)
+    with pytest.raises(UserError, match=r"train.clip_norm"):
+        Store(tmp_path).get(cell)
+    assert not store.is_current(store.path(cell))
+
+
+def _claim(directory, seconds, done):
+    class Slow(Made):
+        def run(self, cell):
+            done.put(cell.key)
+            time.sleep(seconds)
+            return super().run(cell)
+
+    _queue(Store(directory), [_cell(seed=seed) for seed in range(4)]).work(Slow())
+
+
+def test_processes_share_the_cells_and_a_killed_one_gives_its_cell_back(tmp_path):
+    context = multiprocessing.get_context("fork")
+    done = context.Queue()
+    killed = context.Process(target=_claim, args=(tmp_path, 600, done))
+    killed.start()
+    taken = done.get(timeout=60)
+    other = context.Process(target=_claim, args=(tmp_path, 0, done))
+    other.start()
+    others = {done.get(timeout=60) for _ in range(3)}
+    assert taken not in others
+    killed.kill()
+    assert done.get(timeout=60) == taken
+    other.join(60)
+    assert other.exitcode == 0
+    assert len(list((tmp_path / "cells").glob("*.json.gz"))) == 4
+    assert not list((tmp_path / "cells").glob(".*"))
+
+
+def test_no_cell_is_started_that_would_not_end_in_time(tmp_path, capsys):
+    store, runs = Store(tmp_path), Made()
+    assert _queue(store, [_cell(), _cell(seed=1)]).work(runs, deadline=time.time() + 0.5) == 0
+    assert "2 cells would not end in time" in capsys.readouterr().err
+    assert _queue(store, [_cell(), _cell(seed=1)]).work(runs, deadline=time.time() + 60) == 2
+
+
+def test_predicted_seconds_are_from_the_methods_cells_on_this_device():
+    records = [{"device": "cpu", "method": "svf", "seconds": x} for x in (4.0, 60.0, 4.0)]
+    measured = costs.measured([*records, {"device": "H100", "method": "svf", "seconds": 99.0}], "cpu")
+    assert costs.predicted(_cell(), "cpu", measured).seconds == 6.0
+    assert costs.predicted(_cell("linear"), "cpu", measured).seconds == 6.0
+    assert costs.predicted(_cell("linear"), "H100", costs.measured([], "H100")).seconds == 1.0
+
+
+def test_later_stages_wait_until_the_main_rates_are_decided(tmp_path):
+    store = Store(tmp_path)
+    assert {cell.stage for cell in plan.every(TOY, store.get)} == {"rates"}
+    campaign(tmp_path, TOY, ("rates",))
+    store.look()
+    assert {"main", "more_rates"} <= {cell.stage for cell in plan.every(TOY, store.get)}
+
+
+def test_dry_run_lists_what_is_to_do(tmp_path, capsys):
+    run_cells.main(["--scale", "toy", "--out", str(tmp_path), "--dry-run", "--on", "cpu"])
+    printed = capsys.readouterr().out
+    assert "rates/svf/name_a_colour/8/seed 100/lr 0.01" in printed
+    assert "not run" in printed
+    assert "main, variants, kinds: named when" in printed
+
+
+def test_an_archive_brings_the_records_elsewhere(tmp_path, capsys):
+    store, _ = campaign(tmp_path / "there", TOY, ("rates",))
+    run_cells.pack(tmp_path / "there", tmp_path / "cells.tar")
+    run_cells.main(["--adopt", str(tmp_path / "cells.tar"), "--out", str(tmp_path / "here")])
+    assert "'rates': 9" in capsys.readouterr().out
+    cell = _rate("svf", 1e-2)
+    assert Store(tmp_path / "here").get(cell) == store.get(cell)
+    with pytest.raises(UserError, match="no archive"):
+        run_cells.main(["--adopt", str(tmp_path / "none.tar")])
+
+
+def test_the_papers_scale_says_what_is_missing():
+    with pytest.raises(UserError, match="--scale paper: its settings"):
+        scales.scale("paper")
+
+
+def test_tasks_in_memory_are_those_of_sva():
+    made = tasks.task("last_letter")
+    theirs = procedural.task("last_letter")
+    example = kinds.rows("last_letter", "test")[0]
+    assert made.source("test")[0] == example
+    assert (made.name, made.label, made.max_new_tokens) == (theirs.name, theirs.label, theirs.max_new_tokens)
+    assert made.grade(example["answer"], example).correct
+
+
+def test_the_rule_takes_tasks_with_room_one_a_label_first():
+    scouted = {
+        "last_letter": Scouted(0.05, {"svf": 0.30, "lora": 0.20}),
+        "second_letter": Scouted(0.05, {"svf": 0.80, "lora": 0.60}),
+        "count": Scouted(0.20, {"svf": 0.95, "lora": 0.60}),  # saturates
+        "sum3": Scouted(0.70, {"svf": 0.80, "lora": 0.85}),  # knows it
+        "sort3": Scouted(0.10, {"svf": 0.30, "lora": 0.30}),
+        "alphabetical": Scouted(0.30, {"svf": 0.32, "lora": 0.31}),  # gains nothing
+    }
+    assert chosen(scouted, 3) == ("second_letter", "sort3", "last_letter")
+    assert chosen(scouted, 2) == ("second_letter", "sort3")
+    assert json.dumps(scouted["last_letter"].gain)[:4] == "0.2"

@@ -1,0 +1,173 @@
+"""Tables and figures of the paper from made records: what they print, and what they say where nothing was trained."""
+
+import dataclasses
+import importlib
+import json
+
+import numpy as np
+import pytest
+from paper_cells import Made, campaign
+
+from experiments.paper import command, figure9, many, page, plan, render, scales, scores
+from experiments.paper.figure10 import shares
+from experiments.paper.figure_z import principal
+from experiments.paper.measure_many import ROUTERS
+from experiments.paper.methods import FIDELITY
+from experiments.paper.plan import Decided
+from experiments.paper.records import Store
+
+SMALL = dataclasses.replace(scales.SMOL, more_examples=(4,), seeds=(0, 1))
+TABLES = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "table7",
+    "table8",
+    "table9",
+    "table10",
+    "many",
+    "sampled",
+)
+OTHERS = ("figure4", "figure6", "figure7", "figure9", "axis_parameters", "axis_prompts", "fidelity")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Every cell and study of a campaign with two seeds."""
+    return campaign(tmp_path_factory.mktemp("campaign"), SMALL)[0]
+
+
+def _run(name, store, out, capsys, monkeypatch):
+    """What a table prints."""
+    monkeypatch.setitem(scales.SCALES, "smol", SMALL)
+    module = importlib.import_module(f"experiments.paper.{name}")
+    words = ["--records", str(store.directory), "--out", str(out)]
+    command.run(module.NAME, module.__doc__, module.make, module.STAGES, words)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*TABLES, *OTHERS])
+def test_every_table_prints_from_records_and_nothing_is_missing(name, store, tmp_path, capsys, monkeypatch):
+    printed = _run(name, store, tmp_path, capsys, monkeypatch)
+    assert "not run" not in printed
+    made = {path.suffix for path in tmp_path.iterdir()}
+    assert made == ({".md", ".tex", ".json"} if name in (*TABLES, "fidelity") else {".png", ".json"})
+    assert "python -m experiments.paper" in json.loads((tmp_path / f"{name}.json").read_text())["command"]
+
+
+def test_table_1_has_our_scores_the_differences_and_the_papers(store, tmp_path, capsys, monkeypatch):
+    printed = _run("table1", store, tmp_path, capsys, monkeypatch)
+    assert "79.15 (+3.26) / 66.67 (+2.02) / 89.56 (+0.97)" in printed
+    found = json.loads((tmp_path / "table1.json").read_text())
+    tasks = plan.decided(SMALL, store.get).tasks
+    assert set(found["methods"]["svf"]["scores"]) == set(tasks)
+    cells = [plan.cell(SMALL, "main", "svf", tasks[0], examples=128, seed=s, lr=found["rates"]["svf"]) for s in (0, 1)]
+    records = [store.get(cell) for cell in cells]
+    mean = np.mean([record["after"]["mean"] for record in records])
+    assert found["methods"]["svf"]["scores"][tasks[0]]["mean"] == pytest.approx(mean, rel=1e-5)
+    assert len(found["differences"]) == len(tasks) * 5  # of base: three methods; of LoRA: two
+
+
+def test_missing_seeds_and_failures_are_printed(tmp_path, capsys, monkeypatch):
+    class Failing(Made):
+        def run(self, cell):
+            if cell.stage == "main" and cell.method == "ia3":
+                raise ValueError("no such matrix")
+            return super().run(cell)
+
+    store, _ = campaign(tmp_path / "records", SMALL, ("scout", "rates", "main"), Failing())
+    known = plan.decided(SMALL, store.get)
+    lost = plan.cell(SMALL, "main", "svf", known.tasks[0], examples=128, seed=1, lr=known.rates["svf"])
+    store.path(lost).unlink()
+    printed = _run("table1", store, tmp_path / "out", capsys, monkeypatch)
+    assert "(1 of 2 seeds not run)" in printed
+    assert "failed: ValueError: no such matrix" in printed
+    assert "run_cells --scale smol --only scout rates main" in printed
+
+
+def test_a_table_with_nothing_trained_names_the_command(tmp_path):
+    with pytest.raises(
+        SystemExit, match=r"table1 has no trained cells.*run_cells --scale smol --only scout rates main"
+    ):
+        command.run("table1", "", lambda context, out: "", ("scout", "rates", "main"), ["--records", str(tmp_path)])
+
+
+def test_the_papers_scale_is_refused_in_one_line():
+    with pytest.raises(SystemExit, match="--scale paper"):
+        command.run("table1", "", lambda context, out: "", (), ["--scale", "paper"])
+
+
+def test_a_single_score_has_no_narrower_interval_than_wilsons():
+    found = scores.score_of(np.ones((3, 50), bool))
+    assert found["high"] == 1
+    assert found["low"] == pytest.approx(0.929, abs=0.002)
+
+
+def test_latex_and_markdown_hold_every_cell():
+    table = render.Table("A & B", ("x", "y %"), (("a_b", "1 < 2"),), ("note.",))
+    assert "| a_b | 1 < 2 |" in table.markdown()
+    assert "a\\_b & 1 $<$ 2 \\\\" in table.latex()
+    assert "A \\& B" in table.latex()
+
+
+def test_a_collapse_is_being_wrong_again_after_having_learnt():
+    assert figure9.result([-1.0] * 8 + [0.5] * 16 + [-0.95] * 8) == "collapsed"
+    assert figure9.result([-1.0] * 16 + [0.5] * 16) == "did not collapse"
+    assert figure9.result([-1.0, -0.97] * 16) == "never learnt"
+
+
+def test_shares_of_a_flat_spectrum_are_its_ranks():
+    assert shares(np.ones(512), 1) == pytest.approx([r / 512 for r in (1, 8, 32, 128, 256)])
+    assert shares(np.array([3.0, 1.0]), 2)[:2] == pytest.approx([0.9, 1.0])
+
+
+def test_principal_components_find_the_line_that_points_lie_on():
+    line = np.outer(np.arange(5.0), [3.0, 4.0, 0.0])
+    coordinates, parts = principal(line)
+    assert parts == pytest.approx([1.0, 0.0], abs=1e-9)
+    assert np.abs(np.diff(coordinates[:, 0])) == pytest.approx(np.full(4, 5.0))
+
+
+def test_routers_find_the_kind_whose_examples_are_near():
+    rng = np.random.default_rng(0)
+    centres = {kind: rng.normal(size=16) for kind in ("a", "b", "c")}
+    examples = {kind: centre + 0.1 * rng.normal(size=(20, 16)) for kind, centre in centres.items()}
+    asking = np.stack([centres[kind] for kind in "cab"]).astype(np.float32)
+    for router in ROUTERS.values():
+        assert router(asking, {kind: x.astype(np.float32) for kind, x in examples.items()}) == ["c", "a", "b"]
+
+
+def test_unseen_kinds_are_never_answered_by_their_own_expert():
+    record = {
+        "tasks": ["a", "a", "b", "b"],
+        "rights": {"base": [0, 0, 0, 0], "a": [1, 1, 0, 1], "b": [0, 1, 1, 1]},
+        "seen": {},
+        "unseen": {},
+    }
+    assert many.answers(record, "seen")["oracle"].tolist() == [True, True, True, True]
+    assert many.answers(record, "unseen")["oracle"].tolist() == [False, True, False, True]
+
+
+def test_the_page_says_shown_only_below_five_percent(store, tmp_path, capsys, monkeypatch):
+    _run("table1", store, tmp_path / "results", capsys, monkeypatch)
+    text = page.text(SMALL, store, tmp_path / "results", tmp_path)
+    assert "(results/table1.md)" in text
+    found = json.loads((tmp_path / "results" / "table1.json").read_text())
+    shown = [entry for entry in found["differences"] if entry["p_holm"] < 0.05]
+    assert 0 < len(shown) < len(found["differences"])
+    assert text.count(" is above ") + text.count(" is below ") == len(shown)
+    assert text.count("No difference shown (differences of") == 1
+
+
+def test_studies_wait_for_the_experts_that_they_read(tmp_path):
+    store, runs = campaign(tmp_path, SMALL, ("scout", "rates", "more_rates", "studies"))
+    assert not [each for each in runs.ran if each.method in ("dispatch", "search", "moved", "many")]
+    known = plan.decided(SMALL, store.get)
+    assert isinstance(known, Decided)
+    assert len(known.unseen) == 3
+    assert not set(known.unseen) & set(known.tasks)
+    assert len(list(plan.fidelity(SMALL, known))) == len(FIDELITY) * 3 * 2
+    assert Store(tmp_path).read_so_far() == []
