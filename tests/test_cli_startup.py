@@ -44,6 +44,12 @@ def test_a_mistake_is_answered_without_jax(words, told):
     assert told in err
 
 
+def test_the_module_ends_with_the_commands_exit_code():
+    done = subprocess.run([sys.executable, "-m", "sva.cli", "train", "nowhere.yaml"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nowhere.yaml" in done.stderr
+
+
 def test_help_is_shown_without_jax():
     assert run("--help") == (0, [], "")
     assert run("generate", "--help") == (0, [], "")

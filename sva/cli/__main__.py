@@ -1,5 +1,7 @@
 """`python -m sva.cli` is `sva`."""
 
+import sys
+
 from sva.cli.main import main
 
-main()
+sys.exit(main())
