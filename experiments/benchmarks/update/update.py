@@ -129,7 +129,7 @@ class Ours:
         self.state = state.replace(raw={name: jnp.asarray(x) for name, x in raw.items()})
         ids = jnp.asarray(ids, jnp.int32)
         self._program: Callable[[], Any] = lambda: None
-        self._z = jax.jit(lambda raw, s: jax.tree.map(FAMILY.z, raw, s))
+        self._z = jax.jit(lambda raw, s: jax.tree.map(FAMILY.matrix_z, raw, s))
         ones = jnp.ones((ROWS, NEW), jnp.int32)
         prompt_mask = jnp.ones((ROWS, PROMPT), jnp.int32)
         self.batch = Batch(ids[:, :PROMPT], prompt_mask, ids[:, PROMPT:], ones, jnp.asarray(rewards))
