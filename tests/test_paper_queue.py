@@ -134,18 +134,18 @@ def _claim(directory, seconds, done):
 
 
 def test_processes_share_the_cells_and_a_killed_one_gives_its_cell_back(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     done = context.Queue()
     killed = context.Process(target=_claim, args=(tmp_path, 600, done))
     killed.start()
-    taken = done.get(timeout=60)
+    taken = done.get(timeout=200)
     other = context.Process(target=_claim, args=(tmp_path, 0, done))
     other.start()
-    others = {done.get(timeout=60) for _ in range(3)}
+    others = {done.get(timeout=200) for _ in range(3)}
     assert taken not in others
     killed.kill()
-    assert done.get(timeout=60) == taken
-    other.join(60)
+    assert done.get(timeout=200) == taken
+    other.join(200)
     assert other.exitcode == 0
     assert len(list((tmp_path / "cells").glob("*.json.gz"))) == 4
     assert not list((tmp_path / "cells").glob(".*"))

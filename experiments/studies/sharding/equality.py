@@ -129,12 +129,11 @@ def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray, form: str) -> tuple[
     out = generate(
         at.lm.model,
         params,
-        PromptBatch(ids, mask, keys(), np.int32(NEW)),
+        PromptBatch(np.repeat(ids, SAMPLES, axis=0), np.repeat(mask, SAMPLES, axis=0), keys(), np.int32(NEW)),
         np.full(4, -1, np.int32),
         adapter,
         max_new_tokens=NEW,
         sampling=Temperature(),
-        samples=SAMPLES,
     )
     return processes.to_host(out), params, adapter
 
