@@ -39,6 +39,7 @@ from sva.generation.merge import merge_params
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
 from sva.models import layout
+from sva.models.weights import by_name
 from sva.parallel import compile_cache, processes, sharding
 from sva.parallel.mesh_config import MeshConfig
 from sva.spectral.expert import Expert
@@ -113,9 +114,10 @@ def moved(base: Setting, mesh: Mesh) -> Setting:
         return sharding.place(jax.tree.map(np.asarray, tree), sharding.shardings(leaves, mesh))
 
     model, leaves = base.lm.model, layout.spectra(base.lm.model.cfg, base.spectra)
-    spectra, params = move(base.spectra, leaves), move(base.lm.params, layout.params(model))
-    lm = dataclasses.replace(base.lm, params=params, mesh=mesh, spectra=spectra)
-    return Setting(lm, spectra, move(base.nested, layout.nested(model, leaves)), base.experts)
+    params, nested = move(base.lm.params, layout.params(model)), move(base.nested, layout.nested(model, leaves))
+    spectra = by_name(nested, base.spectra) if model.scan_layers else move(base.spectra, leaves)
+    lm = dataclasses.replace(base.lm, params=params, mesh=mesh, spectra={} if model.scan_layers else spectra)
+    return Setting(lm, spectra, nested, base.experts)
 
 
 def rollout(at: Setting, ids: np.ndarray, mask: np.ndarray, form: str) -> tuple[Any, Any, Any]:
