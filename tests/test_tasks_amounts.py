@@ -1,8 +1,7 @@
 """Which number a solution ends in, over the ways in which people and models write numbers."""
 
-import time
-
 import pytest
+from growth import is_linear
 
 from sva.tasks.grading.amounts import final_number
 from sva.tasks.gsm8k import Gsm8k
@@ -273,8 +272,5 @@ def test_numbers_behind_the_answer_do_not_replace_it(text, number):
     ],
 )
 def test_reading_takes_time_linear_in_the_text(piece):
-    text = piece * (200_000 // len(piece))
-    started = time.process_time()
-    final_number(text)
-    final_number("The answer is " + text)
-    assert time.process_time() - started < 2.0
+    assert is_linear(final_number, piece)
+    assert is_linear(lambda text: final_number("The answer is " + text), piece)

@@ -1,8 +1,7 @@
 """Thinking and answer tags around answers of every kind."""
 
-import time
-
 import pytest
+from growth import is_linear
 
 import sva.tasks
 from sva.tasks import code, jsonl, reasoning
@@ -193,7 +192,6 @@ def test_a_text_without_tags_comes_back_as_it_is():
     "piece",
     ["<think>", "</think>", "<answer>", "</answer>", "<answer>x</answer>", "<", "[think]", "<solution><answer>"],
 )
-def test_a_megabyte_of_tags_is_read_in_a_second(piece):
-    started = time.process_time()
-    unwrapped(piece * (1_000_000 // len(piece)))
-    assert time.process_time() - started < 1.0
+def test_reading_tags_takes_time_linear_in_the_text(piece):
+    assert is_linear(unwrapped, piece)
+    unwrapped(piece * (1_000_000 // len(piece)))  # a megabyte is read too
