@@ -48,9 +48,7 @@ def furnish(folder):
     lm.save(folder / "toy")
     (folder / "colours.py").write_text(TASK)
     (folder / "train.yaml").write_text(SETTINGS)
-    (folder / "prompts.txt").write_text(
-        "\n".join(f"what colour the {a} of the {b} ?" for a in THINGS for b in COLOURS[:1])
-    )
+    (folder / "prompts.txt").write_text("\n".join(f"what colour the {thing} of the red lamp ?" for thing in THINGS))
     weights = expected(lm.model.cfg)
     for seed, label in enumerate(("colour", "thing")):
         rng = np.random.default_rng(seed)
@@ -98,7 +96,7 @@ def read(path):
 
 
 def assert_same(found, wanted):
-    """Words and whole numbers are equal (no step of the toy's is near a tie, so all tokens are), floats are close."""
+    """Words and whole numbers are equal (no step of the toy is near a tie, so all tokens are), floats are close."""
     leaves, form = jax.tree.flatten(found)
     theirs, other = jax.tree.flatten(wanted)
     assert form == other
