@@ -18,7 +18,7 @@ from sva.generation import load
 from sva.parallel import compile_cache, exchange, mesh_config, processes
 from sva.utils.errors import UserError
 
-EXPERTS = ["--expert", "colour.safetensors", "--expert", "thing.safetensors"]
+EXPERTS = ["--expert", "island.safetensors", "--expert", "thing.safetensors"]
 EVALUATE = ["evaluate", "colours.py", "--size", "12", "--batch-size", "8"]
 ADAPT = ["adapt", "colours.py", "--shots", "3", "--population", "10", "--iterations", "2", "--rows", "16", *EXPERTS]
 GENERATE = ["generate", "--file", "prompts.txt", "--rows", "8", "--max-new-tokens", "10"]

@@ -50,9 +50,9 @@ def furnish(folder):
     (folder / "train.yaml").write_text(SETTINGS)
     (folder / "prompts.txt").write_text("\n".join(f"what colour the {thing} of the red lamp ?" for thing in THINGS))
     weights = expected(lm.model.cfg)
-    for seed, label in enumerate(("colour", "thing")):
+    for seed, label in ((2, "island"), (3, "thing")):
         rng = np.random.default_rng(seed)
-        raw = {name: rng.uniform(0.3, 1.7, min(weights[name].shape)).astype("f4") for name in select(weights, "mlp")}
+        raw = {name: rng.uniform(0.6, 1.4, min(weights[name].shape)).astype("f4") for name in select(weights, "mlp")}
         about = {"fingerprint": lm.fingerprint, "base": "toy", "label": label, "description": f"a {label}"}
         sva.Expert(raw, "linear", about | {"task": "colours.py"}).save(folder / f"{label}.safetensors")
     return folder
@@ -117,7 +117,7 @@ def test_every_command_gives_on_a_mesh_what_it_gives_on_one_device(alone, tmp_pa
         assert_same(read(folder / name), read(want / name))
     assert is_found(read(want / "cem.json")["history"])
     answered = read(want / "two_pass.jsonl")[1:]
-    assert {row["label"] for row in answered} == {"colour", "thing"}
+    assert {row["label"] for row in answered} == {"island", "thing", "other"}
     assert {row["correct"] for row in answered} == {False, True}
 
 
