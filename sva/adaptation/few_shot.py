@@ -21,13 +21,15 @@ import numpy as np
 
 from sva.evaluation.grading import grade_many
 from sva.generation import chat, population_batch
-from sva.generation.complete import Completion, complete
+from sva.generation.complete import CompleteOptions, Completion, complete
 from sva.generation.decompose import spectra_of
+from sva.generation.engine import EngineConfig
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
 from sva.generation.merge import merge, nested_slots, shared_form
 from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
+from sva.parallel.sharding import row_shards, rows_bucket
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert, require_mixable
 from sva.spectral.forms import Spectrum
@@ -261,8 +263,12 @@ def draws(
         key=key,
         samples=count,
         stops=shots.task.stop,
+        options=CompleteOptions(engine=EngineConfig(rows=rows_bucket(_ROWS), prompts=row_shards())),
     )
     return sorted(found, key=lambda row: (row.prompt, row.sample))
+
+
+_ROWS = 32  # of one mixture, which decode at a time
 
 
 def shot_tokens(lm: LM, shots: Shots) -> list[list[int]]:
