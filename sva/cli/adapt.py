@@ -105,6 +105,8 @@ def _budget(arguments: Adapt) -> tuple[int, int]:
         raise UserError("there is nothing to mix: name experts with --expert")
     if arguments.method == "gradient" and arguments.reference:
         raise UserError("--reference is the public code's search; leave it out, or --method gradient")
+    if arguments.method == "gradient" and arguments.kv_dtype == "int8":
+        raise UserError("--method gradient finds none through int8 keys and values; use --kv-dtype bfloat16")
     seeds.check("--seed", arguments.seed)
     return shots, generations
 
