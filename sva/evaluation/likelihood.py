@@ -15,8 +15,10 @@ from sva.generation.lm import LM
 from sva.generation.logprobs import score
 from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, apply, positions_of, variables
+from sva.parallel.processes import to_host
+from sva.parallel.sharding import rows_bucket
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, length_bucket, pad_rows, pad_tokens
+from sva.utils.padding import length_bucket, pad_rows, pad_tokens
 
 
 @partial(jax.jit, static_argnames=("model",))
@@ -62,9 +64,9 @@ def option_logprobs(lm: LM, prompts: Sequence[str], options: Sequence[Sequence[s
     check_prompts(lengths, 1, lm.model.cfg.max_position_embeddings)
     ids, mask = pad_tokens(rows, length_bucket(int(lengths.max())), side="right")
     scored = mask * (np.arange(mask.shape[1])[None, :] >= np.asarray(starts)[:, None])
-    size = batch_bucket(len(rows))
+    size = rows_bucket(len(rows))
     padded = (pad_rows(x, size) for x in (ids, mask, scored.astype(np.int32)))
-    sums = np.asarray(continuation_logprobs(lm.model, lm.params, *padded))[: len(rows)]
+    sums = to_host(continuation_logprobs(lm.model, lm.params, *padded))[: len(rows)]
     check_finite(lm, sums, "option")
     each = iter(sums.tolist())
     return [tuple(next(each) for _ in texts) for texts in options]

@@ -17,10 +17,11 @@ from sva.generation.sampling import Greedy, Sampling
 from sva.models.transformer import logits
 from sva.models.vocabulary import check_ids
 from sva.parallel.processes import to_host
+from sva.parallel.sharding import rows_bucket
 from sva.spectral.expert import check_vectors
 from sva.spectral.forms import Spectrum
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, budget_bucket, common_prefix, length_bucket, pad_rows, pad_tokens
+from sva.utils.padding import budget_bucket, common_prefix, length_bucket, pad_rows, pad_tokens
 
 
 class LM(LoadedModel):
@@ -74,7 +75,7 @@ class LM(LoadedModel):
         ids, mask = self._check(input_ids, attention_mask)
         count = len(ids)
         check_prompts(mask.sum(axis=1), max_new_tokens, self.model.cfg.max_position_embeddings)
-        keys = row_keys(key, count, batch_bucket(count), sampling)
+        keys = row_keys(key, count, rows_bucket(count), sampling)
         params, adapter = self.params, None
         z = self.z if z is None else z
         if z is not None:
