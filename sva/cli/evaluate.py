@@ -209,7 +209,7 @@ def _answer(subject: _Subject, alphas: Path | None, settings: Mapping[str, Any])
     elif experts:
         lm = merge_expert(lm, experts[0])
     if settings["by"] == "likelihood":
-        return evaluate.by_likelihood(lm), rows
+        return evaluate.choosing(lm, rows)
     return evaluate.greedy(lm, budget, rows)
 
 
