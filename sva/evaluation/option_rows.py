@@ -120,7 +120,7 @@ class OptionRows:
 
 
 def option_rows(batch: Batch, trees: Sequence[Tree]) -> OptionRows:
-    """The trees of a batch as arrays, its rows a power of two; targets are in the order in which the rows name trees."""
+    """The trees of a batch as arrays, its rows a power of two; targets are in the order in which rows name trees."""
     length, size = batch.length, batch_bucket(len(batch.rows))
     ids, depths = (np.zeros((size, length), np.int32) for _ in range(2))
     ends = np.tile(np.arange(1, length + 1, dtype=np.int32), (size, 1))

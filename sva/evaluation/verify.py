@@ -1,4 +1,4 @@
-"""Whether sva computes what transformers computes of a checkpoint, on this machine: weights, token ids, logits, answers.
+"""Whether sva computes what transformers computes of a checkpoint: weights, token ids, logits and greedy answers.
 
 Token ids and weights are equal or not. Logits of the same tokens may differ by rounding, and so may greedy answers from
 the first step on at which the two likeliest tokens are nearly equally likely: `Tolerance`.

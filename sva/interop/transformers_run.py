@@ -1,4 +1,4 @@
-"""What transformers makes of a checkpoint: weights, token ids, logits and greedy answers. The one module that runs torch.
+"""What transformers makes of a checkpoint: weights, token ids, logits, greedy answers. The one module that runs torch.
 
 Torch is imported when it is asked for; sva runs without it.
 """
