@@ -22,7 +22,8 @@ from sva.utils.progress import progress_bar
 
 _REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
 _READ = 4  # prompts that the engine reads together
-_ROUNDS = 16  # times the rows that are computed together, handed over at once
+_ROUNDS = 16  # times the rows that decode together, handed to the engine at once
+_FILLED = 4  # times the prompts that are read together, handed over at once to be scored
 _TOKENS = 64  # of a prompt with options, about
 
 
@@ -166,7 +167,7 @@ def choosing(lm: LM, rows: int) -> tuple[Answer, int]:
 
     Rows of many prompts are filled as far as they can be, so it wants several times as many.
     """
-    return by_likelihood(lm, rows * _TOKENS), _ROUNDS * rows
+    return by_likelihood(lm, rows * _TOKENS), rows * _FILLED
 
 
 def by_likelihood(lm: LM, batch_tokens: int = BATCH_TOKENS) -> Answer:
