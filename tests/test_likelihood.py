@@ -3,11 +3,12 @@ import jax
 import numpy as np
 import pytest
 
-from sva.evaluation import likelihood, option_rows
+from sva.evaluation import evaluate, likelihood, option_rows
 from sva.evaluation.option_rows import Batch
 from sva.generation.decompose import decompose
 from sva.generation.merge import merge, with_z
-from sva.generation.testing import COLOURS, THINGS, toy_lm
+from sva.generation.testing import COLOURS, THINGS, NameAColour, toy_lm
+from sva.tasks.base import Options
 from sva.utils.errors import UserError
 
 PROMPTS = ["the colour of the apple", "what is the name ?", "red", "the thing of the house is the colour of"]
@@ -137,3 +138,22 @@ def test_batches_hold_every_tree_once_within_the_tokens():
             assert all(sum(sizes[i] for i in row) <= length for row in rows)
             assert not alone or all(len(row) == 1 for row in rows)
     assert option_rows.batches([5000], 2048, alone=False) == [Batch(8192, [[0]])]
+
+
+class _Choosing(NameAColour):
+    """The colours as options, the first one right."""
+
+    def options(self, example):
+        return Options(self.question(example), tuple(f" {colour}" for colour in COLOURS), COLOURS, 0)
+
+
+def test_records_hold_the_scores_and_do_not_depend_on_the_batch(toy):
+    todo = evaluate.items(_Choosing(), "test", 9)
+    answer, size = evaluate.choosing(toy, 2)
+    assert size == 8
+    together, alone = answer(todo), [record for item in todo for record in answer([item])]
+    _close([record.scores for record in together], [record.scores for record in alone])
+    for one, other in zip(together, alone, strict=True):
+        chosen = evaluate.likeliest(one.scores, [len(colour) + 1 for colour in COLOURS])
+        assert one.answer == other.answer == COLOURS[chosen]
+        assert one.correct == (chosen == 0)

@@ -35,7 +35,7 @@ class Tree(NamedTuple):
 def tree(head: Sequence[int], tails: Sequence[Sequence[int]]) -> Tree:
     """The tree of a question's tokens and the tokens of each option behind it; neither is empty."""
     ids, depths, ends = list(head), list(range(len(head))), [0] * len(head)
-    places = {(): len(head) - 1}  # of the last token of each start of an option
+    places: dict[tuple[int, ...], int] = {(): len(head) - 1}  # of the last token of each start of an option
     for tail in sorted(map(tuple, tails)):  # so that a start's continuations follow one another
         starts = [tail[:count] for count in range(1, len(tail))]
         for start in starts:

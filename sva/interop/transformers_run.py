@@ -4,6 +4,7 @@ Torch is imported when it is asked for; sva runs without it.
 """
 
 import dataclasses
+import gc
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def run(path: Path, texts: Sequence[Text], dtype: str, *, new_tokens: int, most_
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), attn_implementation="eager"
         )
     except (OSError, ValueError, KeyError) as error:
@@ -99,6 +100,7 @@ def run(path: Path, texts: Sequence[Text], dtype: str, *, new_tokens: int, most_
         logits = [each for batch in padded(rows, "right") for each in _logits(model, *batch)]
         answers = [_answers(model, *batch, new_tokens) for batch in padded(rows, "left")]
     del model
+    gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()  # for JAX, which comes next
     tokens, margins = (np.concatenate(x) for x in zip(*answers, strict=True))
@@ -113,11 +115,8 @@ def _ids(tokenizer: Any, text: Text) -> list[int]:
 
 
 def _logits(model: Any, numbers: range, ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
-    import torch
-
-    ids, mask = (torch.tensor(x, dtype=torch.long, device=model.device) for x in (ids, mask))
-    found = model(ids, attention_mask=mask, use_cache=False).logits.float().cpu().numpy()
-    return [found[row, : int(mask[row].sum())].copy() for row in range(len(numbers))]
+    found = model(**_inputs(model, ids, mask), use_cache=False).logits.float().cpu().numpy()
+    return [found[row, : mask[row].sum()].copy() for row in range(len(numbers))]
 
 
 def _answers(
@@ -126,11 +125,17 @@ def _answers(
     """(tokens, margins), each [numbers, new_tokens]."""
     import torch
 
-    ids, mask = (torch.tensor(x, dtype=torch.long, device=model.device) for x in (ids, mask))
-    out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=new_tokens, return_dict_in_generate=True, output_logits=True
-    )
+    how = {"max_new_tokens": new_tokens, "return_dict_in_generate": True, "output_logits": True}
+    out = model.generate(**_inputs(model, ids, mask), **how)
     tokens = out.sequences[:, ids.shape[1] :].int().cpu().numpy()
     best = torch.stack([step.float().topk(2, dim=-1).values for step in out.logits], dim=1)
     margins = (best[..., 0] - best[..., 1]).cpu().numpy()
     return tokens[: len(numbers)], margins[: len(numbers)]
+
+
+def _inputs(model: Any, ids: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    """The arrays as transformers takes them, on the model's device."""
+    import torch
+
+    named = {"input_ids": ids, "attention_mask": mask}
+    return {name: torch.tensor(x, dtype=torch.long, device=model.device) for name, x in named.items()}
