@@ -48,7 +48,7 @@ def test_a_file_of_ones_own_is_compared_in_bfloat16(checkpoint, few, tmp_path, c
     file = tmp_path / "own.jsonl"
     file.write_text('{"prompt": "red"}\n{"prompt": "the boat of the island"}\n')
     assert main(["verify", str(checkpoint), "--file", str(file), "--dtype", "bfloat16"]) == 0
-    assert "of 2 of 2 texts equal" in capsys.readouterr().out
+    assert "those of 2 of 2 texts equal" in capsys.readouterr().out
 
 
 def test_an_altered_weight_is_named(checkpoint, few, monkeypatch, capsys):
@@ -128,3 +128,19 @@ def test_answers_may_part_from_the_first_step_on_whose_margin_is_small():
         near = _answers([1, 2, 3], [1, 9, 8], margins)
         assert near.equal
         assert len(near.near) == 1
+
+
+def test_logits_may_be_far_off_at_few_tokens_and_never_a_little_at_most():
+    asked, theirs = [Text("prose", ("a",))], np.full((9, 2), 20.0)
+    scattered, everywhere = theirs.copy(), theirs + 1e-3
+    scattered[4] += 1.5e-3
+
+    def part(logits):
+        ours, other = (Run({}, [[]], [x], np.array([[1]])) for x in (logits, theirs))
+        return verify.compare(asked, ours, other, np.ones((1, 1)), verify.TOLERANCES["float32"])[2]
+
+    assert part(scattered).equal
+    assert part(everywhere).differing == ["text 1 (prose): by 0.001 at token 0, by 0.001 at half of its tokens"]
+    assert not part(theirs + np.array([np.nan, 0])).equal
+    scattered[4] += 1e-3
+    assert part(scattered).differing == ["text 1 (prose): by 0.0025 at token 4, by 0 at half of its tokens"]

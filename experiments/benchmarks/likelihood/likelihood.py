@@ -3,13 +3,14 @@
     python experiments/benchmarks/likelihood/likelihood.py          # extra `bench`; writes result.json beside this file
 
 SmolLM2-135M-Instruct in float32, the same weights in both (`lm.save`), the same text, and the same token ids, which is
-checked. Both sides in one process and in turn, after one round each that compiles and warms up. Tokenizing is inside
-the times of both.
+checked. Both sides in one process and in turn, after all programs are compiled and lm-eval has scored 32 questions.
+Tokenizing is inside the times of both. The result is written after every round (an argument says how many).
 """
 
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -75,42 +76,49 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         peer = peer_of(lm, Path(directory) / "model")
     runs = {
-        "sva": lambda: option_logprobs(lm, [ask.prompt for ask in asked], [ask.texts for ask in asked]),
-        "lm-eval": lambda: split((nats for nats, _ in peer.loglikelihood(requests(asked), disable_tqdm=True)), asked),
+        "sva": lambda asked: option_logprobs(lm, [ask.prompt for ask in asked], [ask.texts for ask in asked]),
+        "lm-eval": lambda asked: split((x for x, _ in peer.loglikelihood(requests(asked), disable_tqdm=True)), asked),
     }
-    times, scores = {name: [] for name in runs}, {}
-    for number in range(ROUNDS + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            scores[name] = run()
-            if number:
-                times[name].append(time.perf_counter() - started)
-                print(f"{name}: {times[name][-1]:.1f} s", flush=True)
-    chosen = {name: choices(each, asked) for name, each in scores.items()}
-    counts = [len(tail) for ask in asked for tail in followed(lm, ask.prompt, ask.texts)[1]]
-    errors = np.abs(np.subtract(*(np.concatenate(scores[name]) for name in runs)))
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    runs["sva"](asked)
+    runs["lm-eval"](asked[:32])
     result = {
         "model": lm.name,
         "questions": SIZE,
-        "options": len(counts),
         "lm_eval": {"version": lm_eval.__version__, "batch_size": BATCH},
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "seconds": times,
-        "ratio": medians["lm-eval"] / medians["sva"],
-        "ratios": [a / b for a, b in zip(times["lm-eval"], times["sva"], strict=True)],
         "same_token_ids": same_tokens(lm, peer, asked),
-        "equal_choices": {
-            kind: sum(a == b for a, b in zip(*(chosen[name][kind] for name in runs), strict=True))
-            for kind in ("per character", "whole")
-        },
-        "largest_difference_nats": {"option": float(errors.max()), "token": float((errors / counts).max())},
         "versions": versions() | {"torch": torch.__version__},
         "command": command(),
     }
-    write_json(Path(__file__).with_name("result.json"), result)
-    print(json.dumps(result, indent=2))
+    times = {name: [] for name in runs}
+    for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS):
+        scores = {}
+        for name, run in runs.items():
+            started = time.perf_counter()
+            scores[name] = run(asked)
+            times[name].append(time.perf_counter() - started)
+            print(f"{name}: {times[name][-1]:.1f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+        write_json(Path(__file__).with_name("result.json"), result | measured(times, scores, asked))
+    print(json.dumps(result | measured(times, scores, asked), indent=2))
+
+
+def measured(times, scores, asked) -> dict:
+    """Ratio of the medians, and how far the scores of the last round agree."""
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    chosen = {name: choices(each, asked) for name, each in scores.items()}
+    errors = np.abs(np.subtract(*(np.concatenate(each) for each in scores.values())))
+    return {
+        "seconds": times,
+        "ratio": medians["lm-eval"] / medians["sva"],
+        "ratios": [a / b for a, b in zip(times["lm-eval"], times["sva"], strict=True)],
+        "equal_choices": {
+            kind: sum(a == b for a, b in zip(*(each[kind] for each in chosen.values()), strict=True))
+            for kind in ("per character", "whole")
+        },
+        "options": len(errors),
+        "largest_difference_nats": float(errors.max()),
+    }
 
 
 if __name__ == "__main__":
