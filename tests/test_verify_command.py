@@ -116,7 +116,7 @@ def test_the_built_in_texts_are_fifty_of_many_kinds():
 
 
 def _answers(ours, theirs, margins):
-    runs = (Run({}, [[]], [np.zeros((1, 2))], np.array([tokens])) for tokens in (ours, theirs))
+    runs = (Run({}, [[]], [np.ones((1, 2))], np.array([tokens])) for tokens in (ours, theirs))
     return verify.compare([Text("prose", ("a",))], *runs, np.array([margins]), verify.TOLERANCES["float32"])[-1]
 
 
