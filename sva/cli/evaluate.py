@@ -218,7 +218,7 @@ def _answer(subject: _Subject, alphas: Path | None, settings: Mapping[str, Any])
     elif experts:
         lm = merge_expert(lm, experts[0], progress=is_writer())
     if settings["by"] == "likelihood":
-        return evaluate.by_likelihood(lm), rows
+        return evaluate.choosing(lm, rows)
     return evaluate.greedy(lm, budget, rows, progress=is_writer())
 
 

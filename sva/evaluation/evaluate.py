@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sva.evaluation.grading import grade_many
-from sva.evaluation.likelihood import option_logprobs
+from sva.evaluation.likelihood import BATCH_TOKENS, option_logprobs
 from sva.generation import chat
 from sva.generation.complete import CompleteOptions, complete
 from sva.generation.engine import EngineConfig, prompts_at_once
@@ -23,6 +23,8 @@ from sva.utils.progress import progress_bar
 
 _REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
 _ROUNDS = 16  # times the rows that decode together, handed to the engine at once
+_FILLED = 4  # times the prompts that are read together, handed over at once to be scored
+_TOKENS = 64  # of a prompt with options, about
 
 
 class Item(NamedTuple):
@@ -160,7 +162,15 @@ def by_generation(lm: LM, max_new_tokens: int) -> Answer:
     return answer
 
 
-def by_likelihood(lm: LM) -> Answer:
+def choosing(lm: LM, rows: int) -> tuple[Answer, int]:
+    """`by_likelihood`, the tokens of `rows` prompts read together, and the number of items that it wants in a batch.
+
+    Rows of many prompts are filled as far as they can be, so it wants several times as many.
+    """
+    return by_likelihood(lm, rows * _TOKENS), rows * _FILLED
+
+
+def by_likelihood(lm: LM, batch_tokens: int = BATCH_TOKENS) -> Answer:
     """The option that `lm` finds likeliest per character, as public leaderboards' normalised accuracy has it.
 
     A record's `scores` hold the nats of every option, so that `likeliest` gives the unnormalised choice as well.
@@ -168,7 +178,8 @@ def by_likelihood(lm: LM) -> Answer:
 
     def answer(batch: Sequence[Item]) -> list[Record]:
         asked = [item.task.options(item.example) for item in batch]
-        scores = option_logprobs(lm, [ask.prompt for ask in asked], [ask.texts for ask in asked])
+        prompts, texts = [ask.prompt for ask in asked], [ask.texts for ask in asked]
+        scores = option_logprobs(lm, prompts, texts, batch_tokens=batch_tokens)
         records = []
         for item, ask, nats in zip(batch, asked, scores, strict=True):
             chosen = likeliest(nats, [len(text) for text in ask.texts])

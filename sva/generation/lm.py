@@ -36,7 +36,7 @@ class LM(LoadedModel):
         params, adapter = self.params, None
         z = self.z if z is None else z
         if z is not None:
-            params, adapter = adapted(self, _fitting(self, z, len(ids)), z, tokens=ids.size)
+            params, adapter = adapted(self, fitting(self, z, len(ids)), z, tokens=ids.size)
         return logits(self.model, params, ids, mask, adapter)
 
     def generate(
@@ -79,7 +79,7 @@ class LM(LoadedModel):
         params, adapter = self.params, None
         z = self.z if z is None else z
         if z is not None:
-            spectra = _fitting(self, z, count)
+            spectra = fitting(self, z, count)
             z = {name: pad_rows(np.asarray(x), len(keys)) if np.ndim(x) == 2 else x for name, x in z.items()}
             params, adapter = adapted(self, spectra, z)
         prompts = _bucketed(ids, mask, keys, max_new_tokens, share_prefix=adapter is None)
@@ -113,7 +113,8 @@ def _bucketed(
     return PromptBatch(ids, mask, keys, limit, rows[0][:shared] if shared else None)
 
 
-def _fitting(lm: LoadedModel, z: Mapping[str, Any], rows: int) -> Mapping[str, Spectrum]:
+def fitting(lm: LoadedModel, z: Mapping[str, Any], rows: int) -> Mapping[str, Spectrum]:
+    """The spectra of the weights of an effective z; UserError where it does not fit them, or so many rows."""
     spectra = spectra_of(lm, list(z))
     check_vectors(z, spectra, rows)
     return spectra
