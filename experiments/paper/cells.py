@@ -14,7 +14,14 @@ from experiments.paper.scales import Scale
 from sva.training.config import Config, load
 from sva.utils.settings import override
 
-_ELSEWHERE = ("run_dir", "wandb", "mesh", "checkpoint", "evaluate.batch_size")  # settings that change no result
+_ELSEWHERE = (
+    "run_dir",
+    "wandb",
+    "mesh",
+    "checkpoint",
+    "scan_layers",
+    "evaluate.batch_size",
+)  # settings that change no result
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sva.generation.loaded_model import DTYPES
 from sva.models import layout
 from sva.models.config import ModelConfig, from_hf
 from sva.models.hub import HUB_SECONDS
+from sva.models.stacks import cut, stacks
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
 from sva.parallel.sharding import batch_shards, check_rows, make_mesh, notes
@@ -83,7 +84,6 @@ def report(
     hbm_gib: float,
     prompt_tokens: int,
     programs: tuple[str, ...] = tuple(PROGRAMS),
-    scan_layers: bool = True,
     on_program: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """What one device of a pod would hold and do in a run of this configuration.
@@ -93,7 +93,6 @@ def report(
       hbm_gib: memory of one of them, GiB.
       prompt_tokens: length of the prompts.
       programs: some of `PROGRAMS`.
-      scan_layers: one compiled layer for all; unrolled, compiling takes layers times as long.
       on_program: called with a program's name before it is compiled.
     Raises:
       UserError: a mesh that does not make the devices, or a batch that does not divide over it.
@@ -105,7 +104,9 @@ def report(
         check_rows("rollout.rows", config.rollout.rows, mesh)
     if config.rollout.max_new_tokens is None:
         raise UserError("rollout.max_new_tokens must be set: no task is read here")
-    model = Transformer(model_config(config.model), DTYPES[config.dtype], scan_layers=scan_layers)
+    cfg = model_config(config.model)
+    scan = cut(config.layers, cfg.num_layers)
+    model = Transformer(cfg, DTYPES[config.dtype], scan_layers=config.scan is not False and scan)
     shapes = Shapes(config, model, mesh, prompt_tokens, budget_bucket(config.rollout.max_new_tokens))
     found = {}
     if not shapes.member.has_spectra:  # such experts have no z, which two passes mix
@@ -196,19 +197,19 @@ def summary(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in result["advice"])])
 
 
-def weight_shaped(text: str, shapes: Mapping[str, tuple[int, ...]], layers: int) -> list[str]:
+def weight_shaped(text: str, shapes: Mapping[str, tuple[int, ...]], layers: Collection[int]) -> list[str]:
     """Results of a traced program's products that have a target weight's shape, either way round, stacked or not.
 
     Args:
       text: the program before it is divided over devices (`lowered.as_text()`), so that shapes are whole.
       shapes: of the target weights.
-      layers: of the model: a stack has them as first axis.
+      layers: of the model's stacks: each has them as first axis.
     """
     wanted = {tuple(sorted(shape)) for shape in shapes.values()}
     found: dict[str, None] = {}
     for dims in re.findall(r"stablehlo\.dot_general.*->\s*tensor<((?:\d+x)+)\w+>", text):
         sizes = [int(n) for n in dims.rstrip("x").split("x")]
-        for candidate in (sizes, sizes[1:] if sizes[0] == layers else sizes):
+        for candidate in (sizes, sizes[1:] if sizes[0] in layers else sizes):
             if tuple(sorted(n for n in candidate if n > 1)) in wanted:
                 found[dims.rstrip("x")] = None
     return list(found)
@@ -233,6 +234,7 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
     stats = compiled.memory_analysis()
     found = hlo.analyse(compiled.as_text(), open_turns=program.open_turns)
     targets = {name: expected(shapes.model.cfg)[name].shape for name in shapes.targets}
+    sizes = {stack.size for stack in stacks(shapes.model.cfg.num_layers, shapes.model.scan_layers)}
     return {
         "memory": kinds | {"temporaries": stats.temp_size_in_bytes, "cache": cache},  # the cache is one of those
         "arguments": stats.argument_size_in_bytes,
@@ -245,7 +247,7 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
         "collectives": found.sent(),
         "loops": found.loops,
         "open_loops": found.unknown,
-        "weight_shaped_products": weight_shaped(traced, targets, shapes.model.cfg.num_layers),
+        "weight_shaped_products": weight_shaped(traced, targets, sizes),
         "compile_seconds": round(seconds, 1),
     }
 

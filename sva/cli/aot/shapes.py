@@ -36,7 +36,7 @@ class Shapes:
     @property
     def targets(self) -> list[str]:
         """Names of the weights that an expert moves."""
-        return select(expected(self.model.cfg), self.config.targets)
+        return select(expected(self.model.cfg), self.config.targets, self.config.layers)
 
     @property
     def member(self) -> Family:
