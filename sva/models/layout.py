@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from sva.adapters.family import Family
 from sva.models.cache import KV, KVSegment, blocks_of
@@ -125,7 +125,7 @@ def nested(model: Transformer, named: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict({path: stacked(x, n) if path[0] in keys else x for path, (x, n) in leaves.items()})
 
 
-def abstract(tree: Any, dtype: Any, mesh: Mesh) -> Any:
+def abstract(tree: Any, dtype: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The tree of jax.ShapeDtypeStruct of a tree of Leaf on a mesh; the s of a spectrum is float32 whatever `dtype`."""
 
     def one(leaf: Leaf, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
