@@ -94,7 +94,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values |= _of_file(local_path(path, "the configuration"))
+        values |= in_file(path)
     for given in overrides:
         values |= _of_override(given)
     tree: dict[str, Any] = {}
@@ -107,8 +107,13 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     return _explained(OmegaConf.to_object, merged)
 
 
-def _of_file(path: Path) -> dict[str, Any]:
-    """The values of a YAML file, by dotted name."""
+def in_file(path: str | Path) -> dict[str, Any]:
+    """The values that a YAML file sets, by dotted name.
+
+    Raises:
+      UserError: no such file, broken YAML, an unknown setting or a value of the wrong type.
+    """
+    path = local_path(path, "the configuration")
     if not path.is_file():
         raise UserError(f"no configuration file at {path}; see configs/ for examples")
     try:
