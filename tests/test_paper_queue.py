@@ -17,6 +17,7 @@ from experiments.paper.records import Failure, Store, rights
 from experiments.paper.tasks import Scouted, chosen
 from sva.tasks import procedural
 from sva.tasks.sources import kinds
+from sva.training import config
 from sva.utils.errors import UserError
 
 TOY = scales.TOY
