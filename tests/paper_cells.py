@@ -102,5 +102,12 @@ def campaign(directory, scale, stages=None, runs=None):
     store = Store(directory)
     runs, chosen = runs or Made(), stages or plan.STAGES
     runs.store = store
-    Queue(lambda: [cell for cell in plan.every(scale, store.get) if cell.stage in chosen], store).work(runs)
+    listed, before = _listed(scale, store, chosen), []
+    while listed != before:  # what comes next is asked after every stage; a campaign's queue asks after every cell
+        Queue(lambda now=listed: now, store).work(runs)
+        listed, before = _listed(scale, store, chosen), listed
     return store, runs
+
+
+def _listed(scale, store, stages):
+    return [cell for cell in plan.every(scale, store.get) if cell.stage in stages]

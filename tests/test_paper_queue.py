@@ -53,7 +53,8 @@ def test_every_method_of_the_full_list_makes_a_configuration():
 
 
 def test_cells_of_later_stages_are_named_once_the_earlier_ones_decide(tmp_path):
-    store, runs = campaign(tmp_path, TOY)
+    store, runs = Store(tmp_path), Made()
+    Queue(lambda: plan.every(TOY, store.get), store).work(runs)
     stages = [cell.stage for cell in runs.ran]
     assert stages == sorted(stages, key=plan.STAGES.index)
     assert {"rates", "main", "more_rates", "variants", "fidelity"} == set(stages)

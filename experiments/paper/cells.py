@@ -142,13 +142,18 @@ def digest_of(settings: tuple[tuple[str, Any], ...]) -> str:
 
 def digest_of_flat(settings: Mapping[str, Any]) -> str:
     """`digest_of` settings by dotted name; those that this version does not have count as changed."""
-    default = flat(Config())
+    default = _default()
     changed = {
         name: value
         for name, value in without_elsewhere(settings).items()
         if name not in default or value != default[name]
     }
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _default() -> dict[str, Any]:
+    return flat(Config())
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Nothing here imports JAX, so that a wrong setting is told at once; OmegaConf is 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,12 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
 
     def __post_init__(self) -> None:
-        from omegaconf import OmegaConf
-
         seeds.check("seed", self.seed)
-        run_dir = _explained(lambda: OmegaConf.structured(self).run_dir)  # with the task's name and the seed in it
+        run_dir = self.run_dir
+        if "${" in run_dir:  # the task's name and the seed, or other settings
+            from omegaconf import OmegaConf
+
+            run_dir = _explained(lambda: OmegaConf.create(dataclasses.asdict(self)).run_dir)
         # The task's name may be a path in the home directory; no directory is called ~.
         object.__setattr__(self, "run_dir", run_dir.replace("/~/", "/"))
         parametrisation = spelling.parse(self.parametrisation)
@@ -103,8 +106,16 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         (tree.setdefault(section, {}) if section else tree)[last] = value
     from omegaconf import OmegaConf
 
-    merged = _explained(OmegaConf.merge, OmegaConf.structured(Config), tree)
+    merged = _explained(OmegaConf.merge, _schema(), tree)
     return _explained(OmegaConf.to_object, merged)
+
+
+@functools.cache
+def _schema() -> Any:
+    """The settings as OmegaConf types them; made once, because that takes longer than reading a file."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
 
 
 def in_file(path: str | Path) -> dict[str, Any]:
