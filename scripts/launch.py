@@ -11,18 +11,28 @@ step and resumes from there, so a restart is the same command again, on as many 
 lost ends the others, and the pod, the job set or the batch job starts them all anew, `--restarts` times at most.
 Exit code 2 (the user's mistake) is never tried again.
 
+HF_TOKEN, SVA_SPECTRA, SVA_DATA, SVA_CACHE and SVA_COMPILED are handed on where they are set here, and so is what
+--env NAME names. Only names are printed, written or given as arguments. Values travel in SLURM's own export of the
+environment, in a Secret of Kubernetes, or in a file of mode 600 that each worker reads and removes.
+
 Needs nothing but Python, and gcloud, kubectl or sbatch.
 """
 
 import argparse
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 
+USUAL = ("HF_TOKEN", "SVA_SPECTRA", "SVA_DATA", "SVA_CACHE", "SVA_COMPILED")  # handed on where they are set
 CHIPS_A_HOST = {"tpu-v4-podslice": 4, "tpu-v5-lite-podslice": 4, "tpu-v5p-slice": 4, "tpu-v6e-slice": 4}
 
+
+ENVIRONMENT = "sva-run.env"  # the file of variables, in a TPU VM worker's home
 
 # JAX's runtime aborts the other processes of a run when one is lost, with a stack trace and no word from Python.
 LOST = (
@@ -54,6 +64,9 @@ def main(argv=None):
         return fail("nothing to run: write an sva command after --, e.g. -- train configs/smollm2-largest.yaml")
     if arguments.restarts < 0:
         return fail(f"--restarts {arguments.restarts} must be at least 0")
+    if problem := environment_problem(arguments.env):
+        return fail(problem)
+    arguments.env = list(dict.fromkeys([*(name for name in USUAL if name in os.environ), *arguments.env]))
     return arguments.run(arguments, ["sva", *command])
 
 
@@ -65,6 +78,13 @@ def parser():
     everywhere.add_argument("--name", required=True, help="of the pod, or of the run")
     everywhere.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
     everywhere.add_argument("--restarts", type=int, default=20, help="after a preemption (default: %(default)s)")
+    everywhere.add_argument(
+        "--env",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help=f"a variable to hand on as well, may be repeated; always, where they are set: {', '.join(USUAL)}",
+    )
 
     sub = places.add_parser(
         "tpu-vm", parents=[everywhere], help="all workers of a Cloud TPU VM, made where it is missing"
@@ -94,6 +114,33 @@ def parser():
     return top
 
 
+def environment_problem(names):
+    """What is wrong with the names of --env, in a line that holds no value; None where nothing is."""
+    for name in names:
+        if "=" in name:
+            return (
+                f"--env takes a name alone, not {name.partition('=')[0]}=...: a value given there is read by everyone "
+                "who lists processes; export it first"
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            return f"--env {name!r} is not the name of an environment variable"
+        if name not in os.environ:
+            return f"--env {name} is not set here; export it first, or leave it out"
+    return None
+
+
+def values(names):
+    """{name: value} of these environment variables.
+
+    Raises:
+      SystemExit: one of several lines, which no file of variables can hold.
+    """
+    for name in names:
+        if "\n" in os.environ[name]:
+            raise SystemExit(fail(f"{name} holds several lines, which cannot be handed on; put it into one"))
+    return {name: os.environ[name] for name in names}
+
+
 def tpu_vm(arguments, command):
     """Makes the pod, installs sva on every worker, runs; again from the start when the pod was taken back."""
     where = [arguments.name, f"--zone={arguments.zone}"]
@@ -104,7 +151,9 @@ def tpu_vm(arguments, command):
     install = "cd sva-run && python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu]'"
     # Left over from a run that broke off, a process would hold the chips.
     clear = "pkill --full sva-run/.venv/bin/sva || true"
-    inside = f"{clear}; cd sva-run && SVA_DISTRIBUTED=1 {shlex.join(['.venv/bin/sva', *command[1:]])}"
+    # Variables are set from a file that no worker keeps.
+    given = f"set -a; . ./{ENVIRONMENT}; set +a; rm {ENVIRONMENT}; " if arguments.env else ""
+    inside = f"{clear}; {given}cd sva-run && SVA_DISTRIBUTED=1 {shlex.join(['.venv/bin/sva', *command[1:]])}"
     everywhere = [*vm, "ssh", *where, "--worker=all", "--command"]
     describe = [*vm, "describe", *where, "--format=value(state)"]
     delete = [*vm, "delete", *where, "--quiet"]
@@ -112,6 +161,12 @@ def tpu_vm(arguments, command):
         show("make the pod, unless it is there", create)
         show("copy the checkout to every worker", copy)
         show("install it", [*everywhere, install])
+        if arguments.env:
+            names = " ".join(arguments.env)
+            print(f"# write {', '.join(arguments.env)} into a file that only you can read, hand it on, and remove it")
+            print(f"(umask 077; for name in {names}; do printf '%s=%q\\n' $name \"${{!name}}\"; done > {ENVIRONMENT})")
+            print(shlex.join(hand_on(vm, where, ENVIRONMENT)))
+            print(f"rm {ENVIRONMENT}")
         show("run on every worker", [*everywhere, inside])
         show(
             f"if that fails, up to {arguments.restarts} times: ask for its state, and where it is READY run",
@@ -126,7 +181,9 @@ def tpu_vm(arguments, command):
             for step in (create, copy, [*everywhere, install]):
                 if subprocess.run(step).returncode:
                     return 1
-        code = subprocess.run([*everywhere, inside]).returncode
+        code = 1
+        if not arguments.env or sent(vm, where, arguments.env):
+            code = subprocess.run([*everywhere, inside]).returncode
         if code in (0, 2):
             break
         print(f"launch: exit code {code}, after {attempt} of {arguments.restarts} restarts", file=sys.stderr)
@@ -134,6 +191,20 @@ def tpu_vm(arguments, command):
             print(f"launch: {LOST}", file=sys.stderr)
         time.sleep(10)
     return code
+
+
+def hand_on(vm, where, path):
+    """The command that copies a file of variables to every worker's home."""
+    return [*vm, "scp", str(path), f"{where[0]}:{ENVIRONMENT}", *where[1:], "--worker=all"]
+
+
+def sent(vm, where, names):
+    """Whether every worker was given the file of these variables; here it is removed."""
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in values(names).items()]
+    with tempfile.NamedTemporaryFile("w", suffix=".env") as file:  # of mode 600
+        file.writelines(lines)
+        file.flush()
+        return subprocess.run(hand_on(vm, where, file.name)).returncode == 0
 
 
 def state(describe):
@@ -151,10 +222,20 @@ def gke(arguments, command):
         chips *= int(side)
     each = min(chips, CHIPS_A_HOST[arguments.type])
     manifest = json.dumps(jobset(arguments, command, chips // each, each), indent=2) + "\n"
+    name = f"{arguments.name}-env"
+    forget = ["kubectl", "delete", "secret", name, "--ignore-not-found"]
+    keep = ["kubectl", "create", "secret", "generic", name, "--from-env-file=/dev/stdin"]
     if arguments.dry_run:
+        if arguments.env:
+            show(f"keep {', '.join(arguments.env)} in a Secret, which the job set names", forget)
+            print(f"env | grep -E '^({'|'.join(arguments.env)})=' | {shlex.join(keep)}")
         print("# kubectl apply -f - (JSON is YAML)")
         print(manifest, end="")
         return 0
+    if arguments.env:
+        lines = "".join(f"{name}={value}\n" for name, value in values(arguments.env).items())
+        if subprocess.run(forget).returncode or subprocess.run(keep, input=lines, text=True).returncode:
+            return 1
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True).returncode
 
 
@@ -170,6 +251,7 @@ def jobset(arguments, command, hosts, chips):
         "command": ["sh", "-c", WATCHED, "sh", *command],
         "env": [{"name": "SVA_DISTRIBUTED", "value": "1" if hosts > 1 else "0"}],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+        **({"envFrom": [{"secretRef": {"name": f"{arguments.name}-env"}}]} if arguments.env else {}),
         "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},
     }
     pod = {
@@ -224,6 +306,8 @@ def slurm(arguments, command):
         settings["partition"] = arguments.partition
     lines = ["#!/usr/bin/env bash", *(f"#SBATCH --{key}={value}" for key, value in settings.items())]
     lines += ["#SBATCH --requeue", "set -u"]
+    for name in arguments.env:
+        lines += [f': "${{{name}?launch: it was set where the job was submitted and is not here}}"']
     # JAX gives a SLURM task one GPU unless it is told otherwise; here one process has the node's.
     lines += [f"export JAX_LOCAL_DEVICE_IDS={devices}"] if arguments.gpus else []
     lines += [
@@ -241,11 +325,12 @@ def slurm(arguments, command):
         'exit "$code"',
     ]
     script = "\n".join(lines) + "\n"
+    submit = ["sbatch", "--export=ALL"]  # the environment, whatever the site's default
     if arguments.dry_run:
-        print("# sbatch, with this on its standard input")
+        print(f"# {shlex.join(submit)}, with this on its standard input")
         print(script, end="")
         return 0
-    return subprocess.run(["sbatch"], input=script, text=True).returncode
+    return subprocess.run(submit, input=script, text=True).returncode
 
 
 def show(what, command):

@@ -59,6 +59,7 @@ def compared(directory, form, scan, axes):
         reinforce=ReinforceConfig(kl_coef=0.1),
         train=TrainConfig(steps=2, micro_batch=8),
         mesh=sizes,
+        scan_layers=str(scan).lower(),
     )
     mesh, held = make_mesh(sizes), []
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
@@ -68,9 +69,7 @@ def compared(directory, form, scan, axes):
         spectra = sva.decompose(lm, "mlp", progress=False)
         run_dir = directory / f"{form}-{scan}-{axes}"
         fit(lm, spectra, NameAColour(), run_dir, config, on_step=lambda _: held.append(on_one_device()))
-    result = ahead.report(
-        config, jax.devices()[: mesh.size], hbm_gib=1, prompt_tokens=31, programs=(), scan_layers=scan
-    )
+    result = ahead.report(config, jax.devices()[: mesh.size], hbm_gib=1, prompt_tokens=31, programs=())
     return held[-1], sum(result["run"]["resident"].values())
 
 

@@ -9,12 +9,13 @@ from sva.generation.engine import EngineConfig
 from sva.models import cache as kv_cache
 from sva.models.cache import BLOCK, KV, KVSegment
 from sva.models.layers import attend
+from sva.models.stacks import Scan
 from sva.utils.errors import UserError
 
 ROWS, HEADS, WIDTH = 4, 2, 8
 
 
-def _plain(slots: int, *, scan: bool, seed: int = 0, dtype: Any = jnp.float32) -> KVSegment:
+def _plain(slots: int, *, scan: Scan, seed: int = 0, dtype: Any = jnp.float32) -> KVSegment:
     """Random keys and values of two layers in no blocks, as a call leaves them."""
     rng = np.random.default_rng(seed)
 
@@ -24,14 +25,14 @@ def _plain(slots: int, *, scan: bool, seed: int = 0, dtype: Any = jnp.float32) -
         return kv_cache.kept(jnp.asarray(k), jnp.asarray(v), dtype)
 
     places = jnp.asarray(rng.integers(0, 99, (ROWS, slots)), jnp.int32)
-    return KVSegment(kv(2) if scan else (kv(), kv()), places, places % 3 > 0)
+    layers = {False: (kv(), kv()), True: (kv(2),), (1,): (kv(1), kv(1))}[scan]
+    return KVSegment(layers, places, places % 3 > 0)
 
 
 def _slots_first(part: KVSegment) -> list[np.ndarray]:
     """Every leaf's slots in order, [..., S, H] or [P, S], however they lie in blocks."""
-    layers = [part.kv] if isinstance(part.kv, KV) else part.kv
     found = [np.asarray(part.positions), np.asarray(part.valid)]
-    for kv in layers:
+    for kv in part.kv:
         for k, v in zip(jax.tree.leaves(kv.k), jax.tree.leaves(kv.v), strict=True):
             k = np.asarray(k).swapaxes(-1, -2)
             found += [k.reshape(*k.shape[:-3], -1, k.shape[-1]) if kv.in_blocks else k, np.asarray(v)]
@@ -44,7 +45,7 @@ def _equal(left: KVSegment, right: KVSegment, slots: int) -> None:
         np.testing.assert_array_equal(np.take(x, range(slots), axis), np.take(y, range(slots), axis))
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("scan", [False, True, (1,)], ids=["unrolled", "scanned", "cut"])
 @pytest.mark.parametrize("slots", [97, 128, 300])
 def test_a_part_keeps_its_slots_in_more_blocks_and_in_fewer(slots, scan):
     plain = _plain(40, scan=scan)
@@ -57,13 +58,13 @@ def test_a_part_keeps_its_slots_in_more_blocks_and_in_fewer(slots, scan):
     _equal(kv_cache.resize(more, 40), plain, 40)
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("scan", [False, True, (1,)], ids=["unrolled", "scanned", "cut"])
 def test_each_row_appends_at_its_own_place(scan):
     part, new = kv_cache.resize(_plain(160, scan=scan), 160), _plain(8, scan=scan, seed=1)
     used = np.array([0, 8, 88, 152], np.int32)
     found = _slots_first(kv_cache.append(part, jnp.asarray(used), new))
     for x, old, added in zip(found, _slots_first(part), _slots_first(new), strict=True):
-        rows_first = [np.moveaxis(a, int(scan and a.ndim == 5), 0) for a in (x, old, added)]
+        rows_first = [np.moveaxis(a, int(bool(scan) and a.ndim == 5), 0) for a in (x, old, added)]
         for row, at in enumerate(used):
             expected = rows_first[1][row].copy()
             axis = 0 if x.ndim == 2 else expected.ndim - 2
@@ -73,7 +74,7 @@ def test_each_row_appends_at_its_own_place(scan):
             np.testing.assert_array_equal(rows_first[0][row], expected)
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("scan", [False, True, (1,)], ids=["unrolled", "scanned", "cut"])
 def test_rows_are_taken_and_put_back_whole(scan):
     part = kv_cache.resize(_plain(128, scan=scan), 128)
     one = kv_cache.rows(part, jnp.asarray([2]))

@@ -46,7 +46,8 @@ def report(settings, **changes):
 # Unrolled they take the compiler four times as long.
 @pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.long), True])
 def test_operations_are_those_of_the_closed_form_scanned_and_unrolled(tmp_path, scan):
-    result = report(config(tmp_path), scan_layers=scan, programs=ahead.PROGRAMS)
+    settings = config(tmp_path, scan_layers=str(scan).lower())
+    result = report(settings, programs=ahead.PROGRAMS)
     for name, program in result["programs"].items():
         assert program["flops_all"] == pytest.approx(program["flops_closed_form"], rel=0.05), name
     assert result["programs"]["update"]["weight_shaped_products"] == []
@@ -139,8 +140,8 @@ def test_a_product_of_a_weights_shape_is_found():
         return jnp.einsum("td,tf->df", x, g)
 
     text = jax.jit(update).lower(jnp.ones((31, 64)), jnp.ones((31, 112))).as_text()
-    assert ahead.weight_shaped(text, {"w": (112, 64)}, layers=3) == ["64x112"]
-    assert ahead.weight_shaped(text, {"w": (112, 65)}, layers=3) == []
+    assert ahead.weight_shaped(text, {"w": (112, 64)}, layers={3}) == ["64x112"]
+    assert ahead.weight_shaped(text, {"w": (112, 65)}, layers={3}) == []
 
 
 def test_what_the_compiler_refuses_is_read_from_its_message():

@@ -26,6 +26,8 @@ def launch(monkeypatch):
         raise AssertionError(f"a dry run started {arguments}")
 
     monkeypatch.setattr(module.subprocess, "run", refuse)
+    for name in module.USUAL:
+        monkeypatch.delenv(name, raising=False)
     return module
 
 
@@ -126,9 +128,114 @@ def test_a_preempted_pod_is_made_again_and_a_mistake_is_not_tried_twice(launch, 
     assert capsys.readouterr().err.count("another one of the run was lost") == 1
 
 
+SECRET = "hf_0123456789 it's $HOME"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_secret_is_in_nothing_that_is_printed(launch, capsys, monkeypatch, tmp_path, place):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", SECRET)  # handed on by itself
+    monkeypatch.setenv("OWN", f"{SECRET} too")
+    text = dry(launch, capsys, place, "--env", "OWN")
+    assert SECRET not in text
+    assert "0123456789" not in text
+    assert "HF_TOKEN" in text
+    assert "OWN" in text
+    assert "SVA_DATA" not in text  # which is not set
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_secret_reaches_the_run_in_no_argument(launch, capsys, monkeypatch, place):
+    calls, files = [], {}
+
+    def fake(command, **settings):
+        calls.append((command, settings.get("input", "")))
+        if "scp" in command and "--recurse" not in command:
+            path = Path(command[command.index("scp") + 1])
+            files[path] = (path.read_text(), path.stat().st_mode & 0o777)
+        return subprocess.CompletedProcess(command, 0, stdout="READY")
+
+    monkeypatch.setattr(launch.subprocess, "run", fake)
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    assert launch.main([place, *PLACES[place], *RUN]) == 0
+    assert SECRET not in str([command for command, _ in calls])
+    assert SECRET not in "".join(capsys.readouterr())
+    given = {input_ for _, input_ in calls if SECRET in input_}
+    if place == "gke":
+        assert given == {f"HF_TOKEN={SECRET}\n"}
+        assert "envFrom" in calls[-1][1]
+    else:
+        assert given == set()
+    if place == "slurm":
+        assert calls[0][0] == ["sbatch", "--export=ALL"]
+    if place == "tpu-vm":
+        ((path, (text, mode)),) = files.items()
+        assert not path.exists()
+        assert mode == 0o600
+        monkeypatch.undo()  # from here on programs are run: the worker's shell reads the file
+        show = f"set -a; {text}set +a; printenv HF_TOKEN"
+        assert subprocess.run(["bash", "-c", show], capture_output=True, text=True).stdout == f"{SECRET}\n"
+
+
+def test_a_worker_reads_the_variables_and_removes_their_file(launch, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    lines = [x for x in dry(launch, capsys, "tpu-vm").splitlines() if not x.startswith("#")]
+    monkeypatch.undo()  # from here on programs are run, in a home with fake commands
+    (tmp_path / "sva-run" / ".venv" / "bin").mkdir(parents=True)
+    sva = tmp_path / "sva-run" / ".venv" / "bin" / "sva"
+    sva.write_text('#!/bin/sh\necho "$HF_TOKEN"\n')
+    for path in (tmp_path / "pkill", sva):
+        path.touch()
+        path.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HF_TOKEN": SECRET}
+    write = next(line for line in lines if "umask" in line)
+    subprocess.run(["bash", "-c", write], cwd=tmp_path, env=environ, check=True)
+    (file,) = tmp_path.glob("*.env")
+    assert file.stat().st_mode & 0o777 == 0o600
+    inside = next(shlex.split(line)[-1] for line in lines if "SVA_DISTRIBUTED" in line)
+    environ = {"PATH": environ["PATH"]}
+    found = subprocess.run(["bash", "-c", inside], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == (f"{SECRET}\n", "")
+    assert not file.exists()
+
+
+def test_a_batch_job_misses_a_variable_that_did_not_reach_it(launch, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    script = dry(launch, capsys, "slurm").partition("\n")[2]
+    monkeypatch.undo()  # from here on programs are run
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$HF_TOKEN"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    run = {"timeout": 20, "capture_output": True, "text": True}
+    assert subprocess.run(["bash", "-c", script], env={**environ, "HF_TOKEN": SECRET}, **run).stdout == f"{SECRET}\n"
+    without = subprocess.run(["bash", "-c", script], env=environ, **run)
+    assert without.returncode != 0
+    assert "HF_TOKEN: launch: it was set where the job was submitted and is not here" in without.stderr
+
+
+def test_a_value_given_with_its_name_is_refused_and_not_repeated(launch, capsys):
+    assert launch.main(["slurm", "--name", "x", "--env", f"HF_TOKEN={SECRET}", *RUN]) == 2
+    error = capsys.readouterr().err
+    assert "--env takes a name alone, not HF_TOKEN=..." in error
+    assert "0123456789" not in error
+
+
+def test_a_value_of_several_lines_is_refused(launch, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "two\nlines")
+    with pytest.raises(SystemExit) as ended:
+        launch.main(["gke", *PLACES["gke"], *RUN])
+    assert ended.value.code == 2
+    assert (
+        capsys.readouterr().err == "launch: HF_TOKEN holds several lines, which cannot be handed on; put it into one\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["slurm", "--name", "x", "--env", "NOT_SET", *RUN], "--env NOT_SET is not set here; export it first"),
+        (["slurm", "--name", "x", "--env", "A-B", *RUN], "'A-B' is not the name of an environment variable"),
         (["slurm", "--name", "x"], "write an sva command after --"),
         (["slurm", "--name", "x", "--nodes", "0", *RUN], "at least 1 node"),
         (["gke", *PLACES["gke"][:-1], "4by4", *RUN], "must be e.g. 4x4"),

@@ -17,6 +17,7 @@ from experiments.paper.records import Failure, Store, rights
 from experiments.paper.tasks import Scouted, chosen
 from sva.tasks import procedural
 from sva.tasks.sources import kinds
+from sva.training import config
 from sva.utils.errors import UserError
 
 TOY = scales.TOY
@@ -194,9 +195,27 @@ def test_an_archive_brings_the_records_elsewhere(tmp_path, capsys):
         run_cells.main(["--adopt", str(tmp_path / "none.tar")])
 
 
-def test_the_papers_scale_says_what_is_missing():
-    with pytest.raises(UserError, match="--scale paper: its settings"):
+def test_the_papers_scale_is_listed_from_its_configs(tmp_path, capsys):
+    run_cells.main(["--scale", "paper", "--out", str(tmp_path), "--dry-run", "--only", "main", "studies"])
+    printed = capsys.readouterr().out
+    for model in ("Meta-Llama-3-8B-Instruct", "Mistral-7B-Instruct-v0.3", "Meta-Llama-3-70B-Instruct"):
+        assert model in printed
+    for name in ("main/svf/gsm8k/all/seed 0", "main/lora/mbpp/all/seed 2", "studies/dispatch/", "studies/svf/routing"):
+        assert printed.count(f"  {name}") >= 3
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="--scale paper lists its cells with --dry-run"):
         scales.scale("paper")
+
+
+def test_a_cell_at_the_papers_scale_has_the_settings_of_its_file():
+    large = next(each for each in scales.PAPER if each.files == "llama3-70b")
+    svf, lora = (plan.cell(large, "main", name, "mbpp", examples=None, seed=0, lr=2e-3) for name in ("svf", "lora"))
+    file = config.load(scales.CONFIGS / "llama3-70b-mbpp.yaml")
+    assert dataclasses.replace(svf.config, run_dir=file.run_dir) == file
+    assert (lora.config.parametrisation, lora.config.rollout.form) == ("lora:r=16,alpha=32", "dense")
+    assert (lora.config.layers, lora.config.train.optimizer) == ("0-39", "adamw")
+    exact = plan.cell(large, "fidelity", "svf_bfloat16", "gsm8k", examples=None, seed=0, lr=2e-3)
+    assert (exact.config.train.param_dtype, exact.config.train.optimizer) == ("bfloat16", "adam")
 
 
 def test_tasks_in_memory_are_those_of_sva():

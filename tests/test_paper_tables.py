@@ -95,9 +95,13 @@ def test_a_table_with_nothing_trained_names_the_command(tmp_path):
         command.run("table1", "", lambda context, out: "", ("scout", "rates", "main"), ["--records", str(tmp_path)])
 
 
-def test_the_papers_scale_is_refused_in_one_line():
-    with pytest.raises(SystemExit, match="--scale paper"):
+def test_the_papers_scale_is_listed_and_else_refused_in_one_line(capsys):
+    with pytest.raises(SystemExit, match="--scale paper lists its cells with --dry-run"):
         command.run("table1", "", lambda context, out: "", (), ["--scale", "paper"])
+    command.run("table1", "", lambda context, out: "", ("main",), ["--scale", "paper", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert printed.count("main/svf/gsm8k/all/seed 0") == 3
+    assert "fidelity/" not in printed
 
 
 def test_a_single_score_has_no_narrower_interval_than_wilsons():

@@ -59,14 +59,19 @@ def _both(model, *args):
     return model.unembed(model(*args)[0])
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, True, (4, 9)])
 def test_unnest_inverts_nest_and_layers_go_by_number(scan):
     names = list(expected(dataclasses.replace(toy_config(), num_layers=12, windows=(0,) * 12)))
     named = {name: jnp.full(2, i) for i, name in enumerate(sorted(names))}  # sorted: 10 and 11 before 2
     tree = nest(named, num_layers=12, scan=scan)
     stack = [named[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(12)]
-    if scan:
+    if scan is True:
         np.testing.assert_array_equal(tree["layers"]["mlp"]["up_proj"]["weight"], jnp.stack(stack))
+    elif scan:
+        parts = {f"layers_from_{a}": jnp.stack(stack[a:b]) for a, b in ((0, 4), (4, 9), (9, 12))}
+        assert {key for key in tree if key.startswith("layers")} == set(parts)
+        for key, part in parts.items():
+            np.testing.assert_array_equal(tree[key]["mlp"]["up_proj"]["weight"], part)
     else:
         np.testing.assert_array_equal(tree["layers_10"]["mlp"]["up_proj"]["weight"], stack[10])
     back = unnest(tree, named, scan=scan)
@@ -74,9 +79,9 @@ def test_unnest_inverts_nest_and_layers_go_by_number(scan):
     assert all((back[name] == named[name]).all() for name in named)
 
 
-def test_a_kind_given_for_some_layers_needs_the_unrolled_model():
+def test_a_kind_given_for_some_layers_of_a_stack_is_refused_with_what_to_do():
     named = {f"model.layers.{i}.mlp.up_proj.weight": jnp.ones(2) for i in (0, 2)}
-    with pytest.raises(UserError, match=r"mlp\.up_proj\.weight.*2 of 3.*layer 1.*scan_layers=False"):
+    with pytest.raises(UserError, match=r"mlp\.up_proj\.weight.*2 of 3.*layer 1.*layers=0-3.*scan_layers=False"):
         nest(named, num_layers=3, scan=True)
     assert nest(named, num_layers=3, scan=False).keys() == {"layers_0", "layers_2"}
 

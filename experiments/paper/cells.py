@@ -11,10 +11,18 @@ from typing import Any
 from experiments.paper.methods import METHODS
 from experiments.paper.revisions import CURRENT
 from experiments.paper.scales import Scale
+from sva.adapters import spelling
 from sva.training.config import Config, load
 from sva.utils.settings import override
 
-_ELSEWHERE = ("run_dir", "wandb", "mesh", "checkpoint", "evaluate.batch_size")  # settings that change no result
+_ELSEWHERE = (
+    "run_dir",
+    "wandb",
+    "mesh",
+    "checkpoint",
+    "scan_layers",
+    "evaluate.batch_size",
+)  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Cell:
     stage: str
     method: str
     task: str
-    examples: int
+    examples: int | None  # None: the whole split
     seed: int
     lr: float
     split: str = "test"
@@ -34,23 +42,25 @@ class Cell:
     @property
     def name(self) -> str:
         """What it is called in lists: stage/method/task/examples/seed, and the learning rate where that is tried."""
-        parts = (self.stage, self.method, self.task, self.examples, f"seed {self.seed}")
+        parts = (self.stage, self.method, self.task, self.examples or "all", f"seed {self.seed}")
         return "/".join(map(str, (*parts, f"lr {self.lr:g}") if "rates" in self.stage else parts))
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of `sva.train`, by dotted name, that are not its defaults."""
+        begun = self.scale.begun(self.task)
         return {
+            **begun,
             "model": self.scale.model,
             "task": self.task,
             **({"routes": list(self.routes)} if self.routes else {}),
             "seed": self.seed,
-            **dict(self.scale.settings),
             **METHODS[self.method].settings,
+            **(_fitting(begun, METHODS[self.method].settings) if self.scale.files else {}),
             "train.examples": self.examples,
             "train.lr": self.lr,
             "evaluate.split": self.split,
-            "evaluate.size": self.scale.held_out,
+            "evaluate.size": self.scale.held_out or begun["evaluate.size"],
         }
 
     @property
@@ -93,6 +103,18 @@ class Cell:
     def key(self) -> str:
         """The name of its record: `digest` and the two revisions."""
         return f"{self.digest}-{CURRENT.training}-{CURRENT.grading}"
+
+
+def _fitting(begun: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a file's settings must be otherwise for a method, and what of a method's for the file's z."""
+    changed: dict[str, Any] = {}
+    if method["parametrisation"] == "sigmoid_nuclear":
+        changed["parametrisation"] = begun["parametrisation"]
+    if spelling.parse(method["parametrisation"]).name not in spelling.DIAGONAL:
+        changed["rollout.form"] = "dense"  # spectra alone stand for diagonal changes
+    if method.get("train.param_dtype") == "bfloat16":
+        changed |= {"train.optimizer": "adam", "train.weight_decay": 0.0}
+    return changed
 
 
 def _hashable(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

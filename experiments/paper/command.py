@@ -55,12 +55,24 @@ def run(name: str, about: str, make: Callable[[Context, Path], str], stages: Seq
     parser.add_argument("--records", type=Path, default=HERE, help="where cells/ is (default: the committed ones)")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where files are written")
     parser.add_argument("--train", action="store_true", help="train the cells that are missing first")
+    parser.add_argument("--dry-run", action="store_true", help="list its cells, make nothing")
     parser.add_argument("--minutes", type=float, help="with --train: start no cell that would not end within them")
     arguments = parser.parse_args(words)
     try:
+        if arguments.dry_run:
+            dry_run(arguments.scale, arguments.records, stages)
+            return
         print(_made(name, make, stages, arguments))
     except UserError as error:
         sys.exit(f"sva: {error}")
+
+
+def dry_run(scale_name: str, records: Path, stages: Sequence[str] = ()) -> None:
+    """Prints the cells of these stages, or of all, and trains none."""
+    from experiments.paper import run_cells  # which imports JAX
+
+    only = ["--only", *stages] if stages else []
+    run_cells.main(["--scale", scale_name, "--out", str(records), "--dry-run", *only])
 
 
 def _made(name: str, make: Callable[[Context, Path], str], stages: Sequence[str], arguments: Any) -> str:

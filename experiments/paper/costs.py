@@ -8,9 +8,7 @@ from experiments.paper.cells import Cell
 from experiments.paper.methods import METHODS
 from experiments.paper.studies import Study
 
-_PROMPT = 48  # tokens, of a procedural question in its chat template, its width rounded up
 _GENERATED = 0.75  # share of the budget that an answer takes on average
-_ANSWER = 24  # tokens of a held-out answer at most
 # Seconds a trained and an answered token, and a cell besides: on two quiet cores by experiments/studies/learning; on an
 # H100 as each of six processes that share it took (experiments/LOG.md).
 _RATES = {"cpu": (4.3e-3, 1.5e-3, 20.0), "gpu": (3e-4, 1e-4, 4.0)}
@@ -31,23 +29,32 @@ class Cost(NamedTuple):
 def predicted(cell: Cell | Study, platform: str, measured: Mapping[str, float] | None = None) -> Cost:
     """The cost of a cell on "cpu" or "gpu"; its seconds are `measured` ones of its method where there are any."""
     rate = _RATES["cpu" if platform == "cpu" else "gpu"]
+    trained, answered = tokens(cell)
     if isinstance(cell, Study):
-        tokens = _STUDIED[cell.method] * (_PROMPT + _ANSWER)
-        seconds = _seconds(cell.method, rate[2] + tokens * rate[1], measured or {})
-        return Cost(tokens, seconds, 4 * 3 * _WEIGHTS / 2**30)
+        seconds = _seconds(cell.method, rate[2] + answered * rate[1], measured or {})
+        return Cost(answered, seconds, 4 * 3 * _WEIGHTS / 2**30)
+    settings = cell.settings
+    samples = 1 if settings.get("train.method") == "next_token" else settings["rollout.samples"]
+    budget = settings.get("rollout.max_new_tokens", 4)
+    seconds = 1.0 if cell.scale.name == "toy" else rate[2] + trained * rate[0] + answered * rate[1]
+    rows = settings["train.micro_batch"] * (cell.scale.prompt_tokens + samples * budget)
+    copies = 4 if METHODS[cell.method].parametrisation == "full" else 1.3  # weights, merged, gradient, Adam; or factors
+    numbers = 2 * _WEIGHTS + copies * _MATRICES + rows * _LAYERS * _WIDTHS * _MODEL_WIDTH
+    return Cost(trained + answered, _seconds(cell.method, seconds, measured or {}), 4 * numbers / 2**30)
+
+
+def tokens(cell: Cell | Study) -> tuple[int, int]:
+    """(tokens of training, of held-out questions and their answers), read or generated."""
+    prompt, answer = cell.scale.prompt_tokens, cell.scale.answer_tokens
+    if isinstance(cell, Study):
+        return 0, _STUDIED[cell.method] * (prompt + answer)
     settings = cell.settings
     is_next = settings.get("train.method") == "next_token"
     prompts, samples = settings["rollout.prompts"], 1 if is_next else settings["rollout.samples"]
     budget = settings.get("rollout.max_new_tokens", 4)
     # Sampling and the update each read the prompts and their answers.
-    step = (prompts * _PROMPT + prompts * samples * int(budget * _GENERATED)) * (1 if is_next else 2)
-    trained = settings["train.steps"] * step
-    answered = cell.scale.held_out * (_PROMPT + _ANSWER)
-    seconds = 1.0 if cell.scale.name == "toy" else rate[2] + trained * rate[0] + answered * rate[1]
-    rows = settings["train.micro_batch"] * (_PROMPT + samples * budget)
-    copies = 4 if METHODS[cell.method].parametrisation == "full" else 1.3  # weights, merged, gradient, Adam; or factors
-    numbers = 2 * _WEIGHTS + copies * _MATRICES + rows * _LAYERS * _WIDTHS * _MODEL_WIDTH
-    return Cost(trained + answered, _seconds(cell.method, seconds, measured or {}), 4 * numbers / 2**30)
+    step = (prompts * prompt + prompts * samples * int(budget * _GENERATED)) * (1 if is_next else 2)
+    return settings["train.steps"] * step, settings["evaluate.size"] * (prompt + answer)
 
 
 def _seconds(method: str, guess: float, measured: Mapping[str, float]) -> float:

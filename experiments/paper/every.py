@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from experiments.paper import page, plan
+from experiments.paper import command, page, plan
 from experiments.paper.command import Context
 from experiments.paper.records import HERE, Store
 from experiments.paper.scales import NAMES, scale
@@ -45,8 +45,8 @@ def made(name: str, directory: Path, scale_name: str, out: Path) -> str:
     """What a table or figure prints; its files are written."""
     of, store = scale(scale_name), Store(directory)
     module = importlib.import_module(f"experiments.paper.{name}")
-    command = f"python -m experiments.paper.{name} --scale {scale_name}"
-    return module.make(Context(of, store, plan.decided(of, store.get), command), out)
+    line = f"python -m experiments.paper.{name} --scale {scale_name}"
+    return module.make(Context(of, store, plan.decided(of, store.get), line), out)
 
 
 def main() -> None:
@@ -55,7 +55,11 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=HERE, help="where cells/ is (default: the committed ones)")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where files are written")
     parser.add_argument("--page", type=Path, default=DOCS, help="the page (default: docs/results.md)")
+    parser.add_argument("--dry-run", action="store_true", help="list all cells, make nothing")
     arguments = parser.parse_args()
+    if arguments.dry_run:
+        command.dry_run(arguments.scale, arguments.records)
+        return
     of, store = scale(arguments.scale), Store(arguments.records)
     if not plan.decided(of, store.get).rates:
         raise UserError(f"no cells at scale {of.name}: python -m experiments.paper.run_cells --scale {of.name}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.paper import figures, render
 from experiments.paper.records import HERE
-from experiments.paper.scales import NAMES, scale
+from experiments.paper.scales import NAMES, PAPER, scale
 from sva.utils.errors import UserError
 
 RANKS = (1, 8, 32, 128, 256)
@@ -57,8 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser("experiments.paper.figure10", description=__doc__)
     parser.add_argument("--scale", default="smol", choices=NAMES)
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where files are written")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would read, and do nothing")
     arguments = parser.parse_args()
     try:
+        if arguments.dry_run:
+            models = [each.model for each in (PAPER if arguments.scale == "paper" else [scale(arguments.scale)])]
+            print(f"no cells: it decomposes all matrices of {', '.join(models)}, unless the cache has their spectra")
+            return
         of = scale(arguments.scale)
         print(make(of.model, f"python -m experiments.paper.figure10 --scale {of.name}", arguments.out))
     except UserError as error:

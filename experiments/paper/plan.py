@@ -14,7 +14,7 @@ Cells of scout, rates and more_rates have a seed of their own (100) and are meas
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.paper import tasks
@@ -46,7 +46,7 @@ class Decided(NamedTuple):
 
 
 @functools.cache
-def cell(scale: Scale, stage: str, method: str, task: str, *, examples: int, seed: int, lr: float) -> Cell:
+def cell(scale: Scale, stage: str, method: str, task: str, *, examples: int | None, seed: int, lr: float) -> Cell:
     """A cell of a stage, measured on the split of its stage."""
     split = "validation" if stage in DECIDING else "test"
     return Cell(scale, stage, method, task, examples, seed, lr, split)
@@ -71,8 +71,27 @@ def rates(scale: Scale, task: str) -> list[Cell]:
         cell(scale, "rates" if method in MAIN else "more_rates", method, task, lr=lr, **at)
         for method in (*MAIN, *(name for name in METHODS if name not in MAIN))
         if not METHODS[method].rate_of
-        for lr in dict.fromkeys(METHODS[method].rates)
+        for lr in dict.fromkeys(tried_rates(scale, method))
     ]
+
+
+def tried_rates(scale: Scale, method: str) -> tuple[float, ...]:
+    """The learning rates that a method's own is chosen from."""
+    return dict(scale.rates).get(method, METHODS[method].rates)
+
+
+def presumed(scale: Scale, only: Sequence[str] | None = None) -> list[Cell | Study]:
+    """All cells of a scale that scouts nothing, or those of some stages, each method at its middle learning rate.
+
+    For a list of what there would be to do before anything is decided.
+    """
+    middle_rates = {method: sorted(tried_rates(scale, method)) for method in METHODS}
+    own = {method: each[len(each) // 2] for method, each in middle_rates.items()}
+    own |= {name: own[of] for name, method in METHODS.items() if (of := method.rate_of)}
+    known = Decided(scale.candidates, own, scale.unseen)
+    listed: list[Cell | Study] = [*rates(scale, known.tasks[0]), *main(scale, known), *variants(scale, known)]
+    listed += [*studies(scale, known), *prompts(scale, known), *fidelity(scale, known)]
+    return _each_once([each for each in listed if not only or each.stage in only])
 
 
 def decided(scale: Scale, get: Get) -> Decided:

@@ -4,6 +4,7 @@
     python -m experiments.paper.run_cells --scale smol --minutes 30        # records go to experiments/paper/cells
     python -m experiments.paper.run_cells --scale smol --out DIR --shards 6 --minutes 8 --pack cells.tar
     python -m experiments.paper.run_cells --adopt cells.tar                # files its records here
+    python -m experiments.paper.run_cells --scale paper --dry-run          # what the paper's own tables would take
 
 Stopped at any moment, the same command resumes. Needs no network where the model is in the cache (`sva fetch`).
 """
@@ -23,7 +24,7 @@ from experiments.paper import costs, plan
 from experiments.paper.cells import Cell, digest_of_flat
 from experiments.paper.queue import Queue, state
 from experiments.paper.records import HERE, Failure, Store, read, write_record
-from experiments.paper.scales import NAMES, Scale, scale
+from experiments.paper.scales import NAMES, PAPER, Scale, scale
 from experiments.paper.training import Trainer, device
 from sva.parallel import compile_cache
 from sva.utils.errors import UserError
@@ -38,6 +39,9 @@ def main(words: list[str] | None = None) -> None:
     arguments = _parser().parse_args(words)
     if arguments.adopt:
         adopt(arguments.adopt, arguments.out)
+        return
+    if arguments.scale == "paper" and arguments.dry_run:
+        print("\n\n".join(paper_listing(each, arguments.only) for each in PAPER))
         return
     of = scale(arguments.scale)
     store = Store(arguments.out)
@@ -91,6 +95,16 @@ def listing(cells: list[Cell], store: Store, where: str) -> str:
     undecided = [name for name in ("main", "variants", "kinds") if not any(cell.stage == name for cell in cells)]
     if undecided:
         lines.append(f"{', '.join(undecided)}: named when the cells of scout and rates have decided tasks and rates")
+    return "\n".join(lines)
+
+
+def paper_listing(of: Scale, only: list[str] | None) -> str:
+    """A line a cell of one of the paper's models: its key, name and tokens; none has been run, so nothing is timed."""
+    cells = plan.presumed(of, only)
+    lines = [f"{of.model}: settings of configs/paper/{of.files}-TASK.yaml; sva train FILE --dry-run tells its memory"]
+    lines += [f"{each.key}  {each.name:<58} {sum(costs.tokens(each)):>14,} tokens" for each in cells]
+    total = sum(sum(costs.tokens(each)) for each in cells)
+    lines.append(f"{len(cells)} cells, {total:,} tokens; rates that validation decides are taken to be the middle ones")
     return "\n".join(lines)
 
 

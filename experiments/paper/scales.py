@@ -1,9 +1,18 @@
-"""How large the experiments are: `smol` runs here or in minutes on one GPU, `paper` is the paper's, `toy` for tests."""
+"""How large the experiments are: `smol` runs here or in minutes on one GPU, `paper` is the paper's, `toy` for tests.
 
+At the paper's scale cells begin with the settings of configs/paper, a file a model and task. They are listed here, and
+trained by `sva train` on a machine that has the room.
+"""
+
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from sva.training.config import in_file
 from sva.utils.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 
 
 @dataclass(frozen=True)
@@ -16,12 +25,31 @@ class Scale:
     tasks: int  # how many are chosen
     settings: tuple[tuple[str, Any], ...]  # of every cell
     held_out: int  # test prompts a cell is measured on
-    examples: tuple[int, ...] = (8, 32, 128)  # different training prompts of the main cells
+    examples: tuple[int | None, ...] = (8, 32, 128)  # different training prompts of the main cells; None: the split
     more_examples: tuple[int, ...] = (4, 16, 64, 256)  # of the axis, beside those
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 100  # of cells that decide something on validation
-    tuning_examples: int = 32
+    tuning_examples: int | None = 32
     other_model: str = "list_last"  # tables 5 and 9 move experts to the model that is fully fine-tuned on this task
+    unseen: tuple[str, ...] = ()  # tasks that no expert is trained on, where nothing is scouted
+    rates: tuple[tuple[str, tuple[float, ...]], ...] = ()  # learning rates of methods that are not `methods`' own
+    files: str = ""  # of configs/paper, e.g. llama3-8b: each cell begins with its task's
+    prompt_tokens: int = 48  # of a question in its chat template, for predictions
+    answer_tokens: int = 24  # of a held-out answer at most
+
+    def begun(self, task: str) -> dict[str, Any]:
+        """The settings that a cell of this task begins with, by dotted name."""
+        return {**dict(self.settings), **(_in_config(self.files, task) if self.files else {})}
+
+
+@functools.cache
+def _in_config(model: str, task: str) -> dict[str, Any]:
+    """The values of the model's file for this task, or for the first one where there is none."""
+    path = CONFIGS / f"{model}-{task}.yaml"
+    return in_file(path if path.exists() else CONFIGS / f"{model}-{_TASKS[0]}.yaml")
+
+
+_TASKS = ("gsm8k", "mbpp", "arc_easy")
 
 
 SMOL = Scale(
@@ -71,6 +99,31 @@ TOY = Scale(
     tuning_examples=8,
 )
 SCALES = {"smol": SMOL, "toy": TOY}
+_PAPER = {
+    "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.3",
+    "llama3-70b": "meta-llama/Meta-Llama-3-70B-Instruct",
+}
+PAPER = tuple(
+    Scale(
+        name="paper",
+        model=model,
+        candidates=_TASKS,
+        tasks=len(_TASKS),
+        settings=(),
+        held_out=0,  # the file's evaluate.size
+        examples=(None,),
+        more_examples=(),
+        tuning_examples=None,
+        other_model="gsm8k",
+        unseen=("math", "humaneval", "arc_challenge"),
+        rates=(("svf", (2e-3,)), ("lora", (2e-6, 5e-6, 2e-5, 5e-5, 2e-4, 5e-4))),  # table 6
+        files=files,
+        prompt_tokens=150,
+        answer_tokens=200,
+    )
+    for files, model in _PAPER.items()
+)
 NAMES = ("smol", "paper", "toy")
 
 
@@ -78,12 +131,12 @@ def scale(name: str) -> Scale:
     """The scale of that name.
 
     Raises:
-      UserError: `paper`, which has no settings yet; another name.
+      UserError: `paper`, whose cells are listed alone; another name.
     """
     if name == "paper":
         raise UserError(
-            "--scale paper: its settings (Llama-3-8B on GSM8K, MBPP and ARC-Easy, LoRA on official solutions, machines "
-            "and hours) are not made yet; configs/llama3-8b-v5e-16.yaml is one run of it, --scale smol runs here"
+            "--scale paper lists its cells with --dry-run; they are trained by `sva train configs/paper/FILE.yaml` "
+            "where there is room for them (sva train --dry-run says how much), --scale smol runs here"
         )
     if name not in SCALES:
         raise UserError(f"--scale {name}: there is {', '.join(NAMES)}")

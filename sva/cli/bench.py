@@ -20,9 +20,9 @@ class Bench(PrecisionOptions, ModelOption):
 def run(arguments: Bench) -> None:
     """Runs the command."""
     start_jax()
-    from sva.cli.aot.report import model_config
     from sva.cli.throughput import bench, check, random_lm, table
     from sva.generation.load import load
+    from sva.models.shape import model_config
     from sva.utils.provenance import command, versions
 
     numbers = {"prompt": arguments.prompt, "new_tokens": arguments.max_new_tokens}

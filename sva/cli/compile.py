@@ -19,7 +19,6 @@ class Compile:
     program: tuple[str, ...] = option("update, read, rollout or two_pass; may be repeated (default: all)", ())
     prompt_tokens: int = option("of every prompt (default: %(default)s)", 255)
     hbm: float | None = option("GiB of one device (default: the kind's own)", None)
-    unroll: bool = option("unroll the layers; compiling takes many times as long", False)
     output: Path | None = option("also write the report to this JSON file", None)
     json: bool = option("print the report as JSON", False)
 
@@ -47,7 +46,6 @@ def run(arguments: Compile) -> None:
         hbm_gib=arguments.hbm or ahead.HBM[kind],
         prompt_tokens=arguments.prompt_tokens,
         programs=programs,
-        scan_layers=not arguments.unroll,
         on_program=lambda name: print(f"sva: compiling the {name} program", file=sys.stderr, flush=True),
     )
     result |= {"topology": arguments.topology, "command": runs.command(), "versions": runs.versions()}

@@ -14,6 +14,7 @@ class Decompose:
 
     model: str = argument(MODEL_HELP, MODEL)
     targets: str = option("mlp, attention, attention_full, all or a regular expression", "mlp")
+    layers: str | None = option("of these alone, e.g. 0-39 or 0-3,8 (default: all)", None)
     dtype: Literal["float32", "bfloat16"] = option("of the model they are for", "float32")
     rank: int | None = option("components to keep, for the delta form alone (default: all)", None)
     share: str = option("take part I, from 0, of N: for N processes with one cache", "0/1", metavar="I/N")
@@ -31,6 +32,7 @@ def run(arguments: Decompose) -> None:
         arguments.model,
         arguments.targets,
         arguments.dtype,
+        layers=arguments.layers,
         rank=arguments.rank,
         share=(int(index), int(count)),
     )

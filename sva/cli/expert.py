@@ -254,7 +254,11 @@ def transfer(arguments: Transfer) -> None:
     specs = expected(other.model.cfg)
     ranks = {weight: min(specs[weight].shape) for weight in select(specs, "all")}
     moved = by_index.transfer(z, ranks, arguments.shuffle)
-    kept = {key: expert.metadata[key] for key in ("targets", "task", "label", "description") if key in expert.metadata}
+    kept = {
+        key: expert.metadata[key]
+        for key in ("targets", "layers", "task", "label", "description")
+        if key in expert.metadata
+    }
     source = {"base": base.name, "fingerprint": base.fingerprint, "digest": expert.digest}
     source |= {"parametrisation": expert.parametrisation, "shuffle": arguments.shuffle}
     about = {"base": other.name, "fingerprint": other.fingerprint} | kept | {"transferred_from": source}

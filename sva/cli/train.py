@@ -1,6 +1,7 @@
 """`sva train`: one expert, from its configuration."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ class Train:
 
     config: str = argument("a YAML file, see configs/")
     overrides: tuple[str, ...] = argument("settings on top of it, e.g. train.lr=2e-3", (), metavar="name=value")
+    dry_run: bool = option("say what the run would take, fetch and hold; train nothing", False)
+    topology: str | None = option("with --dry-run: on a pod, e.g. v5e:4x4 (default: on this machine)", None)
+    prompt_tokens: int = option("with --dry-run: of every prompt (default: %(default)s)", 255)
     profile: bool = option("trace one step for TensorBoard, under RUN_DIR/profile", False)
     json: bool = option("print the result as JSON", False)
 
@@ -25,6 +29,19 @@ def run(arguments: Train) -> None:
 
     settings = config.load(arguments.config, arguments.overrides)
     start_jax()
+    from sva.cli import dry_run
+
+    if arguments.dry_run:
+        result = dry_run.estimate(
+            settings,
+            topology=arguments.topology,
+            prompt_tokens=arguments.prompt_tokens,
+            on_program=lambda name: print(f"sva: compiling the {name} program", file=sys.stderr, flush=True),
+        )
+        print_result(result, arguments.json, dry_run.text(result))
+        dry_run.require_fit(result["memory"], result["where"])
+        return
+    dry_run.check(settings)
     from sva.training import run as runs
 
     _, result = runs.train(settings, profile=arguments.profile)

@@ -17,7 +17,7 @@ from sva.models.checkpoint import Checkpoint, match
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.fingerprint import digest, fingerprint
 from sva.models.hub import resolve
-from sva.models.weights import by_name, expected, split_name
+from sva.models.weights import by_name, expected, path_of
 from sva.parallel.sharding import place, shardings
 from sva.spectral import store
 from sva.spectral.forms import Spectrum
@@ -30,7 +30,12 @@ from sva.utils.trees import select
 
 
 def decompose(
-    lm: LoadedModel, targets: str = "mlp", *, rank: int | None = None, progress: bool = True
+    lm: LoadedModel,
+    targets: str = "mlp",
+    *,
+    layers: str | None = None,
+    rank: int | None = None,
+    progress: bool = True,
 ) -> Mapping[str, Spectrum]:
     """{weight name: Spectrum(u [D_out, R], s [R], vt [R, D_in])} of the target weights, s descending.
 
@@ -40,13 +45,16 @@ def decompose(
     Args:
       lm: the base model.
       targets: see `sva.utils.trees.select`.
+      layers: of these layers alone, e.g. "0-39" (`sva.utils.trees.layer_numbers`). Where layers are scanned, load the
+        model with the same `layers`, so that an adapter can be on some of them.
       rank: components to keep, R = min(rank, D_out, D_in). A truncated spectrum serves the delta form, in which the
         dropped components keep z = 1, and `merge`; `factored` and `reinforce_loss` need all and refuse it.
       progress: show a bar on stderr.
     Raises:
-      UserError: `targets` matches nothing, rank is below 1, or a weight holds NaN or infinite values.
+      UserError: `targets` matches nothing, the model has no such layers, rank is below 1, or a weight holds NaN or
+        infinite values.
     """
-    names = select(expected(lm.model.cfg), targets)
+    names = select(expected(lm.model.cfg), targets, layers)
     return spectra_of(lm, names, progress=progress) if rank is None else _spectra(lm, names, rank, progress)
 
 
@@ -55,6 +63,7 @@ def decompose_checkpoint(
     targets: str = "mlp",
     dtype: str = "float32",
     *,
+    layers: str | None = None,
     rank: int | None = None,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
@@ -66,7 +75,7 @@ def decompose_checkpoint(
 
     Args:
       name_or_path: as in `load`.
-      targets, rank: as in `decompose`.
+      targets, layers, rank: as in `decompose`.
       dtype: of the model that will use the spectra; the weights are rounded to it first, as loading does.
       share: (i, n): this process takes every n-th matrix from the i-th on, counted among those of like shape, so that
         n processes or hosts with one cache directory share the work evenly.
@@ -82,7 +91,7 @@ def decompose_checkpoint(
     checkpoint = open_checkpoint(resolve(name_or_path))
     specs = expected(checkpoint.config)
     match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
-    names = select(specs, targets)
+    names = select(specs, targets, layers)
     mine = sorted(names, key=lambda name: specs[name].shape)[index::count]
     with progress_bar("fingerprint", len(specs), "weight", leave=False, hidden=not progress) as bar:
 
@@ -120,7 +129,7 @@ def spectra_of(lm: LoadedModel, names: Sequence[str], *, progress: bool = True) 
         lm.spectra.update(kept_spectra(lm.model, _spectra(lm, missing, None, progress)))
     if not is_stacked:
         return {name: lm.spectra[name] for name in names}
-    return by_name(unflatten_dict({path: lm.spectra[path] for path in keys}), names)
+    return by_name(unflatten_dict({path: lm.spectra[path] for path in keys}), names, scan=lm.model.scan_layers)
 
 
 def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: bool) -> Mapping[str, Spectrum]:
@@ -155,13 +164,14 @@ def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: 
     if not (lm.model.scan_layers and layout.is_whole(lm.model, names)):
         found = dict(placed)
         return {name: found[name] for name in names}
+    sizes = {path: len(found) for path, found in layout.names_by_path(names, lm.model).items()}
     stacks: dict[Any, Spectrum] = {}
     for name, spectrum in placed:
-        layer, path = split_name(name)
-        if ("layers", *path) not in stacks:
-            stacks["layers", *path] = _empty_stack(lm, name, spectrum)
-        stacks["layers", *path] = _put(stacks["layers", *path], np.int32(layer or 0), spectrum)
-    return by_name(unflatten_dict(stacks), names)
+        path, number = path_of(name, lm.model.scan_layers)
+        if path not in stacks:
+            stacks[path] = _empty_stack(lm, name, spectrum, sizes[path])
+        stacks[path] = _put(stacks[path], np.int32(number or 0), spectrum)
+    return by_name(unflatten_dict(stacks), names, scan=lm.model.scan_layers)
 
 
 def _on_devices(lm: LoadedModel, name: str, spectrum: Spectrum) -> Spectrum:
@@ -171,9 +181,8 @@ def _on_devices(lm: LoadedModel, name: str, spectrum: Spectrum) -> Spectrum:
     return place(spectrum, shardings(leaves, lm.mesh))
 
 
-def _empty_stack(lm: LoadedModel, name: str, one: Spectrum) -> Spectrum:
-    """Zeros for the spectra of all layers of one kind, placed like them."""
-    layers = lm.model.cfg.num_layers
+def _empty_stack(lm: LoadedModel, name: str, one: Spectrum, layers: int) -> Spectrum:
+    """Zeros for the spectra of so many layers of one kind, placed like them."""
     leaves = layout.stacked(layout.spectrum(expected(lm.model.cfg)[name], len(one.s)), layers)
     placed = None if lm.mesh is None else shardings(leaves, lm.mesh)
     make = jax.jit(lambda: Spectrum(*(jnp.zeros((layers, *x.shape), x.dtype) for x in one)), out_shardings=placed)

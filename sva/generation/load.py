@@ -14,6 +14,7 @@ from sva.models import layout
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.hub import resolve
 from sva.models.load import load_params
+from sva.models.stacks import cut
 from sva.models.tokenizer import load_tokenizer
 from sva.models.transformer import Transformer
 from sva.models.vocabulary import excess
@@ -33,6 +34,7 @@ def load(
     *,
     kv_dtype: str | None = None,
     scan_layers: bool | None = None,
+    layers: str | None = None,
     mesh: Mesh | None = None,
     without: str | None = None,
     progress: bool = True,
@@ -47,11 +49,13 @@ def load(
         (with one float32 scale for every slot of every head), for generating and evaluating; by default they have the
         activations' dtype.
       scan_layers: one compiled layer for all; by default on a TPU only.
+      layers: that adapters are for, e.g. "0-39" (see `sva.utils.trees.layer_numbers`); None for all. A scan is cut
+        where they begin and end.
       mesh: from `sva.make_mesh`, to lay the weights on; what its axes do not divide is said on stderr. Work with the
         model under `jax.set_mesh(mesh)`.
-      without: target weights (see `sva.utils.trees.select`) to leave out: their spectra stand in for them, so that a
-        model too large for both is held once. `LM.z`, ones, then makes every call run factored; `merge` gives such an
-        LM too.
+      without: target weights (see `sva.utils.trees.select`), of `layers`, to leave out: their spectra stand in for
+        them, so that a model too large for both is held once. `LM.z`, ones, then makes every call run factored;
+        `merge` gives such an LM too.
       progress: show bars on stderr.
     Raises:
       UserError: nothing there, an unsupported architecture, or a damaged checkpoint.
@@ -62,13 +66,14 @@ def load(
         raise UserError(f"kv_dtype={kv_dtype!r} is not supported; use one of {', '.join(KV_DTYPES)}")
     path = resolve(name_or_path)
     checkpoint = open_checkpoint(path)
-    scan = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
+    is_scanned = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
+    scan = cut(layers, checkpoint.config.num_layers)  # raises where the model has no such layers
     kept = KV_DTYPES[kv_dtype] if kv_dtype else None
-    model = Transformer(checkpoint.config, _LOADED[dtype], scan_layers=scan, kv_dtype=kept)
+    model = Transformer(checkpoint.config, _LOADED[dtype], scan_layers=is_scanned and scan, kv_dtype=kept)
     if dtype == "int8" and mesh is not None:
         raise UserError("int8 weights are for one device; on a mesh load float32 or bfloat16")
     convert = quantise_weight if dtype == "int8" else jax.device_put
-    absent = select(expected(model.cfg), without) if without else []
+    absent = select(expected(model.cfg), without, layers) if without else []
     for note in notes(layout.params(model), mesh) if mesh is not None and is_writer() else ():
         print(f"sva: {note}", file=sys.stderr)
     # The tokenizer is built meanwhile: most of that is the import of transformers.

@@ -13,7 +13,7 @@ from sva.adapters.family import Adapter
 from sva.generation.loaded_model import LoadedModel, kept_spectra
 from sva.models import layout
 from sva.models.transformer import Transformer
-from sva.models.weights import split_name
+from sva.models.weights import path_of
 from sva.spectral import forms
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_z
@@ -69,7 +69,7 @@ def merge_params(
         return unflatten_dict(weights | _merge_all(targets) | _biases(scales))
     for path, names in layout.names_by_path(z, model).items():  # of stacks, single layers
         for name in names:
-            layer, _ = split_name(name)
+            _, layer = path_of(name, model.scan_layers)
             target = {path: (jax.tree.map(lambda x, at=layer: x[at], weights[path]), spectra[name], z[name])}
             for where, new in (_merge_all(target) | _biases({path: z[name]})).items():
                 weights[where] = jax.tree.map(lambda x, y, at=layer: x.at[at].set(y), weights[where], new)
@@ -169,6 +169,6 @@ def nested_slots(
 
 
 def shared_form(model: Transformer, name: str) -> Hashable:
-    """The key that weights of one form share: the kind of layer where layers are stacked, else the name itself."""
-    layer, path = split_name(name)
-    return path if model.scan_layers and layer is not None else name
+    """The key that weights of one form share: their stack where layers are stacked, else the name itself."""
+    path, number = path_of(name, model.scan_layers)
+    return name if number is None else path

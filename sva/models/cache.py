@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sva.models.config import ModelConfig
+from sva.models.stacks import Scan, stacks
 from sva.parallel.sharding import constrain
 from sva.utils.padding import round_up
 
@@ -54,7 +55,7 @@ class KV(NamedTuple):
 class KVSegment:
     """Keys and values of S slots for P rows; P divides the batch B, whose row b reads row b // (B / P)."""
 
-    kv: Any  # a KV a layer, in a tuple; where layers are scanned one KV of [L, ...]
+    kv: Any  # a KV a layer, in a tuple; where layers are scanned a KV of [L, ...] a stack
     positions: jax.Array  # [P, S] int32, each slot's position in its row
     valid: jax.Array  # [P, S] bool, False for padding and for slots not yet written
 
@@ -83,14 +84,14 @@ def _kept(x: jax.Array, dtype: Any, axis: int) -> Any:
     return Rounded(jnp.round(x / jnp.where(scale == 0, 1, scale)).astype(jnp.int8), scale)
 
 
-def blocks_of(slots: int, *, scan: bool) -> tuple[int, int]:
+def blocks_of(slots: int, *, scan: Scan) -> tuple[int, int]:
     """(N, W): the blocks of a segment that is to hold so many slots, and their size; one stands for no blocks."""
     if scan or slots <= _FEW or jax.default_backend() != "cpu":
         return 1, slots
     return round_up(slots, BLOCK) // BLOCK, BLOCK
 
 
-def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> KVSegment:
+def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: Scan) -> KVSegment:
     """A segment for `rows` rows in which nothing is written, of at least `slots` slots (`blocks_of`)."""
     blocks, size = blocks_of(slots, scan=scan)
 
@@ -99,14 +100,15 @@ def empty(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bo
         k = jnp.zeros((*shape, blocks, width, size) if blocks > 1 else (*shape, width, size))
         return kept(k, jnp.zeros((*shape, blocks * size, width)), dtype)
 
+    leads = [(stack.size,) for stack in stacks(cfg.num_layers, scan)] or [()] * cfg.num_layers
     return KVSegment(
-        kv=layer(cfg.num_layers) if scan else tuple(layer() for _ in range(cfg.num_layers)),
+        kv=tuple(layer(*lead) for lead in leads),
         positions=jnp.zeros((rows, blocks * size), jnp.int32),
         valid=jnp.zeros((rows, blocks * size), bool),
     )
 
 
-def start(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: bool) -> DecodeCache:
+def start(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, scan: Scan) -> DecodeCache:
     """At least so many free slots for `rows` rows, to be filled from the first on."""
     return DecodeCache(empty(cfg, rows, slots, dtype, scan=scan), jnp.zeros((), jnp.int32))
 
@@ -153,7 +155,7 @@ def slots_of(segments: Sequence[KVSegment], rows: int) -> tuple[jax.Array, jax.A
 
 def resize(segment: KVSegment, slots: int) -> KVSegment:
     """The segment with so many slots, as `empty` has them: free ones added at its end, or the last ones dropped."""
-    num_blocks, size = blocks_of(slots, scan=isinstance(segment.kv, KV))
+    num_blocks, size = blocks_of(slots, scan=_row_axis(segment) == 1)
 
     def fit(x: jax.Array, axis: int, length: int) -> jax.Array:
         more = length - x.shape[axis]
@@ -229,4 +231,4 @@ def _by_row(change: Callable[..., jax.Array], segment: KVSegment, *others: KVSeg
 
 def _row_axis(segment: KVSegment) -> int:
     """The axis of the rows in keys and values: 1 where layers are scanned, and so come first."""
-    return 1 if isinstance(segment.kv, KV) else 0
+    return jax.tree.leaves(segment.kv[0].v)[0].ndim - 4

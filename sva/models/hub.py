@@ -129,6 +129,28 @@ def resolve(name_or_path: str) -> Path:
     )
 
 
+def here(name_or_path: str) -> Path | None:
+    """Where a model's weights lie already; None where `resolve` would fetch them, or find none."""
+    if is_remote(name_or_path):
+        return _in_remote(to_path(name_or_path))
+    local = to_path(name_or_path)
+    if local.exists():
+        return _in_path(local)
+    known = _known(name_or_path)
+    hub_id = known.hub_id if known else name_or_path
+    if hub_id is not None and _is_hub_id(hub_id) and (cached := _in_hub_cache(hub_id)):
+        return cached
+    if known is None:
+        return None
+    target = _packaged_file(known.packaged)
+    return target if _is_sound(target, known.packaged) else None
+
+
+def _packaged_file(packaged: Packaged) -> Path:
+    """Where the package's GGUF file is kept."""
+    return cache_dir() / "models" / f"{packaged.package}-{packaged.version}" / Path(packaged.member).name
+
+
 def _known(name: str) -> Known | None:
     wanted = name.lower()
     for short, known in KNOWN.items():
@@ -247,8 +269,8 @@ def _from_package(packaged: Packaged) -> Path:
       UserError: the disk is too full, or what arrived is not what it should be.
       _Unreachable: pip found no index, or not the package.
     """
-    folder = cache_dir() / "models" / f"{packaged.package}-{packaged.version}"
-    target = folder / Path(packaged.member).name
+    target = _packaged_file(packaged)
+    folder = target.parent
     if _is_sound(target, packaged):
         return target
     try:

@@ -6,14 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import AbstractMesh, Mesh
 
 from sva.adapters.family import Family
 from sva.models.cache import KV, KVSegment, blocks_of
 from sva.models.config import ModelConfig
+from sva.models.stacks import stacks
 from sva.models.transformer import Transformer
-from sva.models.weights import expected, nest, split_name
+from sva.models.weights import expected, nest, path_of
 from sva.parallel.sharding import Leaf, place, sharding, shardings
 from sva.spectral.forms import Spectrum
 
@@ -27,18 +28,14 @@ def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, .
     """{path in the linen tree: the weight there, or, in order, the layers that are stacked there}."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        layer, path = split_name(name)
-        if layer is not None:
-            path = ("layers" if model.scan_layers else f"layers_{layer}", *path)
-        found.setdefault(path, []).append(name)
+        found.setdefault(path_of(name, model.scan_layers)[0], []).append(name)
     return found
 
 
 def is_whole(model: Transformer, names: Iterable[str]) -> bool:
     """Whether a tree keyed by these names nests as the model's: of layers that are stacked, all are there."""
-    if not model.scan_layers:
-        return True
-    return all(len(found) == model.cfg.num_layers for found in names_by_path(names, model).values())
+    sizes = {stack.key: stack.size for stack in stacks(model.cfg.num_layers, model.scan_layers)}
+    return all(len(found) == sizes.get(path[0], 1) for path, found in names_by_path(names, model).items())
 
 
 def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
@@ -93,6 +90,7 @@ def kv_segment(model: Transformer, rows: int, slots: int) -> KVSegment:
     """The Leafs of the segment that `sva.models.cache.empty` makes, of floats."""
     cfg = model.cfg
     blocks, size = blocks_of(slots, scan=model.scan_layers)
+    sizes = [stack.size for stack in stacks(cfg.num_layers, model.scan_layers)]
     lead, axes = (rows, cfg.num_kv_heads), ("batch", "kv_heads", None, None)
     k = (
         Leaf((*lead, blocks, cfg.head_dim, size), (*axes, None))
@@ -101,7 +99,7 @@ def kv_segment(model: Transformer, rows: int, slots: int) -> KVSegment:
     )
     kv = KV(k, Leaf((*lead, blocks * size, cfg.head_dim), axes))
     marks = Leaf((rows, blocks * size), ("batch", None))
-    layers: Any = stacked(kv, cfg.num_layers) if model.scan_layers else (kv,) * cfg.num_layers
+    layers: Any = tuple(stacked(kv, size) for size in sizes) if sizes else (kv,) * cfg.num_layers
     return KVSegment(layers, positions=marks, valid=marks)  # pyright: ignore[reportArgumentType]
 
 
@@ -121,14 +119,13 @@ def nested(model: Transformer, named: Mapping[str, Any]) -> dict[str, Any]:
     """The linen tree of trees of Leaf keyed by weight name: as `model.nest`, stacked layers being a first axis."""
     if not model.scan_layers:
         return nest(named, num_layers=model.cfg.num_layers, scan=False)
-    split = {name: split_name(name) for name in named}
-    tree = nest({name: value for name, value in named.items() if split[name][0] is None}, num_layers=0, scan=False)
-    kinds = {".".join(path): named[name] for name, (layer, path) in split.items() if layer is not None}
-    stacks = {path: stacked(value, model.cfg.num_layers) for path, value in kinds.items()}
-    return tree | {"layers": nest(stacks, num_layers=0, scan=False)}
+    found = names_by_path(named, model)
+    keys = {stack.key for stack in stacks(model.cfg.num_layers, model.scan_layers)}
+    leaves = {path: (named[names[0]], len(names)) for path, names in found.items()}
+    return unflatten_dict({path: stacked(x, n) if path[0] in keys else x for path, (x, n) in leaves.items()})
 
 
-def abstract(tree: Any, dtype: Any, mesh: Mesh) -> Any:
+def abstract(tree: Any, dtype: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The tree of jax.ShapeDtypeStruct of a tree of Leaf on a mesh; the s of a spectrum is float32 whatever `dtype`."""
 
     def one(leaf: Leaf, dtype: Any = dtype) -> jax.ShapeDtypeStruct:

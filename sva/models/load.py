@@ -56,7 +56,7 @@ def load_params(
                 bar.update(len(names))
                 continue
             leaf = leaves[path]
-            is_stack = path[0] == "layers"
+            is_stack = len(leaf.shape) > len(specs[names[0]].shape)
             if mesh is None:
                 convert = matrix if len(specs[names[0]].shape) == 2 else jnp.asarray
                 arrays[path] = convert(_whole(names, leaf.shape, is_stack, model.dtype, source.read))

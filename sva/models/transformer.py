@@ -26,6 +26,7 @@ from sva.models.layers import (
 )
 from sva.models.packing import Packing, pack, packing, unpack
 from sva.models.rope import inverse_frequencies
+from sva.models.stacks import Scan, stacks
 from sva.models.vocabulary import check_ids
 from sva.models.weights import nest
 from sva.parallel.sharding import constrain, hidden_axes, is_divided
@@ -41,7 +42,7 @@ class Transformer(nn.Module):
 
     cfg: ModelConfig
     dtype: Any = jnp.float32  # of activations; weights are converted once, when loaded
-    scan_layers: bool = False  # one compiled layer for all (TPU, deep models) against faster decoding (CPU)
+    scan_layers: Scan = False  # one compiled layer for all (TPU, deep models) against faster decoding (CPU)
     remat: bool = False  # recompute each layer in the backward pass
     kv_dtype: Any = None  # of keys and values, if another than `dtype`: what is kept is what is attended to
 
@@ -56,18 +57,19 @@ class Transformer(nn.Module):
         remat = partial(nn.remat, prevent_cse=not self.scan_layers, static_argnums=(4,))  # `output_start`
         block = remat(Block) if self.remat else Block
         if self.scan_layers:
-            stacked = nn.scan(
-                block,
-                variable_axes={"params": 0, "adapter": 0},
-                split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-                length=cfg.num_layers,
-            )
-            self.layers: Any = stacked(cfg, self.kept_dtype)
+            for key, _, size in stacks(cfg.num_layers, self.scan_layers):
+                stacked = nn.scan(
+                    block,
+                    variable_axes={"params": 0, "adapter": 0},
+                    split_rngs={"params": True},
+                    in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                    length=size,
+                )
+                setattr(self, key, stacked(cfg, self.kept_dtype))
         else:
             # Under jit layers of like shapes are traced and lowered once; XLA inlines them, and compiles what it did.
             once: Any = nn.jit(block, static_argnums=(4,))
-            self.layers = [once(cfg, self.kept_dtype) for _ in range(cfg.num_layers)]
+            self.layers: Any = [once(cfg, self.kept_dtype) for _ in range(cfg.num_layers)]
         self.norm = RMSNorm(cfg.rms_norm_eps)
         if not cfg.tie_word_embeddings:
             self.lm_head = SpectralDense(cfg.vocab_size)
@@ -115,19 +117,22 @@ class Transformer(nn.Module):
         x = constrain(x, *hidden_axes(x.shape[1]))
         kvs = tuple(segment.kv for segment in past)
         windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
+        kv = []
         if self.scan_layers:
-            x, kv = self.layers(x, LayerCache(kvs, slots, windows), inputs, 0)
+            for at, (key, first, size) in enumerate(stacks(cfg.num_layers, self.scan_layers)):
+                window = None if windows is None else windows[first : first + size]
+                here = LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window)
+                x, new = getattr(self, key)(x, here, inputs, 0)
+                kv.append(new)
             x, packed = from_column(x, packed, output_start)
         else:
-            kv = []
             for layer, block in enumerate(self.layers):
                 window = None if windows is None else jnp.asarray(cfg.windows[layer], jnp.int32)
                 here = LayerCache(tuple(each[layer] for each in kvs), None if slots is None else slots[layer], window)
                 x, new = block(x, here, inputs, output_start if layer == cfg.num_layers - 1 else 0)
                 kv.append(new)
-            kv = tuple(kv)
             packed = None if output_start else packed
-        segment = dataclasses.replace(own, kv=kv)
+        segment = dataclasses.replace(own, kv=tuple(kv))
         x = unpack(self.norm(x), packed)
         return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
 

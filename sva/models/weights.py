@@ -6,6 +6,8 @@ tree is its Hugging Face name, read as a path:
     model.layers.3.mlp.up_proj.weight  ->  params / layers_3 / mlp / up_proj / weight     (unrolled)
                                            params / layers / mlp / up_proj / weight [3]   (scanned, stacked on axis 0)
 
+Where a scan is cut there are a few stacks: see `sva.models.stacks`.
+
 Adapters live in a collection of their own under the same paths, so one pair of functions, `nest` and `unnest`,
 converts every tree keyed by weight name (params, z, adapters).
 """
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from sva.models.config import ModelConfig
+from sva.models.stacks import Scan, place, stacks
 from sva.parallel.sharding import Leaf
 from sva.utils.by_name import ByName
 from sva.utils.errors import UserError
@@ -69,56 +72,62 @@ def split_name(name: str) -> tuple[int | None, tuple[str, ...]]:
     return None, tuple(name.removeprefix("model.").split("."))
 
 
-def nest(named: Mapping[str, Any], *, num_layers: int, scan: bool) -> dict[str, Any]:
+def nest(named: Mapping[str, Any], *, num_layers: int, scan: Scan) -> dict[str, Any]:
     """The linen tree of a tree keyed by weight name; values may be arrays or pytrees of arrays.
 
     With `scan`, the layers of one kind are stacked on a new axis 0 by their parsed number.
 
     Raises:
-      UserError: with `scan`, a kind that is given for some layers only.
+      UserError: with `scan`, a kind that is given for some layers of a stack only.
     """
     tree: dict[str, Any] = {}
     kinds: dict[tuple[str, ...], dict[int, Any]] = {}
     for name, value in named.items():
-        layer, path = split_name(name)
-        if layer is None:
+        path, number = path_of(name, scan)
+        if number is None:
             _put(tree, path, value)
-        elif scan:
-            kinds.setdefault(path, {})[layer] = value
         else:
-            _put(tree, (f"layers_{layer}", *path), value)
+            kinds.setdefault(path, {})[number] = value
+    sizes = {stack.key: stack for stack in stacks(num_layers, scan)}
     for path, layers in kinds.items():
-        missing = [layer for layer in range(num_layers) if layer not in layers]
+        _, first, size = sizes[path[0]]
+        missing = [number for number in range(size) if number not in layers]
         if missing:
             raise UserError(
-                f"{'.'.join(path)} is given for {len(layers)} of {num_layers} scanned layers (layer {missing[0]} "
-                "has none); target every layer of a kind, or load the model with scan_layers=False"
+                f"{'.'.join(path[1:])} is given for {len(layers)} of {size} layers that are scanned together (layer "
+                f"{first + missing[0]} has none); load the model with `layers`, which cuts the scan, e.g. layers=0-3, "
+                "or with scan_layers=False"
             )
-        _put(tree, ("layers", *path), _stack([layers[layer] for layer in range(num_layers)]))
+        _put(tree, path, _stack([layers[number] for number in range(size)]))
     return tree
 
 
-def unnest(tree: Mapping[str, Any], names: Mapping[str, Any], *, scan: bool) -> dict[str, Any]:
+def path_of(name: str, scan: Scan) -> tuple[tuple[str, ...], int | None]:
+    """(path in the linen tree, number within the stack or None) of a checkpoint name."""
+    layer, path = split_name(name)
+    if layer is None:
+        return path, None
+    key, number = place(layer, scan)
+    return (key, *path), number
+
+
+def unnest(tree: Mapping[str, Any], names: Mapping[str, Any], *, scan: Scan) -> dict[str, Any]:
     """The values of `names` (checkpoint names) out of a linen tree; the inverse of `nest`."""
     named = {}
     for name in names:
-        layer, path = split_name(name)
-        if layer is None:
-            named[name] = _get(tree, path)
-        elif scan:
-            named[name] = jax.tree.map(lambda x, layer=layer: x[layer], _get(tree, ("layers", *path)))
-        else:
-            named[name] = _get(tree, (f"layers_{layer}", *path))
+        path, number = path_of(name, scan)
+        value = _get(tree, path)
+        named[name] = value if number is None else jax.tree.map(lambda x, number=number: x[number], value)
     return named
 
 
-def by_name(tree: Mapping[str, Any], names: Iterable[str]) -> ByName:
+def by_name(tree: Mapping[str, Any], names: Iterable[str], *, scan: Scan) -> ByName:
     """These weights' values out of a linen tree of stacked layers, without a copy of it."""
     places = {}
     for name in names:
-        layer, path = split_name(name)
-        assert layer is not None, name
-        places[name] = ("layers", *path), layer
+        path, number = path_of(name, scan)
+        assert number is not None, name
+        places[name] = path, number
     return ByName(tree, places)
 
 

@@ -2,10 +2,10 @@
 
 import jax
 
-from sva.utils.paths import cache_dir
+from sva.utils.paths import compiled_dir
 
 
 def start() -> None:
-    """Keeps compiled programs on disk, so that the next process does not compile them again."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    """Keeps compiled programs (`compiled_dir`), so that the next process does not compile them again."""
+    jax.config.update("jax_compilation_cache_dir", compiled_dir())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -61,20 +61,42 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       UserError: the axes do not make the number of devices.
     """
     found = list(jax.devices() if devices is None else devices)
+    sizes = _sizes(cfg, len(found))
+    if math.prod(sizes) == 1 and jax.process_count() == 1:
+        found = found[:1]
+    _check_count(cfg, sizes, len(found))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found)
+
+
+def abstract_mesh(cfg: MeshConfig, devices: int) -> AbstractMesh:
+    """The mesh of so many devices that are not there, to count bytes on.
+
+    Raises:
+      UserError: the axes do not make the number of devices.
+    """
+    sizes = _sizes(cfg, devices)
+    if math.prod(sizes) > 1:  # else one of them is taken
+        _check_count(cfg, sizes, devices)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(cfg: MeshConfig, devices: int) -> tuple[int, ...]:
+    """The sizes of the axes, an open one filled."""
     sizes = list(dataclasses.astuple(cfg))
     if -1 in sizes:
         given = -math.prod(sizes)
-        if len(found) % given:
-            raise UserError(f"{cfg} does not divide {len(found)} devices: {given} is not a divisor; change one axis")
-        sizes[sizes.index(-1)] = len(found) // given
-    if math.prod(sizes) == 1 and jax.process_count() == 1:
-        found = found[:1]
-    if math.prod(sizes) != len(found):
+        if devices % given:
+            raise UserError(f"{cfg} does not divide {devices} devices: {given} is not a divisor; change one axis")
+        sizes[sizes.index(-1)] = devices // given
+    return tuple(sizes)
+
+
+def _check_count(cfg: MeshConfig, sizes: tuple[int, ...], devices: int) -> None:
+    if math.prod(sizes) != devices:
         raise UserError(
-            f"{cfg} makes {math.prod(sizes)} devices, but there are {len(found)}; their product must be that, or give "
+            f"{cfg} makes {math.prod(sizes)} devices, but there are {devices}; their product must be that, or give "
             "one axis as -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found)
 
 
 @contextlib.contextmanager
@@ -93,22 +115,22 @@ def partition(leaf: Leaf, mesh: Mesh | AbstractMesh) -> P:
     return P(*(axes[0] if axes and len(axes) == 1 else axes for axes in _chosen(leaf, mesh)))
 
 
-def sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
+def sharding(leaf: Leaf, mesh: Mesh | AbstractMesh) -> NamedSharding:
     """`partition` on a mesh."""
     return NamedSharding(mesh, partition(leaf, mesh))
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The tree of shardings of a tree of `Leaf`."""
     return jax.tree.map(lambda leaf: sharding(leaf, mesh), tree, is_leaf=_is_leaf)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """On every device in full."""
     return NamedSharding(mesh, P())
 
 
-def notes(tree: Any, mesh: Mesh) -> list[str]:
+def notes(tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
     """One line for each logical axis of a tree of `Leaf` that a mesh axis ought to divide and does not."""
     lines: dict[str, None] = {}
     for leaf in jax.tree.leaves(tree, is_leaf=_is_leaf):

@@ -56,6 +56,7 @@ from sva.utils.provenance import command, versions
 from sva.utils.remote import Mirror, local_directory, to_path
 from sva.utils.trees import select
 
+_MAY_CHANGE = ("mesh.", "checkpoint.", "rollout.rows", "scan_layers")  # settings, or their sections, of a run begun
 _SHOWN = (  # metric, its name in the progress bar, format
     ("reward", "reward", "+.2f"),
     ("loss", "loss", "+.3f"),
@@ -146,8 +147,9 @@ def _start(config: Config, run_dir: Path, lm: LM | None, task: Task, mesh: Mesh 
         _check_same(config, settings)
     member = family(config.parametrisation)
     without = config.targets if config.rollout.form == "factored" else None
-    lm = lm or load(config.model, config.dtype, mesh=mesh, without=without, progress=progress)
-    names = select(expected(lm.model.cfg), config.targets)
+    how = {"scan_layers": config.scan, "layers": config.layers, "mesh": mesh, "without": without}
+    lm = lm or load(config.model, config.dtype, **how, progress=progress)
+    names = select(expected(lm.model.cfg), config.targets, config.layers)
     spectra = frozen_of(lm, member, names, seed=config.seed, progress=progress)
     count(member, matrix_infos(spectra))  # raises where a matrix is too small
     held_out = evaluation.items(task, config.evaluate.split, config.evaluate.size)
@@ -248,6 +250,7 @@ def describe(lm: LM, task: Task, config: Config, result: Mapping[str, Any]) -> d
         "base": lm.name,
         "fingerprint": lm.fingerprint,
         "targets": config.targets,
+        **({"layers": config.layers} if config.layers else {}),
         "task": task.name,
         "label": task.label,
         "description": task.description,
@@ -269,13 +272,10 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
 
 
 def _check_same(config: Config, path: Path) -> None:
-    """Raises UserError where the settings of the run at `path` are others; its mesh and what saves may change."""
+    """Raises UserError where the settings of the run at `path` are others; where and how it runs may change."""
     # Read as settings, so that one which an earlier version did not have counts as its default.
     flat = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
-    old, new = (
-        {name: x for name, x in one.items() if not name.startswith(("mesh.", "checkpoint.", "rollout.rows"))}
-        for one in flat
-    )
+    old, new = ({name: x for name, x in one.items() if not name.startswith(_MAY_CHANGE)} for one in flat)
     if others := differing(old, new):
         raise UserError(f"{path.parent} holds a run of other settings ({others}); choose another run_dir or delete it")
 

@@ -26,6 +26,12 @@ def spectra_dir() -> Path:
     return to_path(own) if own else cache_dir() / "spectra"
 
 
+def compiled_dir() -> str:
+    """$SVA_COMPILED, which may be an address such as gs://bucket/compiled that outlives a pod; else in the cache."""
+    own = os.environ.get("SVA_COMPILED")
+    return str(to_path(own)) if own else str(cache_dir() / "compiled")
+
+
 def data_dir() -> Path | None:
     """$SVA_DATA, else ../shared/data beside the checkout: holds the benchmarks; None where there is none."""
     own = os.environ.get("SVA_DATA")

@@ -29,12 +29,13 @@ class Setting(NamedTuple):
     kind: type  # str, int, float, bool, or tuple for a list of texts
     is_optional: bool  # null is a value of it
     has_off: bool  # `false` is null, because null turns it off
+    words: tuple[str, ...] = ()  # the only texts that it may be, true and false perhaps among them
 
 
 def settings_of(config: type, prefix: str = "") -> dict[str, Setting]:
     """Every setting of a dataclass, by its dotted name; a field that holds settings is a dataclass itself.
 
-    A field with the metadata `off` takes false for None.
+    A field with the metadata `off` takes false for None; one with `words` takes no other texts than those.
     """
     hints, found = typing.get_type_hints(config), {}
     for field in dataclasses.fields(config):
@@ -45,7 +46,8 @@ def settings_of(config: type, prefix: str = "") -> dict[str, Setting]:
         if dataclasses.is_dataclass(kind):
             found |= settings_of(typing.cast(type, kind), f"{name}.")
         else:
-            found[name] = Setting(kind, kinds[0] != hints[field.name], "off" in field.metadata)
+            words = field.metadata.get("words", ())
+            found[name] = Setting(kind, kinds[0] != hints[field.name], "off" in field.metadata, words)
     return found
 
 
@@ -172,6 +174,10 @@ def _read(node: yaml.Node, setting: Setting, name: str, where: str) -> Any:
     text = str(node.value).strip()
     if "${" in text:
         return text
+    if setting.words:
+        if text.lower() not in setting.words:
+            raise UserError(f"{where}: {text!r} is not one of {', '.join(setting.words)}")
+        return text.lower()
     return _text(text, tag, name, where) if setting.kind is str else _number(text, setting, name, where)
 
 

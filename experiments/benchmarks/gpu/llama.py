@@ -8,10 +8,10 @@ import jax
 import torch
 import transformers
 
-from sva.cli.aot.report import model_config
 from sva.cli.throughput import random_lm
 from sva.generation.lm import LM
 from sva.models.config import to_hf
+from sva.models.shape import model_config
 
 SHAPE = Path(__file__).parents[3] / "configs" / "models" / "llama-3-8b"
 

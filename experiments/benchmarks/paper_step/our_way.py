@@ -190,7 +190,9 @@ def _put(tree: Any, others: Any) -> Any:
 
 def _by_name(model: Transformer, spectra: Any) -> Any:
     targets = targets_of(expected(model.cfg))
-    return by_name(spectra, targets) if model.scan_layers else unnest(spectra, dict.fromkeys(targets), scan=False)
+    if model.scan_layers:
+        return by_name(spectra, targets, scan=model.scan_layers)
+    return unnest(spectra, dict.fromkeys(targets), scan=False)
 
 
 def _requests(model: Transformer, lengths: Lengths, new: int | None = None) -> list[Request]:

@@ -115,7 +115,7 @@ def moved(base: Setting, mesh: Mesh) -> Setting:
 
     model, leaves = base.lm.model, layout.spectra(base.lm.model.cfg, base.spectra)
     params, nested = move(base.lm.params, layout.params(model)), move(base.nested, layout.nested(model, leaves))
-    spectra = by_name(nested, base.spectra) if model.scan_layers else move(base.spectra, leaves)
+    spectra = by_name(nested, base.spectra, scan=True) if model.scan_layers else move(base.spectra, leaves)
     lm = dataclasses.replace(base.lm, params=params, mesh=mesh, spectra={} if model.scan_layers else spectra)
     return Setting(lm, spectra, nested, base.experts)
 

@@ -107,7 +107,7 @@ def rollout(shapes: Shapes) -> Program:
 def _engine(shapes: Shapes) -> EngineConfig:
     """The shapes of the engine's programs."""
     prompt = PromptShape(shapes.prompt, shapes.prompt, 0)
-    return engine_config(shapes.config.rollout, prompt, shapes.new, shapes.mesh.devices.flat[0].platform)
+    return engine_config(shapes.config.rollout, prompt, shapes.new, shapes.platform)
 
 
 def _rollout_weights(shapes: Shapes) -> tuple[Weights, Any]:

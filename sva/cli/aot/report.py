@@ -10,27 +10,26 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 
 from sva.cli.aot import hlo
 from sva.cli.aot.programs import PROGRAMS, Program
 from sva.cli.aot.shapes import Shapes, held_bytes, run_holds, targets_of
 from sva.generation.loaded_model import DTYPES
 from sva.models import layout
-from sva.models.config import ModelConfig, from_hf
-from sva.models.hub import HUB_SECONDS
+from sva.models.config import ModelConfig
+from sva.models.shape import model_config
+from sva.models.stacks import cut, stacks
 from sva.models.transformer import Transformer
 from sva.models.weights import expected
-from sva.parallel.sharding import batch_shards, check_rows, make_mesh, notes
+from sva.parallel.sharding import abstract_mesh, batch_shards, check_rows, make_mesh, notes
 from sva.training.config import Config
 from sva.utils.errors import UserError
-from sva.utils.files import read_json
 from sva.utils.padding import budget_bucket
-from sva.utils.remote import to_path
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip: cloud.google.com/tpu/docs/system-architecture-tpu-vm
 GIB = 2**30
@@ -56,61 +55,48 @@ def topology(name: str) -> list[Any]:
         ) from error
 
 
-def model_config(model: str) -> ModelConfig:
-    """The network of a directory with a config.json, or of a hub id, of which nothing else is fetched.
-
-    Raises:
-      UserError: there is none.
-    """
-    path = to_path(model) / "config.json"
-    if not path.is_file():
-        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-
-        try:
-            cached = try_to_load_from_cache(model, "config.json")
-            if not isinstance(cached, str):
-                HfApi().model_info(model, timeout=HUB_SECONDS)  # asks once, where a download would ask six times
-            path = Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
-        except Exception as error:  # the hub's own, network errors, a name that does not exist
-            raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__})") from error
-    return from_hf(read_json(path), str(path))
-
-
 def report(
     config: Config,
-    devices: list[Any],
+    devices: Sequence[Any] | int,
     *,
     hbm_gib: float,
     prompt_tokens: int,
     programs: tuple[str, ...] = tuple(PROGRAMS),
-    scan_layers: bool = True,
+    cfg: ModelConfig | None = None,
     on_program: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """What one device of a pod would hold and do in a run of this configuration.
 
     Args:
-      devices: of a topology, or real ones.
+      devices: of a topology, or real ones; or how many there would be: then nothing is compiled, and of a program
+        only what it is given is counted, not its temporaries.
       hbm_gib: memory of one of them, GiB.
       prompt_tokens: length of the prompts.
       programs: some of `PROGRAMS`.
-      scan_layers: one compiled layer for all; unrolled, compiling takes layers times as long.
+      cfg: the model's; by default read from config.model.
       on_program: called with a program's name before it is compiled.
     Raises:
       UserError: a mesh that does not make the devices, or a batch that does not divide over it.
     """
-    mesh = make_mesh(config.mesh, devices)
+    mesh = abstract_mesh(config.mesh, devices) if isinstance(devices, int) else make_mesh(config.mesh, devices)
     check_rows("rollout.prompts", config.rollout.prompts, mesh)
     check_rows("train.micro_batch", config.train.micro_batch, mesh)
     if config.rollout.rows is not None:
         check_rows("rollout.rows", config.rollout.rows, mesh)
     if config.rollout.max_new_tokens is None:
         raise UserError("rollout.max_new_tokens must be set: no task is read here")
-    model = Transformer(model_config(config.model), DTYPES[config.dtype], scan_layers=scan_layers)
+    cfg = cfg or model_config(config.model)
+    scan = cut(config.layers, cfg.num_layers)
+    model = Transformer(cfg, DTYPES[config.dtype], scan_layers=config.scan is not False and scan)
     shapes = Shapes(config, model, mesh, prompt_tokens, budget_bucket(config.rollout.max_new_tokens))
     found = {}
     if not shapes.member.has_spectra:  # such experts have no z, which two passes mix
         programs = tuple(name for name in programs if name != "two_pass")
     for name in programs:
+        if isinstance(mesh, AbstractMesh):
+            with jax.sharding.use_abstract_mesh(mesh):
+                found[name] = {"memory": _given(PROGRAMS[name](shapes))}
+            continue
         on_program(name)
         with jax.set_mesh(mesh):
             found[name] = _compiled(PROGRAMS[name](shapes), shapes)
@@ -119,7 +105,7 @@ def report(
     fits = total <= hbm_gib * GIB and not any("refused" in program for program in found.values())
     return {
         "mesh": dict(mesh.shape),
-        "devices": len(devices),
+        "devices": mesh.size,
         "hbm_gib": hbm_gib,
         "prompt_tokens": shapes.prompt,
         "new_tokens": shapes.new,
@@ -149,7 +135,7 @@ def advice(shapes: Shapes, resident: Mapping[str, int], programs: Mapping[str, A
         whole = sum(resident.values())
         options.append((whole - whole // parts, f"mesh.fsdp x {parts}, mesh.data=1: every weight lies there once"))
     if "update" in programs:
-        temporaries = programs["update"]["memory"]["temporaries"]
+        temporaries = programs["update"]["memory"].get("temporaries", 0)
         if not config.train.remat:
             options.append((temporaries // 2, "train.remat=true: layers are computed again on the way back"))
         smaller = config.train.micro_batch // 2
@@ -169,7 +155,7 @@ def advice(shapes: Shapes, resident: Mapping[str, int], programs: Mapping[str, A
 def summary(result: Mapping[str, Any]) -> str:
     """The report as text, GiB a device."""
     mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
-    lines = [f"mesh {mesh}; {result['hbm_gib']} GiB a device; prompts of {result['prompt_tokens']} tokens, "]
+    lines = [f"mesh {mesh}; {result['hbm_gib']:.4g} GiB a device; prompts of {result['prompt_tokens']} tokens, "]
     lines[0] += (
         f"completions of {result['new_tokens']}, {result['rollout_rows']} rows, {result['rows_at_work']} at a time"
     )
@@ -179,6 +165,7 @@ def summary(result: Mapping[str, Any]) -> str:
         lines.append(f"{name}: {memory} GiB")
         if "refused" in program:
             lines.append(f"  the compiler refuses it: {program['refused']}")
+        if "flops" not in program:
             continue
         ratio = program["flops_all"] / program["flops_closed_form"]
         lines.append(
@@ -196,22 +183,28 @@ def summary(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in result["advice"])])
 
 
-def weight_shaped(text: str, shapes: Mapping[str, tuple[int, ...]], layers: int) -> list[str]:
+def weight_shaped(text: str, shapes: Mapping[str, tuple[int, ...]], layers: Collection[int]) -> list[str]:
     """Results of a traced program's products that have a target weight's shape, either way round, stacked or not.
 
     Args:
       text: the program before it is divided over devices (`lowered.as_text()`), so that shapes are whole.
       shapes: of the target weights.
-      layers: of the model: a stack has them as first axis.
+      layers: of the model's stacks: each has them as first axis.
     """
     wanted = {tuple(sorted(shape)) for shape in shapes.values()}
     found: dict[str, None] = {}
     for dims in re.findall(r"stablehlo\.dot_general.*->\s*tensor<((?:\d+x)+)\w+>", text):
         sizes = [int(n) for n in dims.rstrip("x").split("x")]
-        for candidate in (sizes, sizes[1:] if sizes[0] == layers else sizes):
+        for candidate in (sizes, sizes[1:] if sizes[0] in layers else sizes):
             if tuple(sorted(n for n in candidate if n > 1)) in wanted:
                 found[dims.rstrip("x")] = None
     return list(found)
+
+
+def _given(program: Program) -> dict[str, int]:
+    """Bytes on a device of what the program is given beside what a run always holds, by kind, and of its cache."""
+    kinds = {kind: held_bytes(tree) for kind, tree in program.kinds.items() if tree is not None}
+    return kinds | {"cache": held_bytes(program.cache)}
 
 
 def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
@@ -219,22 +212,22 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
     started = time.perf_counter()
     lowered = program.lower()
     traced = lowered.as_text()
-    cache = held_bytes(program.cache)
-    kinds = {kind: held_bytes(tree) for kind, tree in program.kinds.items() if tree is not None}
+    memory = _given(program)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         used = needed_bytes(str(error))
         if used is None:
             raise
-        temporaries = max(0, used - sum(kinds.values()))
-        return {"memory": kinds | {"temporaries": temporaries, "cache": cache}, "refused": _first_line(error)}
+        temporaries = max(0, used - beside({"memory": memory}))
+        return {"memory": memory | {"temporaries": temporaries}, "refused": _first_line(error)}
     seconds = time.perf_counter() - started
     stats = compiled.memory_analysis()
     found = hlo.analyse(compiled.as_text(), open_turns=program.open_turns)
     targets = {name: expected(shapes.model.cfg)[name].shape for name in shapes.targets}
+    sizes = {stack.size for stack in stacks(shapes.model.cfg.num_layers, shapes.model.scan_layers)}
     return {
-        "memory": kinds | {"temporaries": stats.temp_size_in_bytes, "cache": cache},  # the cache is one of those
+        "memory": memory | {"temporaries": stats.temp_size_in_bytes},  # the cache is one of those
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
@@ -245,7 +238,7 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
         "collectives": found.sent(),
         "loops": found.loops,
         "open_loops": found.unknown,
-        "weight_shaped_products": weight_shaped(traced, targets, shapes.model.cfg.num_layers),
+        "weight_shaped_products": weight_shaped(traced, targets, sizes),
         "compile_seconds": round(seconds, 1),
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from sva.adaptation.adaptive_lm import SLOTS
 from sva.adapters.family import Family, Matrix
@@ -29,14 +29,19 @@ class Shapes:
 
     config: Config
     model: Transformer
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     prompt: int  # tokens of a prompt
     new: int  # tokens of a completion
 
     @property
+    def platform(self) -> str:
+        """Of the mesh's devices; a pod's where there are none."""
+        return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else "tpu"
+
+    @property
     def targets(self) -> list[str]:
         """Names of the weights that an expert moves."""
-        return select(expected(self.model.cfg), self.config.targets)
+        return select(expected(self.model.cfg), self.config.targets, self.config.layers)
 
     @property
     def member(self) -> Family:

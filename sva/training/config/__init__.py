@@ -26,6 +26,9 @@ from sva.utils.errors import UserError
 from sva.utils.files import decoded
 from sva.utils.remote import local_path
 from sva.utils.settings import leaves, pairs, parse, settings_of, value_of
+from sva.utils.trees import layer_numbers
+
+SCANS = {"auto": None, "true": True, "false": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Config:
     prompt: str = "own"
     sandbox: str = "strict"  # at which programs run, or "best-effort"
     targets: str = "auto"  # mlp, or ia3 where that is trained; see `sva.utils.trees.select`
+    layers: str | None = None  # that are adapted, e.g. 0-39 or 0-3,8; null: all
+    # One compiled layer for all, which compiles faster and decodes slower; auto: on a TPU. May change as mesh may.
+    scan_layers: str = dataclasses.field(default="auto", metadata={"words": tuple(SCANS)})
     parametrisation: str = "sigmoid_nuclear"
     seed: int = 0
     run_dir: str = "runs/${task}-${seed}"
@@ -67,7 +73,16 @@ class Config:
         parametrisation = spelling.parse(self.parametrisation)
         if self.targets == "auto":
             object.__setattr__(self, "targets", "ia3" if parametrisation.name == "ia3" else "mlp")
+        if self.layers is not None:
+            layer_numbers(self.layers)
+        if self.scan_layers not in SCANS:
+            raise UserError(f"scan_layers={self.scan_layers!r} is not one of {', '.join(SCANS)}")
         check(parametrisation, self.rollout, self.reinforce, self.train, self.evolution, self.guards)
+
+    @property
+    def scan(self) -> bool | None:
+        """`scan_layers` as `sva.load` takes it."""
+        return SCANS[self.scan_layers]
 
 
 SETTINGS = settings_of(Config)
@@ -82,7 +97,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values |= _of_file(local_path(path, "the configuration"))
+        values |= in_file(path)
     for given in overrides:
         values |= _of_override(given)
     tree: dict[str, Any] = {}
@@ -103,8 +118,13 @@ def _schema() -> Any:
     return OmegaConf.structured(Config)
 
 
-def _of_file(path: Path) -> dict[str, Any]:
-    """The values of a YAML file, by dotted name."""
+def in_file(path: str | Path) -> dict[str, Any]:
+    """The values that a YAML file sets, by dotted name.
+
+    Raises:
+      UserError: no such file, broken YAML, an unknown setting or a value of the wrong type.
+    """
+    path = local_path(path, "the configuration")
     if not path.is_file():
         raise UserError(f"no configuration file at {path}; see configs/ for examples")
     try:

@@ -1,0 +1,43 @@
+"""The network of a model without its weights: what a config.json says."""
+
+from pathlib import Path
+
+from sva.models.config import ModelConfig, from_hf
+from sva.models.hub import HUB_SECONDS
+from sva.utils.errors import UserError
+from sva.utils.files import read_json
+from sva.utils.remote import to_path
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models"  # each says whose it is: `_name_or_path`
+
+
+def model_config(model: str) -> ModelConfig:
+    """The network of a directory with a config.json, or of a hub id.
+
+    Of a hub id's repository config.json is fetched at most: not where configs/models or the hub's cache has it.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = to_path(model) / "config.json"
+    if not path.is_file():
+        path = _shipped(model) or _from_hub(model)
+    return from_hf(read_json(path), str(path))
+
+
+def _shipped(model: str) -> Path | None:
+    """The config.json of this hub id among those in configs/models."""
+    files = sorted(SHIPPED.glob("*/config.json"))
+    return next((path for path in files if read_json(path).get("_name_or_path") == model), None)
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+        if not isinstance(cached, str):
+            HfApi().model_info(model, timeout=HUB_SECONDS)  # asks once, where a download would ask six times
+        return Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
+    except Exception as error:  # the hub's own, network errors, a name that does not exist
+        raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__})") from error
