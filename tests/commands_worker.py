@@ -9,15 +9,20 @@ import contextlib
 import io
 import os
 import sys
+from functools import partial
 
 import jax
+import numpy as np
 import pytest
 
 from sva.cli.main import main as sva
 from sva.generation import load
-from sva.parallel import compile_cache, exchange, mesh_config, processes
+from sva.generation.decompose import decompose
+from sva.parallel import compile_cache, exchange, mesh_config, processes, sharding
+from sva.spectral.forms import Factored
 from sva.utils.errors import UserError
 
+UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 EXPERTS = ["--expert", "island.safetensors", "--expert", "thing.safetensors"]
 EVALUATE = ["evaluate", "colours.py", "--size", "12", "--batch-size", "8"]
 ADAPT = ["adapt", "colours.py", "--shots", "3", "--population", "10", "--iterations", "2", "--rows", "16", *EXPERTS]
@@ -63,8 +68,32 @@ def run_commands(mesh):
         assert sva([*COMMANDS[out], *more, "--out", out]) == 0, out
     if mesh:
         check_refusals()
+        check_factored(mesh)
     if jax.process_count() > 1:
         check_exchange()
+
+
+def check_factored(mesh):
+    """A factored product is the same rows in the same places, however many rows and tokens there are."""
+    with sharding.on_mesh(mesh_config.parse(mesh)) as on:
+        lm = load.load("toy", mesh=on, progress=False)
+        spectra = decompose(lm, "mlp", progress=False)
+        for name, axis in ((UP, None), (DOWN, "mlp")):
+            spectrum = spectra[name]
+            for rows, length in ((4, 6), (8, 6), (16, 6), (8, 1)):
+                rng = np.random.default_rng(rows)
+                x, z = (
+                    rng.normal(size=(rows, n)).astype("f4") for n in (length * spectrum.vt.shape[1], len(spectrum.s))
+                )
+                x = x.reshape(rows, length, -1)
+                found = processes.to_host(_product(spectrum, x, z, axis))
+                u, s, vt = processes.to_host(spectrum)
+                np.testing.assert_allclose(found, (x @ vt.T) * (s * z)[:, None] @ u.T, atol=1e-3)
+
+
+@partial(jax.jit, static_argnames=("axis",))
+def _product(spectrum, x, z, axis):
+    return Factored(spectrum, z)(sharding.constrain(x, "batch", None, axis), None)
 
 
 def check_refusals():

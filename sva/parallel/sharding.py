@@ -173,6 +173,16 @@ def hidden_axes(length: int) -> tuple[str | None, str | None, str | None]:
     return ("batch", None, None) if length > 1 else ("rows", None, "embed")
 
 
+def inner_axes(length: int) -> tuple[str | None, str | None, str | None]:
+    """Logical axes of what lies between two factors of a weight, [B, T, R], by T as in `hidden_axes`.
+
+    They must be named: left to itself, XLA (jaxlib 0.10.2) divides the components of many tokens over `tensor`, and on
+    a mesh whose three axes all have devices its product of rows over data x fsdp with a factor over fsdp x tensor then
+    has rows in the places of others.
+    """
+    return ("batch", None, None) if length > 1 else ("rows", None, "rank")
+
+
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are divided."""
     return _parts(("data", "fsdp"), mesh)

@@ -1,11 +1,13 @@
 """Llama-3-8B and 70B on pods that are not there: what each chip would hold and do, by `sva compile`.
 
+Those named paper-... are of configs/paper: 256 prompts, the base's pass for the KL, 70B with half of its layers adapted.
+
     python experiments/benchmarks/compile/compile.py  # extra `aot`; makes the reports that are missing, then the table
     python experiments/benchmarks/compile/compile.py --table    # the table of those that are there
 
 One JSON file a configuration and program beside this file, each with its command. The 70B update takes the compiler
-five to twenty minutes, the others a few. Prompts of 255 tokens, completions of 768: no number of tokens is the width of
-a weight.
+five to twenty minutes, the others a few. Prompts of 255 tokens, completions of 768 or, of the paper, 512: no number of
+tokens is the width of a weight.
 """
 
 import argparse
@@ -13,17 +15,46 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
-RUNS = {"llama3-8b-v5e-16": "v5e:4x4", "llama3-70b-v5e-16": "v5e:4x4", "llama3-70b-v5p-16": "v5p:2x2x4"}
 PROGRAMS = ("update", "rollout", "two_pass")
+
+
+class Run(NamedTuple):
+    """What is compiled under one name."""
+
+    config: str
+    topology: str
+    programs: tuple[str, ...] = PROGRAMS
+    overrides: tuple[str, ...] = ()
+
+
+_8B, _70B = "paper/llama3-8b-gsm8k", "paper/llama3-70b-gsm8k"
+_LOW_RANK = "r=16,alpha=32"
+RUNS = {
+    "llama3-8b-v5e-16": Run("llama3-8b-v5e-16", "v5e:4x4"),
+    "llama3-70b-v5e-16": Run("llama3-70b-v5e-16", "v5e:4x4"),
+    "llama3-70b-v5p-16": Run("llama3-70b-v5p-16", "v5p:2x2x4"),
+    "paper-llama3-8b-gsm8k": Run(_8B, "v5e:4x4", ("update", "rollout")),
+    "paper-llama3-70b-gsm8k-v5e-16": Run(_70B, "v5e:4x4", ("update", "rollout")),
+    "paper-llama3-70b-gsm8k-v5p-16": Run(_70B, "v5p:2x2x4", ("update", "rollout")),
+    "paper-llama3-8b-lora": Run(
+        _8B, "v5e:4x4", ("update",), (f"parametrisation=lora:{_LOW_RANK}", "targets=attention")
+    ),
+    "paper-llama3-8b-dora": Run(
+        _8B, "v5e:4x4", ("update",), (f"parametrisation=dora:{_LOW_RANK}", "targets=attention")
+    ),
+    "paper-llama3-8b-ia3": Run(_8B, "v5e:4x4", ("update",), ("parametrisation=ia3",)),
+}
 GIB = 2**30
 
 
-def make(config: str, topology: str, program: str, output: Path) -> None:
+def make(run: Run, program: str, output: Path) -> None:
     """One report, by the command that a user would give."""
     root = HERE.parents[2]
-    call = [sys.executable, "-m", "sva.cli.main", "compile", f"configs/{config}.yaml", "--topology", topology]
+    call = [sys.executable, "-m", "sva.cli.main", "compile", f"configs/{run.config}.yaml", *run.overrides]
+    call += ["--topology", run.topology]
     subprocess.run([*call, "--program", program, "--output", str(output.relative_to(root))], check=True, cwd=root)
 
 
@@ -49,12 +80,12 @@ def main() -> None:
         "| program | weights | spectra | cache | temporaries | together | TFLOP | of closed form | GB sent | W-shaped |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for config, topology in RUNS.items():
-        for program in PROGRAMS:
-            output = HERE / f"{config}-{program}.json"
+    for title, run in RUNS.items():
+        for program in run.programs:
+            output = HERE / f"{title}-{program}.json"
             if not output.exists() and not arguments.table:
-                make(config, topology, program, output)
-            name = f"{config} {program}"
+                make(run, program, output)
+            name = f"{title} {program}"
             print(row(name, json.loads(output.read_text())) if output.exists() else f"| {name} | not run |", flush=True)
 
 
