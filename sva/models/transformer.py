@@ -112,10 +112,10 @@ class Transformer(nn.Module):
             own, slots, index = kv_cache.mark(cache, positions, valid), cache.segment.kv, cache.index
         packed = None if token_indices is None or is_divided() else packing(token_indices, *input_ids.shape)
         inputs = self._attention_inputs(positions, [*past, own], mask, index, packed)
-        x = self.embed_tokens(pack(input_ids, packed))
-        x = constrain(x, *hidden_axes(1))  # first as the table lies: no copy of it is made
+        # First as the table lies: no copy of it is made.
+        x = constrain(self.embed_tokens(pack(input_ids, packed)), *hidden_axes(1))
         x = constrain(x, *hidden_axes(x.shape[1]))
-        kvs = tuple(segment.kv for segment in past)
+        kvs = [segment.kv for segment in past]
         windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
         kv = []
         if self.scan_layers:
@@ -133,8 +133,9 @@ class Transformer(nn.Module):
                 kv.append(new)
             packed = None if output_start else packed
         segment = dataclasses.replace(own, kv=tuple(kv))
-        x = unpack(self.norm(x), packed)
-        return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
+        return unpack(self.norm(x), packed), segment if index is None else DecodeCache(
+            segment, index + positions.shape[1]
+        )
 
     @nn.nowrap
     def _attention_inputs(
