@@ -79,7 +79,9 @@ def report(
       UserError: a mesh that does not make the devices, or a batch that does not divide over it.
     """
     mesh = abstract_mesh(config.mesh, devices) if isinstance(devices, int) else make_mesh(config.mesh, devices)
-    _check(config, mesh)
+    _check_rows(config, mesh)
+    if config.rollout.max_new_tokens is None:
+        raise UserError("rollout.max_new_tokens must be set: no task is read here")
     cfg = cfg or model_config(config.model)
     scan = cut(config.layers, cfg.num_layers)
     model = Transformer(cfg, DTYPES[config.dtype], scan_layers=config.scan is not False and scan)
@@ -112,13 +114,11 @@ def report(
     }
 
 
-def _check(config: Config, mesh: Mesh | AbstractMesh) -> None:
+def _check_rows(config: Config, mesh: Mesh | AbstractMesh) -> None:
     check_rows("rollout.prompts", config.rollout.prompts, mesh)
     check_rows("train.micro_batch", config.train.micro_batch, mesh)
     if config.rollout.rows is not None:
         check_rows("rollout.rows", config.rollout.rows, mesh)
-    if config.rollout.max_new_tokens is None:
-        raise UserError("rollout.max_new_tokens must be set: no task is read here")
 
 
 def beside(program: Mapping[str, Any]) -> int:
