@@ -13,6 +13,6 @@ def write(directory: Path, code: str = CODE, classification: str = "Sort it: cod
         f"import nothing_of_this_name\nLLAMA = 'x'\nCODE_PROMPT = (\n    {code[:half]!r}\n    {code[half:]!r}\n)\n"
     )
     (directory / "utils.py").write_text(
-        f"raise SystemExit\n\ndef ask():\n    CLASSIFICATION_PROMPT = {classification!r}.strip() + ''\n    return 1 / 0\n"
+        f"raise SystemExit\n\ndef ask():\n    CLASSIFICATION_PROMPT = {classification!r}.strip() + ''\n"
     )
     return directory

@@ -115,7 +115,7 @@ class Task(ABC):
         return ""
 
     def framed(self, example: Example) -> str | None:
-        """The whole prompt, up to and with the answer's first words, where no chat template goes around it; else None."""
+        """The whole prompt with the answer's first words, where no chat template goes around it; else None."""
         del example
         return None
 

@@ -116,7 +116,7 @@ def restored(task_id: str, args: Sequence[Any]) -> list[Any]:
 class Mbpp(code.CodeTask):
     """MBPP+ of a version: "0.2.0", or "0.1.0", which has 21 tasks more that upstream took back as faulty.
 
-    Both are split as the public code splits 0.1.0 (`split_of`); reference splits are those of 0.1.0 whatever the version.
+    Both are split as the public code splits 0.1.0 (`split_of`); under reference splits the rows are 0.1.0's.
     """
 
     name: str = "mbpp"

@@ -12,8 +12,8 @@ from typing import Any
 
 from sva.tasks import mbpp
 from sva.tasks.base import Example, Grade, Task
-from sva.tasks.grading.wrappings import unwrapped
 from sva.tasks.code import CodeTask
+from sva.tasks.grading.wrappings import unwrapped
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.tasks.reference import public_code, verdicts
 from sva.utils.errors import UserError

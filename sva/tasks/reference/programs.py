@@ -1,4 +1,4 @@
-"""The program that the public code reads from a completion of MBPP+; HumanEval's it takes as it is, behind the prompt."""
+"""The program that the public code reads from a completion of MBPP+; HumanEval's is taken as it is, behind its prompt."""
 
 import ast
 import re
