@@ -83,11 +83,16 @@ def test_generate_and_evaluate_take_the_file(run, folder, more):
     ids, mask = chat.encode(merged, [chat.render(merged, "what red boat")])
     theirs = merged.generate(ids, mask, 6, chat.end_tokens(merged))
     assert json.loads(answered[1])["text"] == chat.decode(merged, theirs.tokens, theirs.lengths)[0]
-    code, text, _ = run(
-        "evaluate", "own.jsonl", "--split", "train", "--size", 4, "--alphas", out, "--json", "--out", f"{out}l"
-    )
+    asked = ["evaluate", "own.jsonl", "--split", "train", "--size", 99]
+    code, text, err = run(*asked, "--alphas", out, "--json", "--out", f"{out}l")
     result = json.loads(text)
-    assert (code, result["n"], result["alphas"]) == (0, 4, found["alphas"])
+    left = int(err.partition(" of ")[0].rpartition(" ")[2])
+    whole = json.loads(run(*asked, "--json", experts="")[1])
+    assert (code, result["n"], result["alphas"]) == (0, whole["n"] - left, found["alphas"])
+    assert left >= 4
+    assert f"{left} of {whole['n']} rows are shots that {out} was chosen by: left out, n = {result['n']}" in err
+    code, text, _ = run("evaluate", "--compare", f"{out}l", whole["records"], "--json", experts="")
+    assert (code, json.loads(text)["n"]) == (0, result["n"])
 
 
 @pytest.mark.parametrize(

@@ -193,9 +193,12 @@ def test_a_completion_of_a_megabyte_is_read_in_no_time_and_gets_a_verdict():
     ],
 )
 def test_the_public_codes_way_keeps_its_faults(body, expected):
-    program = programs.program(f"```python\n{body}```\nwords", "add", '"""Add."""')
+    def made(text):
+        return programs.sanitised(f'"""Add."""\n{programs.body(text, is_open=False)}', "add")
+
+    program = made(f"```python\n{body}```\nwords")
     assert program.removeprefix('"""Add."""').strip() == expected
-    assert programs.program(body, "add", '"""Add."""') == program
+    assert made(body) == program
 
 
 @with_data

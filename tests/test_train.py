@@ -21,6 +21,7 @@ from sva.generation.merge import merge
 from sva.generation.sampling import OnPolicy
 from sva.generation.testing import NameAColour, toy_lm
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR
+from sva.tasks.batches import drawn_indices
 from sva.training.checkpoint import Checkpoints
 from sva.training.config import Config
 from sva.training.config.evaluation import ValidationConfig
@@ -712,3 +713,27 @@ def test_a_save_that_is_under_way_is_finished_first(toy, spectra, tmp_path, monk
     with pytest.raises(SystemExit):
         _fit(toy, spectra, tmp_path)
     assert finished == [1]
+
+
+def test_the_public_codes_start_draws_and_selection(toy, spectra, tmp_path):
+    """p around its start, batches drawn independently, the whole validation split after 1, 3, 5 updates."""
+    rows = []
+    cfg = TrainConfig(steps=4, lr=0.05, micro_batch=2, remat=False, draws="independent", init_noise=0.01)
+    state = _fit(
+        toy,
+        spectra,
+        tmp_path,
+        train=cfg,
+        validation=ValidationConfig(every=2, first=1, size=None, split="train"),
+        on_step=rows.append,
+    )
+    assert ["validation_accuracy" in row for row in rows] == [True, False, True, True]
+    assert int(state.best.step) in (1, 3, 4)
+    none = _fit(toy, spectra, tmp_path / "0", train=dataclasses.replace(cfg, steps=0))
+    start = np.concatenate([np.ravel(x) for x in jax.tree.leaves(none.raw)])
+    centre = np.concatenate([np.ravel(x) for x in jax.tree.leaves(init_state(spectra, LINEAR, update_config(cfg)).raw)])
+    assert 0.005 < np.std(start - centre) < 0.02
+    draws = [drawn_indices(10, 4, step, 0) for step in range(50)]
+    assert all(len(set(batch)) == 4 for batch in draws)
+    assert len(set(draws[0]) & set(draws[1]) | set(draws[1]) & set(draws[2])) > 0
+    assert sorted(drawn_indices(200, 256, 3, 0)) == list(range(200))

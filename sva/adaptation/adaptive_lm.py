@@ -146,23 +146,30 @@ class AdaptiveLM:
             jnp.asarray(np.concatenate(states)), [place for _, place in kept], len(self.serving.slots)
         )
 
-    def rows(self, questions: Sequence[str], right: Sequence[str] | None = None) -> DispatchBatch:
+    def rows(
+        self,
+        questions: Sequence[str],
+        right: Sequence[str] | None = None,
+        prompts: Sequence[chat.Rendered] | None = None,
+    ) -> DispatchBatch:
         """The prompts as a dispatcher reads them, in their buckets.
 
         Args:
           questions: at least one.
           right: the right label of each, for the oracle; a name that is not a label of these experts is "other".
+          prompts: what the second pass answers, rendered; by default the questions, each as the user's turn.
         """
         if not questions:
             raise UserError("there is no question to answer; give at least one")
         if right is None and isinstance(self.dispatcher, dispatchers.Oracle):
             raise UserError("the oracle needs the right label of every question")
-        ids, mask = chat.encode(self.lm, [chat.render(self.lm, question) for question in questions])
-        prompts = TokenBatch(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
+        prompts = prompts or [chat.render(self.lm, question) for question in questions]
+        ids, mask = chat.encode(self.lm, prompts)
+        asked = TokenBatch(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
         names = [label.name for label in self.labels]
         places = [names.index(name if name in names else OTHER) for name in right or [OTHER] * len(questions)]
-        known = jnp.asarray(pad_rows(np.asarray(places, np.int32), len(prompts.ids)))
-        return DispatchBatch(label_scoring.encode(self.lm, self.template, questions), prompts, known)
+        known = jnp.asarray(pad_rows(np.asarray(places, np.int32), len(asked.ids)))
+        return DispatchBatch(label_scoring.encode(self.lm, self.template, questions), asked, known)
 
     def shortest_first(self, questions: Sequence[str]) -> list[int]:
         """The places of the questions in order of their tokens, so that batches of neighbours have little padding."""
@@ -228,13 +235,15 @@ class AdaptiveLM:
         stopwatch: Stopwatch,
         right: Sequence[str] | None = None,
         stops: Sequence[Sequence[str]] | None = None,
+        prompts: Sequence[chat.Rendered] | None = None,
     ) -> list[Measured]:
         """`answer`, greedily and one pass after the other, with the cost of each.
 
         Args:
           stops: the stop strings that each answer is cut at; none by default.
+          prompts: as in `rows`.
         """
-        rows, size = self.rows(questions, right), len(questions)
+        rows, size = self.rows(questions, right, prompts), len(questions)
         request = self._request(rows, size, max_new_tokens, Greedy(), None)
         decision, first = stopwatch(first_pass, self.serving, self.dispatcher, rows)
         generation, second = stopwatch(second_pass, self.serving, decision.alphas, request)

@@ -13,7 +13,7 @@ from sva.utils.timing import Stopwatch
 
 
 def by_two_passes(model: AdaptiveLM, max_new_tokens: int) -> Answer:
-    """Greedy answers of the expert that the first pass chooses for each item, asked the question alone.
+    """Greedy answers of the expert that the first pass chooses for each item by its question, asked as its task asks.
 
     The right label of an item is its task's, or "other" where no expert has it.
     """
@@ -23,8 +23,8 @@ def by_two_passes(model: AdaptiveLM, max_new_tokens: int) -> Answer:
     def answer(batch: Sequence[Item]) -> list[Record]:
         questions = [item.question for item in batch]
         right = [item.task.label if item.task.label in names else OTHER for item in batch]
-        found = model.measured(questions, max_new_tokens, stopwatch, right, stops_of(batch))
-        prompts = [chat.render(model.lm, question) for question in questions]
+        prompts = [chat.render_example(model.lm, item.task, item.example) for item in batch]
+        found = model.measured(questions, max_new_tokens, stopwatch, right, stops_of(batch), prompts)
         answers = [each.answer for each in found]
         records = grade(batch, [a.text for a in answers], [a.tokens for a in answers], prompts)
         return [

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from sva.adaptation.few_shot import mixed, pool
+from sva.adaptation.few_shot import draw, mixed, pool
 from sva.generation.lm import LM
 from sva.spectral.expert import Expert
+from sva.tasks import task as make_task
 from sva.utils.errors import UserError
 from sva.utils.files import read_text, write_json
 from sva.utils.remote import reaching, to_path
@@ -124,6 +125,16 @@ def identities(experts: Sequence[Expert]) -> tuple[dict[str, str], ...]:
         if digest in digests[:place]:
             raise UserError(f"expert {place + 1} is the same as expert {digests.index(digest) + 1}; leave one out")
     return tuple({"label": expert.metadata.get("label", ""), "digest": expert.digest} for expert in experts)
+
+
+def shots(alphas: Alphas) -> list[str]:
+    """The texts (`Task.text`) of the examples that the alphas were found on, drawn again as `sva adapt` drew them."""
+    settings = alphas.record.get("settings") or {}
+    if not {"task", "split", "shots", "seed"} <= set(settings):
+        return []
+    how = {name: settings[name] for name in ("splits", "prompt") if name in settings}
+    task = make_task(settings["task"], settings.get("grader", "strict"), **how)
+    return [task.text(x) for x in draw(task, settings["split"], settings["shots"], settings["seed"]).examples]
 
 
 def load_mixture(lm: LM, path: Path, experts: Sequence[Expert], *, progress: bool = True) -> LM:

@@ -48,6 +48,9 @@ class Adapt(ExpertOptions, LoadingOptions):
     Stopped at any moment, the same command resumes; sva generate and sva evaluate take the file that it writes.
     """
 
+    grader: str = option("strict, or reference: the public code's verdicts", "strict")
+    splits: str = option("clean, or reference: the public code's splits and its choice of shots", "clean")
+    prompt: str = option("own, or reference: the public code's prompts and budgets", "own")
     task: str = argument("a task's name, or the path of a .jsonl or .py file")
     split: str = option("where the shots are drawn from (default: %(default)s)", "train")
     budget: Literal["full", "3-shot", "light"] = option("the paper's table 10: shots, iterations", "full")
@@ -139,7 +142,7 @@ def _search(arguments: Adapt, shots: int, how: Mapping[str, Any]) -> _Search:
         else CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
     )
     cfg = few_shot.FewShotConfig(arguments.max_new_tokens, arguments.temperature, arguments.rows, block=arguments.race)
-    task = make_task(arguments.task)
+    task = make_task(arguments.task, arguments.grader, splits=arguments.splits, prompt=arguments.prompt)
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
     check_experts(arguments)
     lm = load(arguments.model, **how)
@@ -147,6 +150,7 @@ def _search(arguments: Adapt, shots: int, how: Mapping[str, Any]) -> _Search:
     told = mixture_file.identities(experts)
     settings = {
         **{name: getattr(arguments, name) for name in _SEARCH},
+        **{name: value for name, value in _way(arguments).items() if value not in ("strict", "clean", "own")},
         "shots": shots,
         "questions": _digest([task.question(example) for example in chosen.examples], 16),
         "max_new_tokens": cfg.max_new_tokens or task.max_new_tokens,
@@ -158,6 +162,11 @@ def _search(arguments: Adapt, shots: int, how: Mapping[str, Any]) -> _Search:
     out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{_digest(settings, 8)}.json"
     members = few_shot.pool(lm, experts, reference=arguments.reference, progress=is_writer())
     return _Search(lm, members, told, chosen, method, cfg, settings, out)
+
+
+def _way(arguments: Adapt) -> dict[str, str]:
+    """How the task is asked and graded."""
+    return {name: getattr(arguments, name) for name in ("grader", "splits", "prompt")}
 
 
 def _climb(search: _Search, arguments: Adapt, generations: int) -> None:

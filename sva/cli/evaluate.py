@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,9 @@ def _evaluated(arguments: Evaluate) -> dict[str, Any] | None:
     from sva.utils.provenance import command, versions
 
     _check_first_pass(arguments)
-    todo = evaluate.mixed(tasks, arguments.split, arguments.size)
+    whole = evaluate.mixed(tasks, arguments.split, arguments.size)
+    numbers = _without_shots(arguments, whole)
+    todo = [whole[i] for i in numbers]
     with loading(arguments, "--batch-size", arguments.batch_size) as how:
         subject = _subject(arguments, tasks, how)
         settings = _settings(arguments, tasks, todo, subject, two_passes)
@@ -83,7 +86,8 @@ def _evaluated(arguments: Evaluate) -> dict[str, Any] | None:
         out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
         with resumed(out, settings, {"command": command(), "versions": versions()}) as file:
             answer, size = _answer(subject, arguments.alphas, settings)
-            rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}", progress=is_writer())
+            about = {"progress": is_writer(), "numbers": numbers}
+            rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}", **about)
     if not is_writer():
         return None
     result = settings | scores(rows) | {"records": str(out)}
@@ -115,9 +119,30 @@ def _check(arguments: Evaluate) -> bool:
     )
     if not two_passes and arguments.choice != "hard":
         raise UserError("--choice is between experts; name two or more with --expert, or a --dispatch")
-    if two_passes and (arguments.by == "likelihood" or arguments.shots or arguments.prompt != "own"):
-        raise UserError("two passes ask the question alone; leave out --by, --shots and --prompt, or the other experts")
+    if two_passes and arguments.by == "likelihood":
+        raise UserError("two passes generate their answers; leave out --by, or the other experts")
     return two_passes
+
+
+def _without_shots(arguments: Evaluate, todo: Sequence[Any]) -> list[int]:
+    """The places of the items that are scored: not those that the alphas were chosen by. How many is said on stderr."""
+    from sva.adaptation import mixture_file
+    from sva.tasks.splits import normalised
+
+    if not arguments.alphas:
+        return list(range(len(todo)))
+    asked = {normalised(text) for text in mixture_file.shots(mixture_file.Alphas.load(arguments.alphas))}
+    kept = [i for i, item in enumerate(todo) if normalised(item.task.text(item.example)) not in asked]
+    if not kept:
+        raise UserError(f"all {len(todo)} rows of {arguments.split} are shots of {arguments.alphas}; raise --size")
+    if len(kept) < len(todo):
+        left = len(todo) - len(kept)
+        print(
+            f"sva: {left} of {len(todo)} rows are shots that {arguments.alphas} was chosen by: left out, "
+            f"n = {len(kept)}",
+            file=sys.stderr,
+        )
+    return kept
 
 
 def _check_first_pass(arguments: Evaluate) -> None:

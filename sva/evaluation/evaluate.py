@@ -206,19 +206,25 @@ def recorded(
     title: str = "evaluate",
     *,
     progress: bool = True,
+    numbers: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of every item, in order: those of `file`, and those that `answer` makes, appended batch by batch.
 
     A batch is always the same items, so that a run that was stopped ends with what it would have ended with.
+
+    Args:
+      numbers: the `index` of each item's row, where they are not 0, 1, 2, ...
     """
-    rows = {record["index"]: record for record in file.records}
+    numbers = range(len(todo)) if numbers is None else numbers
+    places_of = {number: place for place, number in enumerate(numbers)}
+    rows = {places_of[record["index"]]: record for record in file.records}
     with progress_bar(title, len(todo), "prompt", initial=len(rows), hidden=not progress) as bar:
         for start in range(0, len(todo), batch_size):
             places = range(start, min(start + batch_size, len(todo)))
             missing = [i for i in places if i not in rows]
             records = answer([todo[i] for i in places]) if missing else []
             for i in missing:
-                rows[i] = file.add({"index": i, **records[i - start]._asdict()})
+                rows[i] = file.add({"index": numbers[i], **records[i - start]._asdict()})
             bar.update(len(missing))
     return [rows[i] for i in range(len(todo))]
 

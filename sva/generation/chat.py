@@ -106,6 +106,8 @@ def render_example(lm: LM, task: "Task", example: "Example") -> Rendered:
     turns = task.turns(example)
     if not turns[-1]["content"].strip():
         raise UserError(f"task {task.name}: a question is empty; give it some text")
+    if (framed := task.framed(example)) is not None:
+        return Rendered(framed)
     text = render_turns(lm, turns, task.opening(lm.model.cfg.architecture))
     if task.prompt != "reference" or text.bos:
         return text

@@ -18,7 +18,7 @@ from sva.tasks.jsonl import from_jsonl
 from sva.tasks.labels import OTHER
 from sva.tasks.mbpp import Mbpp
 from sva.tasks.python_file import from_python
-from sva.tasks.reference import prompts
+from sva.tasks.reference import prompts, public_code
 from sva.tasks.routing import Routing, routing
 from sva.tasks.sources import arc_rows, kinds
 from sva.tasks.splits import POLICIES
@@ -87,21 +87,27 @@ def task(
         raise UserError(f"task {name}: routes = {list(routes)}; the task routing needs some, no other takes any")
     if shots < 0:
         raise UserError(f"task {name}: shots = {shots} must be at least 0")
-    made = _made(name, routes)
-    if made.name not in PUBLIC and "reference" in (grader, splits, prompt):
+    made = _made(name, routes, prompt)
+    if made.name not in (*PUBLIC, "routing") and "reference" in (grader, splits, prompt):
         raise UserError(f"task {name}: the public code has no such task, so there is nothing to call reference")
     made = dataclasses.replace(made, grader=grader, splits=splits, prompt=prompt, shots=shots)
     if isinstance(made, CodeTask):
-        if prompt == "reference":
-            raise UserError(f"task {name}: sva has no copy of the public code's prompt for programs; use prompt=own")
-        return dataclasses.replace(made, sandbox=sandbox)
+        made = dataclasses.replace(made, sandbox=sandbox)
     if prompt == "own":
         return made
+    if shots:
+        raise UserError(f"task {name}: shots = {shots}, but the public code shows no worked examples; use prompt=own")
+    if isinstance(made, CodeTask):
+        public_code.code_prompt()  # says at once where there is none
+    if isinstance(made, Routing):
+        public_code.classification_prompt()
     budget = max(prompts.MAX_NEW_TOKENS, made.max_new_tokens)
     return dataclasses.replace(made, stop=prompts.STOP, max_new_tokens=budget)
 
 
-def _made(name: str, routes: Sequence[str]) -> Task:
+def _made(name: str, routes: Sequence[str], prompt: str) -> Task:
+    if name == "routing" and prompt == "reference":  # there "other" is an answer and no task
+        return dataclasses.replace(routing([task(route, prompt=prompt) for route in routes]), max_new_tokens=1024)
     if name == "routing":
         tasks = [task(route) for route in routes]
         return routing(tasks if OTHER in {t.label for t in tasks} else [*tasks, task(OTHER)])

@@ -85,6 +85,8 @@ class Arc(Task):
     def grade(self, completion: str, example: Example) -> Grade:
         if self.grader == "reference":
             found = verdicts.letter(completion)
+            if arc_rows.has_numeric_key(example):
+                return Grade(False, found, "the key is a number")
             if found is None:
                 right = verdicts.lucky(len(example["choices"]["text"])) == example["answerKey"]
                 return Grade(right, None, "right by luck" if right else "")

@@ -84,6 +84,11 @@ class Task(ABC):
         """A right completion, for worked examples."""
         return str(example["answer"])
 
+    @property
+    def is_solved(self) -> bool:
+        """Whether `answer` is upstream's own solution, of which next-token prediction learns."""
+        return False
+
     def turns(self, example: Example) -> list[dict[str, str]]:
         """The chat up to the model's answer: a system message where the task has one, worked examples, the question."""
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -108,6 +113,11 @@ class Task(ABC):
     def opening(self, architecture: str) -> str:
         """The first words of the model's answer, given to it, for models of that architecture."""
         return ""
+
+    def framed(self, example: Example) -> str | None:
+        """The whole prompt with the answer's first words, where no chat template goes around it; else None."""
+        del example
+        return None
 
     def options(self, example: Example) -> Options:
         """The options to score by likelihood.

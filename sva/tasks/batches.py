@@ -3,12 +3,24 @@
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 
 @lru_cache(maxsize=8)
 def _shuffled(num_examples: int, seed: int) -> Any:
     import grain  # takes over a second
 
     return grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
+
+
+def drawn_indices(num_examples: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Different row numbers of a step, drawn whatever other steps drew; all rows where there are no more.
+
+    So does the public code of Transformer-Squared (commit 03a41ae), with the random numbers of torch. Deviation: ours
+    are numpy's, and depend on seed and step alone.
+    """
+    rng = np.random.default_rng((seed, step))
+    return rng.choice(num_examples, min(batch_size, num_examples), replace=False).tolist()
 
 
 def batch_indices(num_examples: int, batch_size: int, step: int, seed: int) -> list[int]:

@@ -12,7 +12,7 @@ from sva.sandbox import LEVELS, Job, Limits, Sandbox, Verdict
 from sva.tasks.base import Example, Grade, Task
 from sva.tasks.grading import oracles
 from sva.tasks.grading.programs import extract
-from sva.tasks.reference.programs import program as reference_program
+from sva.tasks.reference import programs, public_code
 from sva.utils.errors import UserError
 
 GRADERS = ("strict", "reference")
@@ -52,7 +52,8 @@ class CodeTask(Task):
 
     `grader`: "strict" runs base and plus tests, the latter with reasons that begin with "plus tests"; "reference" makes
     the program as the public code does and runs base tests only, which is what its rewards and tables are made of.
-    `sandbox` is the level, one of `sva.sandbox.LEVELS`.
+    `prompt`: "reference" asks in the public code's template, read from the user's copy (`sva.tasks.reference.
+    public_code`), behind which the answer's first words are given. `sandbox` is the level, one of `sva.sandbox.LEVELS`.
     """
 
     label: str = "code"
@@ -72,16 +73,36 @@ class CodeTask(Task):
     def tests(self, example: Example) -> list[tuple[str, Any]]:
         """Base tests and, where there are any, plus tests: source and data."""
 
+    @abstractmethod
+    def prefill(self, example: Example) -> str:
+        """The first words of the answer that the public code gives the model."""
+
+    @property
+    def is_solved(self) -> bool:
+        return True
+
+    def framed(self, example: Example) -> str | None:
+        """The public code's template around the question, and the answer's first words right behind it."""
+        if self.prompt != "reference":
+            return None
+        return public_code.filled(public_code.code_prompt(), self.turns(example)) + self.prefill(example)
+
     def answer(self, example: Example) -> str:
-        """A right completion, for worked examples."""
+        """A right completion, for worked examples; under prompt=reference what follows its first words."""
+        solution = example["canonical_solution"].rstrip()
+        if self.grader == "reference" and not self.is_continued:
+            solution = programs.by_four(solution)
+        if self.prompt == "reference":
+            return (solution if self.is_continued else "\n" + solution.lstrip()) + "\n```"
         before = example["prompt"] if self.is_continued else ""
-        return f"```python\n{(before + example['canonical_solution']).strip()}\n```"
+        return f"```python\n{(before + solution).strip()}\n```"
 
     def program(self, completion: str, example: Example) -> str | None:
         """The program to run; None where there is none."""
         name, prompt = example["entry_point"], example["prompt"]
         if self.grader == "reference":
-            return reference_program(completion, name, prompt)
+            body = programs.body(completion, is_open=self.prompt == "reference")
+            return prompt + body if self.is_continued else programs.sanitised(f"{prompt}\n{body}", name)
         return extract(completion, name, prompt if self.is_continued else "")
 
     def grade(self, completion: str, example: Example) -> Grade:

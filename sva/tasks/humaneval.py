@@ -42,7 +42,7 @@ def rows() -> list[upstream.Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class HumanEval(code.CodeTask):
-    """The 164 functions, all of them to test on."""
+    """The 164 functions, all of them to test on; under reference splits for the few-shot search too, as there."""
 
     name: str = "humaneval"
     licence: str = "MIT"
@@ -50,11 +50,16 @@ class HumanEval(code.CodeTask):
     is_continued: bool = True
 
     def _rows(self, split: str) -> Sequence[Example]:
-        if split != "test":
+        if split != "test" and self.splits != "reference":
             raise UserError(f"task {self.name} has no split {split!r}; all of it is for testing")
         return rows()
 
+    def prefill(self, example: Example) -> str:
+        return f"```python\n{example['prompt']}"
+
     def question(self, example: Example) -> str:
+        if self.prompt == "reference":
+            return f"```python\n{example['prompt'].strip()}\n```"
         return (
             f"Complete this function:\n```python\n{example['prompt'].strip()}\n```\n\n"
             "Answer with one block of Python code that holds the whole function."

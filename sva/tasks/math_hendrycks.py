@@ -63,11 +63,17 @@ class Math(Task):
             return example["problem"]
         return f"{example['problem']}\n\nSolve this step by step and put the final answer in \\boxed{{}}."
 
+    @property
+    def is_solved(self) -> bool:
+        return True
+
     def answer(self, example: Example) -> str:
         return example["solution"]
 
     def grade(self, completion: str, example: Example) -> Grade:
-        return (reference if self.grader == "reference" else strict)(completion, gold(example))
+        if self.grader == "reference":
+            return reference(completion, verdicts.boxed(example["solution"]))
+        return strict(completion, gold(example))
 
 
 def gold(example: Example) -> str:
@@ -98,10 +104,11 @@ def strict(completion: str, gold: str) -> Grade:
     return Grade(equal, answer, note)
 
 
-def reference(completion: str, gold: str) -> Grade:
-    """The public code's verdict (`sva.tasks.reference.verdicts`)."""
+def reference(completion: str, gold: str | None) -> Grade:
+    """The public code's verdict (`sva.tasks.reference.verdicts`); of two that are None it is "right"."""
     answer = verdicts.solution_answer(completion)
-    if answer is None:
-        return Grade(False, None)
+    if answer is None or gold is None:
+        both = answer is None and gold is None
+        return Grade(both, answer, "right without an answer" if both else "")
     equal, note = compare("reference", gold, answer)
     return Grade(equal, answer, note)

@@ -116,7 +116,7 @@ def restored(task_id: str, args: Sequence[Any]) -> list[Any]:
 class Mbpp(code.CodeTask):
     """MBPP+ of a version: "0.2.0", or "0.1.0", which has 21 tasks more that upstream took back as faulty.
 
-    Both are split as the public code splits 0.1.0 (`split_of`).
+    Both are split as the public code splits 0.1.0 (`split_of`); under reference splits the rows are 0.1.0's.
     """
 
     name: str = "mbpp"
@@ -127,11 +127,17 @@ class Mbpp(code.CodeTask):
     def _rows(self, split: str) -> Sequence[Example]:
         if self.version not in FILES:
             raise UserError(f"task {self.name}: version={self.version!r}; there are {', '.join(FILES)}")
-        splits = split_of()
-        return [row for row in upstream_rows(self.version) if splits[row["task_id"]] == split]
+        splits, version = split_of(), "0.1.0" if self.splits == "reference" else self.version
+        return [row for row in upstream_rows(version) if splits[row["task_id"]] == split]
+
+    def prefill(self, example: Example) -> str:
+        return "```python"
 
     def question(self, example: Example) -> str:
         text, _, assertion = example["prompt"].strip().strip('"').strip().partition("assert")
+        if self.prompt == "reference":
+            text = text.strip()
+            return f"{text if text.endswith('.') else text + '.'}\n```python\nassert{assertion}\n```"
         return (
             f"{text.strip()}\n\nYour code should satisfy this assertion:\n```python\nassert{assertion}\n```\n\n"
             "Answer with one block of Python code."

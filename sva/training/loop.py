@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sva.parallel.processes import is_writer, to_host
 from sva.parallel.sharding import place, shardings
 from sva.spectral.parametrisations import Frozen, family
 from sva.tasks.base import Example, Task
-from sva.tasks.batches import batch_indices
+from sva.tasks.batches import batch_indices, drawn_indices
 from sva.training import guards, population, validation
 from sva.training.checkpoint import Checkpoints
 from sva.training.config import Config
@@ -68,6 +69,8 @@ def fit(
     """
     context = _context(lm, spectra, task, run_dir, config)
     source = _training_examples(task, config.train.examples, config.seed)
+    choose = drawn_indices if config.train.draws == "independent" else batch_indices
+    _check_batch(len(source), config)
     checkpoints = Checkpoints(run_dir / "state", _settings_digest(context, config))
     first, state = _resumed(context, checkpoints)
     log, clock = MetricsLog(run_dir, first) if is_writer() else None, Clock()
@@ -78,7 +81,7 @@ def fit(
             for number in range(first, config.train.steps):
                 if validation.is_over(state.best, number, config.validation):
                     break
-                indices = batch_indices(len(source), config.rollout.prompts, number, config.seed)
+                indices = choose(len(source), config.rollout.prompts, number, config.seed)
                 key = jax.random.fold_in(seeds.key(config.seed), number)
                 step = Step(number, [source[i] for i in indices], key)
                 with _traced(run_dir / "profile", profile and number == first + 1):
@@ -124,7 +127,7 @@ def _context(lm: LM, spectra: Mapping[str, Frozen], task: Task, run_dir: Path, c
         ),
         verdicts=Verdicts(run_dir),
         validation=validate,
-        held_out=evaluate.items(task, validate.split, validate.size) if validate.every else [],
+        held_out=evaluate.items(task, validate.split, validate.size or sys.maxsize) if validate.every else [],
     )
 
 
@@ -144,6 +147,23 @@ def _training_examples(task: Task, number: int | None, seed: int) -> Sequence[Ex
             f"train.examples={number}, but the task's training split has {len(source)}; leave it out for all"
         )
     return [source[i] for i in batch_indices(len(source), number, 0, seed)]
+
+
+def _check_batch(rows: int, config: Config) -> None:
+    """Raises UserError where independent draws take all rows and those do not divide into micro-batches."""
+    size, each = min(rows, config.rollout.prompts), config.train.micro_batch
+    if config.train.draws == "independent" and size % each:
+        raise UserError(
+            f"train.draws=independent takes all {size} rows a step, no multiple of train.micro_batch={each}; change it"
+        )
+
+
+def _with_noise(raw: Any, deviation: float, seed: int) -> Any:
+    """Raw values with normal noise, in their dtype; another seed gives another start."""
+    leaves, form = jax.tree.flatten(raw)
+    keys = jax.random.split(jax.random.fold_in(seeds.key(seed), -1 % 2**32), len(leaves))
+    noise = [deviation * jax.random.normal(key, x.shape, np.float32) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(form, [(x + n).astype(x.dtype) for x, n in zip(leaves, noise, strict=True)])
 
 
 def _settings_digest(context: TrainContext, config: Config) -> bytes:
@@ -168,6 +188,8 @@ def _not_default(settings: Any) -> dict[str, Any]:
 def _resumed(context: TrainContext, checkpoints: Checkpoints) -> tuple[int, ExpertState]:
     """(steps done, state): the last one saved, or the one before the first step."""
     state = init_state(context.spectra, context.family, update_config(context.train))
+    if context.train.init_noise:
+        state = dataclasses.replace(state, raw=_with_noise(state.raw, context.train.init_noise, context.seed))
     if context.train.method == "evolution":
         state = dataclasses.replace(state, opt_state=context.search.init(state.raw))
     if context.validation.every:

@@ -8,6 +8,7 @@ import numpy as np
 from sva.generation import chat
 from sva.generation.lm import LM
 from sva.tasks.base import Example, Task
+from sva.tasks.routing import Routing
 from sva.training.reinforce import Batch
 from sva.utils.errors import UserError
 from sva.utils.padding import budget_bucket, pad_tokens
@@ -18,13 +19,21 @@ _FIELDS = ("answer", "label", "answerKey")  # of a solution, a procedural task o
 def solution(task: Task, example: Example) -> str:
     """The text of a right answer: the first of an example's answer fields that the task's own grader calls right.
 
+    Of a task that has longer solutions (`Task.is_solved`: MATH, MBPP, HumanEval) it is the solution as the task answers
+    with it. That one is upstream's own and is not graded here, where a program would run for every row.
+
     Raises:
       UserError: there is none.
     """
+    if task.is_solved:
+        return task.answer(example)
     for field in _FIELDS:
         text = example.get(field)
         if isinstance(text, str) and task.grade(text, example).correct:
             return text
+    boxed = task.answer(example) if isinstance(task, Routing) else ""
+    if boxed and task.grade(boxed, example).correct:
+        return boxed
     raise UserError(
         f"task {task.name}: an example has no answer in {', '.join(_FIELDS)} that its own grader calls right; "
         "train.method=next_token needs one, policy_gradient and evolution do not"

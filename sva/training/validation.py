@@ -31,8 +31,9 @@ def better(best: Best, raw: Any, accuracy: float, step: int) -> Best:
 
 
 def is_due(step: int, last: int, cfg: ValidationConfig) -> bool:
-    """Whether the state after `step` steps is validated, of a run of `last`; the base, step 0, is."""
-    return bool(cfg.every) and (step % cfg.every == 0 or step == last)
+    """Whether the state after `step` steps is validated, of a run of `last`; the base, step 0, is unless cfg.first."""
+    is_turn = cfg.every and step >= cfg.first and (step - cfg.first) % cfg.every == 0
+    return bool(cfg.every) and (is_turn or step == last)
 
 
 def is_over(best: Best | None, step: int, cfg: ValidationConfig) -> bool:

@@ -2,6 +2,9 @@
 
 import random
 import re
+from collections.abc import Sequence
+
+from sva.tasks.labels import OTHER
 
 _LABELS = "ABCDE"
 
@@ -48,12 +51,23 @@ def solution_answer(completion: str) -> str | None:
     _, said, rest = completion.rpartition("The answer is: ")
     if said:
         return rest.partition(".\n")[0].strip().removesuffix(".").strip()
-    start = completion.rfind("\\boxed")
-    if start < 0 or not completion.startswith("\\boxed{", start):
+    return boxed(completion)
+
+
+def boxed(text: str) -> str | None:
+    """MATH's right answer: what the last \\boxed{} of the solution holds; None where the last is not written so."""
+    start = text.rfind("\\boxed")
+    if start < 0 or not text.startswith("\\boxed{", start):
         return None
     depth = 0
-    for brace in re.finditer(r"[{}]", completion[start:]):
+    for brace in re.finditer(r"[{}]", text[start:]):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return completion[start + len("\\boxed{") : start + brace.start()]
+            return text[start + len("\\boxed{") : start + brace.start()]
     return None
+
+
+def category(text: str, categories: Sequence[str]) -> str:
+    """The first pass: the first boxed word, where it is one of the lower-case names letter for letter; else "other"."""
+    found = re.search(r"\\boxed\{([^{}]*)\}", text)
+    return found[1] if found and found[1] in categories else OTHER

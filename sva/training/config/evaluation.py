@@ -14,14 +14,17 @@ class ValidationConfig:
     """
 
     every: int = 0  # steps; 0: never, and the last state is the result
-    size: int = 32  # the first rows of the split
+    first: int = 0  # steps before the first one, of the base; 1 as the public code, whose next are at 11, 21, ...
+    size: int | None = 32  # the first rows of the split; null: all of them, as the public code
     split: str = "validation"
     batch_size: int = 32
     patience: int | None = None  # validations without a better one before the run stops; null: it never does
 
     def __post_init__(self) -> None:
         at_least("validation.every", self.every, 0)
-        at_least("validation.size", self.size, 1)
+        at_least("validation.first", self.first, 0)
+        if self.size is not None:
+            at_least("validation.size", self.size, 1)
         at_least("validation.batch_size", self.batch_size, 1)
         if self.patience is not None:
             at_least("validation.patience", self.patience, 1)

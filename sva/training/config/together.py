@@ -26,6 +26,8 @@ def check(
         raise UserError(
             f"train.bound={cfg.bound} is of raw values around a centre, {parametrisation} has none; leave it out"
         )
+    if cfg.init_noise and parametrisation.name not in DIAGONAL:
+        raise UserError(f"train.init_noise={cfg.init_noise} is of a z, and {parametrisation} is none; leave it out")
     if cfg.method == "evolution":
         if parametrisation.name not in DIAGONAL:
             raise UserError(

@@ -9,6 +9,7 @@ METHODS = ("policy_gradient", "next_token", "evolution")
 PARAM_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine")
+DRAWS = ("passes", "independent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,8 @@ class TrainConfig:
     method: str = "policy_gradient"  # next_token: on given answers; evolution: `training.search`, without a gradient
     steps: int = 12
     examples: int | None = None  # different training prompts, drawn by the seed; null: the whole split
+    draws: str = "passes"  # every row once before any twice; "independent": as the public code, see `drawn_indices`
+    init_noise: float = 0.0  # standard deviation around the start; 0.01 as the public code, near the base and not at it
     lr: float = 1e-2
     optimizer: str = "adam"  # or "adamw"
     weight_decay: float = 0.0  # of adamw, towards 0 and times the learning rate
@@ -34,6 +37,9 @@ class TrainConfig:
         at_least("train.steps", self.steps, 0)
         if self.examples is not None:
             at_least("train.examples", self.examples, 1)
+        if self.draws not in DRAWS:
+            raise UserError(f"train.draws={self.draws!r} is not known; use {' or '.join(DRAWS)}")
+        at_least("train.init_noise", self.init_noise, 0)
         above("train.lr", self.lr, 0)
         if not math.isfinite(self.lr):
             raise UserError(f"train.lr={self.lr} is not finite; write a number such as 1e-2")
