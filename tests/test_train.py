@@ -21,6 +21,7 @@ from sva.generation.merge import merge
 from sva.generation.sampling import OnPolicy
 from sva.generation.testing import NameAColour, toy_lm
 from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR
+from sva.tasks.batches import drawn_indices
 from sva.training.checkpoint import Checkpoints
 from sva.training.config import Config
 from sva.training.config.evaluation import ValidationConfig
