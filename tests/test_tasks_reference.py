@@ -6,6 +6,8 @@ import sva.tasks
 from sva.tasks import code
 from sva.tasks.reference import verdicts
 from sva.tasks.routing import CATEGORIES
+from sva.tasks.sources import arc_rows
+from sva.training.sft import solution
 from sva.utils import paths
 from sva.utils.errors import UserError
 from tests import made_up_public_code
@@ -225,3 +227,29 @@ def test_the_classification_experts_data_are_the_first_399_rows_of_each_task(pub
 def test_reference_splits_of_routing_need_the_reference_grader(public_code):
     with pytest.raises(UserError, match="add grader=reference"):
         sva.tasks.task("routing", routes=["gsm8k"], splits="reference")
+
+
+# --- next-token prediction ---
+
+
+@with_data
+@pytest.mark.parametrize("way", ["own", "reference"])
+@pytest.mark.parametrize("name", ["gsm8k", "arc_easy", "mbpp", "humaneval", "routing", "capitals"])
+def test_every_task_has_solutions_for_next_token_prediction_that_its_grader_calls_right(public_code, name, way):
+    if way == "reference" and name == "capitals":
+        pytest.skip("the public code has no such task")
+    routes = ["gsm8k", "arc_easy"] if name == "routing" else []
+    how = ALL if way == "reference" else {}
+    task = sva.tasks.task(name, routes=routes, sandbox="best-effort", **how)
+    source = task.source("test")
+    rows = [row for row in (source[i] for i in range(6)) if not arc_rows.has_numeric_key(row)]
+    grades = task.grade_many([solution(task, row) for row in rows], rows)
+    assert all(grade.correct for grade in grades), [grade.reason for grade in grades]
+
+
+@pytest.mark.parametrize("grader", ["strict", "reference"])
+def test_maths_own_solution_is_what_next_token_prediction_learns(grader):
+    task = sva.tasks.task("math", grader)
+    row = {"problem": "What is 5 * 5?", "solution": "It is $\\boxed{25}$."}
+    assert solution(task, row) == row["solution"]
+    assert task.grade(solution(task, row), row).correct

@@ -69,8 +69,7 @@ def fit(
     """
     context = _context(lm, spectra, task, run_dir, config)
     source = _training_examples(task, config.train.examples, config.seed)
-    choose = drawn_indices if config.train.draws == "independent" else batch_indices
-    _check_batch(len(source), config)
+    choose = _draws(len(source), config)
     checkpoints = Checkpoints(run_dir / "state", _settings_digest(context, config))
     first, state = _resumed(context, checkpoints)
     log, clock = MetricsLog(run_dir, first) if is_writer() else None, Clock()
@@ -81,9 +80,8 @@ def fit(
             for number in range(first, config.train.steps):
                 if validation.is_over(state.best, number, config.validation):
                     break
-                indices = choose(len(source), config.rollout.prompts, number, config.seed)
                 key = jax.random.fold_in(seeds.key(config.seed), number)
-                step = Step(number, [source[i] for i in indices], key)
+                step = Step(number, [source[i] for i in choose(number)], key)
                 with _traced(run_dir / "profile", profile and number == first + 1):
                     result = _guarded(context, state, step, clock, run_dir, config.guards)
                 state, measured = _validated(context, result.state, number + 1, clock)
@@ -149,13 +147,19 @@ def _training_examples(task: Task, number: int | None, seed: int) -> Sequence[Ex
     return [source[i] for i in batch_indices(len(source), number, 0, seed)]
 
 
-def _check_batch(rows: int, config: Config) -> None:
-    """Raises UserError where independent draws take all rows and those do not divide into micro-batches."""
+def _draws(rows: int, config: Config) -> Callable[[int], list[int]]:
+    """The numbers of the rows that a step sees, from its number.
+
+    Raises:
+      UserError: independent draws take all rows, and those do not divide into micro-batches.
+    """
     size, each = min(rows, config.rollout.prompts), config.train.micro_batch
     if config.train.draws == "independent" and size % each:
         raise UserError(
             f"train.draws=independent takes all {size} rows a step, no multiple of train.micro_batch={each}; change it"
         )
+    draw = drawn_indices if config.train.draws == "independent" else batch_indices
+    return lambda step: draw(rows, config.rollout.prompts, step, config.seed)
 
 
 def _with_noise(raw: Any, deviation: float, seed: int) -> Any:

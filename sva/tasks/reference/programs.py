@@ -1,4 +1,4 @@
-"""The program that the public code reads from a completion of MBPP+; HumanEval's is taken as it is, behind its prompt."""
+"""The program that the public code reads from a completion of MBPP+; HumanEval's is the prompt and the completion."""
 
 import ast
 import re

@@ -58,16 +58,14 @@ def constant(path: Path, name: str) -> str:
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UserError(f"{path} is not readable as Python ({error}); get the public code anew: {_GET}") from error
     for node in ast.walk(tree):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if _is_annotated(node) else []
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            text = _text(node.value)  # pyright: ignore[reportAttributeAccessIssue]
+            text = _text(node.value)
             if text is not None:
                 return text
     raise UserError(f"{path} binds no constant text {name}, so it is not of the public code's commit 03a41ae: {_GET}")
-
-
-def _is_annotated(node: ast.AST) -> bool:
-    return isinstance(node, ast.AnnAssign) and node.value is not None
 
 
 def _text(node: ast.expr) -> str | None:
