@@ -132,8 +132,7 @@ class Transformer(nn.Module):
                 x, new = block(x, here(layer, layer), inputs, output_start if layer == cfg.num_layers - 1 else 0)
                 kv.append(new)
             packed = None if output_start else packed
-        segment = dataclasses.replace(own, kv=tuple(kv))
-        x = unpack(self.norm(x), packed)
+        x, segment = unpack(self.norm(x), packed), dataclasses.replace(own, kv=tuple(kv))
         return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
 
     @nn.nowrap
