@@ -113,6 +113,24 @@ def test_every_method_goes_on_where_it_stopped(run, folder, how):
     assert a["alphas"] not in ([0.5, 0.5], [0, 0]) or "--reference" in how
 
 
+@pytest.mark.parametrize(
+    ("dtype", "how"),
+    [
+        ("bfloat16", []),
+        ("bfloat16", ["--method", "gradient"]),
+        ("int8", ["--method", "gradient"]),
+        ("int8", ["--kv-dtype", "int8"]),
+    ],
+)
+def test_a_search_in_another_precision_says_so_and_is_another_search(run, folder, dtype, how):
+    out = f"{dtype}{how[-1:]}.json"
+    asked = [*ADAPT, *how, "--iterations", 1, "--out", out]
+    assert run("adapt", *asked, "--dtype", dtype)[0] == 0
+    assert json.loads((folder / out).read_text())["settings"]["dtype"] == dtype
+    code, _, err = run("adapt", *asked)
+    assert (code, f"dtype: {dtype} there, None asked for" in err) == (2, True)
+
+
 def test_an_expert_of_another_base_is_left_out_where_that_is_asked_for(run, folder):
     code, _, err = run("adapt", *ADAPT, "--iterations", 1, "--out", "left.json", "--skip-foreign", experts="axb")
     assert code == 0
@@ -134,6 +152,7 @@ def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
         (["adapt", *ADAPT, "--reference"], "a", "name another one"),
         (["adapt", *ADAPT, "--reference", "--method", "gradient"], "ab", "leave it out"),
         (["adapt", *ADAPT], "axb", "x.safetensors (another); leave them out, or pass --skip-foreign"),
+        (["adapt", *ADAPT, "--method", "gradient", "--kv-dtype", "int8"], "ab", "use --kv-dtype bfloat16"),
         (["adapt", *ADAPT, "--iterations", 0], "ab", "--iterations=0 must be at least 1"),
         (["adapt", "own.jsonl", "--shots", 0], "ab", "--shots=0 must be at least 1"),
         (["adapt", "own.jsonl", "--shots", 99], "ab", "shots=99, but train has"),

@@ -23,7 +23,7 @@ def pins(lock: str) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, "requirements-torch.txt"])
+@pytest.mark.parametrize("lock", [*LOCKS, "requirements-torch.txt", "experiments/benchmarks/trl/requirements.txt"])
 def test_no_lock_records_an_address(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host| @ |/opt/|\bfile:", text)

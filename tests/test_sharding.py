@@ -85,8 +85,8 @@ def test_heads_that_do_not_divide_are_repeated_and_told_of_once_an_axis():
     assert partition(weights[KEY], on) == P(None, "fsdp")
     told = notes(layout.params(model), on)
     assert told == [
-        "heads (9) is repeated: tensor = 2 does not divide it",
-        "kv_heads (3) is repeated: tensor = 2 does not divide it",
+        "heads (9) is repeated: tensor = 2 does not divide it; choose a divisor of 9",
+        "kv_heads (3) is repeated: tensor = 2 does not divide it; choose a divisor of 3",
     ]
     assert notes(layout.params(model), mesh(2, 4, 1)) == []
     assert notes(layout.params(toy_lm().model), on) == []

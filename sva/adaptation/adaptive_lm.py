@@ -23,13 +23,15 @@ from sva.generation.loaded_model import require_weights
 from sva.generation.merge import nested_slots, shared_form
 from sva.generation.prompts import check_prompts, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
+from sva.parallel.processes import to_host
+from sva.parallel.sharding import rows_bucket
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert, require_mixable
 from sva.spectral.mixing import bank, mixture
 from sva.spectral.serving_plan import Plan
 from sva.tasks.labels import OTHER, Label
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, budget_bucket, left_pad, length_bucket, pad_rows, round_up
+from sva.utils.padding import budget_bucket, left_pad, length_bucket, pad_rows, round_up
 from sva.utils.timing import Stopwatch
 
 ROWS = 32  # of the first pass
@@ -137,9 +139,12 @@ class AdaptiveLM:
         for start in range(0, len(kept), ROWS):
             batch = [question for question, _ in kept[start : start + ROWS]]
             rows = self.rows(batch)
-            states.append(_embed(self.lm.model, self.lm.params, rows.prompts.ids, rows.prompts.mask)[: len(batch)])
-            check_finite(self.lm, np.asarray(states[-1]), "embedding of example", start)
-        return dispatchers.fit_router(jnp.concatenate(states), [place for _, place in kept], len(self.serving.slots))
+            found = _embed(self.lm.model, self.lm.params, rows.prompts.ids, rows.prompts.mask)
+            states.append(to_host(found)[: len(batch)])
+            check_finite(self.lm, states[-1], "embedding of example", start)
+        return dispatchers.fit_router(
+            jnp.asarray(np.concatenate(states)), [place for _, place in kept], len(self.serving.slots)
+        )
 
     def rows(self, questions: Sequence[str], right: Sequence[str] | None = None) -> DispatchBatch:
         """The prompts as a dispatcher reads them, in their buckets.
@@ -178,7 +183,7 @@ class AdaptiveLM:
 
     def _decided(self, decision: Decision, rows: int) -> Decision:
         """The decision on the host, of the first rows and without the places that no label has."""
-        found = jax.tree.map(lambda x: np.asarray(x)[:rows], decision)
+        found = jax.tree.map(lambda x: x[:rows], to_host(decision))
         check_finite(self.lm, found.probs, "first pass of question")
         return found._replace(probs=found.probs[:, : len(self.labels)])
 
@@ -259,7 +264,7 @@ class AdaptiveLM:
         size: int,
         stops: Sequence[Sequence[str]] | None = None,
     ) -> list[Answer]:
-        tokens, logprobs, lengths = (np.asarray(x)[:size] for x in generation)
+        tokens, logprobs, lengths = (x[:size] for x in to_host(generation))
         check_finite(self.lm, logprobs, "question")
         texts, lengths, _ = chat.decode_until(self.lm, tokens, lengths, stops or [()] * size)
         named = self.named(self._decided(decision, size))
@@ -268,7 +273,7 @@ class AdaptiveLM:
 
 def _costs(work: Work, seconds: float, size: int) -> list[Cost]:
     """Costs of the first `size` rows, which share the seconds."""
-    read, drawn, flops = (np.asarray(x)[:size].tolist() for x in work)
+    read, drawn, flops = (x[:size].tolist() for x in to_host(work))
     return [Cost(seconds / size, *each) for each in zip(read, drawn, flops, strict=True)]
 
 
@@ -350,5 +355,5 @@ def check_dispatcher(name: str) -> None:
 
 
 def _pad(ids: np.ndarray, mask: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    rows = batch_bucket(len(ids))
+    rows = rows_bucket(len(ids))
     return jnp.asarray(pad_rows(ids, rows)), jnp.asarray(pad_rows(mask, rows))

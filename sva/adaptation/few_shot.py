@@ -19,15 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.evaluation.grading import grade_many
 from sva.generation import chat, population_batch
-from sva.generation.complete import Completion, complete
+from sva.generation.complete import CompleteOptions, Completion, complete
 from sva.generation.decompose import spectra_of
+from sva.generation.engine import EngineConfig
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
 from sva.generation.merge import merge, nested_slots, shared_form
 from sva.generation.sampling import Greedy, Sampling, Temperature
 from sva.generation.stop_strings import cut
-from sva.parallel.processes import broadcast_from_process_0
+from sva.parallel.sharding import row_shards, rows_bucket
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert, require_mixable
 from sva.spectral.forms import Spectrum
@@ -145,7 +147,7 @@ class Shots:
     def grades(self, texts: Sequence[str], places: Sequence[int]) -> list[Grade]:
         """The task's own verdict on each text as an answer to the shot at its place."""
         texts = [cut(text, self.task.stop) for text in texts]
-        return self.task.grade_many(texts, [self.examples[i] for i in places])
+        return grade_many(self.task, texts, [self.examples[i] for i in places])
 
     def right(self, texts: Sequence[str], places: Sequence[int]) -> np.ndarray:
         """[B] bool: whether each text is right for the shot at its place."""
@@ -234,7 +236,7 @@ def score(
         asking = population_batch.mixtures(pool.bank, np.asarray(alphas, np.float32)[rows])
         out = population_batch.answers(lm, asking, part, sampling=cfg.sampling, rows=cfg.rows, stops=shots.task.stop)
         found = chat.decode_until(lm, out.tokens, out.lengths, [shots.task.stop] * len(out.tokens))
-        verdicts = broadcast_from_process_0(shots.right(found.texts, places.tolist() * len(rows)))
+        verdicts = shots.right(found.texts, places.tolist() * len(rows))
         right[np.ix_(rows, places)] = verdicts.reshape(len(rows), -1)
         means[np.ix_(rows, places)] = found.means(out.logprobs).reshape(len(rows), -1)
         tokens += int(out.lengths.sum())
@@ -261,8 +263,12 @@ def draws(
         key=key,
         samples=count,
         stops=shots.task.stop,
+        options=CompleteOptions(engine=EngineConfig(rows=rows_bucket(_ROWS), prompts=row_shards())),
     )
     return sorted(found, key=lambda row: (row.prompt, row.sample))
+
+
+_ROWS = 32  # of one mixture, which decode at a time
 
 
 def shot_tokens(lm: LM, shots: Shots) -> list[list[int]]:

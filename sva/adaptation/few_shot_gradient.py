@@ -25,6 +25,7 @@ from sva.generation.finite import check_finite
 from sva.generation.lm import LM
 from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, check_gradients
+from sva.parallel.sharding import repeat_all
 from sva.spectral.mixing import mixture
 from sva.training.advantages import group
 from sva.training.sft import solution_tokens
@@ -117,7 +118,7 @@ def ascend(
     check_gradients(model)
     value, gradient = jax.value_and_grad(objective)(state.alphas, model, params, bank, rows, row_weights)
     updates, opt_state = optax.adam(lr).update(-gradient, state.opt_state)
-    return State(jnp.asarray(optax.apply_updates(state.alphas, updates)), opt_state), value
+    return repeat_all((State(jnp.asarray(optax.apply_updates(state.alphas, updates)), opt_state), value))
 
 
 def adapt(

@@ -24,9 +24,10 @@ from sva.generation.decode import prefill_prefix
 from sva.generation.lm import LM
 from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
+from sva.parallel.sharding import rows_bucket
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, length_bucket, packed_token_indices, pad_rows, pad_tokens, round_up
+from sva.utils.padding import length_bucket, packed_token_indices, pad_rows, pad_tokens, round_up
 
 STEP, PREFIX_STEP = 8, 128  # see `ScoringState`
 _MARK = "\N{REPLACEMENT CHARACTER}"
@@ -216,7 +217,7 @@ def encode(lm: LM, form: Template, questions: Sequence[str]) -> TokenBatch:
     """The tokens after the shared prefix, in buckets; spare rows repeat the first and are not packed."""
     rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
     ids, mask = pad_tokens(rows, length_bucket(max(len(row) for row in rows)))
-    size = batch_bucket(len(rows))
+    size = rows_bucket(len(rows))
     ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
     return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
 

@@ -1,5 +1,6 @@
 """`sva adapt`: which mixture of experts suits a task, found on a few of its solved examples."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -8,7 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sva.cli.command_line import Command, argument, option
-from sva.cli.options import ExpertOptions, ModelOption, check_experts, print_result, start_jax
+from sva.cli.options import (
+    ExpertOptions,
+    LoadingOptions,
+    check_experts,
+    is_writer,
+    loading,
+    precision,
+    print_result,
+    start_jax,
+)
 from sva.utils.errors import UserError, at_least, differing
 
 # Transformer-Squared (arXiv 2501.06252), table 10: shots and generations of 32 members. The last asks 3 % of the
@@ -32,7 +42,7 @@ _SEARCH = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adapt(ExpertOptions, ModelOption):
+class Adapt(ExpertOptions, LoadingOptions):
     """Find the mixture of experts that suits a task, on a few of its solved examples.
 
     Stopped at any moment, the same command resumes; sva generate and sva evaluate take the file that it writes.
@@ -66,13 +76,16 @@ def run(arguments: Adapt) -> None:
     """Runs the command."""
     shots, generations = _budget(arguments)
     start_jax()
+    from sva.parallel.exchange import from_process_0
     from sva.utils.files import locked_file, read_json
 
-    search = _search(arguments, shots)
-    with locked_file(search.out):
+    with loading(arguments, "--rows", arguments.rows) as how, contextlib.ExitStack() as stack:
+        search = _search(arguments, shots, how)
+        from_process_0(lambda: stack.enter_context(locked_file(search.out)))
         _climb(search, arguments, generations)
-    result = read_json(search.out)
-    print_result(result, arguments.json, as_text(search.out, result))
+    if is_writer():
+        result = read_json(search.out)
+        print_result(result, arguments.json, as_text(search.out, result))
 
 
 def _budget(arguments: Adapt) -> tuple[int, int]:
@@ -92,6 +105,8 @@ def _budget(arguments: Adapt) -> tuple[int, int]:
         raise UserError("there is nothing to mix: name experts with --expert")
     if arguments.method == "gradient" and arguments.reference:
         raise UserError("--reference is the public code's search; leave it out, or --method gradient")
+    if arguments.method == "gradient" and arguments.kv_dtype == "int8":
+        raise UserError("--method gradient finds none through int8 keys and values; use --kv-dtype bfloat16")
     seeds.check("--seed", arguments.seed)
     return shots, generations
 
@@ -109,11 +124,12 @@ class _Search(NamedTuple):
     out: Path
 
 
-def _search(arguments: Adapt, shots: int) -> _Search:
+def _search(arguments: Adapt, shots: int, how: Mapping[str, Any]) -> _Search:
     """The search that the arguments describe, its model loaded."""
     from sva.adaptation import few_shot, few_shot_gradient, mixture_file
     from sva.adaptation.experts import load_experts
     from sva.generation.load import load
+    from sva.parallel.exchange import require_same
     from sva.tasks import task as make_task
     from sva.training.search import CEM
 
@@ -126,7 +142,7 @@ def _search(arguments: Adapt, shots: int) -> _Search:
     task = make_task(arguments.task)
     chosen = few_shot.draw(task, arguments.split, shots, arguments.seed)
     check_experts(arguments)
-    lm = load(arguments.model)
+    lm = load(arguments.model, **how)
     experts, _ = load_experts(lm, arguments.expert, skip_foreign=arguments.skip_foreign)
     told = mixture_file.identities(experts)
     settings = {
@@ -137,8 +153,10 @@ def _search(arguments: Adapt, shots: int) -> _Search:
         "fingerprint": lm.fingerprint,
         "experts": [expert["digest"] for expert in told],
     }
+    settings |= precision(arguments)
+    require_same(settings)
     out = arguments.out or Path("runs/adapt") / f"{task.name.replace('/', '_')}-{_digest(settings, 8)}.json"
-    members = few_shot.pool(lm, experts, reference=arguments.reference)
+    members = few_shot.pool(lm, experts, reference=arguments.reference, progress=is_writer())
     return _Search(lm, members, told, chosen, method, cfg, settings, out)
 
 
@@ -149,6 +167,7 @@ def _climb(search: _Search, arguments: Adapt, generations: int) -> None:
 
     from sva.adaptation import few_shot
     from sva.adaptation.mixture_file import Alphas
+    from sva.parallel.processes import to_host
     from sva.utils.progress import progress_bar
     from sva.utils.provenance import command, versions
 
@@ -157,16 +176,17 @@ def _climb(search: _Search, arguments: Adapt, generations: int) -> None:
     made_with = {"command": command(), "versions": versions()}
     history, steps = _steps(search, arguments, generations)
     title = f"adapt {search.chosen.task.name}"
-    with progress_bar(title, generations, "generation", initial=len(history)) as bar:
+    with progress_bar(title, generations, "generation", initial=len(history), hidden=not is_writer()) as bar:
         for step in steps:
             history.append(dict(step.row))
             bar.set_postfix_str(_told(step.row), refresh=False)
             bar.update()
             values = step.alphas if arguments.reference or few_shot.is_found(history) else np.zeros_like(step.alphas)
             named = dict(zip(members.names, values, strict=True)) if values.ndim == 2 else values
-            saved = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(step.state)]
+            saved = [leaf.tolist() for leaf in jax.tree.leaves(to_host(step.state))]
             record = {"settings": search.settings, "history": history, "state": saved, **made_with}
-            Alphas(named, *identity, record).save(search.out)
+            if is_writer():
+                Alphas(named, *identity, record).save(search.out)
 
 
 def _steps(search: _Search, arguments: Adapt, generations: int) -> tuple[list[dict[str, Any]], Iterator[Any]]:
@@ -202,10 +222,11 @@ def _earlier(out: Path, settings: Mapping[str, Any], start: Any) -> tuple[list[d
     import jax.numpy as jnp
 
     from sva.adaptation.mixture_file import Alphas
+    from sva.parallel.exchange import from_process_0
 
-    if not out.exists():
+    theirs = from_process_0(lambda: dict(Alphas.load(out).record) if out.exists() else None)
+    if theirs is None:
         return [], start
-    theirs = Alphas.load(out).record
     if others := differing(theirs.get("settings", {}), settings):
         raise UserError(f"{out} holds another search ({others}); choose another --out or delete it")
     leaves, form = jax.tree.flatten(start)

@@ -20,11 +20,14 @@ from sva.utils.trees import nearest
 
 
 class Command(NamedTuple):
-    """A command or an action: its word, the dataclass of its options, and what it does with them."""
+    """A command or an action: its word, the dataclass of its options, and what it does with them.
+
+    `run` gives the exit code; None is 0.
+    """
 
     name: str
     options: type
-    run: Callable[[Any], None]
+    run: Callable[[Any], int | None]
     epilog: str = ""  # text below the options, printed as it stands
 
 

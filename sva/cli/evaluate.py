@@ -11,19 +11,20 @@ from typing import Any, Literal, NamedTuple
 from sva.cli.command_line import Command, argument, option
 from sva.cli.options import (
     FirstPassOptions,
-    ModelOption,
-    PrecisionOptions,
+    LoadingOptions,
     check_experts,
+    is_writer,
+    loading,
     precision,
     print_result,
     start_jax,
 )
 from sva.utils.errors import UserError, at_least
-from sva.utils.jsonl import read_records, resumed
+from sva.utils.jsonl import read_records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(FirstPassOptions, PrecisionOptions, ModelOption):
+class Evaluate(FirstPassOptions, LoadingOptions):
     """Accuracy on a task's held-out rows, with an interval and a record of every example.
 
     Stopped at any moment, the same command resumes. Several experts answer in two passes.
@@ -55,29 +56,36 @@ def run(arguments: Evaluate) -> None:
     """Runs the command."""
     if bool(arguments.task) == bool(arguments.compare):
         raise UserError("name a task to evaluate, or two files of records with --compare A B")
-    result = compared(*arguments.compare) if arguments.compare else _evaluated(arguments)
+    if arguments.compare:
+        result = compared(*arguments.compare)
+    elif (result := _evaluated(arguments)) is None:
+        return
     print_result(result, arguments.json, as_text(result))
 
 
-def _evaluated(arguments: Evaluate) -> dict[str, Any]:
-    """The result of one evaluation; its records are written to disk."""
+def _evaluated(arguments: Evaluate) -> dict[str, Any] | None:
+    """The result of one evaluation; its records are written to disk. None on processes that do not write."""
     two_passes = _check(arguments)
     tasks = _tasks(arguments)
     start_jax()
     from sva.adaptation import dispatch_report
     from sva.evaluation import evaluate
+    from sva.parallel.records import resumed
     from sva.utils.provenance import command, versions
 
     _check_first_pass(arguments)
     todo = evaluate.mixed(tasks, arguments.split, arguments.size)
-    subject = _subject(arguments, tasks)
-    settings = _settings(arguments, tasks, todo, subject, two_passes)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    stem = "+".join(task.name.replace("/", "_") for task in tasks)
-    out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
-    with resumed(out, settings, {"command": command(), "versions": versions()}) as file:
-        answer, size = _answer(subject, arguments.alphas, settings)
-        rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}")
+    with loading(arguments, "--batch-size", arguments.batch_size) as how:
+        subject = _subject(arguments, tasks, how)
+        settings = _settings(arguments, tasks, todo, subject, two_passes)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        stem = "+".join(task.name.replace("/", "_") for task in tasks)
+        out = arguments.out or Path("runs/evaluate") / f"{stem}-{digest}.jsonl"
+        with resumed(out, settings, {"command": command(), "versions": versions()}) as file:
+            answer, size = _answer(subject, arguments.alphas, settings)
+            rows = evaluate.recorded(file, todo, answer, size, f"evaluate {stem}", progress=is_writer())
+    if not is_writer():
+        return None
     result = settings | scores(rows) | {"records": str(out)}
     if two_passes:
         result["first_pass"] = dispatch_report.scores(rows)
@@ -143,13 +151,13 @@ class _Subject(NamedTuple):
     classifier: Any
 
 
-def _subject(arguments: Evaluate, tasks: Sequence[Any]) -> _Subject:
+def _subject(arguments: Evaluate, tasks: Sequence[Any], how: Mapping[str, Any]) -> _Subject:
     """The loaded model and its experts, none of which was trained on rows that are to be reported."""
     from sva.adaptation.experts import load_experts
     from sva.generation.load import load
 
     check_experts(arguments)
-    lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
+    lm = load(arguments.model, **how)
     experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
     for expert in [*experts, *([classifier] if classifier else [])]:
         for task in tasks:
@@ -200,17 +208,18 @@ def _answer(subject: _Subject, alphas: Path | None, settings: Mapping[str, Any])
     lm, experts, classifier = subject
     budget, rows = settings["max_new_tokens"], settings["batch_size"]
     if "dispatch" in settings:
-        model = adaptive(lm, experts, classifier=classifier, choice=choice(settings["choice"]))
+        how = {"choice": choice(settings["choice"]), "progress": is_writer()}
+        model = adaptive(lm, experts, classifier=classifier, **how)
         examples = router_examples(experts) if settings["dispatch"] == "embedding" else ()
         model = model.by(settings["dispatch"], examples=examples, seed=settings["seed"])
         return by_two_passes(model, budget), rows
     if alphas:
-        lm = load_mixture(lm, alphas, experts)
+        lm = load_mixture(lm, alphas, experts, progress=is_writer())
     elif experts:
-        lm = merge_expert(lm, experts[0])
+        lm = merge_expert(lm, experts[0], progress=is_writer())
     if settings["by"] == "likelihood":
-        return evaluate.by_likelihood(lm), rows
-    return evaluate.greedy(lm, budget, rows)
+        return evaluate.choosing(lm, rows)
+    return evaluate.greedy(lm, budget, rows, progress=is_writer())
 
 
 def _check_apart(expert: Any, task: Any, split: str) -> None:

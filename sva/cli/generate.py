@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,19 +13,20 @@ from sva.cli.command_line import Command, argument, option
 from sva.cli.options import (
     ExpertOptions,
     FirstPassOptions,
-    ModelOption,
-    PrecisionOptions,
+    LoadingOptions,
     check_experts,
+    is_writer,
+    loading,
     precision,
     start_jax,
 )
 from sva.utils.errors import UserError, at_least
-from sva.utils.jsonl import Prompt, read_prompts, resumed
+from sva.utils.jsonl import Prompt, read_prompts
 from sva.utils.remote import local_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(FirstPassOptions, PrecisionOptions, ModelOption):
+class Generate(FirstPassOptions, LoadingOptions):
     """Answer prompts; with experts, in two passes."""
 
     prompts: tuple[str, ...] = argument("questions, each one argument", ())
@@ -49,8 +51,6 @@ def run(arguments: Generate) -> None:
     prompts, faults = _prompts(arguments)
     lines = len(prompts) + len(faults)
     start_jax()
-    from sva.generation import chat
-    from sva.generation.load import load
     from sva.generation.sampling import strategy
 
     if arguments.choice != "hard":
@@ -59,24 +59,37 @@ def run(arguments: Generate) -> None:
         choice(arguments.choice)
     sampling = strategy(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
     check_experts(arguments)
-    lm = load(arguments.model, arguments.dtype, kv_dtype=arguments.kv_dtype)
+    with loading(arguments, "--rows", arguments.rows) as how:
+        _generate(arguments, sampling, prompts, faults, how)
+    for fault in faults if is_writer() else ():
+        print(f"sva: {fault}; skipped", file=sys.stderr)
+    if faults:
+        raise UserError(f"{len(faults)} of {lines} lines were skipped, the others are answered")
+
+
+def _generate(
+    arguments: Generate, sampling: Any, prompts: Sequence[Prompt], faults: list[str], how: Mapping[str, Any]
+) -> None:
+    """Answers the prompts; `faults` grows by a sentence for each line that the model cannot read."""
+    from sva.generation import chat
+    from sva.generation.load import load
+    from sva.parallel.exchange import require_same
+    from sva.parallel.records import resumed
+
+    lm = load(arguments.model, **how)
     chat.end_tokens(lm, arguments.stop)  # a stop string that no text can hold is said before any work
     mixed = _mixed(lm, arguments.alphas, arguments) if arguments.alphas else lm
+    settings = _settings(lm, arguments, sampling)
+    require_same(settings | {"prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]})
     with contextlib.ExitStack() as stack:
-        results = None
-        if arguments.out:
-            results = stack.enter_context(resumed(arguments.out, _settings(lm, arguments, sampling)))
+        results = stack.enter_context(resumed(arguments.out, settings)) if arguments.out else None
         done = {(record["line"], record["sample"]) for record in results.records} if results else set()
         job = _job(mixed, prompts, done, arguments, faults)
         for record in _answers(mixed, job, arguments, sampling) if job.prompts else ():
             if results:
                 results.add(record)
-            if arguments.json:
+            if arguments.json and is_writer():
                 print(json.dumps(record), flush=True)
-    for fault in faults:
-        print(f"sva: {fault}; skipped", file=sys.stderr)
-    if faults:
-        raise UserError(f"{len(faults)} of {lines} lines were skipped, the others are answered")
 
 
 def _check(arguments: Generate) -> None:
@@ -155,7 +168,7 @@ class _Printer:
     """Answers on the screen: a single one as it is drawn, several each when it and those before it are finished."""
 
     def __init__(self, job: _Job, arguments: Generate) -> None:
-        self._is_quiet = arguments.json or arguments.out
+        self._is_quiet = arguments.json or arguments.out or not is_writer()
         self.is_single = not self._is_quiet and len(job.prompts) * arguments.samples == 1
         order = [(prompt.line, sample) for prompt in job.prompts for sample in range(arguments.samples)]
         self._order = iter(order)
@@ -188,8 +201,8 @@ def _answers(lm: Any, job: _Job, arguments: Generate, sampling: Any) -> Iterator
     """A record for each answer that is not there yet, as they are finished; shown on the screen as well."""
     from sva.generation.complete import CompleteOptions, complete
     from sva.generation.engine import EngineConfig
+    from sva.parallel.sharding import row_shards, rows_bucket
     from sva.utils import seeds
-    from sva.utils.padding import batch_bucket
 
     prompts = job.prompts
     keys = seeds.of_rows(seeds.key(arguments.seed), [prompt.line for prompt in prompts])
@@ -197,11 +210,12 @@ def _answers(lm: Any, job: _Job, arguments: Generate, sampling: Any) -> Iterator
     chosen, mixtures = _first_pass(lm, prompts, arguments) if two_passes else ([{}] * len(prompts), None)
     printer = _Printer(job, arguments)
     printer.begin(chosen[0])
+    rows = min(arguments.rows, rows_bucket(len(prompts) * arguments.samples))
     options = CompleteOptions(
         mixtures=mixtures,
-        engine=EngineConfig(rows=min(arguments.rows, batch_bucket(len(prompts) * arguments.samples))),
+        engine=EngineConfig(rows=rows, prompts=row_shards()),
         show=printer.show if printer.is_single else None,
-        title=None if printer.is_single else "generate",
+        title="generate" if is_writer() and not printer.is_single else None,
     )
     for found in complete(
         lm,
@@ -253,7 +267,8 @@ def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: Generate) -> tuple[l
     from sva.generation.complete import Mixtures
 
     experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
-    model = adaptive(lm, experts, classifier=classifier, choice=choice(arguments.choice))
+    how = {"choice": choice(arguments.choice), "progress": is_writer()}
+    model = adaptive(lm, experts, classifier=classifier, **how)
     decision = model.choose([prompt.text for prompt in todo])
     chosen = [{"label": label, "prob": prob} for label, prob in model.named(decision)]
     return chosen, Mixtures(model.serving.bank, decision.alphas)
@@ -265,7 +280,7 @@ def _mixed(lm: Any, alphas: Path, options: ExpertOptions) -> Any:
     from sva.adaptation.mixture_file import load_mixture
 
     experts, _ = load_experts(lm, options.expert, None, skip_foreign=options.skip_foreign)
-    return load_mixture(lm, alphas, experts)
+    return load_mixture(lm, alphas, experts, progress=is_writer())
 
 
 def _heading(record: Mapping[str, Any]) -> str:

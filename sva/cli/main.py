@@ -21,13 +21,28 @@ from sva.cli import (
     report,
     sweep,
     train,
+    verify,
 )
 from sva.cli import command_line as line
 from sva.cli import compile as compile_command
 from sva.cli.command_line import Command
 from sva.utils.errors import UserError
 
-_MODULES = (demo, fetch, decompose, train, compile_command, adapt, evaluate, generate, report, bench, sweep, expert)
+_MODULES = (
+    demo,
+    fetch,
+    decompose,
+    train,
+    compile_command,
+    adapt,
+    evaluate,
+    generate,
+    report,
+    bench,
+    sweep,
+    expert,
+    verify,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +65,7 @@ def _run(argv: Sequence[str] | None) -> int:
     """`main`, whatever becomes of the output."""
     try:
         command, options = parse(argv)
-        command.run(options)
+        return command.run(options) or 0
     except UserError as error:
         print(f"sva: {error}", file=sys.stderr)
         return 2
@@ -67,7 +82,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("\nsva: interrupted; run the same command to resume from what is finished", file=sys.stderr)
         return 1
-    return 0
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Command, Any]:

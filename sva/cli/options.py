@@ -1,12 +1,16 @@
 """What the commands share: options that several of them take, the start of JAX, and how a result is printed."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from sva.cli.command_line import option
+from sva.parallel import mesh_config
+from sva.parallel.mesh_config import MeshConfig
+from sva.utils.errors import UserError
 from sva.utils.remote import to_path
 
 MODEL = "smollm2-135m-instruct"
@@ -27,6 +31,19 @@ class PrecisionOptions:
     dtype: Literal["float32", "bfloat16", "int8"] = option("of the weights (default: %(default)s)", "float32")
     kv_dtype: Literal["float32", "bfloat16", "int8"] | None = option(
         "of keys and values (default: the activations')", None
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadingOptions(PrecisionOptions, ModelOption):
+    """Which model, how it is held, and on which devices."""
+
+    mesh: MeshConfig = option(
+        "devices along the axes data, fsdp and tensor, e.g. data=4,tensor=2; -1: what the others leave "
+        "(default: one device)",
+        MeshConfig(),
+        read=mesh_config.parse,
+        metavar="AXIS=N,...",
     )
 
 
@@ -71,6 +88,24 @@ def check_experts(options: ExpertOptions) -> None:
         Alphas.load(alphas)
 
 
+@contextlib.contextmanager
+def loading(options: LoadingOptions, name: str, rows: int) -> Iterator[dict[str, Any]]:
+    """The arguments of `sva.load` that the options stand for; their mesh is set for the block.
+
+    Args:
+      name, rows: an option that says how many rows are at work at a time, which the mesh must divide.
+    Raises:
+      UserError: a mesh that does not make the devices or does not divide the rows, or int8 weights on one.
+    """
+    from sva.parallel import sharding
+
+    with sharding.on_mesh(options.mesh) as mesh:
+        sharding.check_rows(name, rows, mesh)
+        if mesh is not None and options.dtype == "int8":
+            raise UserError("--dtype int8 is for one device; leave out --mesh, or use --dtype bfloat16")
+        yield {"dtype": options.dtype, "kv_dtype": options.kv_dtype, "mesh": mesh, "progress": is_writer()}
+
+
 def start_jax() -> None:
     """Imports JAX, which keeps compiled programs on disk, says when compiling is long, and joins a run's processes.
 
@@ -81,6 +116,13 @@ def start_jax() -> None:
     compile_cache.start()
     compile_notice.start()
     processes.start()
+
+
+def is_writer() -> bool:
+    """Whether this process, of several perhaps, shows and writes what a command makes; after `start_jax`."""
+    from sva.parallel import processes
+
+    return processes.is_writer()
 
 
 def print_result(result: Mapping[str, Any], as_json: bool, text: str) -> None:

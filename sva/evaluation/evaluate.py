@@ -9,20 +9,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sva.evaluation.likelihood import option_logprobs
+from sva.evaluation.grading import grade_many
+from sva.evaluation.likelihood import BATCH_TOKENS, option_logprobs
 from sva.generation import chat
 from sva.generation.complete import CompleteOptions, complete
-from sva.generation.engine import EngineConfig
+from sva.generation.engine import EngineConfig, prompts_at_once
 from sva.generation.lm import LM
 from sva.generation.stop_strings import cut
 from sva.tasks.base import Example, Grade, Task, reason
 from sva.utils.files import read_lines, write_atomically
-from sva.utils.jsonl import RecordFile
+from sva.utils.jsonl import Records
 from sva.utils.progress import progress_bar
 
 _REFILL = 64  # tokens of budget from which on a row that ends early is worth refilling
-_READ = 4  # prompts that the engine reads together
 _ROUNDS = 16  # times the rows that decode together, handed to the engine at once
+_FILLED = 4  # times the prompts that are read together, handed over at once to be scored
+_TOKENS = 64  # of a prompt with options, about
 
 
 class Item(NamedTuple):
@@ -88,7 +90,7 @@ def grade(
     verdicts: dict[int, Grade] = {}
     for task in dict.fromkeys(item.task for item in batch):
         places = [i for i, item in enumerate(batch) if item.task == task]
-        found = task.grade_many([texts[i] for i in places], [batch[i].example for i in places])
+        found = grade_many(task, [texts[i] for i in places], [batch[i].example for i in places])
         verdicts |= zip(places, found, strict=True)
     prompts = prompts or [""] * len(batch)
     return [
@@ -125,7 +127,7 @@ def greedy(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> 
 
 def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = True) -> Answer:
     """Greedy answers of `lm`, through the chat template and the engine, with `rows` decoded at once."""
-    cfg = EngineConfig(rows=rows, prompts=min(_READ, rows))
+    cfg = EngineConfig(rows=rows, prompts=prompts_at_once(rows))
     options = CompleteOptions(engine=cfg, title="answers" if progress else None)
 
     def answer(batch: Sequence[Item]) -> list[Record]:
@@ -160,7 +162,15 @@ def by_generation(lm: LM, max_new_tokens: int) -> Answer:
     return answer
 
 
-def by_likelihood(lm: LM) -> Answer:
+def choosing(lm: LM, rows: int) -> tuple[Answer, int]:
+    """`by_likelihood`, the tokens of `rows` prompts read together, and the number of items that it wants in a batch.
+
+    Rows of many prompts are filled as far as they can be, so it wants several times as many.
+    """
+    return by_likelihood(lm, rows * _TOKENS), rows * _FILLED
+
+
+def by_likelihood(lm: LM, batch_tokens: int = BATCH_TOKENS) -> Answer:
     """The option that `lm` finds likeliest per character, as public leaderboards' normalised accuracy has it.
 
     A record's `scores` hold the nats of every option, so that `likeliest` gives the unnormalised choice as well.
@@ -168,7 +178,8 @@ def by_likelihood(lm: LM) -> Answer:
 
     def answer(batch: Sequence[Item]) -> list[Record]:
         asked = [item.task.options(item.example) for item in batch]
-        scores = option_logprobs(lm, [ask.prompt for ask in asked], [ask.texts for ask in asked])
+        prompts, texts = [ask.prompt for ask in asked], [ask.texts for ask in asked]
+        scores = option_logprobs(lm, prompts, texts, batch_tokens=batch_tokens)
         records = []
         for item, ask, nats in zip(batch, asked, scores, strict=True):
             chosen = likeliest(nats, [len(text) for text in ask.texts])
@@ -188,14 +199,20 @@ def likeliest(nats: Sequence[float], lengths: Sequence[int] | None = None) -> in
 
 
 def recorded(
-    file: RecordFile, todo: Sequence[Item], answer: Answer, batch_size: int, title: str = "evaluate"
+    file: Records,
+    todo: Sequence[Item],
+    answer: Answer,
+    batch_size: int,
+    title: str = "evaluate",
+    *,
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """The rows of every item, in order: those of `file`, and those that `answer` makes, appended batch by batch.
 
     A batch is always the same items, so that a run that was stopped ends with what it would have ended with.
     """
     rows = {record["index"]: record for record in file.records}
-    with progress_bar(title, len(todo), "prompt", initial=len(rows)) as bar:
+    with progress_bar(title, len(todo), "prompt", initial=len(rows), hidden=not progress) as bar:
         for start in range(0, len(todo), batch_size):
             places = range(start, min(start + batch_size, len(todo)))
             missing = [i for i in places if i not in rows]

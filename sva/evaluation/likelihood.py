@@ -9,14 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.evaluation.option_rows import OptionRows, Tree, batches, option_rows, tree
 from sva.generation import chat
 from sva.generation.finite import check_finite
-from sva.generation.lm import LM
+from sva.generation.lm import LM, fitting
 from sva.generation.logprobs import score
+from sva.generation.merge import adapted
 from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, apply, positions_of, variables
+from sva.parallel.processes import to_host
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, length_bucket, pad_rows, pad_tokens
+from sva.utils.padding import pad_rows
+
+BATCH_TOKENS = 2048
+_STATES = 128  # whose logits exist at once: 25 MB for SmolLM2's vocabulary, 66 MB for Llama 3's
 
 
 @partial(jax.jit, static_argnames=("model",))
@@ -44,30 +50,83 @@ def continuation_logprobs(
     return jnp.sum(logprobs * scored[:, 1:], axis=1)
 
 
-def option_logprobs(lm: LM, prompts: Sequence[str], options: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+@partial(jax.jit, static_argnames=("model",))
+def target_logprobs(
+    model: Transformer, params: Mapping[str, Any], rows: OptionRows, adapter: Mapping[str, Any] | None = None
+) -> jax.Array:
+    """[Q] float32 nats: the log-probability of each target after the tokens that lead to it; of spare ones, anything.
+
+    Logits exist for `_STATES` tokens at a time.
+    """
+    columns = jnp.arange(rows.ids.shape[1], dtype=jnp.int32)
+    earlier = columns[:, None] >= columns[None, :]
+    sees = earlier[None] & (columns[None, :, None] < rows.ends[:, None, :])
+    hidden, _ = apply(model, variables(model, params, adapter), rows.ids, rows.depths, rows.valid, mask=sees)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    chunk = min(_STATES, len(rows.states))
+
+    def read(number: jax.Array, found: jax.Array) -> jax.Array:
+        states = jax.lax.dynamic_slice_in_dim(rows.states, number * chunk, chunk)
+        logits = apply(model, {"params": params}, jnp.take(flat, states, axis=0, mode="clip"), method="unembed")
+        place = rows.sources - number * chunk
+        here = jnp.clip(place, 0, chunk - 1)
+        logprobs = logits[here, rows.targets] - jax.nn.logsumexp(logits, axis=-1)[here]
+        return jnp.where(here == place, logprobs, found)
+
+    return jax.lax.fori_loop(0, (rows.count + chunk - 1) // chunk, read, jnp.zeros(rows.targets.shape, jnp.float32))
+
+
+def option_logprobs(
+    lm: LM,
+    prompts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    *,
+    z: Mapping[str, Any] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[tuple[float, ...]]:
     """The log-probability (nats) of every option as what follows its prompt, end token not included.
 
-    Plain text without a chat template, as public leaderboards score it; the tokens are those of `followed`.
+    Plain text without a chat template, as public leaderboards score it; the tokens are those of `followed`. A prompt
+    is read once, and so is what its options share at their start (`sva.evaluation.option_rows`).
 
+    Args:
+      z: effective z, {name: [R] or [B, R]}: one for all B prompts, or one a prompt. None: the model as it is.
+      batch_tokens: tokens that are read together; at least one row.
     Raises:
       UserError: a prompt with an option is longer than the model's context, an option has no token of its own, a text
-        holds a token without embedding, or a log-probability is not finite.
+        holds a token without embedding, a log-probability is not finite, or a z does not fit.
     """
-    rows, starts = [], []
+    trees, lengths = [], []
     for prompt, texts in zip(prompts, options, strict=True):
-        heads, tails = followed(lm, prompt, texts)
-        rows += [[*heads, *tail] for tail in tails]
-        starts += [len(heads)] * len(tails)
-    lengths = np.asarray([len(row) for row in rows])
-    check_prompts(lengths, 1, lm.model.cfg.max_position_embeddings)
-    ids, mask = pad_tokens(rows, length_bucket(int(lengths.max())), side="right")
-    scored = mask * (np.arange(mask.shape[1])[None, :] >= np.asarray(starts)[:, None])
-    size = batch_bucket(len(rows))
-    padded = (pad_rows(x, size) for x in (ids, mask, scored.astype(np.int32)))
-    sums = np.asarray(continuation_logprobs(lm.model, lm.params, *padded))[: len(rows)]
-    check_finite(lm, sums, "option")
-    each = iter(sums.tolist())
-    return [tuple(next(each) for _ in texts) for texts in options]
+        head, tails = followed(lm, prompt, texts)
+        trees.append(tree(head, tails))
+        lengths.append(len(head) + max(map(len, tails)))
+    check_prompts(np.asarray(lengths), 1, lm.model.cfg.max_position_embeddings)
+    nats = _read(lm, trees, lm.z if z is None else z, batch_tokens)
+    sums = [[float(each.sum(dtype=np.float64)) for each in parts] for parts in nats]
+    check_finite(lm, np.concatenate(sums), "option")
+    return [tuple(each) for each in sums]
+
+
+def _read(lm: LM, trees: Sequence[Tree], z: Mapping[str, Any] | None, batch_tokens: int) -> list[list[np.ndarray]]:
+    """The log-probability (nats) of every token of every option of each tree; z as for `option_logprobs`."""
+    by_row = {} if z is None else {name: np.asarray(x) for name, x in z.items() if np.ndim(x) == 2}
+    params, adapter, spectra = lm.params, None, {}
+    if z is not None:
+        spectra = fitting(lm, z, len(trees))
+        if not by_row:
+            params, adapter = adapted(lm, spectra, z)
+    found: list[list[np.ndarray]] = [[] for _ in trees]
+    for batch in batches([len(each.ids) for each in trees], batch_tokens, alone=bool(by_row)):
+        rows = option_rows(batch, trees)
+        order = [number for numbers in batch.rows for number in numbers]
+        if z is not None and by_row:
+            of_rows = {name: pad_rows(x[order], len(rows.ids)) for name, x in by_row.items()}
+            params, adapter = adapted(lm, spectra, {**z, **of_rows})
+        nats = iter(to_host(target_logprobs(lm.model, params, rows, adapter)))
+        for number in order:
+            found[number] = [np.fromiter(nats, np.float32, count) for count in trees[number].counts]
+    return found
 
 
 def followed(lm: LM, prompt: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:

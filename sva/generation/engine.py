@@ -33,7 +33,7 @@ from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer
 from sva.models.vocabulary import check_ids
 from sva.parallel.processes import to_host
-from sva.parallel.sharding import constrain, repeat_all
+from sva.parallel.sharding import constrain, repeat_all, row_shards
 from sva.utils.errors import UserError
 from sva.utils.padding import pad_tokens, prompt_bucket, round_up
 
@@ -52,6 +52,14 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if kv_cache.BLOCK % self.steps:  # a round's tokens are written within one block of a row's slots
             raise UserError(f"steps={self.steps} must divide {kv_cache.BLOCK}")
+
+
+def prompts_at_once(rows: int) -> int:
+    """How many prompts to read at a time for so many rows: a few, and what a mesh that is set divides."""
+    return min(max(_READ, row_shards()), rows)
+
+
+_READ = 4  # fewer do not fill a machine
 
 
 class Read(NamedTuple):

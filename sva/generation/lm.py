@@ -17,10 +17,11 @@ from sva.generation.sampling import Greedy, Sampling
 from sva.models.transformer import logits
 from sva.models.vocabulary import check_ids
 from sva.parallel.processes import to_host
+from sva.parallel.sharding import rows_bucket
 from sva.spectral.expert import check_vectors
 from sva.spectral.forms import Spectrum
 from sva.utils.errors import UserError
-from sva.utils.padding import batch_bucket, budget_bucket, common_prefix, length_bucket, pad_rows, pad_tokens
+from sva.utils.padding import budget_bucket, common_prefix, length_bucket, pad_rows, pad_tokens
 
 
 class LM(LoadedModel):
@@ -35,7 +36,7 @@ class LM(LoadedModel):
         params, adapter = self.params, None
         z = self.z if z is None else z
         if z is not None:
-            params, adapter = adapted(self, _fitting(self, z, len(ids)), z, tokens=ids.size)
+            params, adapter = adapted(self, fitting(self, z, len(ids)), z, tokens=ids.size)
         return logits(self.model, params, ids, mask, adapter)
 
     def generate(
@@ -74,11 +75,11 @@ class LM(LoadedModel):
         ids, mask = self._check(input_ids, attention_mask)
         count = len(ids)
         check_prompts(mask.sum(axis=1), max_new_tokens, self.model.cfg.max_position_embeddings)
-        keys = row_keys(key, count, batch_bucket(count), sampling)
+        keys = row_keys(key, count, rows_bucket(count), sampling)
         params, adapter = self.params, None
         z = self.z if z is None else z
         if z is not None:
-            spectra = _fitting(self, z, count)
+            spectra = fitting(self, z, count)
             z = {name: pad_rows(np.asarray(x), len(keys)) if np.ndim(x) == 2 else x for name, x in z.items()}
             params, adapter = adapted(self, spectra, z)
         prompts = _bucketed(ids, mask, keys, max_new_tokens, share_prefix=adapter is None)
@@ -112,7 +113,8 @@ def _bucketed(
     return PromptBatch(ids, mask, keys, limit, rows[0][:shared] if shared else None)
 
 
-def _fitting(lm: LoadedModel, z: Mapping[str, Any], rows: int) -> Mapping[str, Spectrum]:
+def fitting(lm: LoadedModel, z: Mapping[str, Any], rows: int) -> Mapping[str, Spectrum]:
+    """The spectra of the weights of an effective z; UserError where it does not fit them, or so many rows."""
     spectra = spectra_of(lm, list(z))
     check_vectors(z, spectra, rows)
     return spectra

@@ -19,6 +19,7 @@ from sva.models.tokenizer import load_tokenizer
 from sva.models.transformer import Transformer
 from sva.models.vocabulary import excess
 from sva.models.weights import expected
+from sva.parallel.processes import is_writer
 from sva.parallel.sharding import notes
 from sva.utils.errors import UserError
 from sva.utils.matmul import Int8, quantise_weight
@@ -73,7 +74,7 @@ def load(
         raise UserError("int8 weights are for one device; on a mesh load float32 or bfloat16")
     convert = quantise_weight if dtype == "int8" else jax.device_put
     absent = select(expected(model.cfg), without, layers) if without else []
-    for note in [] if mesh is None else notes(layout.params(model), mesh):
+    for note in notes(layout.params(model), mesh) if mesh is not None and is_writer() else ():
         print(f"sva: {note}", file=sys.stderr)
     # The tokenizer is built meanwhile: most of that is the import of transformers.
     with ThreadPoolExecutor(1, "tokenizer") as pool:

@@ -7,6 +7,7 @@ need and not what its longest does. A row's answer depends on its neighbours by 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,7 +28,8 @@ from sva.models import cache as kv_cache
 from sva.models.cache import DecodeCache, KVSegment
 from sva.models.transformer import Transformer
 from sva.parallel.processes import to_host
-from sva.utils.padding import common_prefix, pad_rows, pad_tokens
+from sva.parallel.sharding import row_shards
+from sva.utils.padding import common_prefix, pad_rows, pad_tokens, round_up
 
 _STEPS = 4  # tokens between two looks at which rows are at work
 _FEWEST = 16  # rows that are not worth halving
@@ -113,7 +115,9 @@ def answers(
     """
     size = len(prompts.ids)
     eos_ids = jnp.asarray(pad_eos(chat.end_tokens(lm, stops)))
-    together = max(1, min(rows // size, -(-len(members) // 8) * 8))
+    # On a mesh, as many members as make rows that it divides.
+    step = row_shards() // math.gcd(row_shards(), size)
+    together = max(step, min(rows // size, round_up(len(members), 8)) // step * step)
     parts = []
     for first in range(0, len(members), together):
         last = min(first + together, len(members))
@@ -142,7 +146,7 @@ def _batch(lm: LM, members: Members, prompts: PromptBatch, eos_ids: jax.Array, s
         if not len(live):
             break
         batch = len(state.decoding.done)
-        while batch % 2 == 0 and batch // 2 >= max(_FEWEST, len(live)):
+        while batch % (2 * row_shards()) == 0 and batch // 2 >= max(_FEWEST, len(live)):
             batch //= 2
         if batch < len(state.decoding.done):
             state, which = _keep(state, np.resize(live, batch)), which[live]

@@ -112,28 +112,30 @@ class Transformer(nn.Module):
             own, slots, index = kv_cache.mark(cache, positions, valid), cache.segment.kv, cache.index
         packed = None if token_indices is None or is_divided() else packing(token_indices, *input_ids.shape)
         inputs = self._attention_inputs(positions, [*past, own], mask, index, packed)
-        x = self.embed_tokens(pack(input_ids, packed))
-        x = constrain(x, *hidden_axes(1))  # first as the table lies: no copy of it is made
+        # First as the table lies: no copy of it is made.
+        x = constrain(self.embed_tokens(pack(input_ids, packed)), *hidden_axes(1))
         x = constrain(x, *hidden_axes(x.shape[1]))
-        kvs, kv = tuple(segment.kv for segment in past), []
+        kvs = [segment.kv for segment in past]
         windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
-
-        def here(at: int, layers: int | slice) -> LayerCache:
-            window = None if windows is None else windows[layers]
-            return LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window)
-
+        kv = []
         if self.scan_layers:
             for at, (key, first, size) in enumerate(stacks(cfg.num_layers, self.scan_layers)):
-                x, new = getattr(self, key)(x, here(at, slice(first, first + size)), inputs, 0)
+                window = None if windows is None else windows[first : first + size]
+                here = LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window)
+                x, new = getattr(self, key)(x, here, inputs, 0)
                 kv.append(new)
             x, packed = from_column(x, packed, output_start)
         else:
             for layer, block in enumerate(self.layers):
-                x, new = block(x, here(layer, layer), inputs, output_start if layer == cfg.num_layers - 1 else 0)
+                window = None if windows is None else jnp.asarray(cfg.windows[layer], jnp.int32)
+                here = LayerCache(tuple(each[layer] for each in kvs), None if slots is None else slots[layer], window)
+                x, new = block(x, here, inputs, output_start if layer == cfg.num_layers - 1 else 0)
                 kv.append(new)
             packed = None if output_start else packed
-        x, segment = unpack(self.norm(x), packed), dataclasses.replace(own, kv=tuple(kv))
-        return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
+        segment = dataclasses.replace(own, kv=tuple(kv))
+        return unpack(self.norm(x), packed), segment if index is None else DecodeCache(
+            segment, index + positions.shape[1]
+        )
 
     @nn.nowrap
     def _attention_inputs(

@@ -3,6 +3,7 @@
 import dataclasses
 
 from sva.utils.errors import UserError
+from sva.utils.trees import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,3 +23,24 @@ class MeshConfig:
 
     def __str__(self) -> str:
         return " x ".join(f"mesh.{name}={size}" for name, size in dataclasses.asdict(self).items())
+
+
+def parse(text: str) -> MeshConfig:
+    """The mesh that `data=4,tensor=2` describes; an axis that is not named has one device.
+
+    Raises:
+      UserError: an axis that is not known or is named twice, a size that is not a whole number, or what `MeshConfig`
+        refuses.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, size = (word.strip() for word in part.partition("="))
+        known = [field.name for field in dataclasses.fields(MeshConfig)]
+        if name not in known:
+            raise UserError(f"mesh {text!r} has no axis {name!r}{nearest(name, known)}; write e.g. data=4,tensor=2")
+        if name in sizes:
+            raise UserError(f"mesh {text!r} names the axis {name} twice; name it once")
+        if not (equals and size.removeprefix("-").isdecimal()):
+            raise UserError(f"mesh {text!r}: {name}={size} is not a whole number of devices; write e.g. {name}=4")
+        sizes[name] = int(size)
+    return MeshConfig(**sizes)

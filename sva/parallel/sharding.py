@@ -15,9 +15,10 @@ weighed and left: with weights sharded over `fsdp`, every product of the model c
 axis, so `sva.spectral.forms`, which knows no mesh, and every reshape into heads would have to name a sharding.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from sva.parallel.mesh_config import MeshConfig
 from sva.utils.errors import UserError
+from sva.utils.padding import batch_bucket, round_up
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -97,6 +99,17 @@ def _check_count(cfg: MeshConfig, sizes: tuple[int, ...], devices: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def on_mesh(cfg: MeshConfig) -> Iterator[Mesh | None]:
+    """`make_mesh`, set for the block (`jax.set_mesh`); for one device nothing is set, and there is None."""
+    mesh = make_mesh(cfg)
+    if mesh.size == 1:
+        yield None
+        return
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
 def partition(leaf: Leaf, mesh: Mesh | AbstractMesh) -> P:
     """The PartitionSpec of one array: every axis by `RULES`, repeated where nothing fits."""
     return P(*(axes[0] if axes and len(axes) == 1 else axes for axes in _chosen(leaf, mesh)))
@@ -125,7 +138,8 @@ def notes(tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
         for axis, size, axes in zip(leaf.axes, leaf.units or leaf.shape, chosen, strict=True):
             wanted = next((axes for name, axes in RULES if name == axis), None)
             if axes is None and wanted and (parts := _parts(wanted, mesh)) > 1 and size % parts:
-                lines[f"{axis} ({size}) is repeated: {' x '.join(wanted)} = {parts} does not divide it"] = None
+                told = f"{axis} ({size}) is repeated: {' x '.join(wanted)} = {parts} does not divide it"
+                lines[f"{told}; choose a divisor of {size}"] = None
     return sorted(lines)
 
 
@@ -142,8 +156,7 @@ def constrain(x: jax.Array, *axes: str | None, units: tuple[int, ...] = ()) -> j
 
 def is_divided() -> bool:
     """Whether a mesh is set that divides the rows of a batch."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and batch_shards(mesh) > 1
+    return row_shards() > 1
 
 
 def repeat_all(tree: Any) -> Any:
@@ -160,14 +173,35 @@ def hidden_axes(length: int) -> tuple[str | None, str | None, str | None]:
     return ("batch", None, None) if length > 1 else ("rows", None, "embed")
 
 
+def inner_axes(length: int) -> tuple[str | None, str | None, str | None]:
+    """Logical axes of what lies between two factors of a weight, [B, T, R], by T as in `hidden_axes`.
+
+    They must be named: left to itself, XLA (jaxlib 0.10.2) divides the components of many tokens over `tensor`, and on
+    a mesh whose three axes all have devices its product of rows over data x fsdp with a factor over fsdp x tensor then
+    has rows in the places of others.
+    """
+    return ("batch", None, None) if length > 1 else ("rows", None, "rank")
+
+
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are divided."""
     return _parts(("data", "fsdp"), mesh)
 
 
-def check_rows(name: str, rows: int, mesh: Mesh | AbstractMesh) -> None:
-    """Raises UserError unless the setting `name` = `rows` divides evenly over the mesh."""
-    parts = batch_shards(mesh)
+def row_shards() -> int:
+    """Into how many parts the mesh that is set divides the rows of a batch; 1 where none is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else batch_shards(mesh)
+
+
+def rows_bucket(rows: int) -> int:
+    """`batch_bucket` of so many rows, and more until the mesh that is set divides them."""
+    return round_up(batch_bucket(rows), row_shards())
+
+
+def check_rows(name: str, rows: int, mesh: Mesh | AbstractMesh | None) -> None:
+    """Raises UserError unless the setting `name` = `rows` divides evenly over the mesh; None is one device."""
+    parts = 1 if mesh is None else batch_shards(mesh)
     if rows % parts:
         raise UserError(
             f"{name}={rows} does not divide over mesh.data x mesh.fsdp = {parts}; make it a multiple of {parts}"

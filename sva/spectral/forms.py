@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sva.adapters.family import Adapter, LinearAdapter
+from sva.parallel.sharding import constrain, inner_axes
 from sva.utils.errors import UserError
 from sva.utils.matmul import dot
 
@@ -84,7 +85,7 @@ class Factored:
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """[B, T, D_out] from x [B, T, D_in]; w is not used."""
         u, s, vt = self.spectrum
-        return dot(_scale(dot(x, vt), times(s, self.z)), u)
+        return dot(_scale(_inner(x, vt), times(s, self.z)), u)
 
 
 @struct.dataclass
@@ -99,7 +100,7 @@ class Delta:
         """[B, T, D_out] from x [B, T, D_in] and w [D_out, D_in]."""
         # Behind a barrier: a matrix product that adds the change as it sums need not round as the base's product does.
         base = jax.lax.optimization_barrier(dot(x, w))
-        return base + dot(_scale(dot(x, self.vt), self.d), self.u)
+        return base + dot(_scale(_inner(x, self.vt), self.d), self.u)
 
 
 def delta(spectrum: Spectrum, z: jax.Array, components: Any = None) -> Delta:
@@ -148,6 +149,12 @@ def times(s: jax.Array, z: jax.Array) -> jax.Array:
     return jnp.reshape(s, (1,) * (z.ndim - 1) + s.shape) * z
 
 
+def _inner(x: jax.Array, vt: jax.Array) -> jax.Array:
+    """x V [B, T, R] of x [B, T, D_in]."""
+    h = dot(x, vt)
+    return constrain(h, *inner_axes(h.shape[1])) if h.ndim == 3 else h
+
+
 def _scale(h: jax.Array, scale: jax.Array) -> jax.Array:
     """h [B, T, R] times scale [R] or [B, R], in float32, given back in the dtype of h."""
     shape = (1,) * (h.ndim - 1) if scale.ndim == 1 else (scale.shape[0],) + (1,) * (h.ndim - 2)
@@ -164,7 +171,7 @@ class CoreAdapter:
 
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """[B, T, D_out] from x [B, T, D_in] and w [D_out, D_in]."""
-        return dot(x, w) + dot(dot(dot(x, self.vt), self.core.astype(x.dtype)), self.u)
+        return dot(x, w) + dot(dot(_inner(x, self.vt), self.core.astype(x.dtype)), self.u)
 
 
 @struct.dataclass
@@ -177,7 +184,7 @@ class BandAdapter:
 
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """[B, T, D_out] from x [B, T, D_in] and w [D_out, D_in]."""
-        return dot(x, w) + dot(band_product(self.bands.astype(x.dtype), dot(x, self.vt)), self.u)
+        return dot(x, w) + dot(band_product(self.bands.astype(x.dtype), _inner(x, self.vt)), self.u)
 
 
 def band_product(bands: jax.Array, h: jax.Array) -> jax.Array:

@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.evaluation.grading import grade_many
 from sva.generation import chat
 from sva.generation.complete import CompleteOptions, complete
-from sva.generation.engine import EngineConfig
+from sva.generation.engine import EngineConfig, prompts_at_once
 from sva.generation.lm import LM
 from sva.generation.merge import merge_params, with_z
 from sva.generation.prompts import check_prompts
 from sva.generation.sampling import Greedy, OnPolicy, Sampling
 from sva.generation.stop_strings import cut
 from sva.models.cache import BLOCK
-from sva.parallel.processes import broadcast_from_process_0, is_writer
-from sva.parallel.sharding import batch_shards
+from sva.parallel import exchange
+from sva.parallel.processes import is_writer
+from sva.parallel.sharding import row_shards
 from sva.spectral.parametrisations import Frozen
 from sva.tasks.base import Example, Task
 from sva.training.config.reinforce import ReinforceConfig
@@ -134,11 +136,9 @@ def engine_config(cfg: RolloutConfig, shape: PromptShape, budget: int, backend: 
     On an accelerator there is one program of each kind: a row has all the slots that it may ever need. A CPU, on which
     attention costs more than compiling, takes them tier by tier.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else batch_shards(mesh)
-    rows = cfg.rows_at_work(shards)
+    rows = cfg.rows_at_work(row_shards())
     width = shape.longest - shape.shared
-    settings = EngineConfig(rows, prompts=min(max(_READ, shards), rows), width=width)
+    settings = EngineConfig(rows, prompts=prompts_at_once(rows), width=width)
     if (backend or jax.default_backend()) == "cpu":
         return settings
     most = prompt_bucket(width) + round_up(budget, settings.steps)
@@ -150,9 +150,6 @@ def sampling_of(cfg: RolloutConfig) -> Sampling:
     return OnPolicy(cfg.temperature) if cfg.temperature else Greedy()
 
 
-_READ = 4  # prompts at a time
-
-
 def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.ndarray:
     """[P, G] float32 rewards of P * G texts, +1 right, -1 wrong.
 
@@ -162,7 +159,7 @@ def grade(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> np.n
     samples = len(texts) // len(examples)
     repeated = [example for example in examples for _ in range(samples)]
     try:
-        grades = task.grade_many([cut(text, task.stop) for text in texts], repeated)
+        grades = grade_many(task, [cut(text, task.stop) for text in texts], repeated)
     except UserError:  # such as a sandbox that cannot be had here
         raise
     except Exception as error:
@@ -222,11 +219,11 @@ class Verdicts:
         Raises:
           UserError: what `grade` raises; the disk is full.
         """
-        known = read_json(self._path) if self._path.exists() else {}
+        known = exchange.from_process_0(lambda: read_json(self._path) if self._path.exists() else {})
         about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
         if about.items() <= known.items():
             return np.asarray(known["rewards"], np.float32)
-        rewards = broadcast_from_process_0(grade())
+        rewards = grade()
         if is_writer():
             write_json(self._path, about | {"rewards": rewards.tolist()})
         return rewards

@@ -12,7 +12,6 @@ before.jsonl         every held-out answer of the base;  after.jsonl  of the ada
 A remote one (gs://...) is worked on in a copy, which is sent there after every step; see `sva.utils.remote`.
 """
 
-import contextlib
 import dataclasses
 import os
 import sys
@@ -37,7 +36,7 @@ from sva.generation.merge import merge
 from sva.interop import expert_report
 from sva.models.weights import expected
 from sva.parallel import processes as distributed
-from sva.parallel.sharding import check_rows, make_mesh
+from sva.parallel.sharding import check_rows, on_mesh
 from sva.spectral.expert import Expert
 from sva.spectral.forms import Spectrum
 from sva.spectral.parametrisations import Diagonal, Frozen, count, family, matrix_infos
@@ -108,13 +107,12 @@ def _train(
     profile: bool,
     progress: bool,
 ) -> tuple[Expert, dict[str, Any]]:
-    mesh = make_mesh(config.mesh)
-    check_rows("rollout.prompts", config.rollout.prompts, mesh)
-    check_rows("train.micro_batch", config.train.micro_batch, mesh)
-    if config.rollout.rows is not None:
-        check_rows("rollout.rows", config.rollout.rows, mesh)
-    with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
-        run = _start(config, run_dir, lm, task or task_of(config), None if mesh.size == 1 else mesh, progress)
+    with on_mesh(config.mesh) as mesh:
+        check_rows("rollout.prompts", config.rollout.prompts, mesh)
+        check_rows("train.micro_batch", config.train.micro_batch, mesh)
+        if config.rollout.rows is not None:
+            check_rows("rollout.rows", config.rollout.rows, mesh)
+        run = _start(config, run_dir, lm, task or task_of(config), mesh, progress)
         before = _answers(run, run.lm, "before.jsonl", "evaluate base")
         if mirror is not None:
             mirror.push()

@@ -55,11 +55,23 @@ def _prompt(line: str) -> str:
     return prompt
 
 
-class RecordFile:
+class Records:
+    """Results, of earlier runs and of this one, that another process writes down."""
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self.records = records  # those of earlier runs
+
+    def add(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The record as it reads back."""
+        return json.loads(json.dumps(dict(record)))
+
+
+class RecordFile(Records):
     """A JSONL file of results, open to append to; made by `resumed`."""
 
     def __init__(self, path: Path, records: list[dict[str, Any]]) -> None:
-        self.path, self.records = path, records  # those of earlier runs
+        super().__init__(records)
+        self.path = path
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def score(lm: LM, name: str, by: str, examples: int, rows: int) -> dict:
     settings = {"task": name, "by": by, "fingerprint": lm.fingerprint, "max_new_tokens": budget}
     path = Path("runs/base_scores") / f"{name}-{by}.jsonl"
     if by == "likelihood":
-        answer, batch = evaluate.by_likelihood(lm), 8
+        answer, batch = evaluate.choosing(lm, 32)
     else:
         answer, batch = evaluate.by_refilling(lm, budget, rows), 16 * rows
     with resumed(path, settings, {"command": command(), "versions": versions()}) as file:

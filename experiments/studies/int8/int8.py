@@ -137,8 +137,8 @@ def accuracy(names) -> dict:
 
 def by_options(lm, todo, title: str) -> np.ndarray:
     """[n] bool: which questions are answered rightly by the options' likelihood."""
-    answer = evaluate.by_likelihood(lm)
-    return np.array([r.correct for batch in evaluate.batches(todo, 8, title) for r in answer(batch)])
+    answer, size = evaluate.choosing(lm, 32)
+    return np.array([r.correct for batch in evaluate.batches(todo, size, title) for r in answer(batch)])
 
 
 def next_tokens(exact, lm, texts) -> dict:

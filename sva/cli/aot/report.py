@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 
 from sva.cli.aot import hlo
 from sva.cli.aot.programs import PROGRAMS, Program
@@ -79,12 +79,7 @@ def report(
       UserError: a mesh that does not make the devices, or a batch that does not divide over it.
     """
     mesh = abstract_mesh(config.mesh, devices) if isinstance(devices, int) else make_mesh(config.mesh, devices)
-    check_rows("rollout.prompts", config.rollout.prompts, mesh)
-    check_rows("train.micro_batch", config.train.micro_batch, mesh)
-    if config.rollout.rows is not None:
-        check_rows("rollout.rows", config.rollout.rows, mesh)
-    if config.rollout.max_new_tokens is None:
-        raise UserError("rollout.max_new_tokens must be set: no task is read here")
+    _check(config, mesh)
     cfg = cfg or model_config(config.model)
     scan = cut(config.layers, cfg.num_layers)
     model = Transformer(cfg, DTYPES[config.dtype], scan_layers=config.scan is not False and scan)
@@ -115,6 +110,15 @@ def report(
         "run": {"resident": resident, "at_most": total, "fits": fits},
         "advice": [] if fits else advice(shapes, resident, found, total - int(hbm_gib * GIB)),
     }
+
+
+def _check(config: Config, mesh: Mesh | AbstractMesh) -> None:
+    check_rows("rollout.prompts", config.rollout.prompts, mesh)
+    check_rows("train.micro_batch", config.train.micro_batch, mesh)
+    if config.rollout.rows is not None:
+        check_rows("rollout.rows", config.rollout.rows, mesh)
+    if config.rollout.max_new_tokens is None:
+        raise UserError("rollout.max_new_tokens must be set: no task is read here")
 
 
 def beside(program: Mapping[str, Any]) -> int:
