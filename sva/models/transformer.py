@@ -115,27 +115,25 @@ class Transformer(nn.Module):
         # First as the table lies: no copy of it is made.
         x = constrain(self.embed_tokens(pack(input_ids, packed)), *hidden_axes(1))
         x = constrain(x, *hidden_axes(x.shape[1]))
-        kvs = [segment.kv for segment in past]
+        kvs, kv = tuple(segment.kv for segment in past), []
         windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
-        kv = []
+
+        def here(at: int, layers: int | slice) -> LayerCache:
+            window = None if windows is None else windows[layers]
+            return LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window)
+
         if self.scan_layers:
             for at, (key, first, size) in enumerate(stacks(cfg.num_layers, self.scan_layers)):
-                window = None if windows is None else windows[first : first + size]
-                here = LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window)
-                x, new = getattr(self, key)(x, here, inputs, 0)
+                x, new = getattr(self, key)(x, here(at, slice(first, first + size)), inputs, 0)
                 kv.append(new)
             x, packed = from_column(x, packed, output_start)
         else:
             for layer, block in enumerate(self.layers):
-                window = None if windows is None else jnp.asarray(cfg.windows[layer], jnp.int32)
-                here = LayerCache(tuple(each[layer] for each in kvs), None if slots is None else slots[layer], window)
-                x, new = block(x, here, inputs, output_start if layer == cfg.num_layers - 1 else 0)
+                x, new = block(x, here(layer, layer), inputs, output_start if layer == cfg.num_layers - 1 else 0)
                 kv.append(new)
             packed = None if output_start else packed
-        segment = dataclasses.replace(own, kv=tuple(kv))
-        return unpack(self.norm(x), packed), segment if index is None else DecodeCache(
-            segment, index + positions.shape[1]
-        )
+        x, segment = unpack(self.norm(x), packed), dataclasses.replace(own, kv=tuple(kv))
+        return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
 
     @nn.nowrap
     def _attention_inputs(
