@@ -118,13 +118,19 @@ def test_only_the_chosen_layers_have_spectra_in_memory(directory):
     "settings",
     [
         ["rollout.form=factored", "reinforce.kl_coef=0.1"],
-        ["parametrisation=lora:r=2,alpha=4", "targets=attention"],
+        pytest.param(["parametrisation=lora:r=2,alpha=4", "targets=attention"], marks=pytest.mark.slow),
     ],
     ids=["svf", "lora"],
 )
 def test_a_scanned_run_on_some_layers_is_the_unrolled_one(directory, tmp_path, settings):
     base = [f"model={directory / 'model'}", f"task={directory / 'red.jsonl'}", "layers=1-2", "train.steps=2"]
-    base += ["rollout.prompts=4", "rollout.samples=2", "rollout.max_new_tokens=4", "reinforce.baseline=none"]
+    base += [
+        "evaluate.size=2",
+        "rollout.prompts=4",
+        "rollout.samples=2",
+        "rollout.max_new_tokens=4",
+        "reinforce.baseline=none",
+    ]
     found = {}
     for scan in ("false", "true"):
         run_dir = tmp_path / scan

@@ -1,6 +1,6 @@
 """Llama-3-8B and 70B on pods that are not there: what each chip would hold and do, by `sva compile`.
 
-Those named paper-... are of configs/paper: 256 prompts, the base's pass for the KL, half of 70B's layers adapted.
+Those named paper-... are of configs/paper: 256 prompts, the base's pass for the KL, 70B with half of its layers.
 
     python experiments/benchmarks/compile/compile.py  # extra `aot`; makes the reports that are missing, then the table
     python experiments/benchmarks/compile/compile.py --table    # the table of those that are there
