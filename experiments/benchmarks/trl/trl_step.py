@@ -49,33 +49,39 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=5, help="updates of the short parts (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=HERE / "result.json", help="(default: result.json here)")
     arguments = parser.parse_args()
-    if any("trl" in part for part in arguments.parts) and not (arguments.trl_python and arguments.trl_python.exists()):
+    jobs = [{"part": part, "steps": arguments.short if part in SHORT else arguments.steps} for part in arguments.parts]
+    found = read(arguments.output)
+    missing = [job for job in jobs if found.get(job["part"], {}).get("steps") != job["steps"]]
+    python = arguments.trl_python
+    if any("trl" in job["part"] for job in missing) and not (python and python.exists()):
         parser.error("TRL's parts need --trl-python PYTHON, of an environment made from requirements.txt")
-    with tempfile.TemporaryDirectory() as directory:
-        prepared = False
-        for part in arguments.parts:
-            job = {"part": part, "steps": arguments.short if part in SHORT else arguments.steps}
-            found = read(arguments.output)
-            if part in found and found[part]["steps"] == job["steps"]:
-                print(f"{part}: already in {arguments.output}", file=sys.stderr)
-                continue
-            if "trl" in part:
-                job["batch"] = BATCHES[part.removeprefix("short-trl-")] if part in SHORT else best(found)
-            if not prepared:
-                steps = 1 + max(arguments.steps, arguments.short)
-                run(sys.executable, "our_side", Path(directory), {"part": "prepare", "steps": steps})
-                prepared = True
-            done = run(arguments.trl_python if "trl" in part else sys.executable, side(part), Path(directory), job)
-            if done is None:
-                print(f"{part}: failed, for the reason above; the same command tries it again", file=sys.stderr)
-            else:
-                save(arguments.output, read(arguments.output) | {part: job | done})
+    if missing:
+        measure(missing, python, arguments.output)
     print(table(read(arguments.output)))
 
 
-def side(part: str) -> str:
-    """The module that runs a part."""
-    return "trl_side" if "trl" in part else "our_side"
+def measure(jobs: Sequence[dict[str, Any]], trl_python: Path, output: Path) -> None:
+    """Runs the parts one after another on one checkpoint, and saves what each found.
+
+    Raises:
+      SystemExit: the checkpoint could not be made, or TRL's best setting is not known yet.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        prepare = {"part": "prepare", "steps": 1 + max(job["steps"] for job in jobs)}
+        if run(sys.executable, "our_side", directory, prepare) is None:
+            sys.exit("the checkpoint could not be made, for the reason above")
+        for job in jobs:
+            part = job["part"]
+            if "trl" in part:
+                job["batch"] = BATCHES[part.removeprefix("short-trl-")] if part in SHORT else best(read(output))
+                found = run(trl_python, "trl_side", directory, job)
+            else:
+                found = run(sys.executable, "our_side", directory, job)
+            if found is None:
+                print(f"{part}: failed, for the reason above; the same command tries it again", file=sys.stderr)
+            else:
+                save(output, read(output) | {part: job | found})
 
 
 def run(python: str | Path, module: str, directory: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
