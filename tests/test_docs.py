@@ -116,15 +116,18 @@ def test_every_command_is_of_a_known_program() -> None:
 
 
 def test_every_train_command_has_settings_that_exist(shown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sva.cli.main import parse
     from sva.training import config
 
     monkeypatch.chdir(ROOT)
     lines = [command.words[command.words.index("train") + 1 :] for command in commands() if "train" in command.words]
     runs = [words for words in lines if words and words[0].endswith(".yaml")]
     assert len(runs) >= 8
-    for file, *overrides in runs:
+    for words in runs:
+        _, asked = parse(["train", *words])
+        file = str(asked.config)
         place = None if file == "CONFIG.yaml" else shown / file if (shown / file).exists() else ROOT / file
-        config.load(place, [word for word in overrides if not word.startswith("--")])
+        config.load(place, asked.overrides)
 
 
 def test_settings_in_tables_exist() -> None:

@@ -119,7 +119,8 @@ class SigmoidNuclear(Diagonal):
     """z = c sigmoid(p), c = sum(s) / sum(s sigmoid(p)): the public code, whose rescaling keeps the nuclear norm.
 
     c is differentiated through, so any constant p is the identity and the gradient along "all of z" is zero.
-    Deviation: the public code draws p ~ N(0.1, 0.01^2) and so starts near the base; here p starts at 0.1, at the base.
+    Deviation: the public code draws p ~ N(0.1, 0.01^2) and so starts near the base; here p starts at 0.1, at the
+    base, unless `train.init_noise` adds such noise.
     """
 
     name = "sigmoid_nuclear"
