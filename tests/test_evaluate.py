@@ -364,7 +364,7 @@ def test_experts_of_another_base_are_all_named_and_left_out_only_if_asked(expert
         (["red.jsonl", "--shots", "-1"], "shots = -1 must be at least 0"),
         (["red.jsonl", "--batch-size", "0"], "--batch-size=0 must be at least 1"),
         (["red.jsonl", "--classifier", "c.safetensors"], "name them with --expert"),
-        (["red.jsonl", "--expert", "a", "--expert", "b", "--shots", "1"], "two passes ask the question alone"),
+        (["red.jsonl", "--expert", "a", "--expert", "b", "--by", "likelihood"], "two passes generate their answers"),
         (["red.jsonl", "--dispatch", "prompt"], "--dispatch chooses between experts"),
         (["red.jsonl", "--expert", "a", "--dispatch", "guess"], "no dispatcher 'guess'; there is prompt"),
         (["red.jsonl", "--expert", "a", "--choice", "soft"], "--choice is between experts"),

@@ -146,6 +146,8 @@ def test_an_unknown_name_is_told_of_with_the_nearest(name, hint, tmp_path):
 
 def _values(setting):
     """What a setting of this type may hold, ranges apart."""
+    if setting.words:
+        return st.sampled_from(setting.words)
     texts = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=8)
     texts |= st.sampled_from(
         ["no", "off", "true", "010", "1e-3", "null", "~", "a: b", "a #b", "*x", "[a]", "'", "1:30"]
