@@ -148,6 +148,11 @@ _GGUF_NAMES = {
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
+_GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 
 def write_gguf(
@@ -165,7 +170,8 @@ def write_gguf(
     llama.cpp names them.
     """
     cfg = from_hf(model.config.to_dict())
-    kind = {"mistral": "llama"}.get(cfg.architecture, cfg.architecture)
+    kind = {"mistral": "llama", "gemma3_text": "gemma3"}.get(cfg.architecture, cfg.architecture)
+    names = _GGUF_NAMES | (_GEMMA_NAMES if kind.startswith("gemma") else {})
     settings: dict[str, Any] = {
         "block_count": cfg.num_layers,
         "context_length": cfg.max_position_embeddings,
@@ -200,10 +206,12 @@ def write_gguf(
         if kind == "llama" and heads:
             halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
             weight = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+        if kind.startswith("gemma") and "norm" in parts[-2]:
+            weight = weight + 1
         layer = f"blk.{parts[2]}." if parts[1] == "layers" else ""
         stored = gguf.GGMLQuantizationType[packed if weight.ndim == 2 else "F32"]
         data = weight if stored == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(weight, stored)
-        writer.add_tensor(f"{layer}{_GGUF_NAMES[parts[-2]]}.{parts[-1]}", data, raw_dtype=stored)
+        writer.add_tensor(f"{layer}{names[parts[-2]]}.{parts[-1]}", data, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -220,7 +228,7 @@ def _llama3_factors(model: torch.nn.Module) -> np.ndarray:
 def smollm2() -> Path:
     """The small real model where it was fetched before; skips the test where it was not (93 MB)."""
     packaged = KNOWN["smollm2-135m-instruct-q4_1"].packaged
-    path = cache_dir() / "models" / f"{packaged.package}-{packaged.version}" / Path(packaged.member).name
+    path = cache_dir() / "models" / f"{packaged.package}-{packaged.version}" / packaged.name
     if not path.is_file():
         pytest.skip("SmolLM2 is not in the cache; `sva fetch smollm2-135m-instruct-q4_1` brings it")
     return path
