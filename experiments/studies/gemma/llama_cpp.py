@@ -48,6 +48,8 @@ class LlamaCpp:
         self._vocabulary = c.c_void_p(self._call("llama_model_get_vocab", c.c_void_p, self._model))
         settings = self._call("llama_context_default_params", _Settings)
         self._context = c.c_void_p(self._call("llama_init_from_model", c.c_void_p, self._model, settings))
+        one = c.c_int32(1)  # its threads wait by spinning: more than there are free cores take many times as long
+        self._call("llama_set_n_threads", None, self._context, one, one)
         self._batch = self._call("llama_batch_init", _Batch, c.c_int32(_TOKENS), c.c_int32(0), c.c_int32(1))
         self.vocab_size = self._call("llama_vocab_n_tokens", c.c_int32, self._vocabulary)
 

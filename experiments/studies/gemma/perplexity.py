@@ -57,10 +57,10 @@ def main() -> None:
     tokens = 0
     for text in texts(arguments.size):
         ids = np.asarray(lm.tokenizer(text)["input_ids"])
-        logits = theirs.logits(ids)[:-1].astype(np.float64)
-        top = logits.max(axis=1, keepdims=True)
-        logps = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
-        sums["llama.cpp"] -= float(logps[np.arange(len(ids) - 1), ids[1:]].sum())
+        logits = theirs.logits(ids)[:-1]
+        logits -= logits.max(axis=1, keepdims=True)
+        logps = logits[np.arange(len(ids) - 1), ids[1:]] - np.log(np.exp(logits).sum(axis=1, dtype=np.float64))
+        sums["llama.cpp"] -= float(logps.sum())
         row = np.zeros((3, 1, -(-len(ids) // 128) * 128), np.int32)
         row[:2, 0, : len(ids)] = ids, np.ones_like(ids)
         row[2, 0, 1 : len(ids)] = 1
