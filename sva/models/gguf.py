@@ -36,7 +36,7 @@ _GEMMA_NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_KINDS = {
+KINDS = {
     "llama": _Kind("llama", is_permuted=True),  # Mistral and SmolLM2 too
     "qwen2": _Kind("qwen2"),
     "qwen3": _Kind("qwen3"),
@@ -82,7 +82,7 @@ def open_gguf(path: Path | str) -> Checkpoint:
     """
     file = read_gguf(path)
     config = _config(file)
-    kind = _KINDS[file.need("general.architecture")]
+    kind = KINDS[file.need("general.architecture")]
     named: dict[str, str] = {}
     for name in file.tensors:
         if name == ROPE_FACTORS or _HARMLESS.fullmatch(name):
@@ -121,8 +121,8 @@ def _config(file: GGUFFile) -> ModelConfig:
     """The model that the metadata and the tensors' names and shapes describe."""
     where = file.path
     kind = file.need("general.architecture")
-    if kind not in _KINDS:
-        raise UserError(f"{where}: unsupported architecture {kind}; supported GGUF files: {', '.join(_KINDS)}")
+    if kind not in KINDS:
+        raise UserError(f"{where}: unsupported architecture {kind}; supported GGUF files: {', '.join(KINDS)}")
     if file.get(f"{kind}.expert_count"):
         raise UserError(f"{where}: mixture-of-experts models are not supported; use a dense one")
     if "token_embd.weight" not in file.tensors:
@@ -136,7 +136,7 @@ def _config(file: GGUFFile) -> ModelConfig:
             raise UserError(f"{where}: {kind}.{name} {read.key(name)} must be the head's width {head_dim}")
     window = read.key("attention.sliding_window") or None
     raw: dict[str, Any] = {
-        "model_type": "mistral" if kind == "llama" and window else _KINDS[kind].model_type,
+        "model_type": "mistral" if kind == "llama" and window else KINDS[kind].model_type,
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": read.need("feed_forward_length"),
@@ -197,7 +197,7 @@ class _Reader:
 def _gemma(read: _Reader, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of Gemma 2's and 3's config, absent ones as llama.cpp takes them."""
     second = read.kind == "gemma2"
-    is_wide = raw["num_hidden_layers"] == _KINDS[read.kind].wide_layers
+    is_wide = raw["num_hidden_layers"] == KINDS[read.kind].wide_layers
     every = read.key("attention.sliding_window_pattern", 2 if second else 6)
     return {
         "hidden_activation": "gelu_pytorch_tanh",
