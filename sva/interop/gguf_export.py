@@ -64,6 +64,11 @@ def save_gguf(
       UserError: windows, an activation or rope settings that a GGUF file of this architecture cannot express, a full
         disk.
     """
+    if config.architecture not in _ARCHITECTURES:
+        raise UserError(
+            f"a {config.architecture} model cannot be written as a GGUF file; supported: {', '.join(_ARCHITECTURES)}; "
+            "write a Hugging Face directory"
+        )
     arch = _ARCHITECTURES[config.architecture]
     writer = gguf.GGUFWriter(None, arch)
     matrices = _KINDS[np.dtype(dtype)]
@@ -121,6 +126,8 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
         raise UserError("this model's layers differ in their attention window, which a GGUF file cannot express")
     if config.hidden_act != "silu":
         raise UserError(f"this model's activation is {config.hidden_act}; a GGUF file of its kind means silu")
+    if config.rope.kind not in ("default", "linear", "llama3"):
+        raise UserError(f"rope type {config.rope.kind} of this model has no place in a GGUF file of its kind")
     settings = {
         "vocab_size": config.vocab_size,
         "block_count": config.num_layers,

@@ -36,15 +36,25 @@ def expected(cfg: ModelConfig) -> dict[str, Leaf]:
     width, mlp, head = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     heads, kv_heads = cfg.num_heads * head, cfg.num_kv_heads * head
     parts = {"heads": cfg.num_heads, "kv_heads": cfg.num_kv_heads}  # a head is never cut
-    linears = {
-        "self_attn.q_proj": (heads, width, "heads", "embed", cfg.attention_bias),
-        "self_attn.k_proj": (kv_heads, width, "kv_heads", "embed", cfg.attention_bias),
-        "self_attn.v_proj": (kv_heads, width, "kv_heads", "embed", cfg.attention_bias),
+    q = (heads, width, "heads", "embed", cfg.attention_bias)
+    kv = (kv_heads, width, "kv_heads", "embed", cfg.attention_bias)
+    up = (mlp, width, "mlp", "embed", cfg.mlp_bias)
+    if cfg.fused:  # no axis divides the rows: a part would hold queries without their keys
+        linears = {
+            "self_attn.qkv_proj": (heads + 2 * kv_heads, width, None, "embed", cfg.attention_bias),
+            "mlp.gate_up_proj": (2 * mlp, width, None, "embed", cfg.mlp_bias),
+        }
+    else:
+        linears = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
+        linears |= {"mlp.gate_proj": up, "mlp.up_proj": up}
+    linears |= {
         "self_attn.o_proj": (width, heads, "embed", "heads", cfg.attention_output_bias),
-        "mlp.gate_proj": (mlp, width, "mlp", "embed", cfg.mlp_bias),
-        "mlp.up_proj": (mlp, width, "mlp", "embed", cfg.mlp_bias),
         "mlp.down_proj": (width, mlp, "embed", "mlp", cfg.mlp_bias),
     }
+    norms = {name: width for name in cfg.norms if name}
+    if cfg.qk_norm:
+        whole = cfg.qk_norm == "full"
+        norms |= {"self_attn.q_norm": heads if whole else head, "self_attn.k_norm": kv_heads if whole else head}
     weights = {"model.embed_tokens.weight": Leaf((cfg.vocab_size, width), ("vocab", "embed"))}
     for layer in range(cfg.num_layers):
         prefix = f"model.layers.{layer}."
@@ -53,11 +63,8 @@ def expected(cfg: ModelConfig) -> dict[str, Leaf]:
             weights[f"{prefix}{name}.weight"] = Leaf((out, into), (out_axis, in_axis), units)
             if has_bias:
                 weights[f"{prefix}{name}.bias"] = Leaf((out,), (None,))
-        if cfg.qk_norm:
-            for name in ("q_norm", "k_norm"):
-                weights[f"{prefix}self_attn.{name}.weight"] = Leaf((head,), (None,))
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{name}.weight"] = Leaf((width,), (None,))
+        for name, size in norms.items():
+            weights[f"{prefix}{name}.weight"] = Leaf((size,), (None,))
     weights["model.norm.weight"] = Leaf((width,), (None,))
     if not cfg.tie_word_embeddings:
         weights["lm_head.weight"] = Leaf((cfg.vocab_size, width), ("vocab", "embed"))

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from sva.utils.errors import UserError
 
 TARGETS = {
-    "mlp": r"mlp\.(gate|up|down)_proj",
-    "attention": r"self_attn\.(q|v)_proj",
-    "attention_full": r"self_attn\.(q|k|v|o)_proj",
-    "ia3": r"(self_attn\.(k|v)_proj|mlp\.down_proj)",
-    "all": r"(mlp\.(gate|up|down)_proj|self_attn\.(q|k|v|o)_proj)",
+    "mlp": r"mlp\.(gate|up|gate_up|down)_proj",
+    "attention": r"self_attn\.(q|v|qkv)_proj",
+    "attention_full": r"self_attn\.(q|k|v|qkv|o)_proj",
+    "ia3": r"(self_attn\.(k|v|qkv)_proj|mlp\.down_proj)",
+    "all": r"(mlp\.(gate|up|gate_up|down)_proj|self_attn\.(q|k|v|qkv|o)_proj)",
 }
+"""Weights by their names; matrices that a checkpoint holds as one (Phi-3's qkv and gate_up) are taken whole."""
 
 
 def select(names: Iterable[str], targets: str, layers: str | None = None) -> list[str]:
