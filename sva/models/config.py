@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sva.models.rope import Rope, positive_number, rope_from_hf, rope_to_hf
+from sva.models.moe_config import MOE_DEFAULTS, Moe, moe_from_hf, moe_to_hf
+from sva.models.rope import DEFAULT_ROPE_THETA, Rope, positive_number, rope_from_hf, rope_to_hf
 from sva.utils.errors import UserError
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "olmoe")
 
 # What an absent key means, per model type: the defaults of transformers' own config classes. They are kept
 # here because importing those classes imports torch wherever it is installed (5 s); a test holds them equal.
@@ -48,7 +49,32 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "qwen2": _QWEN_DEFAULTS,
     "qwen3": _QWEN_DEFAULTS | {"attention_bias": False, "head_dim": 128},
+    "mixtral": _SHARED_DEFAULTS
+    | MOE_DEFAULTS["mixtral"]
+    | {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "qwen3_moe": {key: value for key, value in _QWEN_DEFAULTS.items() if key not in ("max_window_layers", "layer_types")}
+    | MOE_DEFAULTS["qwen3_moe"]
+    | {"num_key_value_heads": 4, "attention_bias": False},
+    "olmoe": _SHARED_DEFAULTS
+    | MOE_DEFAULTS["olmoe"]
+    | {
+        "num_key_value_heads": None,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": 50279,
+        "pad_token_id": 1,
+    },
 }
+_THETAS = {"mixtral": 1e6}  # where it is not 10,000
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -62,7 +88,15 @@ _ACTIVATIONS = {
     "gelu_accurate": "gelu_tanh",
 }
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-_CLASS_PREFIXES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_CLASS_PREFIXES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3Moe",
+    "olmoe": "Olmoe",
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +129,8 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    qk_norm_over_heads: bool = False  # q and k are normalised over all heads together, before they are split
+    moe: Moe | None = None
 
 
 def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -118,11 +154,11 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
         )
     read = _Reader(config, DEFAULTS[kind], where)
 
-    heads, kv_heads, head_dim = _heads(read)
+    heads, kv_heads, head_dim = _heads(kind, read)
     act = read.get("hidden_act")
     if act not in _ACTIVATIONS:
         raise UserError(f"{where}: unsupported hidden_act {act!r}; supported: {', '.join(_ACTIVATIONS)}")
-    attention_bias = kind == "qwen2" or (kind in ("llama", "qwen3") and read.flag("attention_bias"))
+    attention_bias = kind == "qwen2" or ("attention_bias" in DEFAULTS[kind] and read.flag("attention_bias"))
     num_layers = read.size("num_hidden_layers")
     max_positions = read.size("max_position_embeddings")
     eos = read.get("eos_token_id")
@@ -137,17 +173,19 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
         head_dim=head_dim,
         max_position_embeddings=max_positions,
         rms_norm_eps=read.number("rms_norm_eps"),
-        rope=rope_from_hf(config, head_dim, max_positions, where),
+        rope=rope_from_hf(config, head_dim, max_positions, where, _THETAS.get(kind, DEFAULT_ROPE_THETA)),
         tie_word_embeddings=read.flag("tie_word_embeddings"),
         attention_bias=attention_bias,
         attention_output_bias=attention_bias and kind != "qwen2",
         mlp_bias=kind == "llama" and read.flag("mlp_bias"),
-        qk_norm=kind == "qwen3",
+        qk_norm=kind in ("qwen3", "qwen3_moe", "olmoe"),
         hidden_act=_ACTIVATIONS[act],
         windows=_windows(kind, num_layers, read),
         bos_token_id=read.token("bos_token_id", read.get("bos_token_id")),
         eos_token_ids=token_ids(eos, f"{where}: eos_token_id"),
         pad_token_id=read.token("pad_token_id", read.get("pad_token_id")),
+        qk_norm_over_heads=kind == "olmoe",
+        moe=moe_from_hf(kind, config, read, num_layers),
     )
 
 
@@ -181,20 +219,24 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
         "eos_token_id": cfg.eos_token_ids[0] if len(cfg.eos_token_ids) == 1 else list(cfg.eos_token_ids) or None,
         "pad_token_id": cfg.pad_token_id,
     }
-    if kind in ("llama", "qwen3"):
+    if "attention_bias" in DEFAULTS[kind]:
         raw["attention_bias"] = cfg.attention_bias
     if kind == "llama":
         raw["mlp_bias"] = cfg.mlp_bias
     sizes = {w for w in cfg.windows if w}
     window = next(iter(sizes), None)
-    if kind == "mistral":
+    if kind in ("mistral", "mixtral"):
         raw["sliding_window"] = window
+    elif kind == "qwen3_moe":
+        raw |= {"use_sliding_window": bool(sizes), "sliding_window": window}
     elif kind in ("qwen2", "qwen3"):
         raw["use_sliding_window"] = bool(sizes)
         raw["sliding_window"] = window
         raw["layer_types"] = ["sliding_attention" if w else "full_attention" for w in cfg.windows]
         # transformers 4 before layer_types: the windows start at a layer and go on to the last
         raw["max_window_layers"] = next((i for i, w in enumerate(cfg.windows) if w), cfg.num_layers)
+    if cfg.moe is not None:
+        raw |= moe_to_hf(kind, cfg.moe)
     again = from_hf(raw)
     if again != cfg:
         odd = [f for f in cfg.__dataclass_fields__ if getattr(again, f) != getattr(cfg, f)]
@@ -259,7 +301,7 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
     return kind
 
 
-def _heads(read: _Reader) -> tuple[int, int, int]:
+def _heads(kind: str, read: _Reader) -> tuple[int, int, int]:
     """(query heads, key heads, their width)."""
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
     kv_heads = heads if read.get("num_key_value_heads") is None else read.size("num_key_value_heads")
@@ -275,6 +317,8 @@ def _heads(read: _Reader) -> tuple[int, int, int]:
         raise UserError(
             f"{read.where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim"
         )
+    if kind == "olmoe" and head_dim * heads != hidden:
+        raise UserError(f"{read.where}: head_dim {head_dim} times {heads} heads must be hidden_size {hidden} in OLMoE")
     if head_dim % 2:
         raise UserError(f"{read.where}: head_dim {head_dim} is odd; rotary positions need an even one")
     return heads, kv_heads, head_dim
@@ -282,14 +326,16 @@ def _heads(read: _Reader) -> tuple[int, int, int]:
 
 def _windows(kind: str, num_layers: int, read: _Reader) -> tuple[int, ...]:
     """Sliding window of each layer, by the rules of transformers' config classes."""
-    if kind == "llama":
+    if kind in ("llama", "olmoe"):
         return (0,) * num_layers
-    if kind == "mistral":
+    if kind in ("mistral", "mixtral"):
         window = 0 if read.get("sliding_window") is None else read.size("sliding_window")
         return (window,) * num_layers
     window = 0
     if read.flag("use_sliding_window") and read.get("sliding_window") is not None:
         window = read.size("sliding_window")
+    if kind == "qwen3_moe":
+        return (window,) * num_layers
     types = read.get("layer_types")
     if types is None:
         first = read.get("max_window_layers")

@@ -16,7 +16,7 @@ from sva.parallel.sharding import constrain, hidden_axes
 from sva.utils.matmul import Int8, dot, dots
 
 _MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
-_normal = nn.initializers.normal(0.02)
+normal = nn.initializers.normal(0.02)
 
 
 def weight(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -51,7 +51,7 @@ class SpectralDense(nn.Module):
         adapter: Any = self.get_variable("adapter", "weight")
         w: Any = None
         if adapter is None or self.has_variable("params", "weight"):
-            w = weight(self, "weight", _normal, (self.features, into), dtype)
+            w = weight(self, "weight", normal, (self.features, into), dtype)
         zeros = nn.initializers.zeros
         return w, adapter, weight(self, "bias", zeros, (self.features,), dtype) if self.use_bias else None
 
@@ -75,7 +75,7 @@ class Embed(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.weight = weight(self, "weight", _normal, (self.vocab_size, self.features), self.dtype)
+        self.weight = weight(self, "weight", normal, (self.vocab_size, self.features), self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[B, T, D] of ids [B, T]."""
@@ -317,12 +317,15 @@ class Attention(nn.Module):
         else:
             q, k, v = q(queried), *side_by_side(x, [k, v])
 
+        if cfg.qk_norm_over_heads:
+            q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
+
         def heads_of(y: jax.Array, packing: Packing | None) -> jax.Array:
             y = unpack(y, packing)
             return y.reshape(*y.shape[:2], -1, cfg.head_dim)
 
         q, k, v = heads_of(q, own_packing), heads_of(k, packing), heads_of(v, packing)
-        if cfg.qk_norm:
+        if cfg.qk_norm and not cfg.qk_norm_over_heads:
             q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, *(x[:, output_start:] for x in inputs.rope)), rotate(k, *inputs.rope)
         q = constrain(q, "batch", None, "heads", None)
@@ -333,7 +336,7 @@ class Attention(nn.Module):
         return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -351,7 +354,7 @@ class Mlp(nn.Module):
         cfg = self.cfg
         gate = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="gate_proj")(x)
         up = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="up_proj")(x)
-        return SpectralDense(cfg.hidden_size, cfg.mlp_bias, name="down_proj")(_ACTIVATIONS[cfg.hidden_act](gate) * up)
+        return SpectralDense(cfg.hidden_size, cfg.mlp_bias, name="down_proj")(ACTIVATIONS[cfg.hidden_act](gate) * up)
 
 
 class Block(nn.Module):
@@ -359,6 +362,7 @@ class Block(nn.Module):
 
     cfg: ModelConfig
     kept_dtype: Any
+    feed_forward: type[nn.Module] = Mlp  # of the configuration, called with x
 
     @nn.compact
     def __call__(
@@ -384,4 +388,4 @@ class Block(nn.Module):
         axes = hidden_axes(x.shape[1])
         x = constrain(x + y, *axes)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")
-        return constrain(x + Mlp(self.cfg, name="mlp")(norm(x)), *axes), kv
+        return constrain(x + self.feed_forward(self.cfg, name="mlp")(norm(x)), *axes), kv

@@ -30,7 +30,9 @@ class Rope:
     factors: tuple[float, ...] = ()
 
 
-def rope_from_hf(config: Mapping[str, Any], head_dim: int, max_positions: int, where: str) -> Rope:
+def rope_from_hf(
+    config: Mapping[str, Any], head_dim: int, max_positions: int, where: str, default_theta: float = DEFAULT_ROPE_THETA
+) -> Rope:
     """Rotary settings of a `config.json`: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
 
     Where both are there, `rope_scaling` wins, a theta inside the dictionary wins, and the original length beside it
@@ -56,7 +58,7 @@ def rope_from_hf(config: Mapping[str, Any], head_dim: int, max_positions: int, w
         return positive_number(given[name], where, f"{key}.{name}")
 
     theta = inner_or_outer("rope_theta")
-    theta = DEFAULT_ROPE_THETA if theta is None else positive_number(theta, where, "rope_theta")
+    theta = default_theta if theta is None else positive_number(theta, where, "rope_theta")
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind == "default":
         return Rope(theta)
