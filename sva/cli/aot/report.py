@@ -83,7 +83,7 @@ def report(
     if config.rollout.max_new_tokens is None:
         raise UserError("rollout.max_new_tokens must be set: no task is read here")
     cfg = cfg or model_config(config.model)
-    scan = cut(config.layers, cfg.num_layers)
+    scan = cut(config.layers, cfg.num_layers, sparse_cuts(cfg.moe))
     model = Transformer(cfg, DTYPES[config.dtype], scan_layers=config.scan is not False and scan)
     shapes = Shapes(config, model, mesh, prompt_tokens, budget_bucket(config.rollout.max_new_tokens))
     found = {}
