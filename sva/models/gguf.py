@@ -169,8 +169,10 @@ def _rope_scaling(read: _Reader) -> dict[str, Any] | None:
     # By llama.cpp's rules no type means linear and no factor means none.
     scaling = read.key("rope.scaling.type", "linear")
     factor = read.key("rope.scaling.factor", read.key("rope.scale_linear", 0.0))
-    if scaling not in ("none", "linear") or (scaling == "linear" and factor not in (0.0, 1.0)):
-        return {"rope_type": scaling, "factor": factor}
+    if scaling not in ("none", "linear"):
+        raise UserError(f"{read.file.path}: unsupported rope type {scaling!r} in a GGUF file; supported: none, linear")
+    if scaling == "linear" and factor not in (0.0, 1.0):
+        return {"rope_type": "linear", "factor": factor}
     return None
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from sva.models import moe_names
 from sva.models.checkpoint import Checkpoint, some_of
-from sva.models.config import ModelConfig, from_hf, token_ids
+from sva.models.config import ModelConfig, from_hf, unknown_keys
+from sva.models.fields import token_ids
 from sva.utils.errors import UserError
 from sva.utils.files import read_json
 from sva.utils.remote import is_remote, reaching
@@ -100,7 +102,10 @@ def _read_config(directory: Path) -> ModelConfig:
     where = directory / "config.json"
     if not where.is_file():
         raise UserError(f"{directory} has no config.json; give a Hugging Face model directory or a .gguf file")
-    config = from_hf(read_json(where), str(where))
+    raw = read_json(where)
+    config = from_hf(raw, str(where))
+    if unknown := unknown_keys(raw):
+        print(f"sva: {where}: passed over, as transformers does: {', '.join(unknown)}", file=sys.stderr)
     where = directory / "generation_config.json"
     if not where.is_file():
         return config

@@ -24,10 +24,9 @@ from sva.models.layers import (
     RMSNorm,
     SpectralDense,
     from_column,
-    rotary,
 )
 from sva.models.packing import Packing, pack, packing, unpack
-from sva.models.rope import inverse_frequencies
+from sva.models.rotary import rope_numbers, rotary
 from sva.models.stacks import Scan, stacks
 from sva.models.vocabulary import check_ids
 from sva.models.weights import nest
@@ -37,7 +36,7 @@ from sva.utils.errors import UserError
 
 
 class Transformer(nn.Module):
-    """Llama, Mistral, Qwen2, Qwen3 and their kin. Frozen and hashable: a static argument under jit.
+    """The decoders of `sva.models.architectures`. Frozen and hashable: a static argument under jit.
 
     Variables: `params`, the base weights, and optionally `adapter`, one adapter a weight under the same path.
     """
@@ -74,7 +73,7 @@ class Transformer(nn.Module):
             self.layers: Any = [
                 once(cfg, self.kept_dtype, self._feed_forward([layer])) for layer in range(cfg.num_layers)
             ]
-        self.norm = RMSNorm(cfg.rms_norm_eps)
+        self.norm = RMSNorm(cfg.rms_norm_eps, cfg.norm_plus_one)
         if not cfg.tie_word_embeddings:
             self.lm_head = SpectralDense(cfg.vocab_size)
 
@@ -129,13 +128,16 @@ class Transformer(nn.Module):
         inputs = self._attention_inputs(positions, [*past, own], mask, index, packed)
         # First as the table lies: no copy of it is made.
         x = constrain(self.embed_tokens(pack(input_ids, packed)), *hidden_axes(1))
+        if cfg.embedding_multiplier != 1:
+            x = x * jnp.asarray(cfg.embedding_multiplier, x.dtype)
         x = constrain(x, *hidden_axes(x.shape[1]))
         kvs, kv = tuple(segment.kv for segment in past), []
         windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
+        ropes = rope_numbers(cfg)
 
         def here(at: int, layers: int | slice) -> LayerCache:
-            window = None if windows is None else windows[layers]
-            return LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window)
+            window, rope = (None if each is None else each[layers] for each in (windows, ropes))
+            return LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window, rope)
 
         if self.scan_layers:
             for at, (key, first, size) in enumerate(stacks(cfg.num_layers, self.scan_layers)):
@@ -167,7 +169,8 @@ class Transformer(nn.Module):
             before = sees.shape[-1] - mask.shape[-1]
             sees = jnp.concatenate([sees[..., :before], mask], axis=-1)
         # Behind a barrier: XLA would compute cosines, sines and masks again in every layer, for every head.
-        rope = rotary(positions, inverse_frequencies(self.cfg.rope, self.cfg.head_dim), self.dtype)
+        is_cached = len(segments) > 1 or index is not None
+        rope = rotary(self.cfg, positions, key_positions.shape[1], is_cached, self.dtype)
         rope, sees = jax.lax.optimization_barrier((rope, sees))
         return AttentionInputs(rope, sees, distance if any(self.cfg.windows) else None, index, packed)
 
@@ -177,6 +180,10 @@ class Transformer(nn.Module):
         rows, *lengths, width = hidden_axes(1)  # the states go to the largest matrix, not a copy of it to every device
         lengths = lengths * (hidden.ndim - 2)
         logits = head(constrain(hidden, rows, *lengths, width)).astype(jnp.float32)
+        if self.cfg.logits_divisor != 1:
+            logits = logits / self.cfg.logits_divisor
+        if (cap := self.cfg.logit_softcap) is not None:
+            logits = cap * jnp.tanh(logits / cap)
         return constrain(logits, "batch", *lengths, "vocab")
 
     def nest(self, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,41 +44,47 @@ def expected(cfg: ModelConfig) -> dict[str, Leaf]:
     width, mlp, head = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     heads, kv_heads = cfg.num_heads * head, cfg.num_kv_heads * head
     parts = {"heads": cfg.num_heads, "kv_heads": cfg.num_kv_heads}  # a head is never cut
-    linears = {
-        "self_attn.q_proj": (heads, width, "heads", "embed", cfg.attention_bias),
-        "self_attn.k_proj": (kv_heads, width, "kv_heads", "embed", cfg.attention_bias),
-        "self_attn.v_proj": (kv_heads, width, "kv_heads", "embed", cfg.attention_bias),
+    q = (heads, width, "heads", "embed", cfg.attention_bias)
+    kv = (kv_heads, width, "kv_heads", "embed", cfg.attention_bias)
+    up = (mlp, width, "mlp", "embed", cfg.mlp_bias)
+    if cfg.fused:  # no axis divides the rows: a part would hold queries without their keys
+        linears = {
+            "self_attn.qkv_proj": (heads + 2 * kv_heads, width, None, "embed", cfg.attention_bias),
+            "mlp.gate_up_proj": (2 * mlp, width, None, "embed", cfg.mlp_bias),
+        }
+    else:
+        linears = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
+        linears |= {"mlp.gate_proj": up, "mlp.up_proj": up}
+    linears |= {
         "self_attn.o_proj": (width, heads, "embed", "heads", cfg.attention_output_bias),
-    }
-    sparse = _sparse_linears(cfg.moe, width) if cfg.moe else {}
-    dense = {
-        "mlp.gate_proj": (mlp, width, "mlp", "embed", cfg.mlp_bias),
-        "mlp.up_proj": (mlp, width, "mlp", "embed", cfg.mlp_bias),
         "mlp.down_proj": (width, mlp, "embed", "mlp", cfg.mlp_bias),
     }
+    sparse = _sparse_linears(linears, cfg.moe, width) if cfg.moe else {}
+    norms = {name: width for name in cfg.norms if name}
+    if cfg.qk_norm:
+        whole = cfg.qk_norm == "full"
+        norms |= {"self_attn.q_norm": heads if whole else head, "self_attn.k_norm": kv_heads if whole else head}
     weights = {"model.embed_tokens.weight": Leaf((cfg.vocab_size, width), ("vocab", "embed"))}
     for layer in range(cfg.num_layers):
         prefix = f"model.layers.{layer}."
-        own = sparse if cfg.moe and cfg.moe.layers[layer] else dense
-        for name, (out, into, out_axis, in_axis, has_bias) in (linears | own).items():
+        own = sparse if cfg.moe and cfg.moe.layers[layer] else linears
+        for name, (out, into, out_axis, in_axis, has_bias) in own.items():
             units = (parts.get(out_axis, out), parts.get(in_axis, into))
             weights[f"{prefix}{name}.weight"] = Leaf((out, into), (out_axis, in_axis), units)
             if has_bias:
                 weights[f"{prefix}{name}.bias"] = Leaf((out,), (None,))
-        if cfg.qk_norm:
-            for name, whole in (("q_norm", heads), ("k_norm", kv_heads)):
-                weights[f"{prefix}self_attn.{name}.weight"] = Leaf((whole if cfg.qk_norm_over_heads else head,), (None,))
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{name}.weight"] = Leaf((width,), (None,))
+        for name, size in norms.items():
+            weights[f"{prefix}{name}.weight"] = Leaf((size,), (None,))
     weights["model.norm.weight"] = Leaf((width,), (None,))
     if not cfg.tie_word_embeddings:
         weights["lm_head.weight"] = Leaf((cfg.vocab_size, width), ("vocab", "embed"))
     return weights
 
 
-def _sparse_linears(moe: Moe, width: int) -> dict[str, tuple[int, int, str | None, str, bool]]:
-    """(D_out, D_in, their axes, has a bias) of a sparse layer's matrices: the router's and each module's three."""
-    linears: dict[str, tuple[int, int, str | None, str, bool]] = {"mlp.gate": (moe.modules, width, None, "embed", False)}
+def _sparse_linears(dense: Mapping[str, Any], moe: Moe, width: int) -> dict[str, Any]:
+    """The matrices of a layer with a sparse mlp: those of a dense one outside it, the router's and each module's."""
+    linears = {name: about for name, about in dense.items() if not name.startswith("mlp.")}
+    linears["mlp.gate"] = (moe.modules, width, None, "embed", False)
     for module in range(moe.modules):
         prefix = f"mlp.{_MODULES}.{module}."
         linears[f"{prefix}gate_proj"] = linears[f"{prefix}up_proj"] = (moe.width, width, "mlp", "embed", False)
