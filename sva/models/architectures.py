@@ -263,9 +263,7 @@ TABLE: dict[str, Architecture] = {
         "OLMoE",
         {"qk_norm": "full"},
         COMMON
-        | _sizes(
-            max_position_embeddings=4096, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=50279, pad_token_id=1
-        )
+        | _sizes(max_position_embeddings=4096, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=50279, pad_token_id=1)
         | _rope_keys()
         | _ATTENTION_BIAS
         | {"mlp_bias": _NO_BIAS}

@@ -59,7 +59,7 @@ def _write(
         shard.clear()
 
     for own, tensor in tensors:
-        name = moe_names.written(own, config.architecture)
+        name = moe_names.written(config.architecture, own)
         if shard and held + tensor.nbytes > max_shard_bytes:
             flush()
             held = 0

@@ -230,8 +230,9 @@ def _by_module(tensors: dict[str, _Tensor], config: ModelConfig) -> dict[str, _T
             offset = tensor.offset + start * tensor.dtype.itemsize
             own = moe_names.canonical(own)
             if own in found:
-                raise UserError(f"{own} is set twice, in {found[own].file.name} and as {name} in {tensor.file}; "
-                    "delete one of them")
+                raise UserError(
+                    f"{own} is set twice, in {found[own].file.name} and as {name} in {tensor.file}; delete one of them"
+                )
             found[own] = replace(tensor, offset=offset, shape=shape)
     return found
 

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from sva.models import kept_weights, layout
+from sva.models import kept_weights, layout, moe_names
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.fingerprint import digest, fingerprint
 from sva.models.transformer import Transformer
@@ -42,7 +42,8 @@ def load_params(
       UserError: a weight is missing, unexpected, given twice, of the wrong shape, or holds NaN or infinite values.
     """
     specs = expected(model.cfg)
-    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
+    spelled = partial(moe_names.written, model.cfg.architecture)
+    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path, spelled)
     is_shared = mesh is not None and mesh.is_multi_process
     source = _Source(checkpoint, model.dtype, is_shared, progress)
     leaves: dict[Any, Any] = flatten_dict(layout.params(model))

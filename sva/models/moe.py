@@ -11,15 +11,19 @@ The balance of modules is sown as `load` [X] into the collection `moe`, tokens a
 (`mutable=["moe"]`).
 """
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sva.models.config import ModelConfig
 from sva.models.layers import ACTIVATIONS, SpectralDense, normal, weight
 from sva.models.moe_config import Moe
+from sva.models.stacks import stacks
 from sva.spectral.grouped import grouped
 from sva.utils.grouped import Layout, collect, lay_out
 from sva.utils.matmul import dot
@@ -93,6 +97,36 @@ class SparseMlp(nn.Module):
         y = Modules(self.cfg, name="experts")(rows, layout, token // length)
         y = collect(y, layout).reshape(batch, length, moe.top_k, width).astype(jnp.float32)
         return jnp.sum(y * shares[..., None], axis=2).astype(x.dtype)
+
+
+def balance(
+    model: Any, params: Mapping[str, Any], input_ids: Any, attention_mask: Any, adapter: Mapping[str, Any] | None = None
+) -> dict[int, np.ndarray]:
+    """{sparse layer: [X] float32 share of the chosen modules} over the tokens of a batch, padding left out.
+
+    A balanced layer has 1 / X everywhere. A metric, not part of any loss: the routers of a base are trained already.
+
+    Args:
+      model: a `Transformer`.
+      params, input_ids, attention_mask, adapter: as in `sva.logits`.
+    """
+    mask = np.asarray(attention_mask)
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    collections = {"params": params} if adapter is None else {"params": params, "adapter": model.nest(adapter)}
+    sown = _loads(model, collections, jnp.asarray(input_ids), jnp.asarray(positions), np.flatnonzero(mask), mask > 0)
+    found: dict[int, np.ndarray] = {}
+    stacks_of = {stack.key: stack for stack in stacks(model.cfg.num_layers, model.scan_layers)}
+    for key, layer in sown.items():
+        loads = np.atleast_2d(np.asarray(layer["mlp"]["load"][0]))
+        first = stacks_of[key].first if key in stacks_of else int(key.removeprefix("layers_"))
+        found |= {first + number: load / load.sum() for number, load in enumerate(loads)}
+    return dict(sorted(found.items()))
+
+
+@partial(jax.jit, static_argnames=("model",))
+def _loads(model: Any, collections: Any, ids: Any, positions: Any, places: Any, valid: Any) -> Any:
+    _, sown = model.apply(collections, ids, positions, valid, token_indices=places, mutable=[COLLECTION])
+    return sown[COLLECTION]
 
 
 def _moe(cfg: ModelConfig) -> Moe:

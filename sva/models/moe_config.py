@@ -86,9 +86,7 @@ QWEN3_MOE: dict[str, Field] = (
     }
 )
 OLMOE: dict[str, Field] = (
-    _keys("num_experts", 64, 8)
-    | _SHARES
-    | {"clip_qkv": Only((None,), "queries, keys and values are not clipped")}
+    _keys("num_experts", 64, 8) | _SHARES | {"clip_qkv": Only((None,), "queries, keys and values are not clipped")}
 )
 
 

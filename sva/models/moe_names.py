@@ -58,7 +58,7 @@ def parts(name: str, shape: tuple[int, ...], moe: Moe) -> Mapping[str, tuple[int
     }
 
 
-def written(name: str, kind: str) -> str:
+def written(kind: str, name: str) -> str:
     """The name that a checkpoint of this architecture has for a weight, so that transformers 4 and 5 load it."""
     if kind != "mixtral":
         return name

@@ -192,7 +192,9 @@ class Transformer(nn.Module):
             return dict(named.tree)
         if any(name in named for name in ("embed_tokens", "layers", "layers_0", "norm")):
             return dict(named)
-        return nest(named, num_layers=self.cfg.num_layers, scan=self.scan_layers, modules=self.cfg.moe and self.cfg.moe.modules)
+        return nest(
+            named, num_layers=self.cfg.num_layers, scan=self.scan_layers, modules=self.cfg.moe and self.cfg.moe.modules
+        )
 
 
 def check_gradients(model: Transformer) -> None:

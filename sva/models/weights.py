@@ -100,9 +100,7 @@ def split_name(name: str) -> tuple[int | None, tuple[str, ...]]:
     return None, tuple(name.removeprefix("model.").split("."))
 
 
-def nest(
-    named: Mapping[str, Any], *, num_layers: int, scan: Scan, modules: int | None = None
-) -> dict[str, Any]:
+def nest(named: Mapping[str, Any], *, num_layers: int, scan: Scan, modules: int | None = None) -> dict[str, Any]:
     """The linen tree of a tree keyed by weight name; values may be arrays or pytrees of arrays.
 
     With `scan`, the layers of one kind are stacked on a new axis 0 by their parsed number, and so are always the
