@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 
 from sva.generation.loaded_model import DTYPES, LoadedModel, kept_spectra
-from sva.models import layout
+from sva.models import layout, moe_names
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.fingerprint import digest, fingerprint
@@ -90,7 +90,8 @@ def decompose_checkpoint(
         )
     checkpoint = open_checkpoint(resolve(name_or_path))
     specs = expected(checkpoint.config)
-    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
+    spelled = partial(moe_names.written, checkpoint.config.architecture)
+    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path, spelled)
     names = select(specs, targets, layers)
     mine = sorted(names, key=lambda name: specs[name].shape)[index::count]
     with progress_bar("fingerprint", len(specs), "weight", leave=False, hidden=not progress) as bar:

@@ -61,9 +61,14 @@ def save_gguf(
       tokenizer: metadata from `tokenizer_metadata`; if empty, the file holds weights only, and says so.
       dtype: float32 or bfloat16.
     Raises:
-      UserError: windows, an activation or rope settings that a GGUF file of this architecture cannot express, a full
+      UserError: an architecture, windows, an activation or rope settings that a GGUF file of this architecture cannot express, a full
         disk.
     """
+    if config.architecture not in _ARCHITECTURES:
+        raise UserError(
+            f"{name}: no GGUF file is written of {config.architecture} models, only of {', '.join(_ARCHITECTURES)}; "
+            "save a Hugging Face directory instead"
+        )
     arch = _ARCHITECTURES[config.architecture]
     writer = gguf.GGUFWriter(None, arch)
     matrices = _KINDS[np.dtype(dtype)]

@@ -190,7 +190,7 @@ class Transformer(nn.Module):
         """The linen tree of a tree keyed by weight name; a linen tree passes through, and so does that of a view."""
         if isinstance(named, ByName):
             return dict(named.tree)
-        if any(name in named for name in ("embed_tokens", "layers", "layers_0", "norm")):
+        if not any("." in name for name in named):
             return dict(named)
         return nest(
             named, num_layers=self.cfg.num_layers, scan=self.scan_layers, modules=self.cfg.moe and self.cfg.moe.modules

@@ -43,7 +43,7 @@ def expected(cfg: ModelConfig) -> dict[str, Leaf]:
     """
     width, mlp, head = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     heads, kv_heads = cfg.num_heads * head, cfg.num_kv_heads * head
-    parts = {"heads": cfg.num_heads, "kv_heads": cfg.num_kv_heads}  # a head is never cut
+    parts: dict[str | None, int] = {"heads": cfg.num_heads, "kv_heads": cfg.num_kv_heads}  # a head is never cut
     q = (heads, width, "heads", "embed", cfg.attention_bias)
     kv = (kv_heads, width, "kv_heads", "embed", cfg.attention_bias)
     up = (mlp, width, "mlp", "embed", cfg.mlp_bias)

@@ -40,8 +40,8 @@ def grouped(adapter: Any, x: jax.Array, w: Any, layout: Layout, batch_row: jax.A
         change = _scaled(grouped_dot(x, adapter.vt, groups), adapter.d, layout, batch_row)
         return base + grouped_dot(change, adapter.u, groups)
     raise UserError(
-        f"{type(adapter).__name__} does not run beside the modules of a mixture-of-experts layer; merge it (sva.merge), "
-        "or train a parametrisation with a z there (linear, sigmoid_nuclear, top_k, tail_only)"
+        f"{type(adapter).__name__} does not run in the modules of a mixture of experts; merge it (sva.merge), or train "
+        "a parametrisation with a z there (linear, sigmoid_nuclear, top_k, tail_only)"
     )
 
 

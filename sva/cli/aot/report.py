@@ -22,6 +22,7 @@ from sva.cli.aot.shapes import Shapes, held_bytes, run_holds, targets_of
 from sva.generation.loaded_model import DTYPES
 from sva.models import layout
 from sva.models.config import ModelConfig
+from sva.models.moe_config import sparse_cuts
 from sva.models.shape import model_config
 from sva.models.stacks import cut, stacks
 from sva.models.transformer import Transformer
