@@ -49,6 +49,7 @@ def test_defaults_are_those_of_transformers_classes(kind):
     ours = TABLE[kind].defaults()
     # transformers' modules take these from a config that has them, whether its class knows them or not
     loose = {"head_dim": None, "rope_scaling": None, "original_max_position_embeddings": None}
+    loose |= {"num_experts": None, "num_local_experts": None}  # one is the other's name in older files
     theta = ours.pop("rope_theta")
     assert {key: (loose | fields)[key] for key in ours} == ours
     assert given.rope_parameters == {"rope_theta": theta, "rope_type": "default"}
