@@ -88,6 +88,11 @@ class Bank:
         self.version = 0  # grows with every change of the experts
 
     @property
+    def numbers(self) -> int:
+        """How many numbers the z of one expert has at most."""
+        return sum(np.shape(spectrum.s)[-1] for spectrum in self._spectra.values())
+
+    @property
     def entries(self) -> list[Entry]:
         """The loaded experts, in the order they came."""
         with self._lock:
@@ -200,7 +205,7 @@ class Bank:
 
 
 def _replaced(model: Any, tree: Mapping[str, Any], rows: Mapping[str, np.ndarray], slot: int) -> dict[str, Any]:
-    """The bank with one slot's z replaced: only the tables of z pass through the program, spectra stay where they are."""
+    """The bank with one slot's z replaced; only the tables of z pass through the program, spectra do not."""
     slots: dict[Any, Any] = flatten_dict(dict(tree))
     new: dict[Any, Any] = flatten_dict(model.nest(rows))
     tables = _set_rows({path: one.z for path, one in slots.items()}, new, np.int32(slot))

@@ -70,9 +70,7 @@ class Rows:
         settings = jax.tree.map(lambda x: np.repeat(x, self._cfg.rows, axis=0), row_settings())
         slots = round_up(self._cfg.steps + 1, self._cfg.tier)
         self._live: dict[int, _Row] = {}
-        self._state = idle(
-            self.weights.model, key, settings, rows=self._cfg.rows, slots=slots, experts=self._experts
-        )
+        self._state = idle(self.weights.model, key, settings, rows=self._cfg.rows, slots=slots, experts=self._experts)
 
     @property
     def live(self) -> list[int]:
