@@ -171,6 +171,14 @@ def stop(decoding: DecodeState, stopped: jax.Array) -> DecodeState:
     return dataclasses.replace(decoding, done=decoding.done | stopped)
 
 
+@jax.jit
+def keep(state: State, which: jax.Array, is_live: jax.Array) -> State:
+    """The state of the rows `which` [B'] alone, of more or fewer than there were; done where `is_live` [B'] is not."""
+    decoding, used, alphas = jax.tree.map(lambda x: x[which], (state.decoding, state.used, state.alphas))
+    decoding = dataclasses.replace(decoding, done=decoding.done | ~is_live)
+    return _constrained(State(decoding, kv_cache.rows(state.slots, which), used, alphas))
+
+
 @partial(jax.jit, static_argnames=("slots",))
 def resize(segment: KVSegment, *, slots: int) -> KVSegment:
     """The segment with so many slots: free ones added, or the last ones dropped."""

@@ -1,6 +1,7 @@
 """A next-token strategy whose settings every row brings, so that rows of many requests decode in one program."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,12 @@ BIASED = 64  # tokens whose logits a row may change
 class RowSettings:
     """The settings of B rows; see `row_settings` for one."""
 
-    temperature: jax.Array  # [B] float32; 0 for the likeliest token
-    top_k: jax.Array  # [B] int32; 0 keeps every token
-    top_p: jax.Array  # [B] float32; 1 keeps every token
-    min_p: jax.Array  # [B] float32; 0 keeps every token
-    bias_ids: jax.Array  # [B, BIASED] int32
-    bias: jax.Array  # [B, BIASED] float32, added to these logits; 0 where unused
+    temperature: Any  # [B] float32; 0 for the likeliest token
+    top_k: Any  # [B] int32; 0 keeps every token
+    top_p: Any  # [B] float32; 1 keeps every token
+    min_p: Any  # [B] float32; 0 keeps every token
+    bias_ids: Any  # [B, BIASED] int32
+    bias: Any  # [B, BIASED] float32, added to these logits; 0 where unused
 
 
 def row_settings(

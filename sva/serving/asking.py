@@ -15,7 +15,7 @@ from sva.serving.bank import ADAPTIVE, BASE, Bank
 from sva.serving.bodies import Asked, ChatBody, CompletionBody
 from sva.serving.config import ServerConfig
 from sva.serving.errors import ApiError
-from sva.serving.tickets import Event, Ticket
+from sva.serving.tickets import Event, Question, Ticket
 
 
 class Prompt(NamedTuple):
@@ -120,8 +120,7 @@ class Reader:
                     is_rich=bool(bias) or bool(answers.likeliest),
                     stops=body.stops,
                     weights=weights,
-                    question=prompt.question if chosen is not None else None,
-                    choice=chosen,
+                    question=None if chosen is None else Question(str(prompt.question), chosen),
                     scores_prompt=answers.scores_prompt,
                     deadline=time.monotonic() + self._cfg.timeout,
                 )

@@ -7,7 +7,7 @@ only when no answer uses it any more, so that nothing changes under a request at
 import dataclasses
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -121,6 +121,18 @@ class Bank:
                 self._uses[slot] += 1
             return Held(alphas, slots, {name: weight for name, weight in weights.items() if weight})
 
+    def hold_all(self, mixtures: Sequence[Mapping[str, float]]) -> list[Held]:
+        """`hold` of each, or of none where one names an expert that is not loaded."""
+        found: list[Held] = []
+        try:
+            for weights in mixtures:
+                found.append(self.hold(weights))
+        except NoExpert:
+            for held in found:
+                self.release(held)
+            raise
+        return found
+
     def release(self, held: Held) -> None:
         """Gives a mixture back, once for each `hold`."""
         with self._lock:
@@ -148,13 +160,10 @@ class Bank:
 
     def mixed(self, weights: Mapping[str, float]) -> dict[str, np.ndarray]:
         """The z that a mixture of loaded experts makes; for the thread that owns JAX."""
-        held = self.hold(weights)
-        try:
-            with self._lock:
-                zs = [self._entries[name].z for name in weights]
-            return {name: np.asarray(x) for name, x in mix(zs, np.asarray([*weights.values()])).items()}
-        finally:
-            self.release(held)
+        self.release(self.hold(weights))  # raises where one is not loaded
+        known = {entry.name: entry.z for entry in self.entries}
+        zs = [jax.tree.map(jnp.asarray, dict(known[name])) for name in weights]
+        return {name: np.asarray(x) for name, x in mix(zs, np.asarray([*weights.values()])).items()}
 
     def put(self, name: str, z: Mapping[str, np.ndarray], digest: str, about: Mapping[str, Any]) -> Entry:
         """The expert under a name, in a free slot; one of that name is replaced.

@@ -18,6 +18,7 @@ from sva.generation.lm import LM
 from sva.parallel.processes import to_host
 from sva.serving.bank import Bank, Entry
 from sva.serving.cost import Cost
+from sva.serving.tickets import Question
 from sva.tasks.labels import OTHER, Label
 from sva.utils.errors import UserError
 
@@ -41,19 +42,20 @@ class FirstPass:
         self._scored: Scored | None = None
         self._template: Template | None = None
 
-    def choose(self, questions: Sequence[str], choices: Sequence[Choice]) -> list[Chosen]:
+    def choose(self, questions: Sequence[Question]) -> list[Chosen]:
         """The experts for each question by its own choice.
 
         Raises:
           UserError: no expert carries a label, or a question is too long.
         """
-        started = time.perf_counter()
         experts = _by_label(self._bank.entries)
         if not experts:
             raise UserError("two passes need an expert that carries a label; load one, or ask another model")
         scored, form = self._prepared(tuple(Label(x.label, x.description) for x in experts.values()))
-        self._check(questions, form)
-        tokens = label_scoring.encode(self._lm, form, questions)
+        started = time.perf_counter()
+        texts = [question.text for question in questions]
+        self._check(texts, form)
+        tokens = label_scoring.encode(self._lm, form, texts)
         places = len(scored.scoring.bias)
         rows = DispatchBatch(tokens, tokens, jnp.zeros(len(tokens.ids), jnp.int32))
         serving = ServingState(self._lm.model, self._lm.params, {}, 1, jnp.zeros(places, jnp.int32))
@@ -61,10 +63,10 @@ class FirstPass:
         check_finite(self._lm, decision.probs[: len(questions)], "first pass of question")
         seconds = (time.perf_counter() - started) / len(questions)
         found = []
-        for number, choice in enumerate(choices):
+        for number, question in enumerate(questions):
             read, drawn, flops = (x[number].item() for x in decision.work)
             cost = Cost(seconds, int(read), int(drawn), flops)
-            found.append(self._chosen(decision.probs[number], choice, list(experts.values()), cost))
+            found.append(self._chosen(decision.probs[number], question.choice, list(experts.values()), cost))
         return found
 
     def _chosen(self, probs: np.ndarray, choice: Choice, experts: Sequence[Entry], cost: Cost) -> Chosen:

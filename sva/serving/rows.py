@@ -5,14 +5,15 @@ go while others decode. Shapes depend on the prompt's bucket and on the tier of 
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.generation.engine import EngineConfig, Places, Read, advance, fit, idle, insert, read_prompts, stop
+from sva.generation.engine import EngineConfig, Places, Read, advance, fit, idle, insert, keep, read_prompts, stop
 from sva.generation.row_sampling import PerRow, RowSettings, row_settings
 from sva.generation.weights import Weights
 from sva.parallel.processes import to_host
@@ -47,40 +48,57 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass
 class _Row:
+    place: int  # in the arrays
     used: int  # slots written
     count: int  # tokens drawn
     is_rich: bool
 
 
 class Rows:
-    """A fixed number of rows; everything here is called by the one thread that owns JAX."""
+    """Rows at work, each known by a number of its own; everything is called by the one thread that owns JAX.
+
+    The arrays hold as many rows as a tier of `tiers`, for a step costs what its rows cost, at work or not.
+    """
 
     def __init__(self, weights: Weights, cfg: EngineConfig, experts: int) -> None:
-        """The rows, all free; `experts` is E_max, 0 without a bank."""
+        """No row is at work; `experts` is E_max."""
         self.weights = weights
         self._cfg = cfg
         self._experts = experts
+        self._base = np.zeros(experts, np.float32)  # alphas
         self._ends = set(np.asarray(weights.eos_ids).tolist())
+        self._impl = jax.random.key_impl(jax.random.key(0))
+        self._numbers = itertools.count()
+        self.tiers = tiers(cfg.rows, cfg.prompts)
         self.clear()
 
     def clear(self) -> None:
         """Frees every row, and makes their state anew."""
-        key = jax.random.key(0)
-        self._impl = jax.random.key_impl(key)
-        settings = jax.tree.map(lambda x: np.repeat(x, self._cfg.rows, axis=0), row_settings())
+        size = self.tiers[0]
+        settings = jax.tree.map(lambda x: np.repeat(x, size, axis=0), row_settings())
         slots = round_up(self._cfg.steps + 1, self._cfg.tier)
         self._live: dict[int, _Row] = {}
-        self._state = idle(self.weights.model, key, settings, rows=self._cfg.rows, slots=slots, experts=self._experts)
-
-    @property
-    def live(self) -> list[int]:
-        """The numbers of the rows at work."""
-        return list(self._live)
+        self._is_sparse = False  # fewer rows at work than the next lower tier has, at the last step
+        key = jax.random.key(0)
+        self._state = idle(self.weights.model, key, settings, rows=size, slots=slots, experts=self._experts)
 
     @property
     def free(self) -> int:
         """How many rows are free."""
         return self._cfg.rows - len(self._live)
+
+    def warm(self) -> None:
+        """Compiles what most requests meet, in all tiers of rows: they wait for nothing then."""
+        sample = Sample(np.asarray(jax.random.key_data(jax.random.key(0))), 64, self._base, row_settings(), False)
+        prompt = self.read([0], self._base)
+        for place, size in enumerate(self.tiers):
+            if place:
+                self._resize(size)
+            self.start(prompt, sample)
+            self._advance()
+        for size in self.tiers[-2::-1]:
+            self._resize(size)
+        self.clear()
 
     def read(self, prompt_ids: Sequence[int], alphas: np.ndarray) -> ReadPrompt:
         """A prompt's keys, values and next logits under a mixture, alphas [E_max]."""
@@ -92,55 +110,98 @@ class Rows:
         return ReadPrompt(found, bucket)
 
     def start(self, prompt: ReadPrompt, sample: Sample) -> tuple[int, Drawn]:
-        """(the row that the sample takes, its first token); there must be a free one."""
-        row = min(set(range(self._cfg.rows)) - set(self._live))
-        copies, nowhere = self._cfg.prompts, self._cfg.rows
+        """(the number of the sample's row, its first token); there must be a free one."""
+        while len(self._live) == self._size:
+            self._resize(self.tiers[self.tiers.index(self._size) + 1])
+        place = min(set(range(self._size)) - {row.place for row in self._live.values()})
+        copies, nowhere = self._cfg.prompts, self._size
         places = Places(
             which=np.zeros(copies, np.int32),
-            rows=np.asarray([row] + [nowhere] * (copies - 1), np.int32),
+            rows=np.asarray([place] + [nowhere] * (copies - 1), np.int32),
             used=np.full(copies, prompt.slots, np.int32),
             limit=np.full(copies, sample.limit, np.int32),
             keys=jax.random.wrap_key_data(jnp.asarray(np.stack([sample.key] * copies)), impl=self._impl),
             alphas=np.stack([sample.alphas] * copies),
             settings=jax.tree.map(lambda x: np.repeat(x, copies, axis=0), sample.settings),
         )
-        fullest = max([prompt.slots, *(one.used for one in self._live.values())])
-        self._state = fit(self._state, fullest + self._cfg.steps, self._cfg.tier)
+        self._fit(prompt.slots)
         strategy = PerRow(sample.is_rich)
         self._state, first = insert(self.weights, self._state, prompt.read, places, sampling=strategy)
         tokens, logprobs, *others = (x[:1] for x in to_host(first))
         done = sample.limit == 1 or int(tokens[0]) in self._ends
+        number = next(self._numbers)
         if not done:
-            self._live[row] = _Row(prompt.slots, 1, sample.is_rich)
-        return row, Drawn(tokens, logprobs, (others[0], others[1]) if sample.is_rich else None, done)
+            self._live[number] = _Row(place, prompt.slots, 1, sample.is_rich)
+        return number, Drawn(tokens, logprobs, (others[0], others[1]) if sample.is_rich else None, done)
 
     def step(self) -> dict[int, Drawn]:
         """What every row at work drew in the next few tokens; those that are done are free again."""
-        cfg = self._cfg
-        strategy = PerRow(any(row.is_rich for row in self._live.values()))
-        fullest = max(row.used for row in self._live.values())
-        self._state = fit(self._state, fullest + cfg.steps, cfg.tier)
-        self._state, drawn = advance(self.weights, self._state, sampling=strategy, steps=cfg.steps)
-        *drawn, counts, done = to_host((*drawn, self._state.decoding.count, self._state.decoding.done))
+        self._shrink()
+        self._fit(0)
+        *drawn, counts, done = self._advance()
         found = {}
         for number, row in list(self._live.items()):
-            new = int(counts[number]) - row.count
-            row.used, row.count = row.used + cfg.steps, int(counts[number])
-            tokens, logprobs, *others = (x[number][:new] for x in drawn)
+            new = int(counts[row.place]) - row.count
+            row.used, row.count = row.used + self._cfg.steps, int(counts[row.place])
+            tokens, logprobs, *others = (x[row.place][:new] for x in drawn)
             likeliest = (others[0], others[1]) if row.is_rich else None
-            found[number] = Drawn(tokens, logprobs, likeliest, bool(done[number]))
-            if done[number]:
+            found[number] = Drawn(tokens, logprobs, likeliest, bool(done[row.place]))
+            if done[row.place]:
                 del self._live[number]
         return found
 
-    def stop(self, numbers: Sequence[int]) -> None:
+    def _advance(self) -> list[np.ndarray]:
+        """What `advance` draws in all rows of the arrays, then their counts and which are done: host arrays."""
+        strategy = PerRow(any(row.is_rich for row in self._live.values()))
+        self._state, drawn = advance(self.weights, self._state, sampling=strategy, steps=self._cfg.steps)
+        return list(to_host((*drawn, self._state.decoding.count, self._state.decoding.done)))
+
+    def stop(self, numbers: Iterable[int]) -> None:
         """Frees these rows, those of them that are at work."""
-        stopped = np.zeros(self._cfg.rows, bool)
+        stopped = np.zeros(self._size, bool)
         for number in numbers:
-            if self._live.pop(number, None) is not None:
-                stopped[number] = True
+            if (row := self._live.pop(number, None)) is not None:
+                stopped[row.place] = True
         if stopped.any():
             self._state = dataclasses.replace(self._state, decoding=stop(self._state.decoding, stopped))
+
+    @property
+    def _size(self) -> int:
+        """How many rows the arrays hold."""
+        return len(self._state.used)
+
+    def _fit(self, slots: int) -> None:
+        """Makes as many slots as the next step of the fullest row needs, `slots` of them used at least."""
+        fullest = max([slots, *(row.used for row in self._live.values())])
+        self._state = fit(self._state, fullest + self._cfg.steps, self._cfg.tier)
+
+    def _shrink(self) -> None:
+        """Goes on with fewer rows where a lower tier held them all at the last step too."""
+        place = self.tiers.index(self._size)
+        was_sparse, self._is_sparse = self._is_sparse, place > 0 and len(self._live) <= self.tiers[place - 1]
+        if was_sparse and self._is_sparse:
+            self._is_sparse = False
+            self._resize(self.tiers[place - 1])
+
+    def _resize(self, size: int) -> None:
+        """Moves the rows at work to the front of arrays of `size` rows."""
+        which, is_live = np.zeros(size, np.int32), np.zeros(size, bool)
+        for place, row in enumerate(self._live.values()):
+            which[place], is_live[place] = row.place, True
+            row.place = place
+        self._state = keep(self._state, which, is_live)
+
+
+def tiers(rows: int, step: int) -> list[int]:
+    """Numbers of rows that the arrays may hold: 4, 16, 64, ... and `rows`, multiples of `step`.
+
+    Fewer than four cost what four cost: reading the weights.
+    """
+    found, size = [], 4
+    while size < rows:
+        found.append(round_up(size, step))
+        size *= 4
+    return sorted({*(size for size in found if size < rows), rows})
 
 
 def samples_keys(seed_key: jax.Array, line: int, samples: int) -> list[np.ndarray]:

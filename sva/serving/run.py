@@ -25,7 +25,6 @@ from sva.serving.config import ServerConfig
 from sva.serving.experts_api import Experts, load
 from sva.serving.metrics import Metrics
 from sva.serving.service import Service
-from sva.serving.tickets import Ended, Event, Failed, Ticket
 from sva.serving.worker import Worker, WorkerConfig
 from sva.spectral.expert import Expert
 from sva.utils.errors import UserError
@@ -75,27 +74,6 @@ def make_worker(
     return worker
 
 
-def warm(worker: Worker) -> None:
-    """Answers a few tokens for nobody, so that the first client does not wait for compilation.
-
-    Raises:
-      UserError: the model cannot answer.
-    """
-    done = threading.Event()
-    faults: list[str] = []
-
-    def tell(event: Event) -> None:
-        if isinstance(event, Failed):
-            faults.append(event.message)
-        if isinstance(event, Failed | Ended):
-            done.set()
-
-    worker.submit(Ticket(prompt_ids=[0], tell=tell, max_new_tokens=8))
-    done.wait()
-    if faults:
-        raise UserError(f"the model cannot answer: {faults[0]}")
-
-
 class Server(uvicorn.Server):
     """uvicorn's server; a first SIGTERM or SIGINT finishes what runs and refuses what comes, a second ends it."""
 
@@ -137,9 +115,8 @@ def serve(worker: Worker, cfg: ServerConfig, base: str, sock: socket.socket) -> 
         timeout_graceful_shutdown=10,
         limit_concurrency=None,
     )
-    worker.start()
     try:
-        warm(worker)
+        worker.start()
         _say_ready(base, cfg, sock)
         asyncio.run(Server(config, worker, cfg.drain).serve(sockets=[sock]))
     finally:

@@ -14,6 +14,13 @@ from sva.serving.cost import Cost
 Likeliest = list[tuple[int, float]]  # (token id, nats), the likeliest first
 
 
+class Question(NamedTuple):
+    """What the first pass classifies, and how it then chooses."""
+
+    text: str
+    choice: Choice
+
+
 class Mixed(NamedTuple):
     """Which experts answer; the first thing that is told of a prompt."""
 
@@ -74,8 +81,7 @@ class Ticket:
     is_rich: bool = False  # see `sva.serving.rows.Sample`
     stops: tuple[str, ...] = ()
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of experts by name
-    question: str | None = None  # for two passes, which then choose the weights
-    choice: Choice | None = None
+    question: Question | None = None  # for two passes, which then choose the weights
     scores_prompt: bool = False
     deadline: float = float("inf")  # on `time.monotonic`
     is_background: bool = False  # takes rows that nobody waits for

@@ -31,9 +31,10 @@ from sva.parallel.sharding import row_shards
 from sva.serving.bank import Bank, Held
 from sva.serving.cost import Cost, Prices
 from sva.serving.first_pass import FirstPass
+from sva.serving.lines import Lines, Waiting
 from sva.serving.metrics import Metrics
 from sva.serving.prompt_scores import prompt_scores
-from sva.serving.rows import Drawn, ReadPrompt, Rows, Sample, samples_keys
+from sva.serving.rows import Drawn, Rows, Sample, samples_keys
 from sva.serving.tickets import Ended, Failed, Mixed, Piece, Prompted, Ticket, pairs
 from sva.utils import seeds
 from sva.utils.errors import UserError
@@ -66,23 +67,10 @@ class WorkerConfig:
 
 
 @dataclasses.dataclass
-class _Waiting:
-    """A ticket, and how far its samples have come."""
-
-    ticket: Ticket
-    chosen: bool  # its experts are known
-    keys: list[np.ndarray] = dataclasses.field(default_factory=list)
-    prompt: ReadPrompt | None = None
-    begun: int = 0  # samples that have a row, or had one
-    ended: int = 0
-    started: float = 0.0
-
-
-@dataclasses.dataclass
 class _Answer:
     """A row at work."""
 
-    waiting: _Waiting
+    waiting: Waiting
     sample: int
     text: Text
     tokens: int = 0
@@ -105,8 +93,7 @@ class Worker:
         self._rows = Rows(weights, engine, bank.size)
         self._texts: dict[tuple[str, ...], Text] = {}
         self._wake = threading.Condition()
-        self._queue: deque[_Waiting] = deque()
-        self._background: deque[_Waiting] = deque()
+        self._lines = Lines(cfg.queue)
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._answers: dict[int, _Answer] = {}
         self._is_ended = False
@@ -114,8 +101,13 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="jax", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread, and returns when it is ready for requests.
+
+        Raises:
+          Exception: whatever keeps the model from answering.
+        """
         self._thread.start()
+        self.call(self._rows.warm).result()
 
     @property
     def is_alive(self) -> bool:
@@ -125,11 +117,8 @@ class Worker:
     @property
     def is_idle(self) -> bool:
         """Whether no client waits for anything."""
-        with self._wake:
-            return not self._queue and not any(not one.waiting.ticket.is_background for one in self._in_rows())
-
-    def _in_rows(self) -> list[_Answer]:
-        return list(self._answers.values())
+        in_rows = any(not one.waiting.ticket.is_background for one in list(self._answers.values()))
+        return not self._lines.has_clients() and not in_rows
 
     def submit(self, *tickets: Ticket) -> None:
         """Takes the tickets of one request, all or none.
@@ -142,15 +131,13 @@ class Worker:
         with self._wake:
             if not self.is_accepting:
                 raise Draining
-            waiting = sum(one.ticket.samples - one.begun for one in self._queue)
-            new = sum(ticket.samples for ticket in tickets if not ticket.is_background)
-            if new and waiting + new > self.cfg.queue:
-                raise Busy(max(1, round(waiting / self.cfg.rows * self._mean_seconds)))
+            if not self._lines.fits(tickets):
+                raise Busy(max(1, round(self._lines.samples / self.cfg.rows * self._mean_seconds)))
+            asking = [ticket for ticket in tickets if ticket.question is None]
+            for ticket, held in zip(asking, self.bank.hold_all([x.weights for x in asking]), strict=True):
+                ticket.held = held
             for ticket in tickets:
-                if ticket.question is None:
-                    ticket.held = self.bank.hold(ticket.weights)
-                line = self._background if ticket.is_background else self._queue
-                line.append(_Waiting(ticket, chosen=ticket.question is None))
+                self._lines.add(ticket)
             self._note()
             self._wake.notify()
 
@@ -180,7 +167,7 @@ class Worker:
         with contextlib.nullcontext() if self.lm.mesh is None else jax.set_mesh(self.lm.mesh):
             while True:
                 with self._wake:
-                    while not (self._is_ended or self._calls or self._queue or self._background or self._answers):
+                    while not (self._is_ended or self._calls or self._lines or self._answers):
                         self._wake.wait()
                     calls, self._calls = self._calls, deque()
                     is_ended = self._is_ended
@@ -198,8 +185,7 @@ class Worker:
                     _log.exception("a step failed; the rows are made anew")
                     self._fail_all(500, "the server failed at this request; its log says why", waiting=False)
                     self._rows.clear()
-                with self._wake:
-                    self._note()
+                self._note()
 
     def _answer_call(self, function: Callable[[], Any], future: "Future[Any]") -> None:
         if not future.set_running_or_notify_cancel():
@@ -211,39 +197,28 @@ class Worker:
 
     def _note(self) -> None:
         self.metrics.rows.set(len(self._answers))
-        self.metrics.waiting.set(sum(one.ticket.samples - one.begun for one in self._queue))
+        self.metrics.waiting.set(self._lines.samples)
 
     # Between two steps.
 
     def _leave(self) -> None:
         """Frees the rows of clients that left or whose time is over, and takes theirs out of the queue."""
         now = time.monotonic()
-        gone = [row for row, one in self._answers.items() if self._is_over(one.waiting, now)]
-        self._rows.stop(gone)
-        for one in {id(self._answers[row].waiting): self._answers[row].waiting for row in gone}.values():
-            self._drop(one, now)
-        with self._wake:
-            over = [one for line in (self._queue, self._background) for one in line if self._is_over(one, now)]
-            for one in over:
-                (self._background if one.ticket.is_background else self._queue).remove(one)
-        for one in over:
+        gone = {id(one.waiting): one.waiting for one in self._answers.values() if one.waiting.is_over(now)}
+        for one in [*gone.values(), *self._lines.take_over()]:
             self._drop(one, now)
 
-    def _is_over(self, one: _Waiting, now: float) -> bool:
-        return one.ticket.is_cancelled or now > one.ticket.deadline
-
-    def _drop(self, one: _Waiting, now: float) -> None:
+    def _drop(self, one: Waiting, now: float) -> None:
         late = now > one.ticket.deadline
         self._fail(one, 504 if late else 499, "the request took longer than the server allows" if late else "cancelled")
 
-    def _fail(self, one: _Waiting, status: int, message: str) -> None:
+    def _fail(self, one: Waiting, status: int, message: str) -> None:
         """Ends everything of one ticket."""
         rows = [row for row, answer in self._answers.items() if answer.waiting is one]
         self._rows.stop(rows)
         for row in rows:
             del self._answers[row]
-        with self._wake, contextlib.suppress(ValueError):
-            (self._background if one.ticket.is_background else self._queue).remove(one)
+        self._lines.remove(one)
         self._release(one.ticket)
         one.ticket.tell(Failed(status, message))
 
@@ -255,19 +230,14 @@ class Worker:
     def _fail_all(self, status: int, message: str, *, waiting: bool = True) -> None:
         everyone = {id(one.waiting): one.waiting for one in self._answers.values()}
         if waiting:
-            everyone |= {id(one): one for line in (self._queue, self._background) for one in list(line)}
+            everyone |= {id(one): one for one in self._lines.take_all()}
         for one in everyone.values():
             self._fail(one, status, message)
 
-    def _next(self) -> _Waiting | None:
+    def _next(self) -> Waiting | None:
         """The ticket whose next sample takes the next free row."""
-        with self._wake:
-            if self._queue:
-                return self._queue[0]
-            behind = sum(one.waiting.ticket.is_background for one in self._answers.values())
-            if self._background and behind < max(1, self.cfg.rows // 2):
-                return self._background[0]
-        return None
+        behind = sum(one.waiting.ticket.is_background for one in self._answers.values())
+        return self._lines.next(background=behind < max(1, self.cfg.rows // 2))
 
     def _admit(self) -> None:
         began = time.monotonic()
@@ -287,26 +257,23 @@ class Worker:
                 _log.exception("a prompt failed")
                 self._fail(one, 500, "the server failed at this request; its log says why")
 
-    def _choose(self, first: _Waiting) -> None:
+    def _choose(self, first: Waiting) -> None:
         """The first pass of this ticket, and of others that wait for one."""
-        with self._wake:
-            asking = [one for one in self._queue if not one.chosen and one is not first][: FIRST_PASS_ROWS - 1]
-        asking = [first, *asking]
-        tickets = [one.ticket for one in asking]
+        asking = self._lines.unchosen(FIRST_PASS_ROWS)
+        questions = [one.ticket.question for one in asking if one.ticket.question is not None]
         try:
-            found = self._first_pass.choose([str(t.question) for t in tickets], [t.choice for t in tickets])  # type: ignore[arg-type]
+            found = self._first_pass.choose(questions)
         except UserError:  # of one of them perhaps: each finds out for itself
-            if len(asking) == 1:
+            if len(asking) == 1 or first.ticket.question is None:
                 raise
-            asking = [first]
-            found = self._first_pass.choose([str(first.ticket.question)], [first.ticket.choice])  # type: ignore[list-item]
+            asking, found = [first], self._first_pass.choose([first.ticket.question])
         for one, chosen in zip(asking, found, strict=True):
             one.ticket.held = self.bank.hold(chosen.weights)
             one.chosen = True
             self.metrics.dispatched.labels(chosen.label).inc()
             one.ticket.tell(Mixed(chosen.weights, chosen.label, chosen.prob, chosen.probs, chosen.cost))
 
-    def _begin(self, one: _Waiting) -> None:
+    def _begin(self, one: Waiting) -> None:
         """Reads the prompt; a ticket that draws nothing is finished then."""
         ticket, held = one.ticket, one.ticket.held
         one.started = time.monotonic()
@@ -322,8 +289,7 @@ class Worker:
             ticket.tell(Prompted(found.logprobs.tolist(), likeliest))
         self.metrics.tokens_read.inc(len(ticket.prompt_ids))
         if not ticket.max_new_tokens:
-            with self._wake:
-                (self._background if ticket.is_background else self._queue).remove(one)
+            self._lines.remove(one)
             cost = Cost(time.monotonic() - one.started, len(ticket.prompt_ids), 0, self._flops(ticket, 0))
             self._release(ticket)
             for sample in range(ticket.samples):
@@ -335,7 +301,7 @@ class Worker:
     def _flops(self, ticket: Ticket, drawn: int) -> float:
         return self._prices.flops(len(ticket.prompt_ids), drawn)
 
-    def _start(self, one: _Waiting) -> None:
+    def _start(self, one: Waiting) -> None:
         """Gives the ticket's next sample a row."""
         ticket, number = one.ticket, one.begun
         assert one.prompt is not None
@@ -345,8 +311,7 @@ class Worker:
         one.begun += 1
         if one.begun == ticket.samples:
             one.prompt = None
-            with self._wake:
-                (self._background if ticket.is_background else self._queue).remove(one)
+            self._lines.remove(one)
         self._answers[row] = _Answer(one, number, self._text(ticket.stops))
         self._take(row, drawn)
 
