@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from sva.cli.command_line import Command, option
 from sva.cli.options import LoadingOptions, loading, start_jax
@@ -60,8 +61,15 @@ def run(arguments: Serve) -> None:
 
     if serving.processes() > 1:
         raise UserError("sva serve runs in one process; start it on one host, with --mesh over its devices")
-    sock = serving.bind(cfg)
-    experts = serving.read_experts(arguments.expert)
+    with serving.bind(cfg) as sock:
+        experts = serving.read_experts(arguments.expert)
+        _serve(arguments, cfg, sock, experts)
+
+
+def _serve(arguments: Serve, cfg: Any, sock: Any, experts: Any) -> None:
+    """Loads the model and serves it on the socket."""
+    from sva.serving import run as serving
+
     with loading(arguments, "--rows", arguments.rows) as how:
         from sva.generation.load import load
         from sva.serving.worker import WorkerConfig

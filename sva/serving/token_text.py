@@ -4,6 +4,8 @@ from typing import Any
 
 from sva.generation.stream import Vocabulary, bytes_of
 
+_BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a blank
+
 
 class TokenText:
     """The text of each token by itself, special ones too."""
@@ -20,7 +22,7 @@ class TokenText:
         if self._vocabulary.is_byte_level:
             return bytes_of(piece)
         byte = self._vocabulary.fallback_byte(piece)
-        return self._backend.decode([token], skip_special_tokens=False).encode() if byte is None else bytes([byte])
+        return piece.replace(_BLANK, " ").encode() if byte is None else bytes([byte])
 
     def text(self, token: int) -> str:
         r"""The text; of bytes that are no whole characters `bytes:\xe2\x96`: different tokens stay different."""
