@@ -73,7 +73,9 @@ def test_targets_name_modules_router_and_the_rest(setting):
     dense = [name for name in names if re.search(r"mlp\.(gate|up|down)_proj", name)]
     assert (select(names, "mlp") if dense else []) == dense
     assert set(spectra) == {
-        name for target in ("moe", "router", "attention_full", *(["mlp"] if dense else [])) for name in select(names, target)
+        name
+        for target in ("moe", "router", "attention_full", *(["mlp"] if dense else []))
+        for name in select(names, target)
     }
     gate = spectra[f"model.layers.2.mlp.experts.{moe.modules - 1}.gate_proj.weight"]
     assert gate.u.shape == (moe.width, moe.width if moe.width < 64 else 64)
@@ -192,7 +194,8 @@ def test_an_update_forms_nothing_of_the_modules_shapes_and_learns(setting):
         computes = ("dot", "fusion", "scatter", "add", "custom-call", "reduce", "dynamic-update-slice")
         if match and match[3] in computes and not re.match(r"(bitcast_)?dynamic-slice", match[1]):  # a scan's own layer
             made.add(tuple(map(int, match[2].split(","))))
-            if made & shapes: print(line)
+            if made & shapes:
+                print(line)
     assert made
     assert not made & shapes
 
@@ -226,9 +229,7 @@ def test_rows_with_mixtures_of_their_own_are_what_each_mixture_merged_is(exact_b
     spectra = sva.decompose(lm, r"experts.*_proj|mlp\.gate\.", progress=False)
     zs = [_only(_z(spectra, seed), "") for seed in (1, 2)]
     assert set(names) == set(spectra)
-    plans = serving_plan.plan(
-        spectra, zs, 0.0, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name)
-    )
+    plans = serving_plan.plan(spectra, zs, 0.0, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name))
     assert {plan.form for plan in plans.values()} == ({"delta"} if exact_base else {"factored"})
     nested = nested_slots(lm.model, spectra, bank(zs, spectra, 4), plans)
     alphas = jnp.asarray([[0, 1, 0, 0], [0, 0.4, 0.6, 0], [1, 0, 0, 0]], jnp.float32)
