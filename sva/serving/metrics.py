@@ -20,6 +20,7 @@ class Metrics:
         self.tokens_read = Counter("sva_prompt_tokens", "Prompt tokens read", registry=own)
         self.tokens_drawn = Counter("sva_completion_tokens", "Tokens drawn", registry=own)
         self.dispatched = Counter("sva_dispatched", "First passes by the label chosen", ["label"], registry=own)
+        self.compiled = Counter("sva_compiled_programs", "Programs compiled, or read from the cache", registry=own)
         self.rows = Gauge("sva_rows_in_use", "Rows that decode", registry=own)
         self.waiting = Gauge("sva_waiting_samples", "Samples that wait for a row", registry=own)
         self.experts = Gauge("sva_experts", "Experts loaded", registry=own)

@@ -115,6 +115,7 @@ def serve(worker: Worker, cfg: ServerConfig, base: str, sock: socket.socket) -> 
         timeout_graceful_shutdown=10,
         limit_concurrency=None,
     )
+    _count_compilations(worker.metrics)
     try:
         worker.start()
         _say_ready(base, cfg, sock)
@@ -133,6 +134,16 @@ def _say_ready(base: str, cfg: ServerConfig, sock: socket.socket) -> None:
     if not cfg.is_loopback and cfg.token is None:
         print(f"sva: anyone who reaches {cfg.host} may use this server; give --token-file", file=sys.stderr)
     print(f"serving {base} at {address(cfg, sock)}", flush=True)
+
+
+def _count_compilations(metrics: Metrics) -> None:
+    """Counts what XLA is asked for: a server that has met every shape compiles nothing more."""
+
+    def listen(event: str, _: float, **about: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            metrics.compiled.inc()
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
 
 
 class _Lines(logging.Formatter):
