@@ -36,7 +36,10 @@ class Budget:
 class Answers(Protocol):
     """Who answers a harness."""
 
-    lm: LM  # whose tokenizer made the ids
+    @property
+    def lm(self) -> LM:
+        """The model whose tokenizer makes the ids."""
+        ...
 
     def scores(
         self, texts: Sequence[str], heads: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]]

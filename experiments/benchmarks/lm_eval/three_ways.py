@@ -1,6 +1,6 @@
 """lm-evaluation-harness three ways on an adapted model: `hf` on the merged checkpoint, sva in process, sva's server.
 
-    python experiments/benchmarks/lm_eval/three_ways.py            # extras `bench` and `serve`; SVA_DATA holds the tasks
+    python experiments/benchmarks/lm_eval/three_ways.py    # extras `bench` and `serve`; SVA_DATA holds the tasks
 
 ARC-Easy (200 questions, likelihood) and GSM8K (100 questions, five examples, generation) as the harness defines them,
 from local files; SmolLM2-135M-Instruct with the packaged expert for last words, float32. The harness is unmodified and
@@ -64,7 +64,7 @@ def server(log: Path) -> Iterator[int]:
         try:
             for _ in range(600):
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/ready").read()
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").read()
                     break
                 except OSError:
                     if process.poll() is not None:
