@@ -64,12 +64,7 @@ def save_gguf(
       UserError: windows, an activation or rope settings that a GGUF file of this architecture cannot express, a full
         disk.
     """
-    if config.architecture not in _ARCHITECTURES:
-        raise UserError(
-            f"a {config.architecture} model cannot be written as a GGUF file; supported: {', '.join(_ARCHITECTURES)}; "
-            "write a Hugging Face directory"
-        )
-    arch = _ARCHITECTURES[config.architecture]
+    arch = _architecture(config)
     writer = gguf.GGUFWriter(None, arch)
     matrices = _KINDS[np.dtype(dtype)]
     writer.add_name(name)
@@ -103,6 +98,16 @@ def save_gguf(
             writer.close()
 
     write_atomically(to_path(path), write)
+
+
+def _architecture(config: ModelConfig) -> str:
+    """llama.cpp's name of the architecture."""
+    if config.architecture not in _ARCHITECTURES:
+        raise UserError(
+            f"a {config.architecture} model cannot be written as a GGUF file; supported: {', '.join(_ARCHITECTURES)}; "
+            "write a Hugging Face directory"
+        )
+    return _ARCHITECTURES[config.architecture]
 
 
 def _gguf_name(name: str) -> str:
