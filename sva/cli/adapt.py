@@ -25,6 +25,8 @@ from sva.utils.errors import UserError, at_least, differing
 # questions that the first does.
 BUDGETS = {"full": (10, 50), "3-shot": (3, 50), "light": (3, 5)}
 
+_LEAST = 10  # members of a population of which a fifth are two
+
 # Arguments that make a search what it is.
 _SEARCH = (
     "task",
@@ -110,6 +112,11 @@ def _budget(arguments: Adapt) -> tuple[int, int]:
         raise UserError("--reference is the public code's search; leave it out, or --method gradient")
     if arguments.method == "gradient" and arguments.kv_dtype == "int8":
         raise UserError("--method gradient finds none through int8 keys and values; use --kv-dtype bfloat16")
+    if arguments.method != "gradient" and not arguments.reference and arguments.population < _LEAST:
+        raise UserError(
+            f"--population {arguments.population} has no two elites, a fifth of it, which a search needs; "
+            f"use {_LEAST} or more"
+        )
     seeds.check("--seed", arguments.seed)
     return shots, generations
 
