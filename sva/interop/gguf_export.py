@@ -61,8 +61,8 @@ def save_gguf(
       tokenizer: metadata from `tokenizer_metadata`; if empty, the file holds weights only, and says so.
       dtype: float32 or bfloat16.
     Raises:
-      UserError: an architecture, windows, an activation or rope settings that a GGUF file of this architecture cannot express, a full
-        disk.
+      UserError: an architecture, or windows, an activation or rope settings of it, that a GGUF file cannot express; a
+        full disk.
     """
     if config.architecture not in _ARCHITECTURES:
         raise UserError(

@@ -11,7 +11,7 @@ The balance of modules is sown as `load` [X] into the collection `moe`, tokens a
 (`mutable=["moe"]`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,10 @@ import numpy as np
 from sva.models.config import ModelConfig
 from sva.models.layers import ACTIVATIONS, SpectralDense, normal, weight
 from sva.models.moe_config import Moe
+from sva.models.moe_mesh import divided
 from sva.models.stacks import stacks
 from sva.spectral.grouped import grouped
-from sva.utils.grouped import Layout, collect, lay_out
+from sva.utils.grouped import collect, lay_out
 from sva.utils.matmul import dot
 
 COLLECTION = "moe"
@@ -61,21 +62,54 @@ class ModuleStack(nn.Module):
 
 
 class Modules(nn.Module):
-    """down(act(gate(x)) * up(x)) of rows laid out by module."""
+    """The modules of one layer."""
 
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, layout: Layout, batch_row: jax.Array) -> jax.Array:
-        """[R, D] of x [R, D], whose rows are of these rows [R] of the batch."""
+    def __call__(self, x: jax.Array, modules: jax.Array, shares: jax.Array) -> jax.Array:
+        """[B, T, D] of x [B, T, D]: the sum of each token's `modules` [B, T, K], each times its share [B, T, K]."""
         cfg, moe = self.cfg, _moe(self.cfg)
+        into = {"gate_proj": cfg.hidden_size, "up_proj": cfg.hidden_size, "down_proj": moe.width}
+        stacks = {
+            name: ModuleStack(moe.modules, width, name=name).given(into[name], x.dtype)
+            for name, width in (("gate_proj", moe.width), ("up_proj", moe.width), ("down_proj", cfg.hidden_size))
+        }
+        run = partial(run_modules, count=moe.modules, activation=ACTIVATIONS[cfg.hidden_act])
+        return divided(run, stacks, x, modules, shares, moe).astype(x.dtype)
 
-        def product(name: str, features: int, x: jax.Array) -> jax.Array:
-            w, adapter = ModuleStack(moe.modules, features, name=name).given(x.shape[-1], x.dtype)
-            return grouped(adapter, x, w, layout, batch_row)
 
-        gate, up = product("gate_proj", moe.width, x), product("up_proj", moe.width, x)
-        return product("down_proj", cfg.hidden_size, ACTIVATIONS[cfg.hidden_act](gate) * up)
+def run_modules(
+    stacks: Mapping[str, tuple[Any, Any]],
+    x: jax.Array,
+    modules: jax.Array,
+    shares: jax.Array,
+    *,
+    count: int,
+    activation: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """[B, T, D] float32, the sum of down(act(gate(x)) * up(x)) over each token's modules, each times its share.
+
+    Args:
+      stacks: (weight, adapter) of the `count` modules' matrices.
+      x: [B, T, D].
+      modules: [B, T, K]; a number outside 0 to `count` - 1 adds nothing.
+      shares: [B, T, K].
+    """
+    _, length, width = x.shape
+    top_k = modules.shape[-1]
+    is_here = (modules >= 0) & (modules < count)
+    layout = lay_out(jnp.where(is_here, modules, count).ravel(), count)
+    token = layout.source // top_k  # padding has that of no token
+    rows = jnp.take(x.reshape(-1, width), token, axis=0, mode="fill", fill_value=0)
+
+    def product(name: str, x: jax.Array) -> jax.Array:
+        w, adapter = stacks[name]
+        return grouped(adapter, x, w, layout, token // length)
+
+    y = product("down_proj", activation(product("gate_proj", rows)) * product("up_proj", rows))
+    y = collect(y, layout).reshape(*modules.shape, width).astype(jnp.float32)
+    return jnp.sum(y * jnp.where(is_here, shares, 0)[..., None], axis=2)
 
 
 class SparseMlp(nn.Module):
@@ -87,16 +121,9 @@ class SparseMlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] from x [B, T, D]."""
         moe = _moe(self.cfg)
-        batch, length, width = x.shape
         modules, shares = Router(moe.modules, name="gate").chosen(x, moe)
         self.sow(COLLECTION, "load", jnp.zeros(moe.modules).at[modules.ravel()].add(1))
-        tokens = x.reshape(-1, width)
-        layout = lay_out(modules.ravel(), moe.modules)
-        token = layout.source // moe.top_k  # padding has that of no token
-        rows = jnp.take(tokens, token, axis=0, mode="fill", fill_value=0)
-        y = Modules(self.cfg, name="experts")(rows, layout, token // length)
-        y = collect(y, layout).reshape(batch, length, moe.top_k, width).astype(jnp.float32)
-        return jnp.sum(y * shares[..., None], axis=2).astype(x.dtype)
+        return Modules(self.cfg, name="experts")(x, modules, shares)
 
 
 def balance(
