@@ -199,7 +199,7 @@ def test_biases_come_from_the_settings_of_their_architecture():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gemma2"}, ["gemma2", "llama, mistral, qwen2, qwen3"]),
+        ({"model_type": "gemma"}, ["gemma", "llama, mistral, qwen2, qwen3"]),
         ({"model_type": ..., "architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "supported"]),
         ({"model_type": ...}, ["no model_type", "supported"]),
         ({"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForSequenceClassification"]),

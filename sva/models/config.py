@@ -118,7 +118,8 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
     raw: dict[str, Any] = {"architectures": [f"{TABLE[kind].prefix}ForCausalLM"], "model_type": kind}
     for key, field in TABLE[kind].fields.items():
         if isinstance(field, Sets) and key in _WRITERS:
-            raw[key] = _WRITERS[key](cfg)
+            value = _WRITERS[key](cfg)
+            raw |= {} if value is ... else {key: value}
     again = from_hf(raw)
     if again != cfg:
         odd = [f for f in cfg.__dataclass_fields__ if getattr(again, f) != getattr(cfg, f)]
@@ -130,7 +131,13 @@ def _window(cfg: ModelConfig) -> int | None:
     return next((window for window in cfg.windows if window), None)
 
 
-# What each key of a config says of a model; an architecture writes those that it reads.
+def _original_length(cfg: ModelConfig) -> Any:
+    """What Phi-3 looks for outside the rope settings first."""
+    is_read = cfg.architecture == "phi3" and cfg.rope.kind == "longrope"
+    return cfg.rope.original_max_position_embeddings if is_read else ...
+
+
+# What each key of a config says of a model, ... for nothing; an architecture writes those that it reads.
 _WRITERS: dict[str, Callable[[ModelConfig], Any]] = {
     "vocab_size": lambda cfg: cfg.vocab_size,
     "hidden_size": lambda cfg: cfg.hidden_size,
@@ -140,10 +147,14 @@ _WRITERS: dict[str, Callable[[ModelConfig], Any]] = {
     "num_key_value_heads": lambda cfg: cfg.num_kv_heads,
     "head_dim": lambda cfg: cfg.head_dim,
     "hidden_act": lambda cfg: _ACTIVATION_NAMES[cfg.hidden_act],
+    "hidden_activation": lambda cfg: _ACTIVATION_NAMES[cfg.hidden_act],
     "max_position_embeddings": lambda cfg: cfg.max_position_embeddings,
     "rms_norm_eps": lambda cfg: cfg.rms_norm_eps,
     "rope_theta": lambda cfg: cfg.rope.theta,
+    "rope_local_base_freq": lambda cfg: (cfg.local_rope or cfg.rope).theta,
     "rope_scaling": lambda cfg: rope_to_hf(cfg.rope),
+    "original_max_position_embeddings": _original_length,
+    "partial_rotary_factor": lambda cfg: cfg.rope.fraction,
     "tie_word_embeddings": lambda cfg: cfg.tie_word_embeddings,
     "bos_token_id": lambda cfg: cfg.bos_token_id,
     "eos_token_id": lambda cfg: (
@@ -152,6 +163,14 @@ _WRITERS: dict[str, Callable[[ModelConfig], Any]] = {
     "pad_token_id": lambda cfg: cfg.pad_token_id,
     "attention_bias": lambda cfg: cfg.attention_bias,
     "mlp_bias": lambda cfg: cfg.mlp_bias,
+    "no_rope_layers": lambda cfg: [int(layer not in cfg.no_rope_layers) for layer in range(cfg.num_layers)],
+    "query_pre_attn_scalar": lambda cfg: round((cfg.attention_scale or cfg.head_dim**-0.5) ** -2),
+    "attn_logit_softcapping": lambda cfg: cfg.attention_softcap,
+    "final_logit_softcapping": lambda cfg: cfg.logit_softcap,
+    "embedding_multiplier": lambda cfg: cfg.embedding_multiplier,
+    "residual_multiplier": lambda cfg: cfg.residual_multiplier,
+    "attention_multiplier": lambda cfg: cfg.attention_scale,
+    "logits_scaling": lambda cfg: cfg.logits_divisor,
     "sliding_window": _window,
     "use_sliding_window": lambda cfg: _window(cfg) is not None,
     "layer_types": lambda cfg: ["sliding_attention" if window else "full_attention" for window in cfg.windows],

@@ -126,11 +126,7 @@ class Transformer(nn.Module):
             own, slots, index = kv_cache.mark(cache, positions, valid), cache.segment.kv, cache.index
         packed = None if token_indices is None or is_divided() else packing(token_indices, *input_ids.shape)
         inputs = self._attention_inputs(positions, [*past, own], mask, index, packed)
-        # First as the table lies: no copy of it is made.
-        x = constrain(self.embed_tokens(pack(input_ids, packed)), *hidden_axes(1))
-        if cfg.embedding_multiplier != 1:
-            x = x * jnp.asarray(cfg.embedding_multiplier, x.dtype)
-        x = constrain(x, *hidden_axes(x.shape[1]))
+        x = self._embed(pack(input_ids, packed))
         kvs, kv = tuple(segment.kv for segment in past), []
         windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
         ropes = rope_numbers(cfg)
@@ -151,6 +147,14 @@ class Transformer(nn.Module):
             packed = None if output_start else packed
         x, segment = unpack(self.norm(x), packed), dataclasses.replace(own, kv=tuple(kv))
         return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
+
+    @nn.nowrap
+    def _embed(self, ids: jax.Array) -> jax.Array:
+        """[B, T, D] that the first layer reads, of ids [B, T]."""
+        x = constrain(self.embed_tokens(ids), *hidden_axes(1))  # first as the table lies: no copy of it is made
+        if self.cfg.embedding_multiplier != 1:
+            x = x * jnp.asarray(self.cfg.embedding_multiplier, x.dtype)
+        return constrain(x, *hidden_axes(x.shape[1]))
 
     @nn.nowrap
     def _attention_inputs(

@@ -8,14 +8,15 @@ from sva.utils.errors import UserError
 
 _MODULES = r"mlp\.experts\.\d+\.(gate|up|down)_proj"
 TARGETS = {
-    "mlp": r"mlp\.(gate|up|down)_proj",
-    "attention": r"self_attn\.(q|v)_proj",
-    "attention_full": r"self_attn\.(q|k|v|o)_proj",
-    "ia3": r"(self_attn\.(k|v)_proj|mlp\.down_proj)",
+    "mlp": r"mlp\.(gate|up|gate_up|down)_proj",
+    "attention": r"self_attn\.(q|v|qkv)_proj",
+    "attention_full": r"self_attn\.(q|k|v|qkv|o)_proj",
+    "ia3": r"(self_attn\.(k|v|qkv)_proj|mlp\.down_proj)",
     "moe": _MODULES,
     "router": r"mlp\.gate",
-    "all": rf"({_MODULES}|mlp\.gate|mlp\.(gate|up|down)_proj|self_attn\.(q|k|v|o)_proj)",
+    "all": rf"({_MODULES}|mlp\.gate|mlp\.(gate|up|gate_up|down)_proj|self_attn\.(q|k|v|qkv|o)_proj)",
 }
+"""Weights by their names; matrices that a checkpoint holds as one (Phi-3's qkv and gate_up) are taken whole."""
 _LINEAR = re.compile(r"\.layers\.\d+\.(.*_proj|mlp\.gate)\.weight$")
 
 
