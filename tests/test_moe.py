@@ -184,11 +184,14 @@ def test_a_token_meets_only_the_modules_that_its_router_chose(checkpoint):
     model, params, _ = _load(checkpoint("olmoe")[1])
     ids, mask = _prompts("none")
     _, sown = model.apply({"params": params}, ids, *positions_of(mask), mutable=[moe.COLLECTION])
-    loads = np.stack([np.ravel(sown[moe.COLLECTION][f"layers_{i}"]["mlp"]["load"][0]) for i in range(3)])
+    found = moe.loads(sown[moe.COLLECTION], mask > 0, 7)
+    loads = np.stack([found[f"layers_{i}"] for i in range(3)])
     assert loads.shape == (3, 7)
     np.testing.assert_array_equal(loads.sum(axis=1), [ROWS * LENGTH * 2] * 3)
     share = moe.balance(model, params, ids, mask)
     np.testing.assert_allclose(np.stack([share[i] for i in range(3)]), loads / loads.sum(axis=1, keepdims=True))
+    largest = moe.largest_load(sown[moe.COLLECTION], mask > 0, 7)
+    assert float(largest) == pytest.approx(np.mean([7 * share[i].max() for i in range(3)]))
 
 
 def test_balance_leaves_padding_out_and_is_the_same_scanned(checkpoint):

@@ -7,8 +7,8 @@
 | `mlp.experts.up_proj`   | [X, F, D]                                                   |
 | `mlp.experts.down_proj` | [X, D, F]                                                   |
 
-The balance of modules is sown as `load` [X] into the collection `moe`, tokens a module, where that is asked for
-(`mutable=["moe"]`).
+Which modules were chosen is sown as `chosen` [B, T, K] into the collection `moe`, where that is asked for
+(`mutable=["moe"]`); `loads` counts them.
 """
 
 from collections.abc import Callable, Mapping
@@ -122,8 +122,35 @@ class SparseMlp(nn.Module):
         """[B, T, D] from x [B, T, D]."""
         moe = _moe(self.cfg)
         modules, shares = Router(moe.modules, name="gate").chosen(x, moe)
-        self.sow(COLLECTION, "load", jnp.zeros(moe.modules).at[modules.ravel()].add(1))
+        self.sow(COLLECTION, "chosen", modules)
         return Modules(self.cfg, name="experts")(x, modules, shares)
+
+
+def loads(sown: Mapping[str, Any], valid: Any, modules: int) -> dict[str, jax.Array]:
+    """{key of the linen tree: [X], or [L, X] of L layers scanned together}: how often each module was chosen, float32.
+
+    Args:
+      sown: the collection `moe` of one call.
+      valid: [B, T] bool, the tokens that count.
+      modules: X.
+    """
+
+    def one(chosen: jax.Array) -> jax.Array:
+        if chosen.ndim > 3:
+            return jax.vmap(one)(chosen)
+        counts = jnp.broadcast_to(jnp.asarray(valid)[..., None], chosen.shape).astype(jnp.float32)
+        return jnp.zeros(modules, jnp.float32).at[chosen.ravel()].add(counts.ravel())
+
+    return {key: one(layer["mlp"]["chosen"][0]) for key, layer in sown.items()}
+
+
+def largest_load(sown: Mapping[str, Any], valid: Any, modules: int) -> jax.Array:
+    """[] float32: how many times its fair part the busiest module of a layer gets, the mean over layers; 1 is balanced.
+
+    Arguments as of `loads`.
+    """
+    counts = jnp.concatenate([jnp.atleast_2d(x) for x in loads(sown, valid, modules).values()])
+    return jnp.mean(jnp.max(counts, axis=1) * modules / jnp.maximum(jnp.sum(counts, axis=1), 1))
 
 
 def balance(
@@ -137,23 +164,21 @@ def balance(
       model: a `Transformer`.
       params, input_ids, attention_mask, adapter: as in `sva.logits`.
     """
-    mask = np.asarray(attention_mask)
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    valid = np.asarray(attention_mask) > 0
+    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
     collections = {"params": params} if adapter is None else {"params": params, "adapter": model.nest(adapter)}
-    sown = _loads(model, collections, jnp.asarray(input_ids), jnp.asarray(positions), np.flatnonzero(mask), mask > 0)
     found: dict[int, np.ndarray] = {}
     stacks_of = {stack.key: stack for stack in stacks(model.cfg.num_layers, model.scan_layers)}
-    for key, layer in sown.items():
-        loads = np.atleast_2d(np.asarray(layer["mlp"]["load"][0]))
+    for key, counted in _loads(model, collections, jnp.asarray(input_ids), jnp.asarray(positions), valid).items():
         first = stacks_of[key].first if key in stacks_of else int(key.removeprefix("layers_"))
-        found |= {first + number: load / load.sum() for number, load in enumerate(loads)}
+        found |= {first + number: load / load.sum() for number, load in enumerate(np.atleast_2d(np.asarray(counted)))}
     return dict(sorted(found.items()))
 
 
 @partial(jax.jit, static_argnames=("model",))
-def _loads(model: Any, collections: Any, ids: Any, positions: Any, places: Any, valid: Any) -> Any:
-    _, sown = model.apply(collections, ids, positions, valid, token_indices=places, mutable=[COLLECTION])
-    return sown[COLLECTION]
+def _loads(model: Any, collections: Any, ids: Any, positions: Any, valid: Any) -> Any:
+    _, sown = model.apply(collections, ids, positions, valid, mutable=[COLLECTION])
+    return loads(sown[COLLECTION], valid, model.cfg.moe.modules)
 
 
 def _moe(cfg: ModelConfig) -> Moe:
