@@ -1,5 +1,7 @@
 """Every architecture and rope type beside transformers' own model of the same random weights."""
 
+import dataclasses
+import json
 from functools import cache
 
 import jax
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from margins import assert_same_tokens
 
 import sva
 from sva.models import cache as kv_cache
 from sva.models.checkpoint_formats import open_checkpoint
+from sva.models.config import from_hf, to_hf
 from sva.models.load import load_params
+from sva.models.rope import Rope
 from sva.models.transformer import Transformer, logits, positions_of
 from sva.utils.errors import UserError
 
@@ -128,3 +133,31 @@ def test_decoding_past_the_length_where_all_positions_change_is_refused(kind, lo
     _, first = model.apply({"params": params}, ids[:, :8], positions[:, :8], valid[:, :8])
     with pytest.raises(UserError, match=r"rows of up to 30 tokens do not fit: rope type \w+ changes all positions"):
         model.apply({"params": params}, ids[:, 8:], positions[:, 8:], valid[:, 8:], [first])
+
+
+@pytest.mark.parametrize("kind", tiny.MORE)
+def test_a_written_config_is_read_alike_by_sva_and_by_transformers(kind, tmp_path):
+    cfg = from_hf(tiny.config(kind).to_dict())
+    if kind == "olmo3":  # one theta of its own for each kind of layer, which transformers 4's spelling does not have
+        with pytest.raises(UserError, match="rope_theta"):
+            to_hf(cfg)
+        cfg = dataclasses.replace(cfg, rope=Rope(500000.0), local_rope=None)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(cfg)))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert from_hf(theirs.to_dict()) == cfg
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "phi3", "olmo2"])
+def test_factored_experts_give_what_merged_ones_give(kind, tmp_path):
+    tiny.make(kind, tmp_path)
+    lm = sva.load(str(tmp_path), progress=False)
+    spectra = sva.decompose(lm, "all", progress=False)
+    if kind == "phi3":
+        assert {name.split(".")[-2] for name in spectra} == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    rng = np.random.default_rng(1)
+    z = {name: jnp.asarray(rng.uniform(0.5, 1.5, w.s.shape), jnp.float32) for name, w in spectra.items()}
+    ids, mask = prompts("left", 12)
+    factored = np.asarray(logits(lm.model, lm.params, ids, mask, sva.factored(spectra, z)))
+    merged = np.asarray(sva.merge(lm, spectra, z).logits(ids, mask))
+    assert np.abs(factored - merged)[mask > 0].max() < 1e-3
+    assert np.abs(merged - np.asarray(lm.logits(ids, mask)))[mask > 0].max() > 0.1

@@ -23,6 +23,7 @@ from sva.cli import (
     serve,
     sweep,
     train,
+    upcycle,
     verify,
 )
 from sva.cli import command_line as line
@@ -35,6 +36,7 @@ _MODULES = (
     fetch,
     decompose,
     train,
+    upcycle,
     compile_command,
     adapt,
     evaluate,

@@ -28,7 +28,7 @@ class _Kind(NamedTuple):
     @property
     def names(self) -> dict[str, str]:
         """This kind's names of a layer's tensors, and Hugging Face's."""
-        return LAYER_NAMES | self.layer_names
+        return {**LAYER_NAMES, **self.layer_names}
 
 
 _GEMMA_NAMES = {

@@ -62,11 +62,8 @@ def resolve(name_or_path: str) -> Path:
     Raises:
       UserError: there is no such model, it cannot be fetched, or what is there holds none.
     """
-    if is_remote(name_or_path):
-        return _in_remote(to_path(name_or_path))
-    local = to_path(name_or_path)
-    if local.exists():
-        return _in_path(local)
+    if given := _given(name_or_path):
+        return given
     known = _known(name_or_path)
     if known is None and not _is_hub_id(name_or_path):
         raise UserError(_not_found(name_or_path))
@@ -102,11 +99,8 @@ def resolve(name_or_path: str) -> Path:
 
 def here(name_or_path: str) -> Path | None:
     """Where a model's weights lie already; None where `resolve` would fetch them, or find none."""
-    if is_remote(name_or_path):
-        return _in_remote(to_path(name_or_path))
-    local = to_path(name_or_path)
-    if local.exists():
-        return _in_path(local)
+    if given := _given(name_or_path):
+        return given
     known = _known(name_or_path)
     hub_id = known.hub_id if known else name_or_path
     if hub_id is not None and _is_hub_id(hub_id) and (cached := _in_hub_cache(hub_id)):
@@ -115,6 +109,14 @@ def here(name_or_path: str) -> Path | None:
         return None
     target = known.packaged.file()
     return target if is_sound(target, known.packaged) else None
+
+
+def _given(name_or_path: str) -> Path | None:
+    """Where the model of a path lies, on this machine or in a bucket; None for a name."""
+    if is_remote(name_or_path):
+        return _in_remote(to_path(name_or_path))
+    local = to_path(name_or_path)
+    return _in_path(local) if local.exists() else None
 
 
 def _known(name: str) -> Known | None:

@@ -152,14 +152,15 @@ class _Settings:
         def scale(strength: float) -> float:
             return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
 
-        both = self.given.get("mscale"), self.given.get("mscale_all_dim")
-        default = scale(both[0]) / scale(both[1]) if all(both) else scale(1.0)
+        strengths = ("mscale", "mscale_all_dim")
+        is_split = all(self.given.get(name) for name in strengths)
+        one, other = (scale(self.number(name)) for name in strengths) if is_split else (scale(1.0), 1.0)
         return Rope(
             theta,
             "yarn",
             factor,
             original_max_position_embeddings=length,
-            attention_factor=self.number("attention_factor", default),
+            attention_factor=self.number("attention_factor", one / other),
             beta_fast=self.number("beta_fast", 32.0),
             beta_slow=self.number("beta_slow", 1.0),
             truncate=self.given.get("truncate") is not False,

@@ -48,7 +48,7 @@ def expected(cfg: ModelConfig) -> dict[str, Leaf]:
     kv = (kv_heads, width, "kv_heads", "embed", cfg.attention_bias)
     up = (mlp, width, "mlp", "embed", cfg.mlp_bias)
     if cfg.fused:  # no axis divides the rows: a part would hold queries without their keys
-        linears = {
+        linears: dict[str, tuple[int, int, str | None, str, bool]] = {
             "self_attn.qkv_proj": (heads + 2 * kv_heads, width, None, "embed", cfg.attention_bias),
             "mlp.gate_up_proj": (2 * mlp, width, None, "embed", cfg.mlp_bias),
         }
