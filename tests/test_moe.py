@@ -16,11 +16,13 @@ from margins import assert_same_tokens
 from safetensors.numpy import load_file, save_file
 
 import sva
+from sva.cli.throughput import bench, random_lm
 from sva.models import cache as kv_cache
 from sva.models import moe
 from sva.models.cache import DecodeCache
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import from_hf, to_hf
+from sva.models.flops import linear_flops
 from sva.models.load import load_params
 from sva.models.moe_config import sparse_cuts
 from sva.models.transformer import Transformer, logits, positions_of
@@ -184,11 +186,14 @@ def test_a_token_meets_only_the_modules_that_its_router_chose(checkpoint):
     model, params, _ = _load(checkpoint("olmoe")[1])
     ids, mask = _prompts("none")
     _, sown = model.apply({"params": params}, ids, *positions_of(mask), mutable=[moe.COLLECTION])
-    loads = np.stack([np.ravel(sown[moe.COLLECTION][f"layers_{i}"]["mlp"]["load"][0]) for i in range(3)])
+    found = moe.loads(sown[moe.COLLECTION], mask > 0, 7)
+    loads = np.stack([found[f"layers_{i}"] for i in range(3)])
     assert loads.shape == (3, 7)
     np.testing.assert_array_equal(loads.sum(axis=1), [ROWS * LENGTH * 2] * 3)
     share = moe.balance(model, params, ids, mask)
     np.testing.assert_allclose(np.stack([share[i] for i in range(3)]), loads / loads.sum(axis=1, keepdims=True))
+    largest = moe.largest_load(sown[moe.COLLECTION], mask > 0, 7)
+    assert float(largest) == pytest.approx(np.mean([7 * share[i].max() for i in range(3)]))
 
 
 def test_balance_leaves_padding_out_and_is_the_same_scanned(checkpoint):
@@ -333,3 +338,11 @@ def test_moe_is_hashable_and_part_of_the_config():
     cfg = from_hf(tiny.config("olmoe").to_dict())
     assert hash(cfg) == hash(dataclasses.replace(cfg))
     assert cfg != dataclasses.replace(cfg, moe=dataclasses.replace(cfg.moe, top_k=1))
+
+
+def test_a_token_costs_the_modules_that_it_meets_and_bench_refuses_a_mixture():
+    cfg = from_hf(tiny.config("olmoe").to_dict())
+    attention = 2 * (2 * 64 * 64 + 2 * 32 * 64)
+    assert linear_flops(cfg) == 3 * (attention + 2 * 7 * 64 + 2 * 3 * 2 * 96 * 64)
+    with pytest.raises(UserError, match="is a mixture of experts"):
+        bench(random_lm(cfg, "float32"), [1], prompt=2, new_tokens=2)

@@ -274,5 +274,5 @@ def test_what_cannot_run_in_modules_is_refused_by_name(setting):
     for pattern in (r"\.experts\.", r"mlp\.gate\."):
         with pytest.raises(UserError, match="PEFT adapts linear layers"):
             save_peft("unused", lm, spectra, _only(z, pattern), title="one")
-    with pytest.raises(UserError, match="no GGUF file is written of"):
+    with pytest.raises(UserError, match="cannot be written as a GGUF file"):
         save_gguf("unused.gguf", lm.model.cfg, lm.named_params().__getitem__, name="one", tokenizer={})

@@ -44,9 +44,15 @@ def bench(lm: LM, batches: Sequence[int], *, prompt: int = 32, new_tokens: int =
       {"read_gigabytes_per_second", "batches": {batch: {...}}}; seconds, tokens a second, bytes and floating-point
       operations a decode step must move and do (weights once, keys and values of the slots held), and shares (0 to 1).
     Raises:
-      UserError: a batch, prompt or count below 1, new_tokens below 2, or more tokens than the context holds.
+      UserError: a batch, prompt or count below 1, new_tokens below 2, more tokens than the context holds, or a
+        mixture of experts.
     """
     check(batches, prompt=prompt, new_tokens=new_tokens, rounds=rounds)
+    if lm.model.cfg.moe is not None:
+        raise UserError(
+            f"{lm.name} is a mixture of experts, of which a step reads the modules that its tokens choose; this counts "
+            "models that read all their weights. experiments/benchmarks/moe times a mixture beside transformers"
+        )
     check_prompts(np.array([prompt]), new_tokens, lm.model.cfg.max_position_embeddings)
     bandwidth = read_rate(rounds)
     return {

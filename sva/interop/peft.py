@@ -95,7 +95,7 @@ def require_linear(names: Iterable[str]) -> None:
         if ".mlp.experts." in name or name.endswith(".mlp.gate.weight"):
             raise UserError(
                 f"{name}: PEFT adapts linear layers, and transformers has none for a mixture's modules and router; "
-                "export the merged model instead (sva expert export, or sva.merge and LM.save)"
+                "export with --format hf, whose weights are merged"
             )
 
 

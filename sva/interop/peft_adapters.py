@@ -21,7 +21,7 @@ from sva.adapters.family import Matrix
 from sva.adapters.ia3 import FEED_FORWARD, IA3
 from sva.adapters.lora import DoRA, LoRA, RsLoRA
 from sva.generation.lm import LM
-from sva.interop.peft import base_of, target_modules
+from sva.interop.peft import base_of, require_linear, target_modules
 from sva.models.weights import expected
 from sva.spectral.expert import Expert
 from sva.spectral.parametrisations import check_raw
@@ -41,9 +41,11 @@ def save_adapter(directory: str | Path, lm: LM, expert: Expert, *, title: str, d
       title: of README.md, the expert's name.
       dtype: of the stored arrays, float32 or bfloat16.
     Raises:
-      UserError: an expert of another parametrisation, the directory holds something, the disk is full.
+      UserError: an expert of another parametrisation or of weights that PEFT has no layer for, the directory holds
+        something, the disk is full.
     """
     member = expert.member
+    require_linear(expert.names)
     modules = [name.removesuffix(".weight") for name in expert.names]
     config: dict[str, Any] = {
         "task_type": "CAUSAL_LM",

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from sva.models.config import ModelConfig
-from sva.models.weights import expected
+from sva.models.weights import expected, is_module
 
 
 def linear_flops(cfg: ModelConfig, factored: Collection[str] = ()) -> int:
@@ -11,16 +11,18 @@ def linear_flops(cfg: ModelConfig, factored: Collection[str] = ()) -> int:
 
     Of a mixture's X modules a token meets `top_k`, here each as often as any other.
     """
-    total = of_modules = 0
+    total = 0.0
     for name, leaf in expected(cfg).items():
         if len(leaf.shape) == 2 and ".layers." in name:
             out, into = leaf.shape
             flops = 2 * min(out, into) * (out + into) if name in factored else 2 * out * into
-            if ".experts." in name:
-                of_modules += flops
-            else:
-                total += flops
-    return total if cfg.moe is None else total + of_modules * cfg.moe.top_k // cfg.moe.modules
+            total += flops * met(cfg, name)
+    return round(total)
+
+
+def met(cfg: ModelConfig, name: str) -> float:
+    """The share of tokens that meet a weight: 1, or of one of a mixture's modules top_k / X."""
+    return cfg.moe.top_k / cfg.moe.modules if cfg.moe is not None and is_module(name) else 1
 
 
 def pair_flops(cfg: ModelConfig) -> int:

@@ -7,11 +7,11 @@
 | `mlp.experts.up_proj`   | [X, F, D]                                                   |
 | `mlp.experts.down_proj` | [X, D, F]                                                   |
 
-The balance of modules is sown as `load` [X] into the collection `moe`, tokens a module, where that is asked for
-(`mutable=["moe"]`).
+Which modules were chosen is sown as `chosen` [B, T, K] into the collection `moe`, where that is asked for
+(`mutable=["moe"]`); `loads` counts them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,10 @@ import numpy as np
 from sva.models.config import ModelConfig
 from sva.models.layers import ACTIVATIONS, SpectralDense, normal, weight
 from sva.models.moe_config import Moe
+from sva.models.moe_mesh import divided
 from sva.models.stacks import stacks
 from sva.spectral.grouped import grouped
-from sva.utils.grouped import Layout, collect, lay_out
+from sva.utils.grouped import collect, lay_out
 from sva.utils.matmul import dot
 
 COLLECTION = "moe"
@@ -61,21 +62,54 @@ class ModuleStack(nn.Module):
 
 
 class Modules(nn.Module):
-    """down(act(gate(x)) * up(x)) of rows laid out by module."""
+    """The modules of one layer."""
 
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, layout: Layout, batch_row: jax.Array) -> jax.Array:
-        """[R, D] of x [R, D], whose rows are of these rows [R] of the batch."""
+    def __call__(self, x: jax.Array, modules: jax.Array, shares: jax.Array) -> jax.Array:
+        """[B, T, D] of x [B, T, D]: the sum of each token's `modules` [B, T, K], each times its share [B, T, K]."""
         cfg, moe = self.cfg, _moe(self.cfg)
+        into = {"gate_proj": cfg.hidden_size, "up_proj": cfg.hidden_size, "down_proj": moe.width}
+        stacks = {
+            name: ModuleStack(moe.modules, width, name=name).given(into[name], x.dtype)
+            for name, width in (("gate_proj", moe.width), ("up_proj", moe.width), ("down_proj", cfg.hidden_size))
+        }
+        run = partial(run_modules, count=moe.modules, activation=ACTIVATIONS[cfg.hidden_act])
+        return divided(run, stacks, x, modules, shares, moe).astype(x.dtype)
 
-        def product(name: str, features: int, x: jax.Array) -> jax.Array:
-            w, adapter = ModuleStack(moe.modules, features, name=name).given(x.shape[-1], x.dtype)
-            return grouped(adapter, x, w, layout, batch_row)
 
-        gate, up = product("gate_proj", moe.width, x), product("up_proj", moe.width, x)
-        return product("down_proj", cfg.hidden_size, ACTIVATIONS[cfg.hidden_act](gate) * up)
+def run_modules(
+    stacks: Mapping[str, tuple[Any, Any]],
+    x: jax.Array,
+    modules: jax.Array,
+    shares: jax.Array,
+    *,
+    count: int,
+    activation: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """[B, T, D] float32, the sum of down(act(gate(x)) * up(x)) over each token's modules, each times its share.
+
+    Args:
+      stacks: (weight, adapter) of the `count` modules' matrices.
+      x: [B, T, D].
+      modules: [B, T, K]; a number outside 0 to `count` - 1 adds nothing.
+      shares: [B, T, K].
+    """
+    _, length, width = x.shape
+    top_k = modules.shape[-1]
+    is_here = (modules >= 0) & (modules < count)
+    layout = lay_out(jnp.where(is_here, modules, count).ravel(), count)
+    token = layout.source // top_k  # padding has that of no token
+    rows = jnp.take(x.reshape(-1, width), token, axis=0, mode="fill", fill_value=0)
+
+    def product(name: str, x: jax.Array) -> jax.Array:
+        w, adapter = stacks[name]
+        return grouped(adapter, x, w, layout, token // length)
+
+    y = product("down_proj", activation(product("gate_proj", rows)) * product("up_proj", rows))
+    y = collect(y, layout).reshape(*modules.shape, width).astype(jnp.float32)
+    return jnp.sum(y * jnp.where(is_here, shares, 0)[..., None], axis=2)
 
 
 class SparseMlp(nn.Module):
@@ -87,16 +121,36 @@ class SparseMlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] from x [B, T, D]."""
         moe = _moe(self.cfg)
-        batch, length, width = x.shape
         modules, shares = Router(moe.modules, name="gate").chosen(x, moe)
-        self.sow(COLLECTION, "load", jnp.zeros(moe.modules).at[modules.ravel()].add(1))
-        tokens = x.reshape(-1, width)
-        layout = lay_out(modules.ravel(), moe.modules)
-        token = layout.source // moe.top_k  # padding has that of no token
-        rows = jnp.take(tokens, token, axis=0, mode="fill", fill_value=0)
-        y = Modules(self.cfg, name="experts")(rows, layout, token // length)
-        y = collect(y, layout).reshape(batch, length, moe.top_k, width).astype(jnp.float32)
-        return jnp.sum(y * shares[..., None], axis=2).astype(x.dtype)
+        self.sow(COLLECTION, "chosen", modules)
+        return Modules(self.cfg, name="experts")(x, modules, shares)
+
+
+def loads(sown: Mapping[str, Any], valid: Any, modules: int) -> dict[str, jax.Array]:
+    """{key of the linen tree: [X], or [L, X] of L layers scanned together}: how often each module was chosen, float32.
+
+    Args:
+      sown: the collection `moe` of one call.
+      valid: [B, T] bool, the tokens that count.
+      modules: X.
+    """
+
+    def one(chosen: jax.Array) -> jax.Array:
+        if chosen.ndim > 3:
+            return jax.vmap(one)(chosen)
+        counts = jnp.broadcast_to(jnp.asarray(valid)[..., None], chosen.shape).astype(jnp.float32)
+        return jnp.zeros(modules, jnp.float32).at[chosen.ravel()].add(counts.ravel())
+
+    return {key: one(layer["mlp"]["chosen"][0]) for key, layer in sown.items()}
+
+
+def largest_load(sown: Mapping[str, Any], valid: Any, modules: int) -> jax.Array:
+    """[] float32: how many times its fair part the busiest module of a layer gets, the mean over layers; 1 is balanced.
+
+    Arguments as of `loads`.
+    """
+    counts = jnp.concatenate([jnp.atleast_2d(x) for x in loads(sown, valid, modules).values()])
+    return jnp.mean(jnp.max(counts, axis=1) * modules / jnp.maximum(jnp.sum(counts, axis=1), 1))
 
 
 def balance(
@@ -110,23 +164,21 @@ def balance(
       model: a `Transformer`.
       params, input_ids, attention_mask, adapter: as in `sva.logits`.
     """
-    mask = np.asarray(attention_mask)
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    valid = np.asarray(attention_mask) > 0
+    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
     collections = {"params": params} if adapter is None else {"params": params, "adapter": model.nest(adapter)}
-    sown = _loads(model, collections, jnp.asarray(input_ids), jnp.asarray(positions), np.flatnonzero(mask), mask > 0)
     found: dict[int, np.ndarray] = {}
     stacks_of = {stack.key: stack for stack in stacks(model.cfg.num_layers, model.scan_layers)}
-    for key, layer in sown.items():
-        loads = np.atleast_2d(np.asarray(layer["mlp"]["load"][0]))
+    for key, counted in _loads(model, collections, jnp.asarray(input_ids), jnp.asarray(positions), valid).items():
         first = stacks_of[key].first if key in stacks_of else int(key.removeprefix("layers_"))
-        found |= {first + number: load / load.sum() for number, load in enumerate(loads)}
+        found |= {first + number: load / load.sum() for number, load in enumerate(np.atleast_2d(np.asarray(counted)))}
     return dict(sorted(found.items()))
 
 
 @partial(jax.jit, static_argnames=("model",))
-def _loads(model: Any, collections: Any, ids: Any, positions: Any, places: Any, valid: Any) -> Any:
-    _, sown = model.apply(collections, ids, positions, valid, token_indices=places, mutable=[COLLECTION])
-    return sown[COLLECTION]
+def _loads(model: Any, collections: Any, ids: Any, positions: Any, valid: Any) -> Any:
+    _, sown = model.apply(collections, ids, positions, valid, mutable=[COLLECTION])
+    return loads(sown[COLLECTION], valid, model.cfg.moe.modules)
 
 
 def _moe(cfg: ModelConfig) -> Moe:

@@ -152,6 +152,11 @@ def path_of(name: str, scan: Scan) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return (key, *path), at
 
 
+def is_module(name: str) -> bool:
+    """Whether a weight is a matrix of one module of a mixture of experts."""
+    return path_has_modules(split_name(name)[1])
+
+
 def unnest(tree: Mapping[str, Any], names: Mapping[str, Any], *, scan: Scan) -> dict[str, Any]:
     """The values of `names` (checkpoint names) out of a linen tree; the inverse of `nest`."""
     named = {}

@@ -13,6 +13,7 @@ class MeshConfig:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    moe: int = 1  # of the modules of a mixture of experts
 
     def __post_init__(self) -> None:
         for name, size in dataclasses.asdict(self).items():
@@ -22,7 +23,12 @@ class MeshConfig:
             raise UserError(f"{self} leaves more than one axis open; give -1 once")
 
     def __str__(self) -> str:
-        return " x ".join(f"mesh.{name}={size}" for name, size in dataclasses.asdict(self).items())
+        return " x ".join(f"mesh.{name}={size}" for name, size in self.sizes.items())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """{axis: devices}; a mesh has the axis `moe` only where it divides something."""
+        return {name: size for name, size in dataclasses.asdict(self).items() if name != "moe" or size != 1}
 
 
 def parse(text: str) -> MeshConfig:

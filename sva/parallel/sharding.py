@@ -5,6 +5,7 @@
 | `data`    | rows of a batch; weights are repeated                                                                |
 | `fsdp`    | rows of a batch, and of every matrix the model's width, so that weights are gathered as they are used |
 | `tensor`  | heads, mlp width and vocabulary; activations are exchanged                                           |
+| `moe`     | modules of a mixture of experts; each device adds up its own, what comes before is repeated          |
 
 Weights say their logical axes in `sva.models.weights.expected`; a spectrum's follow from its weight's: U has the output
 axis, V^T the input axis, and the axis of singular values between them takes what the other one leaves free. Vectors
@@ -16,7 +17,6 @@ axis, so `sva.spectral.forms`, which knows no mesh, and every reshape into heads
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ AXES = ("data", "fsdp", "tensor")
 # Read from the top for each array: a dimension takes the first entry of its name whose mesh axes are still free in that
 # array and divide it. One that gets none is repeated on every device.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("moe", ("moe",)),
     ("batch", ("data", "fsdp")),
     ("rows", ("data",)),  # of a batch whose width is sharded: see `hidden_axes`
     ("vocab", ("tensor",)),
@@ -55,7 +56,7 @@ class Leaf(NamedTuple):
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of all devices, with the axes `data`, `fsdp` and `tensor`; of the first one for 1 x 1 x 1.
+    """The mesh of all devices, with the axes of a `MeshConfig`; of the first one for 1 x 1 x 1.
 
     Raises:
       UserError: the axes do not make the number of devices.
@@ -65,7 +66,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if math.prod(sizes) == 1 and jax.process_count() == 1:
         found = found[:1]
     _check_count(cfg, sizes, len(found))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found)
+    return jax.make_mesh(sizes, tuple(cfg.sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=found)
 
 
 def abstract_mesh(cfg: MeshConfig, devices: int) -> AbstractMesh:
@@ -77,12 +78,12 @@ def abstract_mesh(cfg: MeshConfig, devices: int) -> AbstractMesh:
     sizes = _sizes(cfg, devices)
     if math.prod(sizes) > 1:  # else one of them is taken
         _check_count(cfg, sizes, devices)
-    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return AbstractMesh(sizes, tuple(cfg.sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def _sizes(cfg: MeshConfig, devices: int) -> tuple[int, ...]:
     """The sizes of the axes, an open one filled."""
-    sizes = list(dataclasses.astuple(cfg))
+    sizes = list(cfg.sizes.values())
     if -1 in sizes:
         given = -math.prod(sizes)
         if devices % given:
@@ -233,7 +234,7 @@ def _chosen(leaf: Leaf, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...] | Non
 
 
 def _parts(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in axes)
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 
 
 def _is_leaf(x: Any) -> bool:

@@ -25,6 +25,7 @@ from sva.adapters.draws import seed_of
 from sva.adapters.family import Family, Matrix
 from sva.generation.logprobs import Scores, score
 from sva.generation.weights import base_variables
+from sva.models import moe
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.models.weights import expected
 from sva.spectral.forms import adapters
@@ -34,6 +35,8 @@ from sva.training import losses
 from sva.training.advantages import BASELINES
 from sva.training.config.reinforce import ALGORITHMS, ReinforceConfig
 from sva.utils.errors import UserError
+
+LOAD = "moe_load"  # among the metrics of a mixture of experts
 
 
 @struct.dataclass
@@ -115,7 +118,8 @@ def reinforce_loss(
     Returns:
       (loss [] float32, aux): aux has `policy_loss`, `kl` (nats a completion, of what kl_coef weighs; 0 where it is not
       computed), `entropy` (nats a completion, of the policy at its temperature), `clipped` (tokens a completion whose
-      gradient the clip stopped), and `logprobs` [B, N] (nats at that temperature, 0 where masked).
+      gradient the clip stopped), and `logprobs` [B, N] (nats at that temperature, 0 where masked); of a mixture of
+      experts also `moe_load`, how many times its fair part a layer's busiest module gets of the completions' tokens.
     Raises:
       UserError: raw misses an entry, holds a foreign one or one of another shape (named); a truncated spectrum; a
         clipped ratio without the log-probs that the batch was sampled with.
@@ -128,19 +132,27 @@ def reinforce_loss(
         z = family.noisy(z, infos, batch.noise[0])
     adapted = variables(model, params, adapters(spectra, z))
     base = base_variables(model, params, spectra)
-    ref_hidden = jax.lax.stop_gradient(hidden_before_tokens(model, base, batch)) if cfg.has_kl else None
+    ref_hidden = jax.lax.stop_gradient(hidden_before_tokens(model, base, batch)[0]) if cfg.has_kl else None
 
     def unembed(hidden: jax.Array) -> jax.Array:
         """[B, n, V] logits at the temperature of each row."""
         logits = apply(model, base, hidden, method="unembed")
         return logits if batch.temperature is None else logits / jnp.reshape(batch.temperature, (-1, 1, 1))
 
-    scores = score(unembed, hidden_before_tokens(model, adapted, batch), batch.completion_ids, ref_hidden)
-    return policy_loss(scores, batch, cfg)
+    hidden, routed = hidden_before_tokens(model, adapted, batch)
+    loss, aux = policy_loss(score(unembed, hidden, batch.completion_ids, ref_hidden), batch, cfg)
+    if model.cfg.moe is not None:
+        aux[LOAD] = moe.largest_load(routed, batch.completion_mask > 0, model.cfg.moe.modules)
+    return loss, aux
 
 
-def hidden_before_tokens(model: Transformer, collections: Mapping[str, Any], batch: Batch) -> jax.Array:
-    """[B, N, D] hidden states that predict each completion token; a prompt's are computed once for its completions."""
+def hidden_before_tokens(
+    model: Transformer, collections: Mapping[str, Any], batch: Batch
+) -> tuple[jax.Array, Mapping[str, Any]]:
+    """([B, N, D] hidden states that predict each completion token, the modules that the completions were routed to).
+
+    A prompt's states are computed once for its completions. Of a model without modules the second is empty.
+    """
     samples = batch.completion_ids.shape[0] // batch.prompt_ids.shape[0]
     positions, valid = positions_of(batch.prompt_mask)
     offsets, scored = positions_of(batch.completion_mask)
@@ -148,8 +160,11 @@ def hidden_before_tokens(model: Transformer, collections: Mapping[str, Any], bat
     hidden, past = apply(model, collections, batch.prompt_ids, positions, valid, output_start=output_start)
     last = jnp.repeat(hidden, samples, axis=0)
     starts = jnp.repeat(batch.prompt_mask.sum(axis=1), samples)
-    hidden, _ = apply(model, collections, batch.completion_ids, starts[:, None] + offsets, scored, [past])
-    return jnp.concatenate([last, hidden[:, :-1]], axis=1)
+    positions = starts[:, None] + offsets
+    (hidden, _), sown = apply(
+        model, collections, batch.completion_ids, positions, scored, [past], mutable=[moe.COLLECTION]
+    )
+    return jnp.concatenate([last, hidden[:, :-1]], axis=1), sown.get(moe.COLLECTION, {})
 
 
 def policy_loss(scores: Scores, batch: Batch, cfg: ReinforceConfig) -> tuple[jax.Array, dict[str, jax.Array]]:

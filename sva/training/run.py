@@ -34,7 +34,7 @@ from sva.generation.lm import LM
 from sva.generation.load import load
 from sva.generation.merge import merge
 from sva.interop import expert_report
-from sva.models.weights import expected
+from sva.models.weights import expected, is_module
 from sva.parallel import processes as distributed
 from sva.parallel.sharding import check_rows, on_mesh
 from sva.spectral.expert import Expert
@@ -152,6 +152,12 @@ def _start(config: Config, run_dir: Path, lm: LM | None, task: Task, mesh: Mesh 
     names = select(expected(lm.model.cfg), config.targets, config.layers)
     spectra = frozen_of(lm, member, names, seed=config.seed, progress=progress)
     count(member, matrix_infos(spectra))  # raises where a matrix is too small
+    module = next((name for name in names if is_module(name)), None)
+    if module and not isinstance(member, Diagonal):
+        raise UserError(
+            f"parametrisation={config.parametrisation} does not train in the modules of a mixture ({module}); use one "
+            "with a z (linear, sigmoid_nuclear, top_k, tail_only), or other targets, e.g. targets=attention"
+        )
     held_out = evaluation.items(task, config.evaluate.split, config.evaluate.size)
     if distributed.is_writer():
         write_atomically(settings, lambda path: path.write_text(to_yaml(config)))

@@ -1,7 +1,7 @@
 """One update of an expert: its training state, the gradient in micro-batches, the optimiser's step."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from sva.parallel.sharding import constrain, repeat_all
 from sva.spectral.parametrisations import Frozen, matrix_infos
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.optimizers import UpdateConfig, optimizer
-from sva.training.reinforce import Batch, matrix_infos_of, reinforce_loss
+from sva.training.reinforce import LOAD, Batch, matrix_infos_of, reinforce_loss
 from sva.training.validation import Best
 
 
@@ -73,13 +73,18 @@ def micro_batches(batch: Batch, prompts: int) -> tuple[Batch, int]:
 
 
 def mean_gradient(
-    loss_of: Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]], raw: Any, batch: Batch, prompts: int
+    loss_of: Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]],
+    raw: Any,
+    batch: Batch,
+    prompts: int,
+    more: Sequence[str] = (),
 ) -> tuple[Any, dict[str, jax.Array]]:
     """(gradient, metrics) of a whole batch: the means over its micro-batches of `prompts` prompts.
 
     Args:
       loss_of: (loss, aux) of raw values and one micro-batch, as `reinforce_loss`.
       raw: float32, so that gradients and their sums are as well.
+      more: names of further numbers that aux has.
     """
 
     def add(total: Any, piece: Batch) -> tuple[Any, None]:
@@ -91,7 +96,7 @@ def mean_gradient(
         new = (grads, {"loss": value, "logprob_gap_mean": gap.sum() / gap.shape[0], **aux})
         return (jax.tree.map(jnp.add, sums, new), jnp.maximum(largest, gap.max())), None
 
-    names = ("loss", "policy_loss", "kl", "entropy", "clipped", "logprob_gap_mean")
+    names = ("loss", "policy_loss", "kl", "entropy", "clipped", "logprob_gap_mean", *more)
     start = ((jax.tree.map(jnp.zeros_like, raw), {name: jnp.zeros(()) for name in names}), jnp.zeros(()))
     pieces, count = micro_batches(batch, prompts)
     (sums, gap), _ = jax.lax.scan(add, start, pieces)
@@ -125,7 +130,8 @@ def train_step(
       tokens whose gradient a clipped ratio stopped), grad_norm, logprob_gap and logprob_gap_mean (largest and mean
       difference between the sampler's and the trainer's log-probs of a token, nats, both at the batch's temperature;
       0 where nothing was sampled),
-      z_spread (standard deviation of z, or of the entries of cores and bands; not of a family without spectra).
+      z_spread (standard deviation of z, or of the entries of cores and bands; not of a family without spectra),
+      moe_load (see `reinforce_loss`; of a mixture of experts).
     """
     check_gradients(model)
     model = model.clone(remat=cfg.remat)
@@ -134,7 +140,8 @@ def train_step(
         return reinforce_loss(model.nest(raw), spectra, params, batch, model=model, family=family, cfg=loss)
 
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), state.raw)
-    grads, metrics = mean_gradient(loss_of, exact, batch, cfg.micro_batch)
+    more = () if model.cfg.moe is None else (LOAD,)
+    grads, metrics = mean_gradient(loss_of, exact, batch, cfg.micro_batch, more)
     raw, opt_state = apply_gradient(state.raw, state.opt_state, grads, family=family, cfg=cfg)
     if family.has_spectra:
         z = family.z(model.nest(raw), matrix_infos_of(model, spectra))

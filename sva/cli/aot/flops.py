@@ -2,32 +2,32 @@
 
 from sva.cli.aot.shapes import Shapes
 from sva.models.cache import blocks_of
-from sva.models.flops import head_flops, linear_flops, pair_flops
+from sva.models.flops import head_flops, linear_flops, met, pair_flops
 from sva.models.weights import expected
 
 
 def last_flops(shapes: Shapes) -> int:
     """Of one token through the last product of every layer: U of down_proj, or the whole of it."""
     cfg, targets = shapes.model.cfg, frozenset(shapes.decomposed)
-    total = 0
-    for layer in range(cfg.num_layers):
-        is_target = f"model.layers.{layer}.mlp.down_proj.weight" in targets
-        inner = min(cfg.hidden_size, cfg.intermediate_size) if is_target else cfg.intermediate_size
-        total += 2 * inner * cfg.hidden_size
-    return total
+    total = 0.0
+    for name, leaf in expected(cfg).items():
+        if ".mlp." in name and name.endswith(".down_proj.weight"):
+            inner = min(leaf.shape) if name in targets else leaf.shape[1]
+            total += 2 * inner * cfg.hidden_size * met(cfg, name)
+    return round(total)
 
 
 def first_flops(shapes: Shapes) -> int:
     """Of one token back to the first layer's input, which nothing that is trained lies before; scanned, it is made."""
-    total = 0
+    total, targets = 0.0, frozenset(shapes.decomposed)
     for name, leaf in expected(shapes.model.cfg).items():
         if name.startswith("model.layers.0.") and len(leaf.shape) == 2:
             out, into = leaf.shape
-            if name not in shapes.decomposed and "self_attn" in name:
+            if name not in targets and "self_attn" in name:
                 total += 2 * out * into
-            elif name in shapes.decomposed and "down_proj" not in name:
-                total += 2 * min(out, into) * into
-    return total
+            elif name in targets and "down_proj" not in name:
+                total += 2 * min(out, into) * into * met(shapes.model.cfg, name)
+    return round(total)
 
 
 def read_flops(shapes: Shapes, prompts: int, width: int, *, factored: bool) -> int:
@@ -67,12 +67,13 @@ def unread_flops(shapes: Shapes, *, factored: bool = True) -> int:
     if shapes.model.scan_layers:
         return 0
     last, targets = f"model.layers.{shapes.model.cfg.num_layers - 1}.", shapes.decomposed if factored else ()
-    total = 0
+    total = 0.0
     for name, leaf in expected(shapes.model.cfg).items():
         if name.startswith(last) and len(leaf.shape) == 2 and ".k_proj" not in name and ".v_proj" not in name:
             out, into = leaf.shape
-            total += 2 * min(out, into) * (out + into) if name in targets else 2 * out * into
-    return total
+            flops = 2 * min(out, into) * (out + into) if name in targets else 2 * out * into
+            total += flops * met(shapes.model.cfg, name)
+    return round(total)
 
 
 def unread_pair_flops(shapes: Shapes) -> int:

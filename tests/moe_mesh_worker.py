@@ -1,0 +1,87 @@
+"""Prints how far logits and z's gradient of a mixture of experts on each mesh are from those on one device, as JSON.
+
+python tests/moe_mesh_worker.py 1x1x1x8 2x1x2x2     # data x fsdp x tensor x moe
+"""
+
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sva
+from sva.cli.throughput import random_lm
+from sva.models import layout
+from sva.models.config import from_hf
+from sva.models.transformer import logits
+from sva.parallel import sharding
+from sva.parallel.mesh_config import MeshConfig
+from sva.spectral.forms import adapters
+
+SHAPE = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "norm_topk_prob": True,
+}
+ROWS, LENGTH = 8, 6
+
+
+def main() -> None:
+    lm = random_lm(from_hf(SHAPE), "float32", scan_layers=True)
+    spectra = sva.decompose(lm, "moe", progress=False)
+    rng = np.random.default_rng(0)
+    z = {name: jnp.asarray(rng.uniform(0.7, 1.3, (ROWS, 16)), jnp.float32) for name in spectra}  # one a row
+    ids = rng.integers(0, 64, (ROWS, LENGTH)).astype(np.int32)
+    weights = jnp.asarray(rng.standard_normal((ROWS, LENGTH, 64)), jnp.float32)
+
+    @jax.jit
+    def both(params: Any, nested: Any, ids: Any, z: Any) -> Any:
+        def weighted(z: Any) -> Any:
+            out = logits(lm.model, params, ids, jnp.ones_like(ids), adapters(nested, lm.model.nest(z)))
+            return jnp.sum(out * weights), out
+
+        return jax.grad(weighted, has_aux=True)(z)
+
+    @jax.jit
+    def one_token(params: Any, ids: Any) -> Any:
+        return logits(lm.model, params, ids[:, :1], jnp.ones_like(ids[:, :1]))
+
+    nested = lm.model.nest(spectra)
+    slopes, out = both(lm.params, nested, ids, z)
+    first = one_token(lm.params, ids)
+    found = {}
+    for name in sys.argv[1:]:
+        mesh = sharding.make_mesh(MeshConfig(*map(int, name.split("x"))))
+        with jax.set_mesh(mesh):
+            params = sharding.place(lm.params, sharding.shardings(layout.params(lm.model), mesh))
+            leaves = layout.nested(lm.model, layout.spectra(lm.model.cfg, list(spectra)))
+            placed = sharding.place(nested, sharding.shardings(leaves, mesh))
+            rows = layout.place_rows(ids, mesh)
+            their_slopes, their_out = both(params, placed, rows, z)
+            their_first = one_token(params, rows)
+        largest = max(float(np.linalg.norm(x)) for x in slopes.values())
+        errors = (np.linalg.norm(np.asarray(slopes[n]) - np.asarray(their_slopes[n])) for n in slopes)
+        gate = params["layers"]["mlp"]["experts"]["gate_proj"]["weight"]
+        found[name] = {
+            "logits": float(np.abs(np.asarray(out) - np.asarray(their_out)).max()),
+            "one token": float(np.abs(np.asarray(first) - np.asarray(their_first)).max()),
+            "gradient": float(max(errors)) / largest,
+            "modules of a device": gate.addressable_shards[0].data.shape[1],
+            "size": float(np.abs(np.asarray(out)).max()),
+        }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

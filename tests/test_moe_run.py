@@ -1,0 +1,67 @@
+"""A whole training run on a toy mixture of experts."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sva
+from sva.generation.lm import LM
+from sva.generation.testing import NameAColour, tokenizer, toy_config
+from sva.models.moe_config import Moe
+from sva.models.transformer import Transformer
+from sva.models.weights import expected
+from sva.spectral.expert import Expert
+from sva.training import config, metrics
+from sva.training import run as runs
+from sva.utils.errors import UserError
+
+STEPS = ["train.steps=2", "rollout.prompts=4", "rollout.samples=2", "rollout.max_new_tokens=4", "evaluate.size=3"]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """An OLMoE of two layers with four modules, of which two serve a token."""
+    cfg = dataclasses.replace(
+        toy_config(), architecture="olmoe", qk_norm="full", moe=Moe(4, 2, 48, renormalise=True, layers=(True, True))
+    )
+    model, rng = Transformer(cfg), np.random.default_rng(0)
+    named = {}
+    for name, spec in expected(cfg).items():
+        weight = rng.standard_normal(spec.shape) / np.sqrt(spec.shape[-1])
+        named[name] = jnp.asarray(np.ones(spec.shape) if "norm" in name else weight, jnp.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield LM(model, model.nest(named), tokenizer(), "mixture")
+
+
+def test_a_run_on_modules_learns_by_name_and_tells_their_balance(mixture, tmp_path):
+    asked = config.load(overrides=[*STEPS, "task=name_a_colour", "targets=moe", f"run_dir={tmp_path / 'run'}"])
+    expert, result = runs.train(asked, lm=mixture, task=NameAColour(), progress=False)
+    assert set(expert.names) == set(sva.decompose(mixture, "moe", progress=False))
+    assert len(expert.names) == 2 * 4 * 3
+    assert result["parameters"] == sum(x.size for x in expert.raw.values())
+    rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    assert all(1 <= row["moe_load"] <= 2 for row in rows)  # of 4 modules, 2 a token: at most twice the fair part
+    assert all(row["logprob_gap"] < 1e-3 for row in rows)
+    again = Expert.load(tmp_path / "run" / "expert.safetensors", fingerprint=mixture.fingerprint)
+    assert set(again.names) == set(expert.names)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["config"]["targets"] == "moe"
+
+
+def test_a_parametrisation_without_a_z_is_refused_in_modules_before_anything_runs(mixture, tmp_path):
+    for spelt in ("core:r=2", "lora:r=2,alpha=4"):
+        asked = config.load(
+            overrides=[
+                *STEPS,
+                "task=name_a_colour",
+                "targets=moe",
+                f"parametrisation={spelt}",
+                f"run_dir={tmp_path / 'run'}",
+            ]
+        )
+        with pytest.raises(UserError, match=r"does not train in the modules of a mixture \(model\.layers\.0\.mlp"):
+            runs.train(asked, lm=mixture, task=NameAColour(), progress=False)
+        assert not (tmp_path / "run" / "config.yaml").exists()
