@@ -2,7 +2,7 @@ import pytest
 
 from sva.cli.main import main
 
-COMMANDS = ("demo", "fetch", "decompose", "train", "evaluate", "generate", "expert", "report")
+COMMANDS = ("demo", "fetch", "decompose", "train", "evaluate", "generate", "serve", "expert", "report")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("requirements.lock", "requirements-test.lock")
+LOCKS = ("requirements.lock", "requirements-serve.lock", "requirements-test.lock")
 
 
 def pins(lock: str) -> dict[str, int]:
@@ -48,8 +48,11 @@ def test_torch_is_in_no_lock() -> None:
         assert not names & {"torch", "triton", "tensorflow"}
 
 
-def test_the_test_environment_is_the_runtime_and_more() -> None:
-    assert pins("requirements.lock").items() <= pins("requirements-test.lock").items()
+def test_serving_is_the_runtime_and_more_and_the_test_environment_is_both_and_more() -> None:
+    runtime, serve, test = (
+        {pin.partition(" ;")[0] for pin in pins(lock)} for lock in LOCKS
+    )  # wherever they are needed
+    assert runtime < serve < test
 
 
 def test_importing_sva_imports_no_torch() -> None:

@@ -82,6 +82,26 @@ KINDS = ("llama", "mistral", "qwen2", "qwen3", "llama3")
 (tied, head_dim 24 where hidden / heads is 16), llama3 (tied, scaled rope of original length 32)."""
 
 
+MOE_KINDS = ("mixtral", "qwen3_moe", "olmoe")
+"""mixtral (window 6, 2 of 5 modules), qwen3_moe (3 of 6 modules, shares that add to 1, the first layer dense), olmoe
+(2 of 7 modules, shares among all, q and k normalised over all heads)."""
+_CONFIGS |= {
+    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 6}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [0],
+            "head_dim": 24,
+        },
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 7, "num_experts_per_tok": 2, "attention_bias": True}),
+}
+
+
 def config(kind: str, **changes: Any) -> transformers.PreTrainedConfig:
     """The transformers config of a kind, with some settings changed."""
     name, settings = _CONFIGS[kind]
@@ -116,7 +136,7 @@ def make(
             elif "embed" in name or "lm_head" in name:
                 weight.normal_(0, 0.3)
             else:
-                weight.normal_(0, 1.2 / weight.shape[1] ** 0.5)
+                weight.normal_(0, 1.2 / weight.shape[-1] ** 0.5)
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(directory, max_shard_size="50KB" if shards else "1GB")
     return model.to(torch.float32).eval()

@@ -256,11 +256,11 @@ def work(
     tokens = (read + jnp.maximum(drawn - 1, 0)).astype(jnp.float32)
     seen = jnp.zeros((), jnp.float32) if past is None else jnp.sum(past.valid, dtype=jnp.float32)
     pairs = tokens * (seen + (tokens + 1) / 2)
-    flops = tokens * _mixed_flops(model, bank) + pairs * float(pair_flops(model.cfg))
+    flops = tokens * mixed_flops(model, bank) + pairs * float(pair_flops(model.cfg))
     return Work(read, drawn, flops + jnp.asarray(unembedded, jnp.float32) * float(head_flops(model.cfg)))
 
 
-def _mixed_flops(model: Transformer, bank: Any) -> float:
+def mixed_flops(model: Transformer, bank: Any) -> float:
     """FLOPs per token of all layer matmuls, each matrix in the form that the bank has it in."""
     total = linear_flops(model.cfg)
     for slots in jax.tree.leaves(bank, is_leaf=lambda x: isinstance(x, Slots)):

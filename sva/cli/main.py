@@ -18,7 +18,9 @@ from sva.cli import (
     expert,
     fetch,
     generate,
+    lm_eval,
     report,
+    serve,
     sweep,
     train,
     verify,
@@ -37,11 +39,13 @@ _MODULES = (
     adapt,
     evaluate,
     generate,
+    serve,
     report,
     bench,
     sweep,
     expert,
     verify,
+    lm_eval,
 )
 
 

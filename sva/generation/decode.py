@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sva.generation.row_sampling import PerRow, RowSettings
 from sva.generation.sampling import Sampling, reported
 from sva.models import cache as kv_cache
 from sva.models.cache import DecodeCache, KVSegment
@@ -33,6 +34,7 @@ class DecodeState:
     done: jax.Array  # [B] bool
     limit: jax.Array  # [B] int32, tokens to draw at most
     keys: jax.Array  # [B] typed keys
+    settings: RowSettings | None = None  # of B rows, for the strategy `PerRow`
 
 
 class PromptBatch(NamedTuple):
@@ -115,15 +117,22 @@ def read(
 
 
 def begin(
-    logits: jax.Array, position: jax.Array, limit: jax.Array, eos_ids: jax.Array, keys: jax.Array, sampling: Sampling
-) -> tuple[DecodeState, tuple[jax.Array, jax.Array]]:
+    logits: jax.Array,
+    position: jax.Array,
+    limit: jax.Array,
+    eos_ids: jax.Array,
+    keys: jax.Array,
+    sampling: Sampling | PerRow,
+    settings: RowSettings | None = None,
+) -> tuple[DecodeState, tuple[jax.Array, ...]]:
     """The state of B rows whose first token is drawn from logits [B, V] of a last prompt token at `position` [B].
 
     Returns:
-      The state, and of the token drawn its id and its log-prob in nats, each [B].
+      The state, and of the token drawn its id and its log-prob in nats, each [B]. Where the strategy reports the K
+      likeliest tokens, their ids and log-probs too, [B, K].
     """
     nothing = jnp.zeros_like(position)
-    state = DecodeState(nothing, position, nothing, jnp.zeros_like(position, bool), limit, keys)
+    state = DecodeState(nothing, position, nothing, jnp.zeros_like(position, bool), limit, keys, settings)
     return _draw(state, logits, eos_ids, sampling)
 
 
@@ -135,16 +144,16 @@ def decode(
     state: DecodeState,
     eos_ids: jax.Array,
     *,
-    sampling: Sampling,
+    sampling: Sampling | PerRow,
     steps: int,
-) -> tuple[DecodeState, tuple[jax.Array, jax.Array], DecodeCache]:
+) -> tuple[DecodeState, tuple[jax.Array, ...], DecodeCache]:
     """The state after `steps` more tokens of each row that is not done, or fewer where all are.
 
     Args:
       past, cache: keys and values of what the rows have read; `cache` is of B rows, with `steps` slots free.
     Returns:
       The state, the tokens and log-probs drawn, each [B, steps] (0 where a row was done), and `cache` with the keys
-      and values of the tokens that were read.
+      and values of the tokens that were read. As of `begin`, the K likeliest tokens may follow, [B, steps, K].
     """
     batch = state.token.shape[0]
 
@@ -158,25 +167,43 @@ def decode(
         hidden, cache = apply(model, collections, state.token[:, None], *where, past, cache)
         logits = apply(model, collections, hidden[:, -1], method="unembed")
         state, drawn = _draw(state, logits, eos_ids, sampling)
-        column = jnp.zeros_like(step), step
-        tokens, logprobs = (
-            jax.lax.dynamic_update_slice(x, y[:, None], column) for x, y in zip(out, drawn, strict=True)
+        zero = jnp.zeros_like(step)
+        out = tuple(
+            jax.lax.dynamic_update_slice(x, y[:, None], (zero, step, *[zero] * (y.ndim - 1)))
+            for x, y in zip(out, drawn, strict=True)
         )
-        return step + 1, state, (tokens, logprobs), cache
+        return step + 1, state, out, cache
 
-    out = jnp.zeros((batch, steps), jnp.int32), jnp.zeros((batch, steps), jnp.float32)
+    shapes = [(batch, steps)] * 2
+    if isinstance(sampling, PerRow) and sampling.likeliest:
+        shapes += [(batch, steps, sampling.likeliest)] * 2
+    out = tuple(jnp.zeros(x, (jnp.int32, jnp.float32)[place % 2]) for place, x in enumerate(shapes))
     first = jnp.zeros((), jnp.int32)
     _, state, out, cache = jax.lax.while_loop(unfinished, advance, (first, state, out, cache))
     return state, out, cache
 
 
 def _draw(
-    state: DecodeState, logits: jax.Array, eos_ids: jax.Array, sampling: Sampling
-) -> tuple[DecodeState, tuple[jax.Array, jax.Array]]:
-    token = sampling(logits, jax.vmap(jax.random.fold_in)(state.keys, state.count))
+    state: DecodeState, logits: jax.Array, eos_ids: jax.Array, sampling: Sampling | PerRow
+) -> tuple[DecodeState, tuple[jax.Array, ...]]:
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
+    if isinstance(sampling, PerRow):
+        assert state.settings is not None
+        return _drawn(state, logits, eos_ids, sampling(logits, keys, state.settings), sampling)
+    return _drawn(state, logits, eos_ids, sampling(logits, keys), sampling)
+
+
+def _drawn(
+    state: DecodeState, logits: jax.Array, eos_ids: jax.Array, token: jax.Array, sampling: Sampling | PerRow
+) -> tuple[DecodeState, tuple[jax.Array, ...]]:
     # Transposed, as the product leaves them on CPU, so that none of the three uses copies them to another layout.
     by_token = reported(sampling, logits).T
-    logprob = by_token[token, jnp.arange(len(token))] - jax.nn.logsumexp(by_token, axis=0)
+    total = jax.nn.logsumexp(by_token, axis=0)
+    logprob = by_token[token, jnp.arange(len(token))] - total
+    others: tuple[jax.Array, ...] = ()
+    if isinstance(sampling, PerRow) and sampling.likeliest:
+        values, ids = jax.lax.top_k(logits, sampling.likeliest)
+        others = ids, values - total[:, None]
     token, logprob = jnp.where(state.done, 0, token), jnp.where(state.done, 0.0, logprob)
     count = state.count + jnp.where(state.done, 0, 1)
     ended = (token[:, None] == eos_ids[None, :]).any(axis=1) | (count >= state.limit)
@@ -187,4 +214,4 @@ def _draw(
         count=count,
         done=state.done | ended,
     )
-    return state, (token, logprob)
+    return state, (token, logprob, *others)

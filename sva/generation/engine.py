@@ -26,6 +26,7 @@ import numpy as np
 from flax import struct
 
 from sva.generation.decode import DecodeState, begin, decode, read
+from sva.generation.row_sampling import PerRow, RowSettings
 from sva.generation.sampling import Sampling
 from sva.generation.weights import Weights
 from sva.models import cache as kv_cache
@@ -89,6 +90,7 @@ class Places(NamedTuple):
     limit: Any  # tokens to draw
     keys: jax.Array
     alphas: Any  # [N, E_max]
+    settings: RowSettings | None = None  # of N rows, for the strategy `PerRow`
 
 
 class Request(NamedTuple):
@@ -120,11 +122,11 @@ def read_prompts(weights: Weights, ids: jax.Array, mask: jax.Array, alphas: jax.
 
 @partial(jax.jit, static_argnames=("sampling",), donate_argnames=("state",))
 def insert(
-    weights: Weights, state: State, prompts: Read, places: Places, *, sampling: Sampling
-) -> tuple[State, tuple[jax.Array, jax.Array]]:
-    """(State with N samples in their rows, (their first tokens, the tokens' log-probs), each [N])."""
+    weights: Weights, state: State, prompts: Read, places: Places, *, sampling: Sampling | PerRow
+) -> tuple[State, tuple[jax.Array, ...]]:
+    """(State with N samples in their rows, what `begin` drew: their first tokens, the tokens' log-probs, each [N])."""
     logits, position = (jnp.take(x, places.which, axis=0, mode="clip") for x in (prompts.logits, prompts.position))
-    new, drawn = begin(logits, position, places.limit, weights.eos_ids, places.keys, sampling)
+    new, drawn = begin(logits, position, places.limit, weights.eos_ids, places.keys, sampling, places.settings)
     segment = kv_cache.resize(kv_cache.rows(prompts.segment, places.which), state.slots.valid.shape[1])
 
     def put(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -141,9 +143,9 @@ def insert(
 
 @partial(jax.jit, static_argnames=("sampling", "steps"), donate_argnames=("state",))
 def advance(
-    weights: Weights, state: State, *, sampling: Sampling, steps: int
-) -> tuple[State, tuple[jax.Array, jax.Array]]:
-    """(State after `steps` tokens a row, (tokens, log-probs), each [B, steps] and 0 where a row was done)."""
+    weights: Weights, state: State, *, sampling: Sampling | PerRow, steps: int
+) -> tuple[State, tuple[jax.Array, ...]]:
+    """(State after `steps` tokens a row, what `decode` drew: tokens, log-probs, each [B, steps], 0 of rows done)."""
     past = [*weights.past, state.slots]
     collections = weights.collections(state.alphas)
     model, batch = weights.model, len(state.used)
@@ -167,6 +169,14 @@ def _constrained(state: State) -> State:
 def stop(decoding: DecodeState, stopped: jax.Array) -> DecodeState:
     """The state with the rows of the mask [B] done."""
     return dataclasses.replace(decoding, done=decoding.done | stopped)
+
+
+@jax.jit
+def keep(state: State, which: jax.Array, is_live: jax.Array) -> State:
+    """The state of the rows `which` [B'] alone, of more or fewer than there were; done where `is_live` [B'] is not."""
+    decoding, used, alphas = jax.tree.map(lambda x: x[which], (state.decoding, state.used, state.alphas))
+    decoding = dataclasses.replace(decoding, done=decoding.done | ~is_live)
+    return _constrained(State(decoding, kv_cache.rows(state.slots, which), used, alphas))
 
 
 @partial(jax.jit, static_argnames=("slots",))
@@ -196,7 +206,7 @@ class _Row:
     request: int
     sample: int
     used: int  # slots written
-    first: tuple[jax.Array, jax.Array]  # tokens and log-probs that `insert` drew, each [N],
+    first: tuple[jax.Array, ...]  # tokens and log-probs that `insert` drew, each [N],
     place: int  # and which of them are the row's
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -244,7 +254,7 @@ def run(
     live: dict[int, _Row] = {}
     while queue or live:
         state = _fill(weights, state, live, queue, cfg, sampling)
-        state = _fit(state, max(row.used for row in live.values()) + cfg.steps, cfg.tier)
+        state = fit(state, max(row.used for row in live.values()) + cfg.steps, cfg.tier)
         state, drawn = advance(weights, state, sampling=sampling, steps=cfg.steps)
         tokens, logprobs, counts, done = to_host((*drawn, state.decoding.count, state.decoding.done))
         stopped = np.zeros(cfg.rows, bool)
@@ -337,14 +347,24 @@ class _Queue:
 
 
 @partial(jax.jit, static_argnames=("model", "rows", "slots", "experts"))
-def idle(model: Transformer, key: jax.Array, *, rows: int, slots: int, experts: int = 0) -> State:
-    """The state of so many rows, all done, with a bank of so many experts."""
+def idle(
+    model: Transformer,
+    key: jax.Array,
+    settings: RowSettings | None = None,
+    *,
+    rows: int,
+    slots: int,
+    experts: int = 0,
+) -> State:
+    """The state of so many rows, all done, with a bank of so many experts; `settings` are of that many rows."""
 
     def none() -> jax.Array:
         return jnp.zeros(rows, jnp.int32)
 
     state = State(
-        decoding=DecodeState(none(), none(), none(), jnp.ones(rows, bool), none(), jnp.broadcast_to(key, (rows,))),
+        decoding=DecodeState(
+            none(), none(), none(), jnp.ones(rows, bool), none(), jnp.broadcast_to(key, (rows,)), settings
+        ),
         slots=kv_cache.empty(model.cfg, rows, slots, model.kept_dtype, scan=model.scan_layers),
         used=none(),
         alphas=jnp.zeros((rows, experts)),
@@ -352,7 +372,7 @@ def idle(model: Transformer, key: jax.Array, *, rows: int, slots: int, experts: 
     return _constrained(state)
 
 
-def _fit(state: State, slots: int, tier: int) -> State:
+def fit(state: State, slots: int, tier: int) -> State:
     """The state with as many slots as the tier of `slots`, tier by tier: few programs serve all changes."""
     while (size := state.slots.valid.shape[1]) != round_up(slots, tier):
         more = size + (tier if size < slots else -tier)

@@ -30,7 +30,7 @@ class Greedy:
 
     def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
         """Token ids [B]; the keys are not used."""
-        return _argmax(logits)
+        return likeliest(logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Temperature:
 
     def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
         """Token ids [B]."""
-        return _draw(logits / self.temperature, keys)
+        return gumbel_draw(logits / self.temperature, keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class OnPolicy(Temperature):
     """
 
 
-def reported(sampling: Sampling, logits: jax.Array) -> jax.Array:
+def reported(sampling: object, logits: jax.Array) -> jax.Array:
     """The logits whose log-softmax a generation reports: the model's own; for `OnPolicy` those that it drew from."""
     return logits / sampling.temperature if isinstance(sampling, OnPolicy) else logits
 
@@ -77,10 +77,10 @@ class TopP:
         """Token ids [B]."""
         logits = logits / self.temperature
         if self.p == 1:  # rounding lets the mass reach 1 before the last token
-            return _draw(logits, keys)
+            return gumbel_draw(logits, keys)
         probs = jax.nn.softmax(logits, axis=-1)
-        least = _least(logits, lambda likelier: jnp.sum(jnp.where(likelier, probs, 0.0), axis=-1) < self.p)
-        return _draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
+        least = least_kept(logits, lambda likelier: jnp.sum(jnp.where(likelier, probs, 0.0), axis=-1) < self.p)
+        return gumbel_draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class TopK:
         """Token ids [B]."""
         logits = logits / self.temperature
         least = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))[0][:, -1:]
-        return _draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
+        return gumbel_draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ class MinP:
         """Token ids [B]."""
         logits = logits / self.temperature
         least = jnp.max(logits, axis=-1, keepdims=True) + math.log(self.p)
-        return _draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
+        return gumbel_draw(jnp.where(logits >= least, logits, -jnp.inf), keys)
 
 
 def strategy(
@@ -145,7 +145,7 @@ def strategy(
     return Temperature(heat) if min_p is None else MinP(min_p, heat)
 
 
-def _least(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def least_kept(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """[B, 1], the least logit such that `enough` is true of the mask [B, V] of greater ones.
 
     Fewer logits are greater than a greater one, and of fewer it stays true. By bisection over the numbers that 32
@@ -165,13 +165,13 @@ def _least(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.A
     return jnp.min(jnp.where(order >= least[:, None], logits, jnp.inf), axis=-1, keepdims=True)
 
 
-def _draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
+def gumbel_draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
     """`jax.random.categorical` of each row: the arg-max of its logits and Gumbel noise."""
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], logits.dtype))(keys)
-    return _argmax(logits + noise)
+    return likeliest(logits + noise)
 
 
-def _argmax(logits: jax.Array, block: int = 128) -> jax.Array:
+def likeliest(logits: jax.Array, block: int = 128) -> jax.Array:
     """`jnp.argmax` over the last axis of [B, V] as [B] int32: the best block first, then the best inside it.
 
     XLA's CPU arg-max is one scalar loop, 10 to 20 times as slow as its maximum; this way it runs over V / 128 numbers.

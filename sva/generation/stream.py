@@ -67,7 +67,7 @@ class Stream:
         if piece is None:
             return ""
         if vocabulary.is_byte_level:
-            return self._bytes.decode(_bytes_of(piece))
+            return self._bytes.decode(bytes_of(piece))
         self._waiting.append(token)
         byte = vocabulary.fallback_byte(piece)
         if byte is not None:
@@ -111,7 +111,7 @@ class Stream:
         return new
 
 
-def _bytes_of(piece: str) -> bytes:
+def bytes_of(piece: str) -> bytes:
     """The bytes of a byte-level token; one with a letter that no byte has is an added token, written as it is."""
     try:
         return bytes(_BYTE_OF[letter] for letter in piece)

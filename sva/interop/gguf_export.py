@@ -61,8 +61,8 @@ def save_gguf(
       tokenizer: metadata from `tokenizer_metadata`; if empty, the file holds weights only, and says so.
       dtype: float32 or bfloat16.
     Raises:
-      UserError: windows, an activation or rope settings that a GGUF file of this architecture cannot express, a full
-        disk.
+      UserError: an architecture, windows, an activation or rope settings that a GGUF file of this architecture cannot
+        express, a full disk.
     """
     arch = _architecture(config)
     writer = gguf.GGUFWriter(None, arch)

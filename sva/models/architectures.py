@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from sva.models import config_keys as keys
 from sva.models.fields import REQUIRED, Field, Only, Reader, Sets, Unused
+from sva.models.moe_config import MIXTRAL, OLMOE, QWEN3_MOE
 
 
 class Architecture(NamedTuple):
@@ -206,5 +207,48 @@ TABLE: dict[str, Architecture] = {
             "attention_multiplier": Sets(("attention_scale",), 1.0, Reader.number),
             "logits_scaling": Sets(("logits_divisor",), 1.0, Reader.number),
         },
+    ),
+    "mixtral": Architecture(
+        "Mixtral",
+        "Mixtral 8x7B, 8x22B",
+        {},
+        keys.COMMON
+        | keys.sizes(num_key_value_heads=8, max_position_embeddings=131072, rms_norm_eps=1e-5)
+        | keys.rope_keys(1e6)
+        | {
+            "sliding_window": Sets(("windows",), None, keys.same_window),
+            "attention_bias": keys.NO_BIAS,
+            "mlp_bias": keys.NO_BIAS,
+        }
+        | MIXTRAL,
+    ),
+    "qwen3_moe": Architecture(
+        "Qwen3Moe",
+        "Qwen3, mixtures of experts",
+        {"qk_norm": "head"},
+        keys.COMMON
+        | keys.sizes(num_key_value_heads=4, max_position_embeddings=32768, bos_token_id=None, eos_token_id=None)
+        | keys.rope_keys()
+        | keys.ATTENTION_BIAS
+        | {
+            "use_sliding_window": Sets(("windows",), False, keys.same_window_if_used),
+            "sliding_window": Sets(("windows",), 4096, None),
+            "max_window_layers": Unused("transformers' class has the same window in all layers"),
+            "mlp_bias": keys.NO_BIAS,
+        }
+        | QWEN3_MOE,
+    ),
+    "olmoe": Architecture(
+        "Olmoe",
+        "OLMoE",
+        {"qk_norm": "full"},
+        keys.COMMON
+        | keys.sizes(
+            max_position_embeddings=4096, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=50279, pad_token_id=1
+        )
+        | keys.rope_keys()
+        | keys.ATTENTION_BIAS
+        | {"mlp_bias": keys.NO_BIAS}
+        | OLMOE,
     ),
 }

@@ -6,6 +6,8 @@ from typing import Any
 
 from sva.models.architectures import TABLE
 from sva.models.fields import Reader, Sets
+from sva.models.moe_config import WRITERS as MOE_WRITERS
+from sva.models.moe_config import Moe
 from sva.models.rope import NO_ROPE, Rope, rope_to_hf
 from sva.utils.errors import UserError
 
@@ -54,6 +56,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    moe: Moe | None = None  # which layers have a sparse mlp, and of what
 
     @property
     def layer_ropes(self) -> tuple[Rope, ...]:
@@ -173,7 +176,7 @@ _WRITERS: dict[str, Callable[[ModelConfig], Any]] = {
     "layer_types": lambda cfg: ["sliding_attention" if window else "full_attention" for window in cfg.windows],
     # transformers 4 before layer_types: the windows start at a layer and go on to the last
     "max_window_layers": lambda cfg: next((i for i, window in enumerate(cfg.windows) if window), cfg.num_layers),
-}
+} | MOE_WRITERS
 
 
 def _model_type(config: Mapping[str, Any], where: str) -> str:

@@ -64,6 +64,11 @@ def same_window(read: Reader, key: str) -> tuple[int, ...]:
     return (window,) * read.size("num_hidden_layers")
 
 
+def same_window_if_used(read: Reader, key: str) -> tuple[int, ...]:
+    """Qwen3-MoE's: one window for all layers, or none where it is switched off."""
+    return same_window(read, "sliding_window") if read.flag(key) else (0,) * read.size("num_hidden_layers")
+
+
 def _windows_from_a_layer_on(read: Reader, key: str) -> tuple[int, ...]:
     """Qwen's: `layer_types`, or windows from `max_window_layers` on; none where they are switched off."""
     window = 0

@@ -15,7 +15,7 @@ from sva.models.packing import Packing, pack, unpack
 from sva.parallel.sharding import constrain, hidden_axes
 from sva.utils.matmul import Int8, dot, dots
 
-_normal = nn.initializers.normal(0.02)
+normal = nn.initializers.normal(0.02)
 
 
 def weight(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -50,7 +50,7 @@ class SpectralDense(nn.Module):
         adapter: Any = self.get_variable("adapter", "weight")
         w: Any = None
         if adapter is None or self.has_variable("params", "weight"):
-            w = weight(self, "weight", _normal, (self.features, into), dtype)
+            w = weight(self, "weight", normal, (self.features, into), dtype)
         zeros = nn.initializers.zeros
         return w, adapter, weight(self, "bias", zeros, (self.features,), dtype) if self.use_bias else None
 
@@ -74,7 +74,7 @@ class Embed(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.weight = weight(self, "weight", _normal, (self.vocab_size, self.features), self.dtype)
+        self.weight = weight(self, "weight", normal, (self.vocab_size, self.features), self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[B, T, D] of ids [B, T]."""
@@ -202,7 +202,7 @@ def _norm(cfg: ModelConfig, name: str) -> RMSNorm:
     return RMSNorm(cfg.rms_norm_eps, cfg.norm_plus_one, name=name)
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -224,7 +224,7 @@ class Mlp(nn.Module):
         else:
             gate = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="gate_proj")(x)
             up = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="up_proj")(x)
-        return SpectralDense(cfg.hidden_size, cfg.mlp_bias, name="down_proj")(_ACTIVATIONS[cfg.hidden_act](gate) * up)
+        return SpectralDense(cfg.hidden_size, cfg.mlp_bias, name="down_proj")(ACTIVATIONS[cfg.hidden_act](gate) * up)
 
 
 class Block(nn.Module):
@@ -232,6 +232,7 @@ class Block(nn.Module):
 
     cfg: ModelConfig
     kept_dtype: Any
+    feed_forward: type[nn.Module] = Mlp  # made of the configuration, called with x
 
     @nn.compact
     def __call__(
@@ -268,4 +269,4 @@ class Block(nn.Module):
         y, kv = Attention(cfg, self.kept_dtype, name="self_attn")(normed(x, before), cache, inputs, output_start)
         x, _ = from_column(x, inputs.packing, output_start)
         x = added(x, y, after)
-        return added(x, Mlp(cfg, name="mlp")(normed(x, before_mlp)), after_mlp), kv
+        return added(x, self.feed_forward(cfg, name="mlp")(normed(x, before_mlp)), after_mlp), kv

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.models import cache as kv_cache
+from sva.models import moe
 from sva.models.cache import DecodeCache, KVSegment
 from sva.models.config import ModelConfig
 from sva.models.layers import (
@@ -19,6 +20,7 @@ from sva.models.layers import (
     Block,
     Embed,
     LayerCache,
+    Mlp,
     RMSNorm,
     SpectralDense,
     from_column,
@@ -56,22 +58,35 @@ class Transformer(nn.Module):
         remat = partial(nn.remat, prevent_cse=not self.scan_layers, static_argnums=(4,))  # `output_start`
         block = remat(Block) if self.remat else Block
         if self.scan_layers:
-            for key, _, size in stacks(cfg.num_layers, self.scan_layers):
+            for key, first, size in stacks(cfg.num_layers, self.scan_layers):
                 stacked = nn.scan(
                     block,
-                    variable_axes={"params": 0, "adapter": 0},
+                    variable_axes={"params": 0, "adapter": 0, moe.COLLECTION: 0},
                     split_rngs={"params": True},
                     in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                     length=size,
                 )
-                setattr(self, key, stacked(cfg, self.kept_dtype))
+                setattr(self, key, stacked(cfg, self.kept_dtype, self._feed_forward(range(first, first + size))))
         else:
             # Under jit layers of like shapes are traced and lowered once; XLA inlines them, and compiles what it did.
             once: Any = nn.jit(block, static_argnums=(4,))
-            self.layers: Any = [once(cfg, self.kept_dtype) for _ in range(cfg.num_layers)]
+            self.layers: Any = [
+                once(cfg, self.kept_dtype, self._feed_forward([layer])) for layer in range(cfg.num_layers)
+            ]
         self.norm = RMSNorm(cfg.rms_norm_eps, cfg.norm_plus_one)
         if not cfg.tie_word_embeddings:
             self.lm_head = SpectralDense(cfg.vocab_size)
+
+    @nn.nowrap
+    def _feed_forward(self, layers: Sequence[int]) -> type[nn.Module]:
+        """The mlp of layers that are compiled as one: sparse or dense."""
+        kinds = {self.cfg.moe is not None and self.cfg.moe.layers[layer] for layer in layers}
+        if len(kinds) > 1:
+            raise UserError(
+                "sparse and dense layers lie in one scan; load the model with sva.load, which cuts the scan between "
+                "them, or with scan_layers=False"
+            )
+        return moe.SparseMlp if kinds.pop() else Mlp
 
     def __call__(
         self,
@@ -179,9 +194,11 @@ class Transformer(nn.Module):
         """The linen tree of a tree keyed by weight name; a linen tree passes through, and so does that of a view."""
         if isinstance(named, ByName):
             return dict(named.tree)
-        if any(name in named for name in ("embed_tokens", "layers", "layers_0", "norm")):
+        if not any("." in name for name in named):
             return dict(named)
-        return nest(named, num_layers=self.cfg.num_layers, scan=self.scan_layers)
+        return nest(
+            named, num_layers=self.cfg.num_layers, scan=self.scan_layers, modules=self.cfg.moe and self.cfg.moe.modules
+        )
 
 
 def check_gradients(model: Transformer) -> None:

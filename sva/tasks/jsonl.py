@@ -94,6 +94,15 @@ def _row(line: bytes, grader: str, where: str) -> Example:
         raise UserError(f"{where} is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise UserError(f'{where} is not an object like {{"prompt": ..., "answer": ...}}')
+    return checked(row, grader, where)
+
+
+def checked(row: Example, grader: str, where: str) -> Example:
+    """The row with its answer as text and its grader, `grader` where it names none.
+
+    Raises:
+      UserError: it lacks a field, or its answer cannot be read by its grader; `where` names the row.
+    """
     for name in ("prompt", "answer"):
         if name not in row:
             raise UserError(f"{where} has no {name!r}; it has {', '.join(map(repr, row)) or 'nothing'}")
