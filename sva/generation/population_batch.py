@@ -170,7 +170,7 @@ class State:
 @partial(jax.jit, static_argnames=("slots", "sampling"))
 def _read(
     weights: Weights, values: Any, prompts: PromptBatch, *, slots: int, sampling: Sampling
-) -> tuple[State, tuple[jax.Array, jax.Array]]:
+) -> tuple[State, tuple[jax.Array, ...]]:
     """The state after all prompts are read, with room for `slots` tokens, and each row's first token and log-prob.
 
     What all prompts begin with is read once a member, of values whose first axis is P.
@@ -192,9 +192,7 @@ def _read(
 
 
 @partial(jax.jit, static_argnames=("sampling", "steps"), donate_argnames=("state",))
-def _advance(
-    weights: Weights, state: State, *, sampling: Sampling, steps: int
-) -> tuple[State, tuple[jax.Array, jax.Array]]:
+def _advance(weights: Weights, state: State, *, sampling: Sampling, steps: int) -> tuple[State, tuple[jax.Array, ...]]:
     """The state `steps` tokens later, and the tokens and log-probs, each [B, steps]."""
     decoding, drawn, cache = decode(
         weights.model,
