@@ -12,6 +12,7 @@ from sva.evaluation import likelihood
 from sva.generation import chat
 from sva.generation.testing import NameAColour, tokenizer, toy_lm
 from sva.models.tokenizer import load_tokenizer
+from sva.tasks import task
 from sva.tasks.labels import Label
 from sva.training.sft import solution_tokens
 from sva.utils.errors import UserError
@@ -215,3 +216,21 @@ def test_a_template_that_writes_a_question_twice_cannot_classify(toy):
     lm = with_template(toy, "{{ messages[0].content }} {{ messages[0].content }}")
     with pytest.raises(UserError, match="writes a question 2 times; two passes need it once"):
         label_scoring.template(lm, [Label("colour", "colours"), Label("other", "anything else")])
+
+
+def test_a_base_model_is_asked_with_worked_examples_and_stops_at_the_next(toy):
+    own = copy.deepcopy(toy.tokenizer)
+    own.chat_template = None
+    base = dataclasses.replace(toy, tokenizer=own)
+    shown, bare = task("capitals", shots=2), task("capitals")
+    first, second, asked = (shown.source("train")[0], shown.source("train")[1], shown.source("test")[0])
+    text = chat.render_example(base, shown, asked)
+    assert (
+        text
+        == "".join(f"Question: {shown.question(row)}\nAnswer: {shown.answer(row)}\n\n" for row in (first, second))
+        + f"Question: {shown.question(asked)}\nAnswer:"
+    )
+    assert text.bos
+    assert chat.stops(base, shown) == (*shown.stop, "\nQuestion:")
+    assert chat.stops(base, bare) == chat.stops(toy, shown) == bare.stop
+    assert chat.render_example(base, bare, asked) == bare.question(asked)

@@ -49,8 +49,8 @@ def test_defaults_are_those_of_transformers_classes(kind):
     ours = TABLE[kind].defaults()
     # transformers' modules take these from a config that has them, whether its class knows them or not
     loose = dict.fromkeys(("head_dim", "rope_scaling", "original_max_position_embeddings", "sliding_window_pattern"))
-    loose |= {"partial_rotary_factor": 1.0}
     loose |= {"num_experts": None, "num_local_experts": None}  # one is the other's name in older files
+    loose |= {"partial_rotary_factor": 1.0}
     theta = ours.pop("rope_theta")
     thetas = {"full_attention": theta, "sliding_attention": ours.pop("rope_local_base_freq", theta)}
     assert {key: (loose | fields)[key] for key in ours} == ours

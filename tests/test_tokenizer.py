@@ -371,14 +371,54 @@ def test_tokenizers_need_no_torch_and_print_nothing(tmp_path):
     assert done.stderr == ""
 
 
-def test_smollm2_token_ids_are_llama_cpps_on_gsm8k():
+@pytest.mark.parametrize(
+    ("model", "digest"),
+    [
+        (tiny.smollm2, LLAMA_CPP_GSM8K),
+        # 262,144 tokens by SentencePiece's merges, byte fallback, runs of spaces and newlines as tokens
+        (tiny.gemma3, "5ca9e15321d69b0ad2f205806dd9dfc1894b38d221475eab4eab1e77b1fce3cd"),
+    ],
+)
+def test_token_ids_of_packaged_models_are_llama_cpps_on_gsm8k(model, digest):
     folder = data_dir()
     if folder is None or not (folder / "gsm8k_test.jsonl.gz").is_file():
         pytest.skip("gsm8k_test.jsonl.gz is not in $SVA_DATA nor in ../shared/data")
-    tokenizer = load_tokenizer(tiny.smollm2())
+    tokenizer = load_tokenizer(model())
     with gzip.open(folder / "gsm8k_test.jsonl.gz", "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["question"] for line in lines]
     assert len(texts) == 1319
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     written = "".join(" ".join(map(str, row)) + "\n" for row in rows)
-    assert hashlib.sha256(written.encode()).hexdigest() == LLAMA_CPP_GSM8K
+    assert hashlib.sha256(written.encode()).hexdigest() == digest
+
+
+# llama.cpp's ids of texts with what GSM8K has little of.
+GEMMA3_IDS = {
+    "a  b   c": "2 236746 138 236763 139 236755",
+    "\n\n\nx": "2 109 236781",
+    "x\ty": "2 236781 255968 236762",
+    "\u2177 \xe9 \u6f22\u5b57 \U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467": (
+        "2 464 371 421 1559 236743 201637 57235 243767 237243 243767 237243 244814"
+    ),
+    " lead": "2 2080",
+    "trail ": "2 144938 236743",
+    "aaaaaaa    aaaa": "2 50354 72004 140 50354",
+    "\xa0nbsp": "2 432 398 11539",
+    "1234567890.50%": (
+        "2 236770 236778 236800 236812 236810 236825 236832 236828 236819 236771 236761 236810 236771 236908"
+    ),
+    "\x01\x7f": "2 249732 251541",
+    "\u017f \ufb01 \xc5": "2 238071 97940 44667",
+    "def f(x):\n    return x  # ok\n\n\n\n        pass": (
+        "2 2063 517 236769 236781 1473 107 140 2060 1123 138 236865 7546 110 144 4373"
+    ),
+    "zzzzzzzzzzzzzz": "2 9961 9961 9961 9961 9961 9961 9961",
+    "hahahahahahahaha banananana": "2 89009 168508 168508 118653 8418 17822 1925",
+}
+
+
+def test_gemma3_cuts_odd_texts_as_llama_cpp_does():
+    tokenizer = load_tokenizer(tiny.gemma3())
+    assert {text: " ".join(map(str, tokenizer(text)["input_ids"])) for text in GEMMA3_IDS} == GEMMA3_IDS
+    for text in GEMMA3_IDS:
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text

@@ -11,7 +11,6 @@ import transformers
 
 from sva.models.config import from_hf
 from sva.models.hub import KNOWN
-from sva.utils.paths import cache_dir
 
 VOCAB = 128
 _SIZES: dict[str, Any] = {
@@ -245,10 +244,19 @@ def _llama3_factors(model: torch.nn.Module) -> np.ndarray:
     return (rope["rope_theta"] ** (-np.arange(0, dim, 2) / dim) / model.model.rotary_emb.inv_freq.numpy()).astype("f4")
 
 
-def smollm2() -> Path:
-    """The small real model where it was fetched before; skips the test where it was not (93 MB)."""
-    packaged = KNOWN["smollm2-135m-instruct-q4_1"].packaged
-    path = cache_dir() / "models" / f"{packaged.package}-{packaged.version}" / packaged.name
+def packaged(name: str, megabytes: int) -> Path:
+    """A small real model where it was fetched before; skips the test where it was not."""
+    path = KNOWN[name].packaged.file()
     if not path.is_file():
-        pytest.skip("SmolLM2 is not in the cache; `sva fetch smollm2-135m-instruct-q4_1` brings it")
+        pytest.skip(f"{name} is not in the cache; `sva fetch {name}` brings it ({megabytes} MB)")
     return path
+
+
+def smollm2() -> Path:
+    """SmolLM2 where it was fetched before; skips the test where it was not."""
+    return packaged("smollm2-135m-instruct-q4_1", 93)
+
+
+def gemma3() -> Path:
+    """gemma-3-270m where it was fetched before; skips the test where it was not."""
+    return packaged("gemma-3-270m-q4_k_m", 238)

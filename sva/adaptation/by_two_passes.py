@@ -24,7 +24,7 @@ def by_two_passes(model: AdaptiveLM, max_new_tokens: int) -> Answer:
         questions = [item.question for item in batch]
         right = [item.task.label if item.task.label in names else OTHER for item in batch]
         prompts = [chat.render_example(model.lm, item.task, item.example) for item in batch]
-        found = model.measured(questions, max_new_tokens, stopwatch, right, stops_of(batch), prompts)
+        found = model.measured(questions, max_new_tokens, stopwatch, right, stops_of(model.lm, batch), prompts)
         answers = [each.answer for each in found]
         records = grade(batch, [a.text for a in answers], [a.tokens for a in answers], prompts)
         return [

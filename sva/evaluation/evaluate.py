@@ -132,16 +132,16 @@ def by_refilling(lm: LM, max_new_tokens: int, rows: int, *, progress: bool = Tru
 
     def answer(batch: Sequence[Item]) -> list[Record]:
         prompts = _prompts(lm, batch)
-        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=stops_of(batch), options=options)
+        done = complete(lm, chat.tokenize(lm, prompts), max_new_tokens, stops=stops_of(lm, batch), options=options)
         found = sorted(done, key=lambda completion: completion.prompt)
         return grade(batch, [each.text for each in found], [len(each.tokens) for each in found], prompts)
 
     return answer
 
 
-def stops_of(batch: Sequence[Item]) -> list[tuple[str, ...]]:
+def stops_of(lm: LM, batch: Sequence[Item]) -> list[tuple[str, ...]]:
     """The stop texts of each item."""
-    return [item.task.stop for item in batch]
+    return [chat.stops(lm, item.task) for item in batch]
 
 
 def _prompts(lm: LM, batch: Sequence[Item]) -> list[str]:
@@ -153,7 +153,7 @@ def by_generation(lm: LM, max_new_tokens: int) -> Answer:
     """Greedy answers of `lm`, through the chat template, in one batch that runs until its longest answer ends."""
 
     def answer(batch: Sequence[Item]) -> list[Record]:
-        prompts, stops = _prompts(lm, batch), stops_of(batch)
+        prompts, stops = _prompts(lm, batch), stops_of(lm, batch)
         of_all = [stop for stop in stops[0] if all(stop in each for each in stops)]
         out = lm.generate(*chat.encode(lm, prompts), max_new_tokens, chat.end_tokens(lm, of_all))
         found = chat.decode_until(lm, out.tokens, out.lengths, stops)

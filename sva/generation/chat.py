@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sva.tasks.base import Example, Task
 
 _PROBE = "7301946285"
+_NEXT = "\nQuestion:"  # what a model without a chat template writes after the answer that it was asked for
 
 
 class Rendered(str):
@@ -108,7 +109,10 @@ def render_example(lm: LM, task: "Task", example: "Example") -> Rendered:
         raise UserError(f"task {task.name}: a question is empty; give it some text")
     if (framed := task.framed(example)) is not None:
         return Rendered(framed)
-    text = render_turns(lm, turns, task.opening(lm.model.cfg.architecture))
+    opening = task.opening(lm.model.cfg.architecture)
+    if _is_shown_examples(lm, task):
+        return _as_examples(turns, opening)
+    text = render_turns(lm, turns, opening)
     if task.prompt != "reference" or text.bos:
         return text
     if front := _front(lm.tokenizer):
@@ -116,6 +120,24 @@ def render_example(lm: LM, task: "Task", example: "Example") -> Rendered:
         twice = ", which is then there twice" if text.startswith(added) else ""
         _say(f"prompt=reference: {added} goes in front of the rendered chat, as in the public code{twice}")
     return Rendered(text, bos=True)
+
+
+def stops(lm: LM, task: "Task") -> tuple[str, ...]:
+    """The texts that end an answer: the task's, and where worked examples are plain text the next one's beginning."""
+    return (*task.stop, _NEXT) if _is_shown_examples(lm, task) else task.stop
+
+
+def _is_shown_examples(lm: LM, task: "Task") -> bool:
+    """Whether worked examples stand in front of a question as plain text: for a base model, without a chat template."""
+    return bool(task.shots) and not need_tokenizer(lm).chat_template
+
+
+def _as_examples(turns: Sequence[Mapping[str, str]], opening: str) -> Rendered:
+    """A text of questions with their answers that breaks off where the last answer starts."""
+    marks = {"user": "Question: ", "assistant": "Answer: ", "system": ""}
+    ends = {"user": "\n", "assistant": "\n\n", "system": "\n\n"}
+    text = "".join(f"{marks[turn['role']]}{turn['content']}{ends[turn['role']]}" for turn in turns)
+    return Rendered(f"{text}Answer:{f' {opening}' if opening else ''}")
 
 
 def tokenize(lm: LM, texts: Sequence[str], *, follows: bool = False, kind: str = "prompt") -> list[list[int]]:

@@ -103,6 +103,7 @@ def sample(
     else:
         adapted = dataclasses.replace(lm, params=merge_params(lm.model, lm.params, spectra, z))
     keys = seeds.of_rows(key, jnp.arange(total)).reshape(len(ids), cfg.samples)
+    stops = chat.stops(lm, task)
     done = complete(
         adapted,
         [row[keep] for row, keep in zip(ids, mask.astype(bool), strict=True)],
@@ -110,9 +111,9 @@ def sample(
         sampling=sampling_of(cfg),
         key=keys,
         samples=cfg.samples,
-        stops=task.stop,
+        stops=stops,
         options=CompleteOptions(
-            eos_ids=chat.end_tokens(lm, task.stop),
+            eos_ids=chat.end_tokens(lm, stops),
             engine=engine_config(cfg, batch.shape, budget),
             shared=batch.shape.shared,
             is_checked=False,
