@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sva.adaptation.adaptive_lm import AdaptiveLM, adaptive
     from sva.adaptation.two_pass import two_pass
+    from sva.ensembles.ensemble import Ensemble, ensemble
     from sva.evaluation.evaluate import evaluate
     from sva.generation.complete import CompleteOptions, complete
     from sva.generation.decode import Generation
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "sva.adaptation.adaptive_lm": ("AdaptiveLM", "adaptive"),
     "sva.adaptation.two_pass": ("two_pass",),
+    "sva.ensembles.ensemble": ("Ensemble", "ensemble"),
     "sva.evaluation.evaluate": ("evaluate",),
     "sva.generation.complete": ("CompleteOptions", "complete"),
     "sva.generation.decode": ("Generation",),
@@ -67,6 +69,7 @@ __all__ = [
     "Batch",
     "CompleteOptions",
     "Config",
+    "Ensemble",
     "Expert",
     "Generation",
     "Greedy",
@@ -82,6 +85,7 @@ __all__ = [
     "bank",
     "complete",
     "decompose",
+    "ensemble",
     "evaluate",
     "factored",
     "family",

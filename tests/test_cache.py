@@ -7,8 +7,8 @@ import pytest
 
 from sva.generation.engine import EngineConfig
 from sva.models import cache as kv_cache
+from sva.models.attention import attend
 from sva.models.cache import BLOCK, KV, KVSegment
-from sva.models.layers import attend
 from sva.models.stacks import Scan
 from sva.utils.errors import UserError
 

@@ -297,3 +297,12 @@ def test_concepts_says_what_every_package_holds() -> None:
     text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8").partition("How the packages fit together")[2]
     packages = [path.parent.name for path in (ROOT / "sva").glob("*/__init__.py")]
     assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(packages)
+
+
+def test_the_page_of_models_is_what_the_table_of_architectures_says() -> None:
+    spec = importlib.util.spec_from_file_location("models_page", ROOT / "scripts" / "models_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python scripts/models_page.py"

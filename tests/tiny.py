@@ -43,9 +43,64 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {"head_dim": 24, "tie_word_embeddings": True}),
     "llama3": ("LlamaConfig", {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True}),
 }
-KINDS = tuple(_CONFIGS)
+_FACTORS = [1.0 + 0.5 * i for i in range(8)]
+_MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("Gemma2Config", {"sliding_window": 6, "query_pre_attn_scalar": 24, "head_dim": 24,
+                                "attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0}),
+    "gemma3": ("Gemma3TextConfig", {"sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 24,
+                                    "head_dim": 24, "tie_word_embeddings": True, "rope_parameters": {
+                                        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+                                        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2, "attention_bias": True, "use_sliding_window": True,
+                                  "sliding_window": 7}),
+    "olmo2": ("Olmo2Config", {"attention_bias": True}),
+    "olmo3": ("Olmo3Config", {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention",
+                                                                   "sliding_attention"],
+                              "rope_parameters": {
+                                  "full_attention": {"rope_type": "yarn", "factor": 8.0, "rope_theta": 500.0,
+                                                     "original_max_position_embeddings": 32},
+                                  "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}}),
+    "phi3": ("Phi3Config", {"sliding_window": 9}),
+    "phi4": ("Phi3Config", {"tie_word_embeddings": True, "original_max_position_embeddings": 24, "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 0.75,
+        "short_factor": _FACTORS[:6], "long_factor": _FACTORS[2:]}}),
+    "granite": ("GraniteConfig", {"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "logits_scaling": 2.0,
+                                  "attention_multiplier": 0.1, "mlp_bias": True}),
+    "linear": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}}),
+    "dynamic": ("LlamaConfig", {"max_position_embeddings": 24, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0}}),
+    "yarn": ("LlamaConfig", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+                                                 "original_max_position_embeddings": 64, "beta_fast": 8.0}}),
+    "longrope": ("LlamaConfig", {"rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 24,
+        "short_factor": _FACTORS, "long_factor": _FACTORS[::-1]}}),
+}  # fmt: skip
+_CONFIGS |= _MORE
+MORE = tuple(_MORE)
+"""The other architectures, and Llama with the rope types; with windows, two ropes, layers without, long rows."""
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "llama3")
 """llama (untied, grouped queries), mistral (window 6), qwen2 (biases; window 7 in the last layer), qwen3
 (tied, head_dim 24 where hidden / heads is 16), llama3 (tied, scaled rope of original length 32)."""
+
+
+MOE_KINDS = ("mixtral", "qwen3_moe", "olmoe")
+"""mixtral (window 6, 2 of 5 modules), qwen3_moe (3 of 6 modules, shares that add to 1, the first layer dense), olmoe
+(2 of 7 modules, shares among all, q and k normalised over all heads)."""
+_CONFIGS |= {
+    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 6}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [0],
+            "head_dim": 24,
+        },
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 7, "num_experts_per_tok": 2, "attention_bias": True}),
+}
 
 
 def config(kind: str, **changes: Any) -> transformers.PreTrainedConfig:
@@ -76,13 +131,13 @@ def make(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
-                weight.uniform_(0.5, 1.5)
+                weight.uniform_(*(-0.5, 0.5) if kind.startswith("gemma") else (0.5, 1.5))
             elif name.endswith("bias"):
                 weight.normal_(0, 0.5)
             elif "embed" in name or "lm_head" in name:
                 weight.normal_(0, 0.3)
             else:
-                weight.normal_(0, 1.2 / weight.shape[1] ** 0.5)
+                weight.normal_(0, 1.2 / weight.shape[-1] ** 0.5)
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(directory, max_shard_size="50KB" if shards else "1GB")
     return model.to(torch.float32).eval()
@@ -113,6 +168,11 @@ _GGUF_NAMES = {
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
+_GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 
 def write_gguf(
@@ -130,7 +190,8 @@ def write_gguf(
     llama.cpp names them.
     """
     cfg = from_hf(model.config.to_dict())
-    kind = {"mistral": "llama"}.get(cfg.architecture, cfg.architecture)
+    kind = {"mistral": "llama", "gemma3_text": "gemma3"}.get(cfg.architecture, cfg.architecture)
+    names = _GGUF_NAMES | (_GEMMA_NAMES if kind.startswith("gemma") else {})
     settings: dict[str, Any] = {
         "block_count": cfg.num_layers,
         "context_length": cfg.max_position_embeddings,
@@ -165,10 +226,12 @@ def write_gguf(
         if kind == "llama" and heads:
             halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
             weight = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+        if kind.startswith("gemma") and "norm" in parts[-2]:
+            weight = weight + 1
         layer = f"blk.{parts[2]}." if parts[1] == "layers" else ""
         stored = gguf.GGMLQuantizationType[packed if weight.ndim == 2 else "F32"]
         data = weight if stored == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(weight, stored)
-        writer.add_tensor(f"{layer}{_GGUF_NAMES[parts[-2]]}.{parts[-1]}", data, raw_dtype=stored)
+        writer.add_tensor(f"{layer}{names[parts[-2]]}.{parts[-1]}", data, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -185,7 +248,7 @@ def _llama3_factors(model: torch.nn.Module) -> np.ndarray:
 def smollm2() -> Path:
     """The small real model where it was fetched before; skips the test where it was not (93 MB)."""
     packaged = KNOWN["smollm2-135m-instruct-q4_1"].packaged
-    path = cache_dir() / "models" / f"{packaged.package}-{packaged.version}" / Path(packaged.member).name
+    path = cache_dir() / "models" / f"{packaged.package}-{packaged.version}" / packaged.name
     if not path.is_file():
         pytest.skip("SmolLM2 is not in the cache; `sva fetch smollm2-135m-instruct-q4_1` brings it")
     return path

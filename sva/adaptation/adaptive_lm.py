@@ -11,7 +11,7 @@ import numpy as np
 
 from sva.adaptation import dispatchers, label_scoring
 from sva.adaptation.dispatchers import DispatchBatch, Dispatcher, Scored, ServingState, Work
-from sva.adaptation.experts import labels_and_slots
+from sva.adaptation.experts import OTHER_LABEL, labels_and_slots
 from sva.adaptation.label_scoring import Choice, Hard, Soft, Template, TokenBatch
 from sva.adaptation.two_pass import Decision, Request, first_pass, second_pass, two_pass
 from sva.generation import chat
@@ -343,6 +343,19 @@ def adaptive(
     )
     own, _ = labels_and_slots(experts, None)
     return AdaptiveLM(lm, labels, serving, label_scoring.template(lm, labels), dispatcher, plans, own, alphas)
+
+
+def without_experts(lm: LM, labels: Sequence[Label]) -> AdaptiveLM:
+    """A first pass alone: it says which of these labels a question belongs to, "other" added, and has no expert.
+
+    Raises:
+      UserError: as `label_scoring.prepare`.
+    """
+    labels = (*(label for label in labels if label.name != OTHER), OTHER_LABEL)
+    dispatcher = _scored(lm, labels, {}, None)
+    slots = _padded([*range(1, len(labels)), 0], len(dispatcher.scoring.bias))
+    serving = ServingState(lm.model, lm.params, {}, round_up(len(labels), SLOTS), slots)
+    return AdaptiveLM(lm, labels, serving, label_scoring.template(lm, labels), dispatcher, {}, labels)
 
 
 def _padded(places: Sequence[int], size: int) -> jax.Array:

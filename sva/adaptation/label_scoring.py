@@ -22,6 +22,7 @@ from flax import struct
 from sva.generation import chat
 from sva.generation.decode import prefill_prefix
 from sva.generation.lm import LM
+from sva.generation.logprobs import chosen
 from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.parallel.sharding import rows_bucket
@@ -116,9 +117,9 @@ def label_scores(
         token_indices=token_indices,
         output_start=length - 1,  # the prompt's last, then one a label token
     )
-    # Every state predicts over the vocabulary once; states, not targets, are unembedded.
-    logps = jax.nn.log_softmax(apply(model, collections, hidden, method="unembed"), axis=-1)
-    picked = logps[:, scoring.target_from + 1, scoring.target_ids]
+    picked = chosen(
+        lambda h: apply(model, collections, h, method="unembed"), hidden, scoring.target_from + 1, scoring.target_ids
+    )
     return jax.ops.segment_sum(picked.T, scoring.target_label, num_segments=scoring.bias.shape[0]).T
 
 

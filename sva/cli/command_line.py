@@ -29,6 +29,7 @@ class Command(NamedTuple):
     options: type
     run: Callable[[Any], int | None]
     epilog: str = ""  # text below the options, printed as it stands
+    rest: str = ""  # the field that takes all words as they stand, but for a first --help; none by default
 
 
 class Group(NamedTuple):
@@ -99,11 +100,16 @@ def parse(top: argparse.ArgumentParser, words: Sequence[str] | None) -> tuple[Co
     """
     found, unknown = top.parse_known_args(words)
     command, sub = found.command_, found.parser_
-    if unknown:
+    if unknown and not command.rest:
         known = [name for action in sub._actions for name in action.option_strings]
         hint = nearest(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else ""
         sub.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     values = {}
+    if command.rest:
+        if unknown[:1] in ([], ["-h"], ["--help"]):
+            sub.print_help()
+            sub.exit()
+        return command, command.options(**{command.rest: tuple(unknown)})
     for field in dataclasses.fields(command.options):
         value = getattr(found, field.name)
         if isinstance(field.default, tuple) and value is None:
@@ -118,8 +124,11 @@ def _add(commands: Any, command: Command) -> None:
     settings: dict[str, Any] = {}
     if command.epilog:
         settings = {"epilog": command.epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    settings["add_help"] = not command.rest
     sub = commands.add_parser(command.name, help=paragraphs[0], description=" ".join(paragraphs), **settings)
     sub.set_defaults(command_=command, parser_=sub)
+    if command.rest:
+        return
     hints = typing.get_type_hints(command.options)
     exclusive = collections.defaultdict(sub.add_mutually_exclusive_group)
     for field in dataclasses.fields(command.options):

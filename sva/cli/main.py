@@ -18,6 +18,7 @@ from sva.cli import (
     expert,
     fetch,
     generate,
+    lm_eval,
     report,
     serve,
     sweep,
@@ -44,6 +45,7 @@ _MODULES = (
     sweep,
     expert,
     verify,
+    lm_eval,
 )
 
 

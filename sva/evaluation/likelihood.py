@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -15,7 +15,6 @@ from sva.generation.finite import check_finite
 from sva.generation.lm import LM, fitting
 from sva.generation.logprobs import score
 from sva.generation.merge import adapted
-from sva.generation.prompts import check_prompts
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.parallel.processes import to_host
 from sva.utils.errors import UserError
@@ -53,8 +52,9 @@ def continuation_logprobs(
 @partial(jax.jit, static_argnames=("model",))
 def target_logprobs(
     model: Transformer, params: Mapping[str, Any], rows: OptionRows, adapter: Mapping[str, Any] | None = None
-) -> jax.Array:
-    """[Q] float32 nats: the log-probability of each target after the tokens that lead to it; of spare ones, anything.
+) -> tuple[jax.Array, jax.Array]:
+    """[Q] float32 nats, the log-probability of each target after the tokens that lead to it, and [Q] bool, whether
+    no token is likelier there; of spare targets, anything.
 
     Logits exist for `_STATES` tokens at a time.
     """
@@ -65,15 +65,18 @@ def target_logprobs(
     flat = hidden.reshape(-1, hidden.shape[-1])
     chunk = min(_STATES, len(rows.states))
 
-    def read(number: jax.Array, found: jax.Array) -> jax.Array:
+    def read(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         states = jax.lax.dynamic_slice_in_dim(rows.states, number * chunk, chunk)
         logits = apply(model, {"params": params}, jnp.take(flat, states, axis=0, mode="clip"), method="unembed")
         place = rows.sources - number * chunk
         here = jnp.clip(place, 0, chunk - 1)
-        logprobs = logits[here, rows.targets] - jax.nn.logsumexp(logits, axis=-1)[here]
-        return jnp.where(here == place, logprobs, found)
+        chosen = logits[here, rows.targets]
+        logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)[here]
+        likeliest = chosen >= jnp.max(logits, axis=-1)[here]
+        return jnp.where(here == place, logprobs, found[0]), jnp.where(here == place, likeliest, found[1])
 
-    return jax.lax.fori_loop(0, (rows.count + chunk - 1) // chunk, read, jnp.zeros(rows.targets.shape, jnp.float32))
+    empty = jnp.zeros(rows.targets.shape, jnp.float32), jnp.zeros(rows.targets.shape, bool)
+    return jax.lax.fori_loop(0, (rows.count + chunk - 1) // chunk, read, empty)
 
 
 def option_logprobs(
@@ -96,36 +99,71 @@ def option_logprobs(
       UserError: a prompt with an option is longer than the model's context, an option has no token of its own, a text
         holds a token without embedding, a log-probability is not finite, or a z does not fit.
     """
-    trees, lengths = [], []
-    for prompt, texts in zip(prompts, options, strict=True):
-        head, tails = followed(lm, prompt, texts)
-        trees.append(tree(head, tails))
-        lengths.append(len(head) + max(map(len, tails)))
-    check_prompts(np.asarray(lengths), 1, lm.model.cfg.max_position_embeddings)
-    nats = _read(lm, trees, lm.z if z is None else z, batch_tokens)
-    sums = [[float(each.sum(dtype=np.float64)) for each in parts] for parts in nats]
-    check_finite(lm, np.concatenate(sums), "option")
-    return [tuple(each) for each in sums]
+    pairs = [followed(lm, prompt, texts) for prompt, texts in zip(prompts, options, strict=True)]
+    scores = token_scores(
+        lm, [head for head, _ in pairs], [tails for _, tails in pairs], z=z, batch_tokens=batch_tokens
+    )
+    return [tuple(score.nats for score in each) for each in scores]
 
 
-def _read(lm: LM, trees: Sequence[Tree], z: Mapping[str, Any] | None, batch_tokens: int) -> list[list[np.ndarray]]:
-    """The log-probability (nats) of every token of every option of each tree; z as for `option_logprobs`."""
+class Score(NamedTuple):
+    """Of one continuation."""
+
+    nats: float  # its log-probability
+    is_greedy: bool  # whether greedy decoding would draw it: no token was likelier at any of its places
+
+
+def token_scores(
+    lm: LM,
+    heads: Sequence[Sequence[int]],
+    tails: Sequence[Sequence[Sequence[int]]],
+    *,
+    z: Mapping[str, Any] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[list[Score]]:
+    """The scores of all continuations of each of B heads, token ids; none is empty. Settings as in `option_logprobs`.
+
+    Raises:
+      UserError: a head with a continuation is longer than the model's context, a log-probability is not finite, or a z
+        does not fit.
+    """
+    trees = [tree(head, each) for head, each in zip(heads, tails, strict=True)]
+    context = lm.model.cfg.max_position_embeddings
+    for number, (head, each) in enumerate(zip(heads, tails, strict=True)):
+        if (read := len(head) + max(map(len, each)) - 1) > context:  # the last token is never read
+            raise UserError(
+                f"prompt {number} and its longest continuation have {read} tokens to read, and the model's context is "
+                f"{context}; shorten the prompt"
+            )
+    found = _read(lm, trees, lm.z if z is None else z, batch_tokens)
+    scores = [[Score(float(nats.sum(dtype=np.float64)), bool(best.all())) for nats, best in each] for each in found]
+    check_finite(lm, np.asarray([score.nats for each in scores for score in each]), "option")
+    return scores
+
+
+_Tokens = tuple[np.ndarray, np.ndarray]  # of one option: nats, and whether likeliest
+
+
+def _read(lm: LM, trees: Sequence[Tree], z: Mapping[str, Any] | None, batch_tokens: int) -> list[list[_Tokens]]:
+    """What `target_logprobs` finds for every token of every option of each tree; z as for `option_logprobs`."""
     by_row = {} if z is None else {name: np.asarray(x) for name, x in z.items() if np.ndim(x) == 2}
     params, adapter, spectra = lm.params, None, {}
     if z is not None:
         spectra = fitting(lm, z, len(trees))
         if not by_row:
             params, adapter = adapted(lm, spectra, z)
-    found: list[list[np.ndarray]] = [[] for _ in trees]
+    found: list[list[_Tokens]] = [[] for _ in trees]
     for batch in batches([len(each.ids) for each in trees], batch_tokens, alone=bool(by_row)):
         rows = option_rows(batch, trees)
         order = [number for numbers in batch.rows for number in numbers]
         if z is not None and by_row:
             of_rows = {name: pad_rows(x[order], len(rows.ids)) for name, x in by_row.items()}
             params, adapter = adapted(lm, spectra, {**z, **of_rows})
-        nats = iter(to_host(target_logprobs(lm.model, params, rows, adapter)))
+        nats, best = to_host(target_logprobs(lm.model, params, rows, adapter))
+        ends = np.cumsum([count for number in order for count in trees[number].counts])
+        parts = iter(zip(np.split(nats, ends), np.split(best, ends), strict=True))
         for number in order:
-            found[number] = [np.fromiter(nats, np.float32, count) for count in trees[number].counts]
+            found[number] = [next(parts) for _ in trees[number].counts]
     return found
 
 

@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 
 from sva.generation.loaded_model import DTYPES, LoadedModel, kept_spectra
-from sva.models import layout
+from sva.models import layout, moe_names
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.fingerprint import digest, fingerprint
@@ -26,7 +26,7 @@ from sva.utils.errors import UserError
 from sva.utils.matmul import Int8, floats
 from sva.utils.paths import spectra_dir
 from sva.utils.progress import progress_bar
-from sva.utils.trees import select
+from sva.utils.trees import adaptable, select
 
 
 def decompose(
@@ -90,7 +90,8 @@ def decompose_checkpoint(
         )
     checkpoint = open_checkpoint(resolve(name_or_path))
     specs = expected(checkpoint.config)
-    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
+    spelled = partial(moe_names.written, checkpoint.config.architecture)
+    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path, spelled)
     names = select(specs, targets, layers)
     mine = sorted(names, key=lambda name: specs[name].shape)[index::count]
     with progress_bar("fingerprint", len(specs), "weight", leave=False, hidden=not progress) as bar:
@@ -118,11 +119,11 @@ def spectra_of(lm: LoadedModel, names: Sequence[str], *, progress: bool = True) 
     Raises:
       UserError: the model has no linear layer with a weight of such a name.
     """
-    adaptable = set(select(expected(lm.model.cfg), "all"))
-    unknown = [name for name in names if name not in adaptable]
+    known = set(adaptable(expected(lm.model.cfg)))
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{lm.name} has no linear layer {unknown[0]} to adapt; is the expert for another model?")
-    is_stacked = lm.model.scan_layers and layout.is_whole(lm.model, names)
+    is_stacked = layout.has_stacks(lm.model, names) and layout.is_whole(lm.model, names)
     keys = layout.names_by_path(names, lm.model) if is_stacked else {name: [name] for name in names}
     missing = [name for key, of_key in keys.items() if key not in lm.spectra for name in of_key]
     if missing:
@@ -161,16 +162,18 @@ def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: 
         (record.name, _on_devices(lm, record.name, Spectrum(u.astype(dtype), s, vt.astype(dtype))))
         for record, (u, s, vt) in store.stream(sources, lm.fingerprint, directory, **settings)
     )
-    if not (lm.model.scan_layers and layout.is_whole(lm.model, names)):
+    if not (layout.has_stacks(lm.model, names) and layout.is_whole(lm.model, names)):
         found = dict(placed)
         return {name: found[name] for name in names}
-    sizes = {path: len(found) for path, found in layout.names_by_path(names, lm.model).items()}
     stacks: dict[Any, Spectrum] = {}
     for name, spectrum in placed:
-        path, number = path_of(name, lm.model.scan_layers)
+        path, at = path_of(name, lm.model.scan_layers)
+        if not at:
+            stacks[path] = spectrum
+            continue
         if path not in stacks:
-            stacks[path] = _empty_stack(lm, name, spectrum, sizes[path])
-        stacks[path] = _put(stacks[path], np.int32(number or 0), spectrum)
+            stacks[path] = _empty_stack(lm, name, spectrum)
+        stacks[path] = _put(stacks[path], tuple(map(np.int32, at)), spectrum)
     return by_name(unflatten_dict(stacks), names, scan=lm.model.scan_layers)
 
 
@@ -181,18 +184,20 @@ def _on_devices(lm: LoadedModel, name: str, spectrum: Spectrum) -> Spectrum:
     return place(spectrum, shardings(leaves, lm.mesh))
 
 
-def _empty_stack(lm: LoadedModel, name: str, one: Spectrum, layers: int) -> Spectrum:
-    """Zeros for the spectra of so many layers of one kind, placed like them."""
-    leaves = layout.stacked(layout.spectrum(expected(lm.model.cfg)[name], len(one.s)), layers)
+def _empty_stack(lm: LoadedModel, name: str, one: Spectrum) -> Spectrum:
+    """Zeros for the stack of spectra that this weight's is one of, placed like them."""
+    path, _ = path_of(name, lm.model.scan_layers)
+    lead = layout.lead(lm.model, path)
+    leaves = layout.in_stack(lm.model, path, layout.spectrum(expected(lm.model.cfg)[name], len(one.s)))
     placed = None if lm.mesh is None else shardings(leaves, lm.mesh)
-    make = jax.jit(lambda: Spectrum(*(jnp.zeros((layers, *x.shape), x.dtype) for x in one)), out_shardings=placed)
+    make = jax.jit(lambda: Spectrum(*(jnp.zeros((*lead, *x.shape), x.dtype) for x in one)), out_shardings=placed)
     return make()
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put(stack: Spectrum, layer: jax.Array, one: Spectrum) -> Spectrum:
-    """The stack with one layer's spectrum in its place; no second stack is made."""
-    return jax.tree.map(lambda x, y: x.at[layer].set(y), stack, one)
+def _put(stack: Spectrum, at: tuple[jax.Array, ...], one: Spectrum) -> Spectrum:
+    """The stack with one weight's spectrum in its place; no second stack is made."""
+    return jax.tree.map(lambda x, y: x.at[at].set(y), stack, one)
 
 
 def _read(checkpoint: Checkpoint, name: str, dtype: np.dtype) -> np.ndarray:

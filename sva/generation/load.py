@@ -14,6 +14,7 @@ from sva.models import layout
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.hub import resolve
 from sva.models.load import load_params
+from sva.models.moe_config import sparse_cuts
 from sva.models.stacks import cut
 from sva.models.tokenizer import load_tokenizer
 from sva.models.transformer import Transformer
@@ -67,7 +68,7 @@ def load(
     path = resolve(name_or_path)
     checkpoint = open_checkpoint(path)
     is_scanned = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
-    scan = cut(layers, checkpoint.config.num_layers)  # raises where the model has no such layers
+    scan = cut(layers, checkpoint.config.num_layers, sparse_cuts(checkpoint.config.moe))  # raises: no such layers
     kept = KV_DTYPES[kv_dtype] if kv_dtype else None
     model = Transformer(checkpoint.config, _LOADED[dtype], scan_layers=is_scanned and scan, kv_dtype=kept)
     if dtype == "int8" and mesh is not None:

@@ -71,7 +71,7 @@ class LoadedModel:
 
 def kept_spectra(model: Transformer, spectra: Mapping[str, Any]) -> dict[Any, Spectrum]:
     """Spectra keyed by weight name as `LoadedModel.spectra` keeps them; a view of stacks is not copied."""
-    if not (model.scan_layers and layout.is_whole(model, spectra)):
+    if not (layout.has_stacks(model, spectra) and layout.is_whole(model, spectra)):
         return dict(spectra)
     stacks: dict[Any, Any] = flatten_dict(model.nest(spectra))
     return stacks

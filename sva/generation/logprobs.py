@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 _TOKENS = 512  # whose logits exist at once: 100 MB for SmolLM2's vocabulary, 260 MB for Llama 3's
+_LOGITS = 1 << 26  # that exist at once, 268 MB: of fewer tokens, where the vocabulary is Gemma's
 
 
 class Scores(NamedTuple):
@@ -35,10 +36,10 @@ def score(
       hidden: [B, N, D], the state from which each target is predicted.
       targets: [B, N] int32.
       ref_hidden: [B, N, D] of the reference model, which shares `unembed`, or None. It gets no gradient.
-      chunk: tokens a row; by default as many as make about 512 in all rows.
+      chunk: tokens a row; by default as many as make about 512 in all rows, fewer of a vocabulary above 131,072.
     """
     batch, length = targets.shape
-    chunk = chunk or max(1, _TOKENS // batch)
+    chunk = chunk or max(1, min(_TOKENS, _LOGITS // _vocabulary(unembed, hidden)) // batch)
 
     @jax.checkpoint
     def one(hidden: jax.Array, targets: jax.Array, ref_hidden: jax.Array | None) -> Scores:
@@ -64,6 +65,28 @@ def score(
 
     scores = jax.lax.map(lambda args: one(*args), (split(hidden), split(targets), split(ref_hidden)))
     return Scores(*(jnp.moveaxis(x, 0, 1).reshape(batch, padded)[:, :length] for x in scores))
+
+
+def chosen(
+    unembed: Callable[[jax.Array], jax.Array], hidden: jax.Array, states: jax.Array, targets: jax.Array
+) -> jax.Array:
+    """[B, K] float32 nats: the log-probs of `targets` [K] after the states numbered `states` [K] of hidden [B, S, D].
+
+    Every state is unembedded once: all together, or where their logits are too many one column after another.
+    """
+    batch, length, _ = hidden.shape
+    if batch * length * _vocabulary(unembed, hidden) <= _LOGITS:
+        return jax.nn.log_softmax(unembed(hidden), axis=-1)[:, states, targets]
+
+    def column(hidden: jax.Array) -> jax.Array:
+        return jnp.take(jax.nn.log_softmax(unembed(hidden), axis=-1), targets, axis=-1)
+
+    by_state = jax.lax.map(column, jnp.moveaxis(hidden, 1, 0))  # [S, B, K]
+    return by_state[states, :, jnp.arange(len(targets))].T
+
+
+def _vocabulary(unembed: Callable[[jax.Array], jax.Array], hidden: jax.Array) -> int:
+    return jax.eval_shape(unembed, jax.ShapeDtypeStruct((1, 1, hidden.shape[-1]), hidden.dtype)).shape[-1]
 
 
 def _pick(logps: jax.Array, targets: jax.Array) -> jax.Array:

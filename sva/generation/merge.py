@@ -58,7 +58,7 @@ def merge_params(
 ) -> dict[str, Any]:
     """The parameter tree with the weights of z ({name: [R], Core, Bands or Adapter}) replaced by merged ones.
 
-    All other arrays are those of `params`. Layers that are stacked are merged as a stack, one after another.
+    All other arrays are those of `params`. Weights that are stacked are merged as a stack, one after another.
     """
     if not z:
         return dict(params)
@@ -67,12 +67,12 @@ def merge_params(
         factors, scales = _factors(model, spectra, z), flatten_dict(model.nest(z))
         targets = {path: (weights[path], factors[path], z) for path, z in scales.items()}
         return unflatten_dict(weights | _merge_all(targets) | _biases(scales))
-    for path, names in layout.names_by_path(z, model).items():  # of stacks, single layers
+    for path, names in layout.names_by_path(z, model).items():  # of stacks, single weights
         for name in names:
-            _, layer = path_of(name, model.scan_layers)
-            target = {path: (jax.tree.map(lambda x, at=layer: x[at], weights[path]), spectra[name], z[name])}
+            _, at = path_of(name, model.scan_layers)
+            target = {path: (jax.tree.map(lambda x, at=at: x[at], weights[path]), spectra[name], z[name])}
             for where, new in (_merge_all(target) | _biases({path: z[name]})).items():
-                weights[where] = jax.tree.map(lambda x, y, at=layer: x.at[at].set(y), weights[where], new)
+                weights[where] = jax.tree.map(lambda x, y, at=at: x.at[at].set(y), weights[where], new)
     return unflatten_dict(weights)
 
 
@@ -96,8 +96,8 @@ def _merge_all(targets: dict[Any, tuple[Any, Frozen, forms.Z]]) -> dict[Any, Any
         return forms.merge(spectrum, z, w)
 
     def each(target: tuple[Any, Frozen, forms.Z]) -> Any:
-        is_stack = max(x.ndim for x in jax.tree.leaves(target[0])) == 3
-        return jax.lax.map(lambda layer: merged(*layer), target) if is_stack else merged(*target)
+        is_stack = max(x.ndim for x in jax.tree.leaves(target[0])) > 2
+        return jax.lax.map(each, target) if is_stack else merged(*target)
 
     return {path: each(target) for path, target in targets.items()}
 
@@ -169,6 +169,6 @@ def nested_slots(
 
 
 def shared_form(model: Transformer, name: str) -> Hashable:
-    """The key that weights of one form share: their stack where layers are stacked, else the name itself."""
-    path, number = path_of(name, model.scan_layers)
-    return name if number is None else path
+    """The key that weights of one form share: their stack where they are stacked, else the name itself."""
+    path, at = path_of(name, model.scan_layers)
+    return path if at else name

@@ -61,10 +61,10 @@ def save_gguf(
       tokenizer: metadata from `tokenizer_metadata`; if empty, the file holds weights only, and says so.
       dtype: float32 or bfloat16.
     Raises:
-      UserError: windows, an activation or rope settings that a GGUF file of this architecture cannot express, a full
-        disk.
+      UserError: an architecture, windows, an activation or rope settings that a GGUF file of this architecture cannot
+        express, a full disk.
     """
-    arch = _ARCHITECTURES[config.architecture]
+    arch = _architecture(config)
     writer = gguf.GGUFWriter(None, arch)
     matrices = _KINDS[np.dtype(dtype)]
     writer.add_name(name)
@@ -100,6 +100,16 @@ def save_gguf(
     write_atomically(to_path(path), write)
 
 
+def _architecture(config: ModelConfig) -> str:
+    """llama.cpp's name of the architecture."""
+    if config.architecture not in _ARCHITECTURES:
+        raise UserError(
+            f"a {config.architecture} model cannot be written as a GGUF file; supported: {', '.join(_ARCHITECTURES)}; "
+            "write a Hugging Face directory"
+        )
+    return _ARCHITECTURES[config.architecture]
+
+
 def _gguf_name(name: str) -> str:
     """llama.cpp's name of a Hugging Face weight."""
     layer, path = split_name(name)
@@ -121,6 +131,8 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
         raise UserError("this model's layers differ in their attention window, which a GGUF file cannot express")
     if config.hidden_act != "silu":
         raise UserError(f"this model's activation is {config.hidden_act}; a GGUF file of its kind means silu")
+    if config.rope.kind not in ("default", "linear", "llama3"):
+        raise UserError(f"rope type {config.rope.kind} of this model has no place in a GGUF file of its kind")
     settings = {
         "vocab_size": config.vocab_size,
         "block_count": config.num_layers,

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +54,10 @@ def save_peft(
       tolerance: leaves out components that move by no more than this part of s_max.
       dtype: of the stored matrices, float32 or bfloat16.
     Raises:
-      UserError: nothing is left to be stored, the directory holds something, the disk is full.
+      UserError: nothing is left to be stored, a weight is none of a linear layer of transformers' model, the directory
+        holds something, the disk is full.
     """
+    require_linear(z)
     tensors: dict[str, np.ndarray] = {}
     parts: dict[str, Part] = {}
     for name, vector in z.items():
@@ -85,6 +87,16 @@ def save_peft(
 
     write_directory(directory, write)
     return parts
+
+
+def require_linear(names: Iterable[str]) -> None:
+    """Raises UserError for a weight of a mixture's modules or router, which PEFT has no layer for."""
+    for name in names:
+        if ".mlp.experts." in name or name.endswith(".mlp.gate.weight"):
+            raise UserError(
+                f"{name}: PEFT adapts linear layers, and transformers has none for a mixture's modules and router; "
+                "export the merged model instead (sva expert export, or sva.merge and LM.save)"
+            )
 
 
 def summary(parts: Mapping[str, Part]) -> str:

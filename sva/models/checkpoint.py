@@ -47,23 +47,29 @@ class Checkpoint:
         return self.read_rows(name, index[0])[(slice(None), *index[1:])]
 
 
-def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: Any = "") -> None:
+def match(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    where: Any = "",
+    spelled: Callable[[str], str] = str,
+) -> None:
     """Raises UserError unless both name the same weights with the same shapes.
 
     Args:
       expected: shape of each weight the model needs.
       found: shape of each tensor the checkpoint holds.
       where: the checkpoint's path, for the message.
+      spelled: a weight's name as checkpoints of this architecture have it, for the message.
 
     Raises:
       UserError: one kind at a time: a weight without a tensor (unmapped), a tensor no weight takes
         (unexpected), a wrong shape. It names up to three of them and how many more there are.
     """
     lead = f"{where}: " if where else ""
-    unmapped = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    unexpected = [f"{name} {list(shape)}" for name, shape in found.items() if name not in expected]
+    unmapped = [f"{spelled(name)} {list(shape)}" for name, shape in expected.items() if name not in found]
+    unexpected = [f"{spelled(name)} {list(shape)}" for name, shape in found.items() if name not in expected]
     wrong = [
-        f"{name} (expected {list(shape)}, found {list(found[name])})"
+        f"{spelled(name)} (expected {list(shape)}, found {list(found[name])})"
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]

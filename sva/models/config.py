@@ -1,68 +1,17 @@
-"""The shape of a Llama-family decoder, read from and written to a Hugging Face `config.json`."""
+"""The shape of a decoder, read from and written to a Hugging Face `config.json` by the table of architectures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sva.models.rope import Rope, positive_number, rope_from_hf, rope_to_hf
+from sva.models.architectures import TABLE
+from sva.models.fields import Reader, Sets
+from sva.models.moe_config import WRITERS as MOE_WRITERS
+from sva.models.moe_config import Moe
+from sva.models.rope import NO_ROPE, Rope, rope_to_hf
 from sva.utils.errors import UserError
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-
-# What an absent key means, per model type: the defaults of transformers' own config classes. They are kept
-# here because importing those classes imports torch wherever it is installed (5 s); a test holds them equal.
-_SHARED_DEFAULTS: dict[str, Any] = {
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "pad_token_id": None,
-    "head_dim": None,
-}
-_QWEN_DEFAULTS: dict[str, Any] = _SHARED_DEFAULTS | {
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-    "layer_types": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": _SHARED_DEFAULTS
-    | {
-        "num_key_value_heads": None,
-        "max_position_embeddings": 2048,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "mistral": _SHARED_DEFAULTS
-    | {
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "qwen2": _QWEN_DEFAULTS,
-    "qwen3": _QWEN_DEFAULTS | {"attention_bias": False, "head_dim": 128},
-}
-
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_accurate": "gelu_tanh",
-}
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-_CLASS_PREFIXES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 @dataclass(frozen=True)
@@ -86,15 +35,39 @@ class ModelConfig:
     rms_norm_eps: float
     rope: Rope
     tie_word_embeddings: bool
-    attention_bias: bool
-    attention_output_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
     hidden_act: str
     windows: tuple[int, ...]
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: str = ""  # "head": each head of q and k is normalised by itself; "full": all of them as one vector
+    norms: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
+    """Names of the norms before and after attention, before and after the mlp; "" for none."""
+    norm_plus_one: bool = False  # norms multiply by 1 + weight
+    fused: bool = False  # q, k and v are one matrix, gate and up are one
+    local_rope: Rope | None = None  # of the layers with a window, if another than `rope`
+    no_rope_layers: tuple[int, ...] = ()
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of what attention and the mlp add
+    logits_divisor: float = 1.0
+    attention_scale: float | None = None  # of query-key products; None: head_dim ** -0.5
+    attention_softcap: float | None = None  # scores become cap * tanh(score / cap)
+    logit_softcap: float | None = None  # the same of the logits
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    moe: Moe | None = None  # which layers have a sparse mlp, and of what
+
+    @property
+    def layer_ropes(self) -> tuple[Rope, ...]:
+        """Each layer's rotary positions."""
+
+        def one(layer: int) -> Rope:
+            if layer in self.no_rope_layers:
+                return NO_ROPE
+            return self.local_rope if self.local_rope and self.windows[layer] else self.rope
+
+        return tuple(one(layer) for layer in range(self.num_layers))
 
 
 def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -106,7 +79,7 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
 
     Raises:
       UserError: an architecture, rope type, activation or quantisation that is not supported, a missing or
-        impossible value.
+        impossible value, a value that the network does not implement.
     """
     kind = _model_type(config, where)
     if config.get("quantization_config"):
@@ -116,39 +89,20 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> ModelConfi
             f"{where}: the weights are quantised ({method}), which sva does not read;"
             " use the unquantised checkpoint or a GGUF file"
         )
-    read = _Reader(config, DEFAULTS[kind], where)
+    architecture = TABLE[kind]
+    read = Reader(config, architecture.fields, where)
+    values: dict[str, Any] = {"architecture": kind, "windows": (0,) * read.size("num_hidden_layers")}
+    values |= architecture.fixed
+    for key, field in architecture.fields.items():
+        if isinstance(field, Sets) and field.read is not None:
+            found = field.read(read, key)
+            values |= zip(field.sets, found if len(field.sets) > 1 else [found], strict=True)
+    return ModelConfig(**values)
 
-    heads, kv_heads, head_dim = _heads(read)
-    act = read.get("hidden_act")
-    if act not in _ACTIVATIONS:
-        raise UserError(f"{where}: unsupported hidden_act {act!r}; supported: {', '.join(_ACTIVATIONS)}")
-    attention_bias = kind == "qwen2" or (kind in ("llama", "qwen3") and read.flag("attention_bias"))
-    num_layers = read.size("num_hidden_layers")
-    max_positions = read.size("max_position_embeddings")
-    eos = read.get("eos_token_id")
-    return ModelConfig(
-        architecture=kind,
-        vocab_size=read.size("vocab_size"),
-        hidden_size=read.size("hidden_size"),
-        intermediate_size=read.size("intermediate_size"),
-        num_layers=num_layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=max_positions,
-        rms_norm_eps=read.number("rms_norm_eps"),
-        rope=rope_from_hf(config, head_dim, max_positions, where),
-        tie_word_embeddings=read.flag("tie_word_embeddings"),
-        attention_bias=attention_bias,
-        attention_output_bias=attention_bias and kind != "qwen2",
-        mlp_bias=kind == "llama" and read.flag("mlp_bias"),
-        qk_norm=kind == "qwen3",
-        hidden_act=_ACTIVATIONS[act],
-        windows=_windows(kind, num_layers, read),
-        bos_token_id=read.token("bos_token_id", read.get("bos_token_id")),
-        eos_token_ids=token_ids(eos, f"{where}: eos_token_id"),
-        pad_token_id=read.token("pad_token_id", read.get("pad_token_id")),
-    )
+
+def unknown_keys(config: Mapping[str, Any]) -> list[str]:
+    """The keys of a config that its architecture's class in transformers does not read, so neither does sva."""
+    return [key for key in config if key not in TABLE[_model_type(config, "config.json")].fields]
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
@@ -158,43 +112,14 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
     "longrope" with the same short and long factors and an attention factor of 1, which is exactly them.
 
     Raises:
-      UserError: windows or biases that no config of this architecture can express.
+      UserError: windows, biases or ropes that no config of this architecture can express.
     """
     kind = cfg.architecture
-    raw: dict[str, Any] = {
-        "architectures": [f"{_CLASS_PREFIXES[kind]}ForCausalLM"],
-        "model_type": kind,
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.hidden_size,
-        "intermediate_size": cfg.intermediate_size,
-        "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": cfg.num_heads,
-        "num_key_value_heads": cfg.num_kv_heads,
-        "head_dim": cfg.head_dim,
-        "hidden_act": _ACTIVATION_NAMES[cfg.hidden_act],
-        "max_position_embeddings": cfg.max_position_embeddings,
-        "rms_norm_eps": cfg.rms_norm_eps,
-        "rope_theta": cfg.rope.theta,
-        "rope_scaling": rope_to_hf(cfg.rope),
-        "tie_word_embeddings": cfg.tie_word_embeddings,
-        "bos_token_id": cfg.bos_token_id,
-        "eos_token_id": cfg.eos_token_ids[0] if len(cfg.eos_token_ids) == 1 else list(cfg.eos_token_ids) or None,
-        "pad_token_id": cfg.pad_token_id,
-    }
-    if kind in ("llama", "qwen3"):
-        raw["attention_bias"] = cfg.attention_bias
-    if kind == "llama":
-        raw["mlp_bias"] = cfg.mlp_bias
-    sizes = {w for w in cfg.windows if w}
-    window = next(iter(sizes), None)
-    if kind == "mistral":
-        raw["sliding_window"] = window
-    elif kind in ("qwen2", "qwen3"):
-        raw["use_sliding_window"] = bool(sizes)
-        raw["sliding_window"] = window
-        raw["layer_types"] = ["sliding_attention" if w else "full_attention" for w in cfg.windows]
-        # transformers 4 before layer_types: the windows start at a layer and go on to the last
-        raw["max_window_layers"] = next((i for i, w in enumerate(cfg.windows) if w), cfg.num_layers)
+    raw: dict[str, Any] = {"architectures": [f"{TABLE[kind].prefix}ForCausalLM"], "model_type": kind}
+    for key, field in TABLE[kind].fields.items():
+        if isinstance(field, Sets) and key in _WRITERS:
+            value = _WRITERS[key](cfg)
+            raw |= {} if value is ... else {key: value}
     again = from_hf(raw)
     if again != cfg:
         odd = [f for f in cfg.__dataclass_fields__ if getattr(again, f) != getattr(cfg, f)]
@@ -202,103 +127,70 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
     return raw
 
 
-def token_ids(value: Any, name: str) -> tuple[int, ...]:
-    """The ids in a config's token entry: null, one id or a list; negative ones (old Llama 2) are none."""
-    items = [] if value is None else value if isinstance(value, list | tuple) else [value]
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in items):
-        raise UserError(f"{name} must be null, a token id or a list of token ids, not {value!r}")
-    return tuple(dict.fromkeys(i for i in items if i >= 0))
+def _window(cfg: ModelConfig) -> int | None:
+    return next((window for window in cfg.windows if window), None)
 
 
-class _Reader:
-    """Typed look-ups in a config with its defaults; every complaint names the file and the key."""
+def _original_length(cfg: ModelConfig) -> Any:
+    """What Phi-3 looks for outside the rope settings first."""
+    is_read = cfg.architecture == "phi3" and cfg.rope.kind == "longrope"
+    return cfg.rope.original_max_position_embeddings if is_read else ...
 
-    def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], where: str):
-        self.config, self.defaults, self.where = config, defaults, where
 
-    def get(self, key: str) -> Any:
-        if key not in self.config and key not in self.defaults:
-            raise UserError(f"{self.where}: the required key {key!r} is missing")
-        return self.config.get(key, self.defaults.get(key))
-
-    def size(self, key: str) -> int:
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise UserError(f"{self.where}: {key} must be a positive whole number, not {value!r}")
-        return value
-
-    def number(self, key: str) -> float:
-        return positive_number(self.get(key), self.where, key)
-
-    def flag(self, key: str) -> bool:
-        value = self.get(key)
-        if not isinstance(value, bool):
-            raise UserError(f"{self.where}: {key} must be true or false, not {value!r}")
-        return value
-
-    def token(self, key: str, value: Any) -> int | None:
-        ids = token_ids(value, f"{self.where}: {key}")
-        return ids[0] if ids else None
+# What each key of a config says of a model, ... for nothing; an architecture writes those that it reads.
+_WRITERS: dict[str, Callable[[ModelConfig], Any]] = {
+    "vocab_size": lambda cfg: cfg.vocab_size,
+    "hidden_size": lambda cfg: cfg.hidden_size,
+    "intermediate_size": lambda cfg: cfg.intermediate_size,
+    "num_hidden_layers": lambda cfg: cfg.num_layers,
+    "num_attention_heads": lambda cfg: cfg.num_heads,
+    "num_key_value_heads": lambda cfg: cfg.num_kv_heads,
+    "head_dim": lambda cfg: cfg.head_dim,
+    "hidden_act": lambda cfg: _ACTIVATION_NAMES[cfg.hidden_act],
+    "hidden_activation": lambda cfg: _ACTIVATION_NAMES[cfg.hidden_act],
+    "max_position_embeddings": lambda cfg: cfg.max_position_embeddings,
+    "rms_norm_eps": lambda cfg: cfg.rms_norm_eps,
+    "rope_theta": lambda cfg: cfg.rope.theta,
+    "rope_local_base_freq": lambda cfg: (cfg.local_rope or cfg.rope).theta,
+    "rope_scaling": lambda cfg: rope_to_hf(cfg.rope),
+    "original_max_position_embeddings": _original_length,
+    "partial_rotary_factor": lambda cfg: cfg.rope.fraction,
+    "tie_word_embeddings": lambda cfg: cfg.tie_word_embeddings,
+    "bos_token_id": lambda cfg: cfg.bos_token_id,
+    "eos_token_id": lambda cfg: (
+        cfg.eos_token_ids[0] if len(cfg.eos_token_ids) == 1 else list(cfg.eos_token_ids) or None
+    ),
+    "pad_token_id": lambda cfg: cfg.pad_token_id,
+    "attention_bias": lambda cfg: cfg.attention_bias,
+    "mlp_bias": lambda cfg: cfg.mlp_bias,
+    "no_rope_layers": lambda cfg: [int(layer not in cfg.no_rope_layers) for layer in range(cfg.num_layers)],
+    "query_pre_attn_scalar": lambda cfg: round((cfg.attention_scale or cfg.head_dim**-0.5) ** -2),
+    "attn_logit_softcapping": lambda cfg: cfg.attention_softcap,
+    "final_logit_softcapping": lambda cfg: cfg.logit_softcap,
+    "embedding_multiplier": lambda cfg: cfg.embedding_multiplier,
+    "residual_multiplier": lambda cfg: cfg.residual_multiplier,
+    "attention_multiplier": lambda cfg: cfg.attention_scale,
+    "logits_scaling": lambda cfg: cfg.logits_divisor,
+    "sliding_window": _window,
+    "use_sliding_window": lambda cfg: _window(cfg) is not None,
+    "layer_types": lambda cfg: ["sliding_attention" if window else "full_attention" for window in cfg.windows],
+    # transformers 4 before layer_types: the windows start at a layer and go on to the last
+    "max_window_layers": lambda cfg: next((i for i, window in enumerate(cfg.windows) if window), cfg.num_layers),
+} | MOE_WRITERS
 
 
 def _model_type(config: Mapping[str, Any], where: str) -> str:
     """The model type, from `model_type` or, in old configs without one, from the class name."""
     listed = config.get("architectures") or []
     listed = [str(c) for c in listed] if isinstance(listed, list | tuple) else [str(listed)]
-    known = {f"{_CLASS_PREFIXES[a]}{end}".lower(): a for a in ARCHITECTURES for end in ("ForCausalLM", "Model")}
+    known = {f"{a.prefix}{end}".lower(): kind for kind, a in TABLE.items() for end in ("ForCausalLM", "Model")}
     kind = config.get("model_type") or next((known[c.lower()] for c in listed if c.lower() in known), None)
-    supported = f"supported: {', '.join(ARCHITECTURES)}"
-    if kind not in ARCHITECTURES:
+    if kind not in TABLE:
         named = kind or ", ".join(listed) or "(no model_type)"
-        raise UserError(f"{where}: unsupported architecture {named}; {supported}")
+        raise UserError(f"{where}: unsupported architecture {named}; supported: {', '.join(TABLE)}")
     if listed and not any(known.get(c.lower()) == kind for c in listed):
         raise UserError(
             f"{where}: unsupported architecture {', '.join(listed)}; supported: causal language models,"
-            f" here {_CLASS_PREFIXES[kind]}ForCausalLM"
+            f" here {TABLE[kind].prefix}ForCausalLM"
         )
     return kind
-
-
-def _heads(read: _Reader) -> tuple[int, int, int]:
-    """(query heads, key heads, their width)."""
-    hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
-    kv_heads = heads if read.get("num_key_value_heads") is None else read.size("num_key_value_heads")
-    if heads % kv_heads:
-        raise UserError(
-            f"{read.where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
-        )
-    if read.get("head_dim") is not None:
-        head_dim = read.size("head_dim")
-    elif hidden % heads == 0:
-        head_dim = hidden // heads
-    else:
-        raise UserError(
-            f"{read.where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim"
-        )
-    if head_dim % 2:
-        raise UserError(f"{read.where}: head_dim {head_dim} is odd; rotary positions need an even one")
-    return heads, kv_heads, head_dim
-
-
-def _windows(kind: str, num_layers: int, read: _Reader) -> tuple[int, ...]:
-    """Sliding window of each layer, by the rules of transformers' config classes."""
-    if kind == "llama":
-        return (0,) * num_layers
-    if kind == "mistral":
-        window = 0 if read.get("sliding_window") is None else read.size("sliding_window")
-        return (window,) * num_layers
-    window = 0
-    if read.flag("use_sliding_window") and read.get("sliding_window") is not None:
-        window = read.size("sliding_window")
-    types = read.get("layer_types")
-    if types is None:
-        first = read.get("max_window_layers")
-        if isinstance(first, bool) or not isinstance(first, int):
-            raise UserError(f"{read.where}: max_window_layers must be a whole number, not {first!r}")
-        return tuple(window if i >= first else 0 for i in range(num_layers))
-    allowed = ("full_attention", "sliding_attention")
-    if not isinstance(types, Sequence) or len(types) != num_layers or any(t not in allowed for t in types):
-        raise UserError(f"{read.where}: layer_types must hold {num_layers} entries, each one of {', '.join(allowed)}")
-    if "sliding_attention" in types and not window:
-        raise UserError(f"{read.where}: layer_types has sliding_attention; set use_sliding_window and sliding_window")
-    return tuple(window if t == "sliding_attention" else 0 for t in types)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sva.models.config import token_ids
+from sva.models.fields import token_ids
 
 CONTROL, USER_DEFINED = 3, 4
 """Types of a vocabulary's tokens that are no text of a document."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sva.models import moe_names
 from sva.models.config import ModelConfig, to_hf
 from sva.utils.files import read_json, save_tensors, write_directory
 
@@ -57,7 +58,8 @@ def _write(
         shards.append(list(shard))
         shard.clear()
 
-    for name, tensor in tensors:
+    for own, tensor in tensors:
+        name = moe_names.written(config.architecture, own)
         if shard and held + tensor.nbytes > max_shard_bytes:
             flush()
             held = 0

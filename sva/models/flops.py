@@ -7,13 +7,20 @@ from sva.models.weights import expected
 
 
 def linear_flops(cfg: ModelConfig, factored: Collection[str] = ()) -> int:
-    """FLOPs per token of all layer matmuls; those named in `factored` cost 2 R (D_in + D_out)."""
-    total = 0
+    """FLOPs per token of all layer matmuls; those named in `factored` cost 2 R (D_in + D_out).
+
+    Of a mixture's X modules a token meets `top_k`, here each as often as any other.
+    """
+    total = of_modules = 0
     for name, leaf in expected(cfg).items():
         if len(leaf.shape) == 2 and ".layers." in name:
             out, into = leaf.shape
-            total += 2 * min(out, into) * (out + into) if name in factored else 2 * out * into
-    return total
+            flops = 2 * min(out, into) * (out + into) if name in factored else 2 * out * into
+            if ".experts." in name:
+                of_modules += flops
+            else:
+                total += flops
+    return total if cfg.moe is None else total + of_modules * cfg.moe.top_k // cfg.moe.modules
 
 
 def pair_flops(cfg: ModelConfig) -> int:

@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,34 @@ from sva.models.end_tokens import end_tokens
 from sva.models.gguf_file import GGUFFile, read_gguf
 from sva.utils.errors import UserError
 
-# llama.cpp's "llama" covers Mistral and SmolLM2 too.
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+class _Kind(NamedTuple):
+    """One `general.architecture` of a GGUF file."""
+
+    model_type: str
+    layer_names: Mapping[str, str] = {}  # where other than `LAYER_NAMES`
+    is_permuted: bool = False  # rotary pairs of q and k lie side by side
+    has_norms_plus_one: bool = False  # the file holds 1 + weight of norms
+    wide_layers: int = 0  # of the one model whose query scale is that of hidden_size / heads
+
+    @property
+    def names(self) -> dict[str, str]:
+        """This kind's names of a layer's tensors, and Hugging Face's."""
+        return LAYER_NAMES | self.layer_names
+
+
+_GEMMA_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+KINDS = {
+    "llama": _Kind("llama", is_permuted=True),  # Mistral and SmolLM2 too
+    "qwen2": _Kind("qwen2"),
+    "qwen3": _Kind("qwen3"),
+    "gemma2": _Kind("gemma2", _GEMMA_NAMES, has_norms_plus_one=True, wide_layers=46),
+    "gemma3": _Kind("gemma3_text", _GEMMA_NAMES, has_norms_plus_one=True, wide_layers=62),
+}
 
 # A GGUF file's names and Hugging Face's, of the model's own tensors and of each layer's.
 NAMES = {
@@ -55,6 +82,7 @@ def open_gguf(path: Path | str) -> Checkpoint:
     """
     file = read_gguf(path)
     config = _config(file)
+    kind = KINDS[file.need("general.architecture")]
     named: dict[str, str] = {}
     for name in file.tensors:
         if name == ROPE_FACTORS or _HARMLESS.fullmatch(name):
@@ -62,15 +90,17 @@ def open_gguf(path: Path | str) -> Checkpoint:
         layer = _LAYER.fullmatch(name)
         if name in NAMES:
             named[NAMES[name]] = name
-        elif layer and layer[2] in LAYER_NAMES:
-            named[f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{layer[3]}"] = name
+        elif layer and layer[2] in kind.names:
+            named[f"model.layers.{layer[1]}.{kind.names[layer[2]]}.{layer[3]}"] = name
         else:
             raise UserError(f"{file.path}: unexpected: no weight of a {config.architecture} model takes {name}")
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
-    permuted = heads if file.get("general.architecture") == "llama" else {}
+    permuted = heads if kind.is_permuted else {}
 
     def read(name: str) -> np.ndarray:
         weight = file.read(named[name])
+        if kind.has_norms_plus_one and name.endswith("norm.weight"):
+            weight -= 1
         num_heads = permuted.get(name.split(".")[-2])
         return weight if num_heads is None else _halves(weight, num_heads)
 
@@ -91,8 +121,8 @@ def _config(file: GGUFFile) -> ModelConfig:
     """The model that the metadata and the tensors' names and shapes describe."""
     where = file.path
     kind = file.need("general.architecture")
-    if kind not in ARCHITECTURES:
-        raise UserError(f"{where}: unsupported architecture {kind}; supported GGUF files: {', '.join(ARCHITECTURES)}")
+    if kind not in KINDS:
+        raise UserError(f"{where}: unsupported architecture {kind}; supported GGUF files: {', '.join(KINDS)}")
     if file.get(f"{kind}.expert_count"):
         raise UserError(f"{where}: mixture-of-experts models are not supported; use a dense one")
     if "token_embd.weight" not in file.tensors:
@@ -106,7 +136,7 @@ def _config(file: GGUFFile) -> ModelConfig:
             raise UserError(f"{where}: {kind}.{name} {read.key(name)} must be the head's width {head_dim}")
     window = read.key("attention.sliding_window") or None
     raw: dict[str, Any] = {
-        "model_type": "mistral" if kind == "llama" and window else kind,
+        "model_type": "mistral" if kind == "llama" and window else KINDS[kind].model_type,
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": read.need("feed_forward_length"),
@@ -127,6 +157,8 @@ def _config(file: GGUFFile) -> ModelConfig:
     }
     if scaling := _rope_scaling(read):
         raw["rope_scaling"] = scaling
+    if kind.startswith("gemma"):
+        raw |= _gemma(read, raw)
     config = from_hf(raw, str(where))
 
     def bias(*names: str) -> bool:
@@ -162,6 +194,24 @@ class _Reader:
         return self.key(name)
 
 
+def _gemma(read: _Reader, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of Gemma 2's and 3's config, absent ones as llama.cpp takes them."""
+    second = read.kind == "gemma2"
+    is_wide = raw["num_hidden_layers"] == KINDS[read.kind].wide_layers
+    every = read.key("attention.sliding_window_pattern", 2 if second else 6)
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": raw["hidden_size"] // raw["num_attention_heads"] if is_wide else raw["head_dim"],
+        "sliding_window": raw["sliding_window"] or (4096 if second else None),
+        "layer_types": [
+            "sliding_attention" if (i + 1) % every else "full_attention" for i in range(raw["num_hidden_layers"])
+        ],
+        "rope_local_base_freq": read.key("rope.freq_base_swa", 10000.0),
+        "attn_logit_softcapping": read.key("attn_logit_softcapping", 50.0 if second else None),
+        "final_logit_softcapping": read.key("final_logit_softcapping", 30.0 if second else 0.0) or None,
+    }
+
+
 def _rope_scaling(read: _Reader) -> dict[str, Any] | None:
     """The `rope_scaling` entry of the config that says the same; None for unchanged frequencies."""
     if read.key("rope.scaling.attn_factor", 1.0) != 1.0:
@@ -169,8 +219,10 @@ def _rope_scaling(read: _Reader) -> dict[str, Any] | None:
     # By llama.cpp's rules no type means linear and no factor means none.
     scaling = read.key("rope.scaling.type", "linear")
     factor = read.key("rope.scaling.factor", read.key("rope.scale_linear", 0.0))
-    if scaling not in ("none", "linear") or (scaling == "linear" and factor not in (0.0, 1.0)):
-        return {"rope_type": scaling, "factor": factor}
+    if scaling not in ("none", "linear"):
+        raise UserError(f"{read.file.path}: unsupported rope type {scaling!r} in a GGUF file; supported: none, linear")
+    if scaling == "linear" and factor not in (0.0, 1.0):
+        return {"rope_type": "linear", "factor": factor}
     return None
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from sva.models import moe_names
 from sva.models.checkpoint import Checkpoint, some_of
-from sva.models.config import ModelConfig, from_hf, token_ids
+from sva.models.config import ModelConfig, from_hf, unknown_keys
+from sva.models.fields import token_ids
 from sva.utils.errors import UserError
 from sva.utils.files import read_json
 from sva.utils.remote import is_remote, reaching
@@ -51,7 +54,7 @@ def open_hf_directory(path: Path) -> Checkpoint:
       UserError: no config.json or no weights there, a damaged file, a tensor set twice, an unsupported model or dtype.
     """
     config = _read_config(path)
-    tensors = _completed(_tensors(path, tied=config.tie_word_embeddings))
+    tensors = _by_module(_completed(_tensors(path, tied=config.tie_word_embeddings)), config)
 
     def read(name: str) -> np.ndarray:
         return tensors[name].read()
@@ -99,7 +102,10 @@ def _read_config(directory: Path) -> ModelConfig:
     where = directory / "config.json"
     if not where.is_file():
         raise UserError(f"{directory} has no config.json; give a Hugging Face model directory or a .gguf file")
-    config = from_hf(read_json(where), str(where))
+    raw = read_json(where)
+    config = from_hf(raw, str(where))
+    if unknown := unknown_keys(raw):
+        print(f"sva: {where}: passed over, as transformers does: {', '.join(unknown)}", file=sys.stderr)
     where = directory / "generation_config.json"
     if not where.is_file():
         return config
@@ -208,6 +214,27 @@ def _completed(tensors: dict[str, _Tensor]) -> dict[str, _Tensor]:
     if any(name.startswith("model.") for name in tensors):
         return tensors
     return {name if name == HEAD else f"model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _by_module(tensors: dict[str, _Tensor], config: ModelConfig) -> dict[str, _Tensor]:
+    """The tensors with one for every matrix of a mixture-of-experts layer, under the names of `moe_names`.
+
+    Where a checkpoint has one tensor for all modules, as transformers 5 holds them, those are its parts.
+    """
+    if config.moe is None:
+        return tensors
+    found: dict[str, _Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = moe_names.parts(name, tensor.shape, config.moe) or {name: (0, tensor.shape)}
+        for own, (start, shape) in parts.items():
+            offset = tensor.offset + start * tensor.dtype.itemsize
+            own = moe_names.canonical(own)
+            if own in found:
+                raise UserError(
+                    f"{own} is set twice, in {found[own].file.name} and as {name} in {tensor.file}; delete one of them"
+                )
+            found[own] = replace(tensor, offset=offset, shape=shape)
+    return found
 
 
 def _tie(config: ModelConfig, tensors: dict[str, _Tensor], read: Callable[[str], np.ndarray]) -> ModelConfig:

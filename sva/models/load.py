@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from sva.models import kept_weights, layout
+from sva.models import kept_weights, layout, moe_names
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.fingerprint import digest, fingerprint
 from sva.models.transformer import Transformer
@@ -42,7 +42,8 @@ def load_params(
       UserError: a weight is missing, unexpected, given twice, of the wrong shape, or holds NaN or infinite values.
     """
     specs = expected(model.cfg)
-    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path)
+    spelled = partial(moe_names.written, model.cfg.architecture)
+    match({name: spec.shape for name, spec in specs.items()}, checkpoint.shapes, checkpoint.path, spelled)
     is_shared = mesh is not None and mesh.is_multi_process
     source = _Source(checkpoint, model.dtype, is_shared, progress)
     leaves: dict[Any, Any] = flatten_dict(layout.params(model))
@@ -55,16 +56,15 @@ def load_params(
                         source.read(name)
                 bar.update(len(names))
                 continue
-            leaf = leaves[path]
-            is_stack = len(leaf.shape) > len(specs[names[0]].shape)
+            leaf, lead = leaves[path], layout.lead(model, path)
             if mesh is None:
                 convert = matrix if len(specs[names[0]].shape) == 2 else jnp.asarray
-                arrays[path] = convert(_whole(names, leaf.shape, is_stack, model.dtype, source.read))
+                arrays[path] = convert(_whole(names, leaf.shape, lead, model.dtype, source.read))
             elif not is_shared:
-                whole = _whole(names, leaf.shape, is_stack, model.dtype, source.read)
+                whole = _whole(names, leaf.shape, lead, model.dtype, source.read)
                 arrays[path] = jax.device_put(whole, sharding(leaf, mesh))
             else:
-                part = partial(_part, names, is_stack, source.part)
+                part = partial(_part, names, lead, source.part)
                 arrays[path] = jax.make_array_from_callback(leaf.shape, sharding(leaf, mesh), part)
             bar.update(len(names))
     return unflatten_dict(arrays), source.fingerprint(list(specs))
@@ -108,28 +108,30 @@ class _Source:
 
 
 def _whole(
-    names: Sequence[str], shape: tuple[int, ...], is_stack: bool, dtype: Any, read: Callable[[str], np.ndarray]
+    names: Sequence[str], shape: tuple[int, ...], lead: tuple[int, ...], dtype: Any, read: Callable[[str], np.ndarray]
 ) -> np.ndarray:
-    """The weight, or the stack of the weights, of this shape."""
-    if not is_stack:
+    """The weight, or the stack of the weights whose first axes are `lead`, of this shape."""
+    if not lead:
         return read(names[0])
     stack = np.empty(shape, dtype)
-    for layer, name in enumerate(names):
-        stack[layer] = read(name)
+    for at, name in zip(np.ndindex(lead), names, strict=True):
+        stack[at] = read(name)
     return stack
 
 
 def _part(
     names: Sequence[str],
-    is_stack: bool,
+    lead: tuple[int, ...],
     read_part: Callable[[str, tuple[slice, ...]], np.ndarray],
     index: tuple[slice, ...] | None,
 ) -> np.ndarray:
     """One device's part of the weight, or of the stack of the weights."""
     assert index is not None  # it is one only of arrays without a shape
-    if not is_stack:
+    if not lead:
         return read_part(names[0], index)
-    return np.stack([read_part(name, index[1:]) for name in names[index[0]]])
+    chosen, inside = np.asarray(names).reshape(lead)[index[: len(lead)]], index[len(lead) :]
+    parts = np.stack([read_part(str(name), inside) for name in chosen.flat])
+    return parts.reshape(*chosen.shape, *parts.shape[1:])
 
 
 def _digest_together(

@@ -7,18 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from sva.models.fields import Reader, positive_number
 from sva.utils.errors import UserError
 
 DEFAULT_ROPE_THETA = 10000.0
+KINDS = {kind: kind for kind in ("default", "linear", "dynamic", "yarn", "longrope", "llama3")}
+"""{name of a rope type in a config: `Rope.kind`}"""
+_ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Settings of rotary positions; inverse frequencies are theta^(-2i / head_dim), i < head_dim / 2.
+    """Settings of rotary positions; inverse frequencies are theta^(-2i / width), i < width / 2.
 
-    `kind` then changes them: "default" not at all, "linear" divides all by `factor`, "llama3" divides the
-    slow ones by `factor` and blends in between (Llama 3.1). `factors`, where not empty, are divisors for each
-    frequency [head_dim / 2], as a GGUF file's `rope_freqs.weight` gives them, and come with kind "default".
+    `width` is the part of the head that is turned, head_dim * fraction. `kind` then changes the frequencies: "default"
+    not at all, "linear" divides all by `factor`, "llama3" divides the slow ones by `factor` and blends in between
+    (Llama 3.1), "yarn" does so by counts of turns, `beta_slow` to `beta_fast`. "longrope" divides them by `factors`, in
+    a row longer than the original length by `long_factors`; "dynamic" raises theta with the length of a row that is
+    longer; "none" is no rotation. Cosine and sine are multiplied by `attention_factor`.
+    `factors` with kind "default" are divisors for each frequency, as a GGUF file's `rope_freqs.weight` gives them.
     """
 
     theta: float
@@ -28,89 +35,201 @@ class Rope:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
     factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    fraction: float = 1.0
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether frequencies change in a row that is longer than the original length."""
+        return self.kind in ("dynamic", "longrope")
 
 
-def rope_from_hf(config: Mapping[str, Any], head_dim: int, max_positions: int, where: str) -> Rope:
+NO_ROPE = Rope(1.0, "none")
+"""A layer without rotary positions."""
+
+
+def rope_from_hf(read: Reader, head_dim: int, kinds: Mapping[str, str] = KINDS, fraction: float = 1.0) -> Rope:
     """Rotary settings of a `config.json`: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
 
     Where both are there, `rope_scaling` wins, a theta inside the dictionary wins, and the original length beside it
     wins, as in transformers 5.
     """
-    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    given = config.get(key) or {}
-    if not isinstance(given, Mapping):
-        raise UserError(f"{where}: {key} must be a dictionary or null, not {given!r}")
+    key = "rope_scaling" if read.config.get("rope_scaling") else "rope_parameters"
+    given = _dictionary(read, key)
     if layers := [name for name, value in given.items() if isinstance(value, Mapping)]:
-        raise UserError(f"{where}: {key} that differs between layer types ({', '.join(layers)}) is not supported")
+        names = ", ".join(layers)
+        raise UserError(f"{read.where}: {key} that differs between layer types ({names}) is not supported")
+    theta = read.get("rope_theta") if given.get("rope_theta") is None else given["rope_theta"]
+    theta = DEFAULT_ROPE_THETA if theta is None else theta
+    original = read.get(_ORIGINAL) if read.get(_ORIGINAL) is not None else given.get(_ORIGINAL)
+    return _Settings(read, key, given, head_dim, kinds, fraction).rope(theta, original)
 
-    def inner_or_outer(name: str) -> Any:
-        return config.get(name) if given.get(name) is None else given[name]
 
-    partial = inner_or_outer("partial_rotary_factor")
-    if partial not in (None, 1, 1.0):
-        raise UserError(f"{where}: partial_rotary_factor {partial} is not supported, only 1")
+def ropes_from_hf(read: Reader, head_dim: int, thetas: Mapping[str, str]) -> dict[str, Rope]:
+    """{layer type: Rope} of an architecture whose layer types differ: Gemma 3, OLMo 3.
 
-    def number(name: str) -> float:
-        if given.get(name) is None:
-            raise UserError(f"{where}: {key} needs {name!r}")
-        return positive_number(given[name], where, f"{key}.{name}")
+    `thetas` names the key of transformers 4's spelling that holds each type's theta; `rope_scaling` there is that of
+    full attention.
+    """
+    nested = _dictionary(read, "rope_parameters")
+    odd = [name for name in nested if name not in thetas]
+    if odd:
+        raise UserError(
+            f"{read.where}: rope_parameters must hold {' and '.join(thetas)}, each with its own settings, not {odd[0]}"
+        )
+    ropes = {}
+    for kind, theta_key in thetas.items():
+        given = dict(nested.get(kind) or {})
+        if kind == "full_attention":
+            given |= _dictionary(read, "rope_scaling")
+        theta = read.get(theta_key) if given.get("rope_theta") is None else given["rope_theta"]
+        if given.get("truncate") is False:
+            raise UserError(f"{read.where}: rope_parameters.{kind}.truncate false is not implemented; leave it out")
+        key = f"rope_parameters.{kind}"
+        ropes[kind] = _Settings(read, key, given, head_dim, KINDS, 1.0).rope(theta, given.get(_ORIGINAL))
+    return ropes
 
-    theta = inner_or_outer("rope_theta")
-    theta = DEFAULT_ROPE_THETA if theta is None else positive_number(theta, where, "rope_theta")
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, "linear", factor=number("factor"))
-    if kind == "llama3":
-        name = "original_max_position_embeddings"
-        lengths = (config.get(name), given.get(name), max_positions)
-        original = positive_number(next(n for n in lengths if n is not None), where, name)
-        low, high = number("low_freq_factor"), number("high_freq_factor")
-        if low >= high:
-            raise UserError(f"{where}: {key}.low_freq_factor {low} must be smaller than {key}.high_freq_factor {high}")
-        return Rope(theta, "llama3", number("factor"), low, high, int(original))
-    factors = given.get("short_factor")
-    if kind == "longrope" and factors and factors == given.get("long_factor") and given.get("attention_factor") == 1:
-        if len(factors) != head_dim // 2:
-            raise UserError(
-                f"{where}: {key}.short_factor has {len(factors)} entries, head_dim asks for {head_dim // 2}"
-            )
-        return Rope(theta, factors=tuple(positive_number(f, where, f"{key}.short_factor") for f in factors))
-    raise UserError(f"{where}: unsupported rope type {kind!r}; supported: default, linear, llama3")
+
+def _dictionary(read: Reader, key: str) -> dict[str, Any]:
+    given = read.config.get(key) or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{read.where}: {key} must be a dictionary or null, not {given!r}")
+    return dict(given)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """One dictionary of rope settings, `given` under `key`."""
+
+    read: Reader
+    key: str
+    given: Mapping[str, Any]
+    head_dim: int
+    kinds: Mapping[str, str]
+    fraction: float
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """The number under a name; raises UserError where there is neither one nor a default."""
+        value = self.given.get(name)
+        if value is None:
+            if default is None:
+                raise UserError(f"{self.read.where}: {self.key} needs {name!r}")
+            return default
+        return positive_number(value, self.read.where, f"{self.key}.{name}")
+
+    def rope(self, theta: Any, original: Any) -> Rope:
+        """The Rope; `original` is the length that the model was trained with first, or None."""
+        where, given = self.read.where, self.given
+        theta = positive_number(theta, where, "rope_theta")
+        kind = given.get("rope_type") or given.get("type") or "default"
+        if kind not in self.kinds:
+            raise UserError(f"{where}: unsupported rope type {kind!r}; supported: {', '.join(self.kinds)}")
+        kind = self.kinds[kind]
+        if kind == "default":
+            return Rope(theta, fraction=self.fraction)
+        if kind == "linear":
+            return Rope(theta, "linear", factor=self.number("factor"))
+        longest = self.read.size("max_position_embeddings")
+        if kind == "dynamic":
+            return Rope(theta, "dynamic", factor=self.number("factor"), original_max_position_embeddings=longest)
+        length = int(positive_number(longest if original is None else original, where, _ORIGINAL))
+        if kind == "llama3":
+            low, high = self.number("low_freq_factor"), self.number("high_freq_factor")
+            if low >= high:
+                names = f"{self.key}.low_freq_factor {low} must be smaller than {self.key}.high_freq_factor {high}"
+                raise UserError(f"{where}: {names}")
+            return Rope(theta, "llama3", self.number("factor"), low, high, length)
+        return self._yarn(theta, length) if kind == "yarn" else self._longrope(theta, length, longest / length)
+
+    def _yarn(self, theta: float, length: int) -> Rope:
+        """YaRN, arXiv 2309.00071."""
+        factor = self.number("factor")
+
+        def scale(strength: float) -> float:
+            return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
+
+        both = self.given.get("mscale"), self.given.get("mscale_all_dim")
+        default = scale(both[0]) / scale(both[1]) if all(both) else scale(1.0)
+        return Rope(
+            theta,
+            "yarn",
+            factor,
+            original_max_position_embeddings=length,
+            attention_factor=self.number("attention_factor", default),
+            beta_fast=self.number("beta_fast", 32.0),
+            beta_slow=self.number("beta_slow", 1.0),
+            truncate=self.given.get("truncate") is not False,
+        )
+
+    def _longrope(self, theta: float, length: int, ratio: float) -> Rope:
+        """LongRoPE, arXiv 2402.13753; equal factors that leave attention alone are plain divisors."""
+        half = int(self.head_dim * self.fraction) // 2
+        short, long = (self._factors(name, half) for name in ("short_factor", "long_factor"))
+        factor = self.number("factor", ratio)
+        default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
+        attention = self.number("attention_factor", default)
+        if short == long and attention == 1:
+            return Rope(theta, factors=short, fraction=self.fraction)
+        return Rope(
+            theta,
+            "longrope",
+            original_max_position_embeddings=length,
+            factors=short,
+            long_factors=long,
+            attention_factor=attention,
+            fraction=self.fraction,
+        )
+
+    def _factors(self, name: str, half: int) -> tuple[float, ...]:
+        where, values = self.read.where, self.given.get(name)
+        if not isinstance(values, list | tuple):
+            raise UserError(f"{where}: {self.key} of type longrope needs {name!r}, a list of numbers")
+        if len(values) != half:
+            raise UserError(f"{where}: {self.key}.{name} has {len(values)} entries, head_dim asks for {half}")
+        return tuple(positive_number(value, where, f"{self.key}.{name}") for value in values)
 
 
 def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
     """The `rope_scaling` entry of a config; None for unchanged frequencies."""
+    length = {_ORIGINAL: rope.original_max_position_embeddings}
     if rope.factors:
-        factors = list(rope.factors)
         return {
             "rope_type": "longrope",
-            "short_factor": factors,
-            "long_factor": factors,
-            "attention_factor": 1.0,
+            "short_factor": list(rope.factors),
+            "long_factor": list(rope.long_factors or rope.factors),
+            "attention_factor": rope.attention_factor,
             "factor": 1.0,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        }
+        } | length
     if rope.kind == "default":
         return None
     scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
     if rope.kind == "llama3":
-        scaling |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        }
+        scaling |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor} | length
+    if rope.kind == "yarn":
+        scaling |= {name: getattr(rope, name) for name in ("attention_factor", "beta_fast", "beta_slow", "truncate")}
+        scaling |= length
     return scaling
 
 
+def rotated_width(rope: Rope, head_dim: int) -> int:
+    """How many numbers of a head are turned."""
+    return int(head_dim * rope.fraction)
+
+
 def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """[head_dim / 2] float32 rotary frequencies, scaled as the configuration says.
+    """[width / 2] float32 rotary frequencies of rows up to the original length, scaled as the configuration says.
 
     `llama3` blends frequencies between the unscaled and the scaled ones by wavelength, as Llama 3.1's own code.
     """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    width = rotated_width(rope, head_dim)
+    exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     freqs = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
+    if rope.kind == "none":
+        return np.zeros_like(freqs)
     if rope.factors:
         return freqs / np.asarray(rope.factors, np.float32)
     if rope.kind == "linear":
@@ -120,11 +239,18 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         blend = np.clip(blend, 0.0, 1.0).astype(np.float32)  # 0: scaled down in full, 1: left alone
         return ((1 - blend) * freqs / np.float32(rope.factor) + blend * freqs).astype(np.float32)
+    if rope.kind == "yarn":
+        low, high = (_index_of(rope, turns, width) for turns in (rope.beta_fast, rope.beta_slow))
+        if rope.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
+        high += 0.001 if low == high else 0
+        ramp = np.clip((np.arange(width // 2, dtype=np.float32) - low) / (high - low), 0, 1).astype(np.float32)
+        return (freqs / np.float32(rope.factor) * ramp + freqs * (1 - ramp)).astype(np.float32)
     return freqs
 
 
-def positive_number(value: Any, where: str, key: str) -> float:
-    """The value of a key of the file `where`; raises UserError for anything but a positive number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-        raise UserError(f"{where}: {key} must be a positive number, not {value!r}")
-    return float(value)
+def _index_of(rope: Rope, turns: float, width: int) -> float:
+    """The place among the frequencies of the one that makes so many turns in the original length."""
+    ratio = rope.original_max_position_embeddings / (turns * 2 * math.pi)
+    return width * math.log(ratio) / (2 * math.log(rope.theta))

@@ -9,6 +9,7 @@ with an adapter begin and end. Only then do those without one need no spectrum, 
     (40,)             layers_from_40  [5], after layers_from_0 with 40 layers
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from sva.utils.trees import layer_numbers
@@ -42,17 +43,16 @@ def place(layer: int, scan: Scan) -> tuple[str, int | None]:
     return _key(scan, first), layer - first
 
 
-def cut(layers: str | None, num_layers: int) -> Scan:
+def cut(layers: str | None, num_layers: int, kinds: Collection[int] = ()) -> Scan:
     """The scan of all layers, cut where these begin and end (see `sva.utils.trees.layer_numbers`); None: uncut.
+
+    `kinds` are the layers at which it is cut in any case, since they are of another kind than the one before.
 
     Raises:
       UserError: layers that the model does not have.
     """
-    if layers is None:
-        return True
-    chosen = layer_numbers(layers, num_layers)
-    starts = tuple(layer for layer in range(1, num_layers) if (layer in chosen) != (layer - 1 in chosen))
-    return starts or True
+    chosen = frozenset() if layers is None else layer_numbers(layers, num_layers)
+    return tuple(i for i in range(1, num_layers) if i in kinds or (i in chosen) != (i - 1 in chosen)) or True
 
 
 def _key(scan: Scan, first: int) -> str:

@@ -167,11 +167,13 @@ def _from_gguf(file: GGUFFile) -> "PreTrainedTokenizerFast | None":
     except Exception as error:  # bare Exception is what the tokenizers library raises
         raise UserError(f"{file.path}: its vocabulary is damaged ({error}); fetch it again") from error
     ending = end_tokens(file.metadata, str(file.path))  # no text of an answer, whatever their type
+    added: dict[bool, list[AddedToken]] = {True: [], False: []}
     for number, (token, kind) in enumerate(zip(tokens, file.get("tokenizer.ggml.token_type", ()), strict=False)):
         if kind in (CONTROL, USER_DEFINED):
             is_special = bool(kind == CONTROL) or number in ending
-            added = AddedToken(token, special=is_special, normalized=False)
-            (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)([added])
+            added[is_special].append(AddedToken(token, special=is_special, normalized=False))
+    tokenizer.add_special_tokens(added[True])  # all at once: each call looks through those that are there
+    tokenizer.add_tokens(added[False])
     special: dict[str, str] = {}
     for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
         number = file.get(f"tokenizer.ggml.{key}_token_id")

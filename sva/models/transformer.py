@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sva.models import cache as kv_cache
+from sva.models import moe
 from sva.models.cache import DecodeCache, KVSegment
 from sva.models.config import ModelConfig
 from sva.models.layers import (
@@ -19,13 +20,13 @@ from sva.models.layers import (
     Block,
     Embed,
     LayerCache,
+    Mlp,
     RMSNorm,
     SpectralDense,
     from_column,
-    rotary,
 )
 from sva.models.packing import Packing, pack, packing, unpack
-from sva.models.rope import inverse_frequencies
+from sva.models.rotary import rope_numbers, rotary
 from sva.models.stacks import Scan, stacks
 from sva.models.vocabulary import check_ids
 from sva.models.weights import nest
@@ -35,7 +36,7 @@ from sva.utils.errors import UserError
 
 
 class Transformer(nn.Module):
-    """Llama, Mistral, Qwen2, Qwen3 and their kin. Frozen and hashable: a static argument under jit.
+    """The decoders of `sva.models.architectures`. Frozen and hashable: a static argument under jit.
 
     Variables: `params`, the base weights, and optionally `adapter`, one adapter a weight under the same path.
     """
@@ -57,22 +58,35 @@ class Transformer(nn.Module):
         remat = partial(nn.remat, prevent_cse=not self.scan_layers, static_argnums=(4,))  # `output_start`
         block = remat(Block) if self.remat else Block
         if self.scan_layers:
-            for key, _, size in stacks(cfg.num_layers, self.scan_layers):
+            for key, first, size in stacks(cfg.num_layers, self.scan_layers):
                 stacked = nn.scan(
                     block,
-                    variable_axes={"params": 0, "adapter": 0},
+                    variable_axes={"params": 0, "adapter": 0, moe.COLLECTION: 0},
                     split_rngs={"params": True},
                     in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                     length=size,
                 )
-                setattr(self, key, stacked(cfg, self.kept_dtype))
+                setattr(self, key, stacked(cfg, self.kept_dtype, self._feed_forward(range(first, first + size))))
         else:
             # Under jit layers of like shapes are traced and lowered once; XLA inlines them, and compiles what it did.
             once: Any = nn.jit(block, static_argnums=(4,))
-            self.layers: Any = [once(cfg, self.kept_dtype) for _ in range(cfg.num_layers)]
-        self.norm = RMSNorm(cfg.rms_norm_eps)
+            self.layers: Any = [
+                once(cfg, self.kept_dtype, self._feed_forward([layer])) for layer in range(cfg.num_layers)
+            ]
+        self.norm = RMSNorm(cfg.rms_norm_eps, cfg.norm_plus_one)
         if not cfg.tie_word_embeddings:
             self.lm_head = SpectralDense(cfg.vocab_size)
+
+    @nn.nowrap
+    def _feed_forward(self, layers: Sequence[int]) -> type[nn.Module]:
+        """The mlp of layers that are compiled as one: sparse or dense."""
+        kinds = {self.cfg.moe is not None and self.cfg.moe.layers[layer] for layer in layers}
+        if len(kinds) > 1:
+            raise UserError(
+                "sparse and dense layers lie in one scan; load the model with sva.load, which cuts the scan between "
+                "them, or with scan_layers=False"
+            )
+        return moe.SparseMlp if kinds.pop() else Mlp
 
     def __call__(
         self,
@@ -112,15 +126,14 @@ class Transformer(nn.Module):
             own, slots, index = kv_cache.mark(cache, positions, valid), cache.segment.kv, cache.index
         packed = None if token_indices is None or is_divided() else packing(token_indices, *input_ids.shape)
         inputs = self._attention_inputs(positions, [*past, own], mask, index, packed)
-        # First as the table lies: no copy of it is made.
-        x = constrain(self.embed_tokens(pack(input_ids, packed)), *hidden_axes(1))
-        x = constrain(x, *hidden_axes(x.shape[1]))
+        x = self._embed(pack(input_ids, packed))
         kvs, kv = tuple(segment.kv for segment in past), []
         windows = jnp.asarray(cfg.windows, jnp.int32) if any(cfg.windows) else None
+        ropes = rope_numbers(cfg)
 
         def here(at: int, layers: int | slice) -> LayerCache:
-            window = None if windows is None else windows[layers]
-            return LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window)
+            window, rope = (None if each is None else each[layers] for each in (windows, ropes))
+            return LayerCache(tuple(each[at] for each in kvs), None if slots is None else slots[at], window, rope)
 
         if self.scan_layers:
             for at, (key, first, size) in enumerate(stacks(cfg.num_layers, self.scan_layers)):
@@ -134,6 +147,14 @@ class Transformer(nn.Module):
             packed = None if output_start else packed
         x, segment = unpack(self.norm(x), packed), dataclasses.replace(own, kv=tuple(kv))
         return x, segment if index is None else DecodeCache(segment, index + positions.shape[1])
+
+    @nn.nowrap
+    def _embed(self, ids: jax.Array) -> jax.Array:
+        """[B, T, D] that the first layer reads, of ids [B, T]."""
+        x = constrain(self.embed_tokens(ids), *hidden_axes(1))  # first as the table lies: no copy of it is made
+        if self.cfg.embedding_multiplier != 1:
+            x = x * jnp.asarray(self.cfg.embedding_multiplier, x.dtype)
+        return constrain(x, *hidden_axes(x.shape[1]))
 
     @nn.nowrap
     def _attention_inputs(
@@ -152,7 +173,8 @@ class Transformer(nn.Module):
             before = sees.shape[-1] - mask.shape[-1]
             sees = jnp.concatenate([sees[..., :before], mask], axis=-1)
         # Behind a barrier: XLA would compute cosines, sines and masks again in every layer, for every head.
-        rope = rotary(positions, inverse_frequencies(self.cfg.rope, self.cfg.head_dim), self.dtype)
+        is_cached = len(segments) > 1 or index is not None
+        rope = rotary(self.cfg, positions, key_positions.shape[1], is_cached, self.dtype)
         rope, sees = jax.lax.optimization_barrier((rope, sees))
         return AttentionInputs(rope, sees, distance if any(self.cfg.windows) else None, index, packed)
 
@@ -162,15 +184,21 @@ class Transformer(nn.Module):
         rows, *lengths, width = hidden_axes(1)  # the states go to the largest matrix, not a copy of it to every device
         lengths = lengths * (hidden.ndim - 2)
         logits = head(constrain(hidden, rows, *lengths, width)).astype(jnp.float32)
+        if self.cfg.logits_divisor != 1:
+            logits = logits / self.cfg.logits_divisor
+        if (cap := self.cfg.logit_softcap) is not None:
+            logits = cap * jnp.tanh(logits / cap)
         return constrain(logits, "batch", *lengths, "vocab")
 
     def nest(self, named: Mapping[str, Any]) -> dict[str, Any]:
         """The linen tree of a tree keyed by weight name; a linen tree passes through, and so does that of a view."""
         if isinstance(named, ByName):
             return dict(named.tree)
-        if any(name in named for name in ("embed_tokens", "layers", "layers_0", "norm")):
+        if not any("." in name for name in named):
             return dict(named)
-        return nest(named, num_layers=self.cfg.num_layers, scan=self.scan_layers)
+        return nest(
+            named, num_layers=self.cfg.num_layers, scan=self.scan_layers, modules=self.cfg.moe and self.cfg.moe.modules
+        )
 
 
 def check_gradients(model: Transformer) -> None:

@@ -6,7 +6,12 @@ tree is its Hugging Face name, read as a path:
     model.layers.3.mlp.up_proj.weight  ->  params / layers_3 / mlp / up_proj / weight     (unrolled)
                                            params / layers / mlp / up_proj / weight [3]   (scanned, stacked on axis 0)
 
-Where a scan is cut there are a few stacks: see `sva.models.stacks`.
+Where a scan is cut there are a few stacks: see `sva.models.stacks`. The modules of a mixture-of-experts layer are
+stacked always; each has the name that checkpoints with a tensor for every module give it, whatever the architecture
+and whether the checkpoint at hand spells them so (`sva.models.moe_names`):
+
+    model.layers.3.mlp.experts.5.up_proj.weight  ->  params / layers_3 / mlp / experts / up_proj / weight [5]
+                                                     params / layers / mlp / experts / up_proj / weight [3, 5]
 
 Adapters live in a collection of their own under the same paths, so one pair of functions, `nest` and `unnest`,
 converts every tree keyed by weight name (params, z, adapters).
@@ -18,14 +23,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sva.models.config import ModelConfig
+from sva.models.moe_config import Moe
 from sva.models.stacks import Scan, place, stacks
 from sva.parallel.sharding import Leaf
 from sva.utils.by_name import ByName
 from sva.utils.errors import UserError
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_MODULES = "experts"  # the part of a path whose next part is a module's number
 
 
 def expected(cfg: ModelConfig) -> dict[str, Leaf]:
@@ -35,33 +43,53 @@ def expected(cfg: ModelConfig) -> dict[str, Leaf]:
     """
     width, mlp, head = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     heads, kv_heads = cfg.num_heads * head, cfg.num_kv_heads * head
-    parts = {"heads": cfg.num_heads, "kv_heads": cfg.num_kv_heads}  # a head is never cut
-    linears = {
-        "self_attn.q_proj": (heads, width, "heads", "embed", cfg.attention_bias),
-        "self_attn.k_proj": (kv_heads, width, "kv_heads", "embed", cfg.attention_bias),
-        "self_attn.v_proj": (kv_heads, width, "kv_heads", "embed", cfg.attention_bias),
+    parts: dict[str | None, int] = {"heads": cfg.num_heads, "kv_heads": cfg.num_kv_heads}  # a head is never cut
+    q = (heads, width, "heads", "embed", cfg.attention_bias)
+    kv = (kv_heads, width, "kv_heads", "embed", cfg.attention_bias)
+    up = (mlp, width, "mlp", "embed", cfg.mlp_bias)
+    if cfg.fused:  # no axis divides the rows: a part would hold queries without their keys
+        linears = {
+            "self_attn.qkv_proj": (heads + 2 * kv_heads, width, None, "embed", cfg.attention_bias),
+            "mlp.gate_up_proj": (2 * mlp, width, None, "embed", cfg.mlp_bias),
+        }
+    else:
+        linears = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
+        linears |= {"mlp.gate_proj": up, "mlp.up_proj": up}
+    linears |= {
         "self_attn.o_proj": (width, heads, "embed", "heads", cfg.attention_output_bias),
-        "mlp.gate_proj": (mlp, width, "mlp", "embed", cfg.mlp_bias),
-        "mlp.up_proj": (mlp, width, "mlp", "embed", cfg.mlp_bias),
         "mlp.down_proj": (width, mlp, "embed", "mlp", cfg.mlp_bias),
     }
+    sparse = _sparse_linears(linears, cfg.moe, width) if cfg.moe else {}
+    norms = {name: width for name in cfg.norms if name}
+    if cfg.qk_norm:
+        whole = cfg.qk_norm == "full"
+        norms |= {"self_attn.q_norm": heads if whole else head, "self_attn.k_norm": kv_heads if whole else head}
     weights = {"model.embed_tokens.weight": Leaf((cfg.vocab_size, width), ("vocab", "embed"))}
     for layer in range(cfg.num_layers):
         prefix = f"model.layers.{layer}."
-        for name, (out, into, out_axis, in_axis, has_bias) in linears.items():
+        own = sparse if cfg.moe and cfg.moe.layers[layer] else linears
+        for name, (out, into, out_axis, in_axis, has_bias) in own.items():
             units = (parts.get(out_axis, out), parts.get(in_axis, into))
             weights[f"{prefix}{name}.weight"] = Leaf((out, into), (out_axis, in_axis), units)
             if has_bias:
                 weights[f"{prefix}{name}.bias"] = Leaf((out,), (None,))
-        if cfg.qk_norm:
-            for name in ("q_norm", "k_norm"):
-                weights[f"{prefix}self_attn.{name}.weight"] = Leaf((head,), (None,))
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{name}.weight"] = Leaf((width,), (None,))
+        for name, size in norms.items():
+            weights[f"{prefix}{name}.weight"] = Leaf((size,), (None,))
     weights["model.norm.weight"] = Leaf((width,), (None,))
     if not cfg.tie_word_embeddings:
         weights["lm_head.weight"] = Leaf((cfg.vocab_size, width), ("vocab", "embed"))
     return weights
+
+
+def _sparse_linears(dense: Mapping[str, Any], moe: Moe, width: int) -> dict[str, Any]:
+    """The matrices of a layer with a sparse mlp: those of a dense one outside it, the router's and each module's."""
+    linears = {name: about for name, about in dense.items() if not name.startswith("mlp.")}
+    linears["mlp.gate"] = (moe.modules, width, None, "embed", False)
+    for module in range(moe.modules):
+        prefix = f"mlp.{_MODULES}.{module}."
+        linears[f"{prefix}gate_proj"] = linears[f"{prefix}up_proj"] = (moe.width, width, "mlp", "embed", False)
+        linears[f"{prefix}down_proj"] = (width, moe.width, "embed", "mlp", False)
+    return linears
 
 
 def split_name(name: str) -> tuple[int | None, tuple[str, ...]]:
@@ -72,67 +100,99 @@ def split_name(name: str) -> tuple[int | None, tuple[str, ...]]:
     return None, tuple(name.removeprefix("model.").split("."))
 
 
-def nest(named: Mapping[str, Any], *, num_layers: int, scan: Scan) -> dict[str, Any]:
+def nest(named: Mapping[str, Any], *, num_layers: int, scan: Scan, modules: int | None = None) -> dict[str, Any]:
     """The linen tree of a tree keyed by weight name; values may be arrays or pytrees of arrays.
 
-    With `scan`, the layers of one kind are stacked on a new axis 0 by their parsed number.
+    With `scan`, the layers of one kind are stacked on a new axis 0 by their parsed number, and so are always the
+    `modules` of each layer, after the layers.
 
     Raises:
-      UserError: with `scan`, a kind that is given for some layers of a stack only.
+      UserError: a kind that is given for some layers of a stack only, or for some modules of a layer.
     """
     tree: dict[str, Any] = {}
-    kinds: dict[tuple[str, ...], dict[int, Any]] = {}
+    kinds: dict[tuple[str, ...], dict[tuple[int, ...], Any]] = {}
     for name, value in named.items():
-        path, number = path_of(name, scan)
-        if number is None:
-            _put(tree, path, value)
-        else:
-            kinds.setdefault(path, {})[number] = value
-    sizes = {stack.key: stack for stack in stacks(num_layers, scan)}
-    for path, layers in kinds.items():
-        _, first, size = sizes[path[0]]
-        missing = [number for number in range(size) if number not in layers]
+        path, at = path_of(name, scan)
+        kinds.setdefault(path, {})[at] = value
+    for path, values in kinds.items():
+        shape = stack_shape(path, num_layers, scan, modules)
+        if not shape:
+            _put(tree, path, values[()])
+            continue
+        places = list(np.ndindex(shape))
+        missing = [at for at in places if at not in values]
         if missing:
-            raise UserError(
-                f"{'.'.join(path[1:])} is given for {len(layers)} of {size} layers that are scanned together (layer "
-                f"{first + missing[0]} has none); load the model with `layers`, which cuts the scan, e.g. layers=0-3, "
-                "or with scan_layers=False"
-            )
-        _put(tree, path, _stack([layers[number] for number in range(size)]))
+            raise UserError(_incomplete(path, values, missing[0], num_layers, scan))
+        _put(tree, path, _stack([values[at] for at in places], shape))
     return tree
 
 
-def path_of(name: str, scan: Scan) -> tuple[tuple[str, ...], int | None]:
-    """(path in the linen tree, number within the stack or None) of a checkpoint name."""
+def stack_shape(path: tuple[str, ...], num_layers: int, scan: Scan, modules: int | None) -> tuple[int, ...]:
+    """(), (layers,), (modules,) or (layers, modules): what the array at a path of the linen tree stacks."""
+    sizes = {stack.key: stack.size for stack in stacks(num_layers, scan)}
+    layers = (sizes[path[0]],) if path[0] in sizes else ()
+    return (*layers, modules or 0) if path_has_modules(path) else layers
+
+
+def path_has_modules(path: tuple[str, ...]) -> bool:
+    """Whether the modules of a mixture-of-experts layer are stacked at a path of the linen tree."""
+    return _MODULES in path
+
+
+def path_of(name: str, scan: Scan) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(path in the linen tree, index in the stack there: () where there is none) of a checkpoint name."""
     layer, path = split_name(name)
     if layer is None:
-        return path, None
+        return path, ()
     key, number = place(layer, scan)
-    return (key, *path), number
+    at = () if number is None else (number,)
+    if _MODULES in path:
+        here = path.index(_MODULES) + 1
+        path, at = (*path[:here], *path[here + 1 :]), (*at, int(path[here]))
+    return (key, *path), at
 
 
 def unnest(tree: Mapping[str, Any], names: Mapping[str, Any], *, scan: Scan) -> dict[str, Any]:
     """The values of `names` (checkpoint names) out of a linen tree; the inverse of `nest`."""
     named = {}
     for name in names:
-        path, number = path_of(name, scan)
+        path, at = path_of(name, scan)
         value = _get(tree, path)
-        named[name] = value if number is None else jax.tree.map(lambda x, number=number: x[number], value)
+        named[name] = jax.tree.map(lambda x, at=at: x[at], value) if at else value
     return named
 
 
 def by_name(tree: Mapping[str, Any], names: Iterable[str], *, scan: Scan) -> ByName:
-    """These weights' values out of a linen tree of stacked layers, without a copy of it."""
-    places = {}
-    for name in names:
-        path, number = path_of(name, scan)
-        assert number is not None, name
-        places[name] = path, number
-    return ByName(tree, places)
+    """These weights' values out of a linen tree, without a copy of its stacks."""
+    return ByName(tree, {name: path_of(name, scan) for name in names})
 
 
-def _stack(values: list[Any]) -> Any:
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *values)
+def _stack(values: list[Any], shape: tuple[int, ...]) -> Any:
+    """The values in one tree of arrays, whose first axes are `shape`."""
+
+    def one(*xs: Any) -> Any:
+        stacked = jnp.stack(xs)
+        return stacked.reshape(*shape, *stacked.shape[1:])
+
+    return jax.tree.map(one, *values)
+
+
+def _incomplete(
+    path: tuple[str, ...], values: Mapping[tuple[int, ...], Any], missing: tuple[int, ...], num_layers: int, scan: Scan
+) -> str:
+    """Why a stack cannot be made."""
+    kind, layers = ".".join(path[1:]), {at[0] for at in values}
+    found = next((stack for stack in stacks(num_layers, scan) if stack.key == path[0]), None)
+    if found is None or missing[0] in layers:
+        return (
+            f"{kind} is given for {len(values)} modules, and not for module {missing[-1]} of {path[0]}; the modules of "
+            "a layer are adapted together: widen the targets, e.g. targets=moe"
+        )
+    return (
+        f"{kind} is given for {len(layers)} of {found.size} layers that are scanned together (layer "
+        f"{found.first + missing[0]} has none); load the model with `layers`, which cuts the scan, e.g. layers=0-3, "
+        "or with scan_layers=False"
+    )
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -183,13 +183,12 @@ def mixture(bank: Any, alphas: jax.Array) -> Any:
     """The adapter in which row b runs on 1 + sum_e alphas[b, e] (z_e - 1).
 
     Args:
-      bank: a tree of `Slots`; those of stacked layers carry them on axis 0.
+      bank: a tree of `Slots`; those of stacked layers or modules carry them on their first axes.
       alphas: [B, E_max], or [B, M, E_max] for the M matrices of the bank in the order that `slots` was given them.
     """
     chex.assert_rank(alphas, {2, 3})
 
     def one(slots: Slots) -> Any:
-        is_stacked = slots.table.ndim == 3
-        return jax.vmap(lambda layer: layer.mix(alphas))(slots) if is_stacked else slots.mix(alphas)
+        return jax.vmap(one)(slots) if slots.table.ndim > 2 else slots.mix(alphas)
 
     return jax.tree.map(one, bank, is_leaf=lambda x: isinstance(x, Slots))

@@ -1,4 +1,4 @@
-"""Stacked layers seen one by one, by weight name, while they are held as stacks alone."""
+"""Stacked layers and modules seen one by one, by weight name, while they are held as stacks alone."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -9,21 +9,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 @jax.tree_util.register_pytree_node_class
 class ByName(Mapping[str, Any]):
-    """The values of a linen tree by weight name; a layer is a slice of its stack, made whenever it is asked for.
+    """The values of a linen tree by weight name; one is a slice of its stack, made whenever it is asked for.
 
     `tree` holds the stacks, nested as the model's parameters; whoever wants all layers at once takes it.
     """
 
-    def __init__(self, tree: Mapping[str, Any], places: Mapping[str, tuple[tuple[str, ...], int]]) -> None:
+    def __init__(self, tree: Mapping[str, Any], places: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]]) -> None:
         self.tree = tree
-        self._places = dict(places)  # {name: (path in the tree, layer)}
+        self._places = dict(places)  # {name: (path in the tree, index in the stack there)}
 
     def __getitem__(self, name: str) -> Any:
-        path, layer = self._places[name]
+        path, at = self._places[name]
         stack = self.tree
         for key in path:
             stack = stack[key]
-        return jax.tree.map(lambda x: x[layer], stack)
+        return jax.tree.map(lambda x: x[at], stack) if at else stack
 
     def __contains__(self, name: object) -> bool:
         return name in self._places

@@ -6,13 +6,23 @@ from collections.abc import Iterable
 
 from sva.utils.errors import UserError
 
+_MODULES = r"mlp\.experts\.\d+\.(gate|up|down)_proj"
 TARGETS = {
-    "mlp": r"mlp\.(gate|up|down)_proj",
-    "attention": r"self_attn\.(q|v)_proj",
-    "attention_full": r"self_attn\.(q|k|v|o)_proj",
-    "ia3": r"(self_attn\.(k|v)_proj|mlp\.down_proj)",
-    "all": r"(mlp\.(gate|up|down)_proj|self_attn\.(q|k|v|o)_proj)",
+    "mlp": r"mlp\.(gate|up|gate_up|down)_proj",
+    "attention": r"self_attn\.(q|v|qkv)_proj",
+    "attention_full": r"self_attn\.(q|k|v|qkv|o)_proj",
+    "ia3": r"(self_attn\.(k|v|qkv)_proj|mlp\.down_proj)",
+    "moe": _MODULES,
+    "router": r"mlp\.gate",
+    "all": rf"({_MODULES}|mlp\.gate|mlp\.(gate|up|gate_up|down)_proj|self_attn\.(q|k|v|qkv|o)_proj)",
 }
+"""Weights by their names; matrices that a checkpoint holds as one (Phi-3's qkv and gate_up) are taken whole."""
+_LINEAR = re.compile(r"\.layers\.\d+\.(.*_proj|mlp\.gate)\.weight$")
+
+
+def adaptable(names: Iterable[str]) -> list[str]:
+    """The weights of layers that are matrices of linear layers."""
+    return [name for name in names if _LINEAR.search(name)]
 
 
 def select(names: Iterable[str], targets: str, layers: str | None = None) -> list[str]:
@@ -21,7 +31,8 @@ def select(names: Iterable[str], targets: str, layers: str | None = None) -> lis
     Args:
       names: checkpoint weight names.
       targets: `mlp` (gate, up, down), `attention` (q and v, as the parameter counts of arXiv 2501.06252, table 4,
-        imply), `attention_full`, `ia3` (k, v and down, those of arXiv 2205.05638), `all`, or a regular expression
+        imply), `attention_full`, `ia3` (k, v and down, those of arXiv 2205.05638), `moe` (gate, up and down of
+        every module of a mixture of experts) and `router` beside its `attention`, `all`, or a regular expression
         searched for in the names.
       layers: see `layer_numbers`; None for all.
     Raises:
@@ -33,8 +44,7 @@ def select(names: Iterable[str], targets: str, layers: str | None = None) -> lis
     except re.error as error:
         raise UserError(f"targets={targets!r} is not a regular expression: {error}") from error
     names = list(names)
-    linear = re.compile(r"\.layers\.\d+\..*_proj\.weight$")
-    chosen = [name for name in names if linear.search(name) and expression.search(name)]
+    chosen = [name for name in adaptable(names) if expression.search(name)]
     if not chosen:
         others = [name for name in names if expression.search(name)]
         if others:
@@ -42,14 +52,14 @@ def select(names: Iterable[str], targets: str, layers: str | None = None) -> lis
                 f"targets={targets!r} matches {others[0]}, which is not the matrix of a linear layer; only such "
                 "weights, of two dimensions, can be adapted"
             )
-        example = next((name for name in names if linear.search(name)), "none")
+        example = next((name for name in names if _LINEAR.search(name)), "none")
         raise UserError(
             f"targets={targets!r} matches no weight; use one of {', '.join(TARGETS)} or a regular expression "
             f"over names such as {example}"
         )
     if layers is None:
         return chosen
-    numbers = layer_numbers(layers, 1 + max(_layer(name) for name in names if linear.search(name)))
+    numbers = layer_numbers(layers, 1 + max(_layer(name) for name in adaptable(names)))
     if kept := [name for name in chosen if _layer(name) in numbers]:
         return kept
     raise UserError(f"layers={layers} and targets={targets!r} have no weight in common; change one")

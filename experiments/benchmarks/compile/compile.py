@@ -30,7 +30,7 @@ class Run(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-_8B, _70B = "paper/llama3-8b-gsm8k", "paper/llama3-70b-gsm8k"
+_8B, _70B, _MISTRAL = "paper/llama3-8b-gsm8k", "paper/llama3-70b-gsm8k", "paper/mistral-7b-gsm8k"
 _LOW_RANK = "r=16,alpha=32"
 RUNS = {
     "llama3-8b-v5e-16": Run("llama3-8b-v5e-16", "v5e:4x4"),
@@ -46,6 +46,8 @@ RUNS = {
         _8B, "v5e:4x4", ("update",), (f"parametrisation=dora:{_LOW_RANK}", "targets=attention")
     ),
     "paper-llama3-8b-ia3": Run(_8B, "v5e:4x4", ("update",), ("parametrisation=ia3",)),
+    "paper-llama3-8b-gsm8k-public": Run(f"{_8B}-public", "v5e:4x4", ("update", "rollout")),
+    "paper-mistral-7b-gsm8k": Run(_MISTRAL, "v5e:4x4", ("update", "rollout")),
 }
 GIB = 2**30
 

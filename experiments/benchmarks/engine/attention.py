@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sva.models.attention import attend
 from sva.models.cache import BLOCK, KV
-from sva.models.layers import attend
 from sva.parallel import compile_cache
 from sva.utils.files import write_json
 from sva.utils.provenance import command, versions

@@ -3,25 +3,24 @@
     python experiments/benchmarks/likelihood/likelihood.py          # extra `bench`; writes result.json beside this file
 
 SmolLM2-135M-Instruct in float32, the same weights in both (`lm.save`), the same text, and the same token ids, which is
-checked. Both sides in one process and in turn, after all programs are compiled and lm-eval has scored 32 questions.
-Tokenizing is inside the times of both. The result is written after every round (an argument says how
-many), with the processor seconds of each run and the machine's load: beside other work torch's threads wait for each
-other, and only runs at a load near the number of cores compare well.
+checked. The sides are asked in turn, each in a process of its own (in one, torch slows XLA by a third), after
+all programs are compiled and lm-eval has scored 32 questions. Tokenizing is inside the times of both. The result is
+written after every round (an argument says how many), with the processor seconds of each run and the machine's load:
+beside other work torch's threads wait for each other, and only runs at a load near the number of cores compare well.
 """
 
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-import lm_eval
 import numpy as np
-import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 
 from sva.evaluation import evaluate
 from sva.evaluation.likelihood import followed, option_logprobs
@@ -31,35 +30,69 @@ from sva.tasks import task
 from sva.utils.files import write_json
 from sva.utils.provenance import command, versions
 
+MODEL = "smollm2-135m-instruct-q4_1"
 SIZE, BATCH, ROUNDS = 200, 16, 3
 
 
-def peer_of(lm, directory: Path) -> HFLM:
-    """lm-eval's model on the same weights."""
-    lm.save(directory)
-    return HFLM(pretrained=str(directory), dtype="float32", device="cpu", batch_size=BATCH)
+def questions() -> list:
+    """The prompts and options of ARC-Easy's first test questions."""
+    return [item.task.options(item.example) for item in evaluate.items(task("arc_easy"), "test", SIZE)]
 
 
-def requests(asked) -> list[Instance]:
-    """What lm-eval's ARC-Easy task asks of a model: a pair of prompt and option each."""
+def serve_sva(pipe: Connection, directory: str) -> None:
+    """Writes the model, then scores once a request: token ids first, then (log-probabilities, seconds, CPU seconds)."""
+    compile_cache.start()
+    lm, asked = load(MODEL), questions()
+    lm.save(Path(directory))
+    prompts, texts = [ask.prompt for ask in asked], [ask.texts for ask in asked]
+    option_logprobs(lm, prompts, texts)
+    pipe.send(
+        [(head, tail) for ask in asked for head, tails in [followed(lm, ask.prompt, ask.texts)] for tail in tails]
+    )
+    answer(pipe, lambda: option_logprobs(lm, prompts, texts))
+
+
+def serve_lm_eval(pipe: Connection, directory: str) -> None:
+    """As `serve_sva`, by lm-eval's `hf` model on the same weights; of its first message the last part is versions."""
+    import lm_eval
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    asked = questions()
+    peer = HFLM(pretrained=directory, dtype="float32", device="cpu", batch_size=BATCH)
     pairs = [(ask.prompt, text) for ask in asked for text in ask.texts]
-    return [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)]
+    requests = [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)]
+
+    def score(requests: list[Instance]) -> list[float]:
+        return [nats for nats, _ in peer.loglikelihood(requests, disable_tqdm=True)]
+
+    score(requests[:128])
+    about = {"torch": torch.__version__, "lm_eval": lm_eval.__version__, "threads": torch.get_num_threads()}
+    pipe.send(([peer._encode_pair(*pair) for pair in pairs], about))
+    answer(pipe, lambda: split(score(requests), asked))
+
+
+def answer(pipe: Connection, score: Any) -> None:
+    """Scores whenever it is asked to, until the other end closes."""
+    while pipe.recv():
+        started, worked = time.perf_counter(), time.process_time()
+        scores = score()
+        pipe.send((scores, time.perf_counter() - started, time.process_time() - worked))
+
+
+def started(serve: Any, directory: str) -> Connection:
+    """The end of a pipe to a new process that runs `serve`."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=serve, args=(theirs, directory), daemon=True).start()
+    return ours
 
 
 def split(values, asked) -> list[list[float]]:
     """The values of each question's options."""
     each = iter(values)
     return [[next(each) for _ in ask.texts] for ask in asked]
-
-
-def same_tokens(lm, peer: HFLM, asked) -> bool:
-    """Whether both take every pair as the same ids."""
-    return all(
-        (head, tail) == peer._encode_pair(ask.prompt, text)
-        for ask in asked
-        for head, tails in [followed(lm, ask.prompt, ask.texts)]
-        for tail, text in zip(tails, ask.texts, strict=True)
-    )
 
 
 def choices(scores, asked) -> dict[str, list[int]]:
@@ -72,38 +105,33 @@ def choices(scores, asked) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    compile_cache.start()
-    lm = load("smollm2-135m-instruct-q4_1")
-    asked = [item.task.options(item.example) for item in evaluate.items(task("arc_easy"), "test", SIZE)]
+    asked = questions()
     with tempfile.TemporaryDirectory() as directory:
-        peer = peer_of(lm, Path(directory) / "model")
-    runs = {
-        "sva": lambda asked: option_logprobs(lm, [ask.prompt for ask in asked], [ask.texts for ask in asked]),
-        "lm-eval": lambda asked: split((x for x, _ in peer.loglikelihood(requests(asked), disable_tqdm=True)), asked),
-    }
-    runs["sva"](asked)
-    runs["lm-eval"](asked[:32])
+        sva = started(serve_sva, directory)
+        ids = sva.recv()
+        peer = started(serve_lm_eval, directory)
+        peer_ids, about = peer.recv()
     result = {
-        "model": lm.name,
+        "model": MODEL,
         "questions": SIZE,
-        "lm_eval": {"version": lm_eval.__version__, "batch_size": BATCH},
-        "threads": torch.get_num_threads(),
+        "batch_size": BATCH,
         "cores": os.cpu_count(),
-        "same_token_ids": same_tokens(lm, peer, asked),
-        "versions": versions() | {"torch": torch.__version__},
+        "same_token_ids": ids == peer_ids,
+        "versions": versions() | about,
         "command": command(),
     }
-    times, others = ({name: [] for name in runs} for _ in range(2))
+    times, others = ({"sva": [], "lm-eval": []} for _ in range(2))
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS):
         scores = {}
-        for name, run in runs.items():
-            started, worked = time.perf_counter(), time.process_time()
-            scores[name] = run(asked)
-            times[name].append(time.perf_counter() - started)
-            others[name].append({"cpu_seconds": time.process_time() - worked, "load": os.getloadavg()[0]})
-            print(f"{name}: {times[name][-1]:.1f} s, {others[name][-1]}", flush=True)
-        write_json(Path(__file__).with_name("result.json"), result | measured(times, scores, asked) | {"runs": others})
-    print(json.dumps(result | measured(times, scores, asked) | {"runs": others}, indent=2))
+        for name, pipe in (("sva", sva), ("lm-eval", peer)):
+            pipe.send(True)
+            scores[name], seconds, worked = pipe.recv()
+            times[name].append(seconds)
+            others[name].append({"cpu_seconds": worked, "load": os.getloadavg()[0]})
+            print(f"{name}: {seconds:.1f} s, {others[name][-1]}", flush=True)
+        result |= measured(times, scores, asked) | {"runs": others}
+        write_json(Path(__file__).with_name("result.json"), result)
+    print(json.dumps(result, indent=2))
 
 
 def measured(times, scores, asked) -> dict:

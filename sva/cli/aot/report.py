@@ -22,6 +22,7 @@ from sva.cli.aot.shapes import Shapes, held_bytes, run_holds, targets_of
 from sva.generation.loaded_model import DTYPES
 from sva.models import layout
 from sva.models.config import ModelConfig
+from sva.models.moe_config import sparse_cuts
 from sva.models.shape import model_config
 from sva.models.stacks import cut, stacks
 from sva.models.transformer import Transformer
@@ -83,7 +84,7 @@ def report(
     if config.rollout.max_new_tokens is None:
         raise UserError("rollout.max_new_tokens must be set: no task is read here")
     cfg = cfg or model_config(config.model)
-    scan = cut(config.layers, cfg.num_layers)
+    scan = cut(config.layers, cfg.num_layers, sparse_cuts(cfg.moe))
     model = Transformer(cfg, DTYPES[config.dtype], scan_layers=config.scan is not False and scan)
     shapes = Shapes(config, model, mesh, prompt_tokens, budget_bucket(config.rollout.max_new_tokens))
     found = {}

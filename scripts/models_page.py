@@ -1,0 +1,100 @@
+"""Writes docs/models.md from the table of architectures: `python scripts/models_page.py`; a test holds it current."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sva.models.architectures import TABLE
+from sva.models.fields import REQUIRED, Field, Only, Sets, Unused
+from sva.models.gguf import KINDS
+from sva.models.rope import KINDS as ROPES
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+
+_TOP = """# Models
+
+<!-- Written by scripts/models_page.py from sva/models/architectures.py; change those. -->
+
+A model is a path, a hub id or a known name (`sva fetch MODEL` prints where it is). Which network a `config.json`
+describes is read by the table below, from Hugging Face directories and hub ids alike. **No key is passed over in
+silence**: a key sets something, or other values of it are refused by name, or it is listed here as without effect,
+with the reason; a key that the architecture does not know, which transformers does not read either, is named on
+stderr. Tests change every key of every architecture and compare with transformers.
+
+"""
+_ROPES = """
+## Rope types
+
+{names}, wherever transformers reads them.
+`dynamic` and `longrope` turn all positions of a row anew once it is longer than the length that the model was first
+trained with. sva does so row by row, where transformers takes the longest row of a batch. Keys in a cache were turned
+already, so decoding past that length is refused, before it starts.
+
+"""
+_GGUF = """## GGUF files
+
+Read are the architectures {names}, in every packed type
+that the `gguf` package unpacks, with their vocabularies: byte-level BPE (`gpt2`) and SentencePiece (`llama`), as
+llama.cpp cuts them. `smollm2-135m-instruct` and `gemma-3-270m` come from packages on the Python index where the hub is
+out of reach; the names `smollm2-135m-instruct-q4_1` and `gemma-3-270m-q4_k_m` mean those packed weights everywhere.
+Gemma's terms of use are put beside the file first; set `SVA_ACCEPT_LICENCES=gemma` once to acknowledge them and fetch
+it. gemma-3-270m is a base model: ask it with worked examples, not in a chat. Beside llama.cpp:
+`experiments/studies/gemma/perplexity.py`.
+
+"""
+
+
+def page() -> str:
+    """The whole text of docs/models.md."""
+    common = _common()
+    parts = [_TOP, _table(("`model_type`", "models", "GGUF"), (_row(kind) for kind in TABLE))]
+    parts += [_ROPES.format(names=", ".join(f"`{name}`" for name in ROPES))]
+    parts += [_GGUF.format(names=", ".join(f"`{name}`" for name in KINDS))]
+    parts += ["## Keys\n\nWhat an absent key means stands in the second column.\n", _section("Every model", common)]
+    for kind, architecture in TABLE.items():
+        own = {key: field for key, field in architecture.fields.items() if key not in common}
+        parts.append(_section(f"`{kind}`", own, architecture.fixed))
+    return "".join(parts).rstrip() + "\n"
+
+
+def _row(kind: str) -> tuple[str, str, str]:
+    files = [name for name, file in KINDS.items() if file.model_type == kind or (name, kind) == ("llama", "mistral")]
+    return f"`{kind}`", TABLE[kind].names, ", ".join(f"`{name}`" for name in files)
+
+
+def _common() -> dict[str, Field]:
+    """The keys that mean the same, by default too, for every architecture."""
+    first, *others = (architecture.fields for architecture in TABLE.values())
+    return {key: field for key, field in first.items() if all(each.get(key) == field for each in others)}
+
+
+def _section(title: str, fields: Mapping[str, Field], fixed: Mapping[str, Any] | None = None) -> str:
+    lines = [f"\n### {title}\n\n"]
+    if fixed:
+        lines.append(f"Whatever the config says: {', '.join(f'{name} {_value(v)}' for name, v in fixed.items())}.\n\n")
+    rows = [(f"`{key}`", *_meaning(field)) for key, field in fields.items()]
+    return "".join(lines) + _table(("key", "absent", "meaning"), rows)
+
+
+def _meaning(field: Field) -> tuple[str, str]:
+    match field:
+        case Sets(sets, default, _):
+            return "required" if default is REQUIRED else _value(default), "sets " + ", ".join(f"`{n}`" for n in sets)
+        case Only(values, why):
+            return _value(values[0]), f"refused unless {' or '.join(map(_value, values))}: {why}"
+        case Unused(why):
+            return "", f"no effect: {why}"
+
+
+def _value(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

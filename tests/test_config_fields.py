@@ -1,0 +1,183 @@
+"""No key of a config is ignored: each changes the logits as in transformers, or is refused, or has no effect there."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+
+from sva.models.architectures import TABLE
+from sva.models.config import from_hf
+from sva.models.fields import Only, Sets, Unused
+from sva.models.transformer import Transformer, logits
+from sva.utils.errors import UserError
+
+KINDS = {"gemma3_text": "gemma3"}  # of tiny.py, where it has another name
+# Beside what the tiny config says: switched on, or left to its default, so that a change of another key shows.
+BASES = {
+    "qwen2": {"layer_types": None, "max_window_layers": 2},
+    "qwen3": {"layer_types": None, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 2.0, 3.0, 4.0] * 2, "long_factor": [2.0] * 8}
+NESTED = {
+    "full_attention": {"rope_type": "default", "rope_theta": 77.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 55.0},
+}
+# Keys that sva keeps for generation, packing and bounds; they are no part of a forward pass.
+NOT_OF_LOGITS = {"max_position_embeddings": 512, "bos_token_id": 5, "eos_token_id": 5, "pad_token_id": 5}
+# What each key becomes, with what must change beside it for that to show.
+CHANGES = {
+    "vocab_size": {"vocab_size": 160},
+    "hidden_size": {"hidden_size": 96},
+    "intermediate_size": {"intermediate_size": 112},
+    "num_hidden_layers": {"num_hidden_layers": 2},
+    "num_attention_heads": {"num_attention_heads": 8},
+    "num_key_value_heads": {"num_key_value_heads": 4},
+    "head_dim": {"head_dim": 32},
+    "hidden_act": {"hidden_act": "gelu"},
+    "hidden_activation": {"hidden_activation": "silu"},
+    "rms_norm_eps": {"rms_norm_eps": 0.5},
+    "rope_theta": {"rope_theta": 77.0, "rope_parameters": None},
+    "rope_parameters": {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+    "rope_scaling": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+    "original_max_position_embeddings": {"rope_scaling": LLAMA3, "original_max_position_embeddings": 16},
+    "rope_local_base_freq": {"rope_local_base_freq": 33.0, "rope_parameters": None},
+    "partial_rotary_factor": {"partial_rotary_factor": 0.5, "rope_parameters": None},
+    "layer_types": {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    "use_sliding_window": {"use_sliding_window": False, "layer_types": None},
+    "sliding_window": {"sliding_window": 3},
+    "max_window_layers": {"max_window_layers": 1},
+    "sliding_window_pattern": {"sliding_window_pattern": 3, "layer_types": None},
+    "query_pre_attn_scalar": {"query_pre_attn_scalar": 7},
+    "final_logit_softcapping": {"final_logit_softcapping": 2.0},
+    "attn_logit_softcapping": {"attn_logit_softcapping": 1.0},
+    "no_rope_layers": {"no_rope_layers": [0, 1, 1]},
+    "no_rope_layer_interval": {"no_rope_layer_interval": 3, "no_rope_layers": None, "layer_types": None},
+    "embedding_multiplier": {"embedding_multiplier": 7.0},
+    "residual_multiplier": {"residual_multiplier": 0.3},
+    "attention_multiplier": {"attention_multiplier": 0.4},
+    "logits_scaling": {"logits_scaling": 5.0},
+}
+CHANGES_OF = {
+    ("smollm3", "layer_types"): {"layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+    ("phi3", "rope_scaling"): {"rope_scaling": LONGROPE},
+    ("phi3", "original_max_position_embeddings"): {"rope_scaling": LONGROPE, "original_max_position_embeddings": 8},
+    ("gemma3_text", "rope_parameters"): {"rope_parameters": NESTED},
+    ("olmo3", "rope_parameters"): {"rope_parameters": NESTED},
+    ("gemma3_text", "rope_theta"): {"rope_theta": 77.0, "rope_parameters": None},
+}
+REFUSED = {("olmo3", "rope_theta"): "read differently by transformers 4 and 5"}
+UNUSED = {
+    "initializer_range": 0.5,
+    "attention_dropout": 0.5,
+    "resid_pdrop": 0.5,
+    "embd_pdrop": 0.5,
+    "use_cache": False,
+    "chunk_size_feed_forward": 2,
+    "pretraining_tp": 2,
+    "hidden_act": "gelu",
+    "attention_bias": True,
+    "mlp_bias": True,
+    "sliding_window": 3,
+    "max_window_layers": 1,
+    "attn_logit_softcapping": 1.0,
+    "_sliding_window_pattern": 3,
+    "cache_implementation": "static",
+}
+# Other keys without effect do not reach transformers' modules: names, versions, what the forward pass returns.
+SETS = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Sets)]
+ONLY = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Only)]
+NOTHING = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Unused)]
+IDS = np.random.default_rng(0).integers(0, tiny.VOCAB, (1, 13))
+
+
+def base(kind):
+    return copy.deepcopy(tiny.config(KINDS.get(kind, kind)).to_dict()) | BASES.get(kind, {})
+
+
+def changed(kind, key):
+    """The config with one key changed; lists of layers are cut where there are fewer."""
+    raw = base(kind)
+    if key in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+        raw |= {key: not raw[key]}
+    else:
+        raw |= copy.deepcopy(CHANGES_OF.get((kind, key)) or CHANGES[key])
+    for name in ("layer_types", "no_rope_layers"):
+        if raw.get(name):
+            raw[name] = raw[name][: raw["num_hidden_layers"]]
+    return raw
+
+
+def theirs(raw):
+    """(their model with random weights, the same for the same shapes; its logits of IDS)."""
+    cfg = transformers.AutoConfig.for_model(**copy.deepcopy(raw))
+    cfg._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(cfg).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            seed = torch.Generator().manual_seed(sum(map(ord, name)))
+            spread = 0.3 if weight.ndim == 1 else 1.2 / weight.shape[1] ** 0.5
+            weight.copy_(torch.randn(weight.shape, generator=seed) * spread + ("norm" in name))
+    return model, tiny.logits(model, IDS, np.ones_like(IDS))
+
+
+def ours(raw, model):
+    cfg = from_hf(raw)
+    network = Transformer(cfg)
+    params = network.nest({name: jnp.asarray(weight.detach().numpy()) for name, weight in model.named_parameters()})
+    with jax.disable_jit():  # a hundred shapes: compiling each model would take minutes
+        return np.asarray(logits(network, params, IDS, np.ones_like(IDS)))
+
+
+def once_each():
+    """The pairs whose key has an effect, those marked long whose key another architecture reads in the same way."""
+    seen = set()
+    for kind, key in SETS:
+        if key not in NOT_OF_LOGITS:
+            same = key, TABLE[kind].fields[key].sets, TABLE[kind].fields[key].read
+            yield pytest.param(kind, key, marks=[pytest.mark.long] if same in seen else [])
+            seen.add(same)
+
+
+@pytest.mark.parametrize(("kind", "key"), [*once_each()])
+def test_a_key_that_is_read_changes_the_logits_as_in_transformers(kind, key):
+    raw = changed(kind, key)
+    if (kind, key) in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[kind, key]):
+            from_hf(raw)
+        return
+    assert from_hf(raw) != from_hf(base(kind))
+    model, expected = theirs(raw)
+    found = ours(raw, model)
+    assert np.abs(found - expected).max() < 3e-4
+    before = theirs(base(kind))[1]
+    assert before.shape != expected.shape or np.abs(before - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(("kind", "key"), [pair for pair in SETS if pair[1] in NOT_OF_LOGITS])
+def test_a_key_that_is_kept_for_other_ends_leaves_the_logits(kind, key):
+    raw = base(kind) | {key: NOT_OF_LOGITS[key]}
+    assert from_hf(raw) != from_hf(base(kind))
+    np.testing.assert_array_equal(theirs(raw)[1], theirs(base(kind))[1])
+
+
+@pytest.mark.parametrize(("kind", "key"), ONLY)
+def test_a_value_that_is_not_implemented_is_refused_by_name(kind, key):
+    other = {"quant_method": "gptq"} if key == "quantization_config" else 0.5 if "factor" in key else True
+    with pytest.raises(UserError, match=key if key != "quantization_config" else "quantised"):
+        from_hf(base(kind) | {key: other})
+
+
+@pytest.mark.parametrize(("kind", "key"), NOTHING)
+def test_a_key_without_effect_has_none_and_says_why(kind, key):
+    assert len(TABLE[kind].fields[key].why.split()) >= 3
+    raw = base(kind) | ({key: UNUSED[key]} if key in UNUSED else {})
+    if key not in UNUSED:
+        return
+    assert from_hf(raw) == from_hf(base(kind))
+    np.testing.assert_array_equal(theirs(raw)[1], theirs(base(kind))[1])
