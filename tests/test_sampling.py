@@ -42,7 +42,7 @@ def test_draws_follow_softmax_at_the_temperature(temperature):
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])
 def test_top_p_keeps_what_a_plain_loop_keeps(p, monkeypatch):
-    monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
+    monkeypatch.setattr(sampling, "gumbel_draw", lambda logits, keys: logits)
     logits = np.random.default_rng(0).normal(0, 2, (20, 50)).astype(np.float32)
     kept = np.asarray(TopP(p, temperature=0.7)(jnp.asarray(logits), jnp.zeros(20)))
     for row, scaled in enumerate(logits.astype(np.float64) / 0.7):
@@ -57,7 +57,7 @@ def test_top_p_draws_follow_the_cut_distribution():
 
 
 def test_top_p_of_logits_of_all_magnitudes_and_signs_is_exact(monkeypatch):
-    monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
+    monkeypatch.setattr(sampling, "gumbel_draw", lambda logits, keys: logits)
     logits = np.asarray([[-1e-30, 0.0, 1e-30, -np.inf, 3.0, -80.0, 2.5]], np.float32)
     kept = np.asarray(TopP(0.97)(jnp.asarray(logits), jnp.zeros(1)))
     np.testing.assert_array_equal(kept[0] > -np.inf, [False, True, True, False, True, False, True])
@@ -65,7 +65,7 @@ def test_top_p_of_logits_of_all_magnitudes_and_signs_is_exact(monkeypatch):
 
 @pytest.mark.parametrize("k", [1, 3, 50, 99])
 def test_top_k_keeps_the_k_largest(k, monkeypatch):
-    monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
+    monkeypatch.setattr(sampling, "gumbel_draw", lambda logits, keys: logits)
     logits = np.random.default_rng(1).normal(0, 2, (20, 50)).astype(np.float32)
     kept = np.asarray(TopK(k)(jnp.asarray(logits), jnp.zeros(20)))
     for row, given in zip(kept, logits, strict=True):
@@ -74,7 +74,7 @@ def test_top_k_keeps_the_k_largest(k, monkeypatch):
 
 @pytest.mark.parametrize("p", [0.02, 0.3, 1.0])
 def test_min_p_keeps_what_is_not_too_far_from_the_likeliest(p, monkeypatch):
-    monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
+    monkeypatch.setattr(sampling, "gumbel_draw", lambda logits, keys: logits)
     logits = np.random.default_rng(2).normal(0, 2, (20, 50)).astype(np.float32)
     kept = np.asarray(MinP(p, temperature=0.7)(jnp.asarray(logits), jnp.zeros(20)))
     probs = np.exp(logits.astype(np.float64) / 0.7)
@@ -82,7 +82,7 @@ def test_min_p_keeps_what_is_not_too_far_from_the_likeliest(p, monkeypatch):
 
 
 def test_top_p_of_one_keeps_every_token(monkeypatch):
-    monkeypatch.setattr(sampling, "_draw", lambda logits, keys: logits)
+    monkeypatch.setattr(sampling, "gumbel_draw", lambda logits, keys: logits)
     logits = jnp.asarray([[40.0] + [0.0] * 9])  # the first token's probability rounds to 1
     np.testing.assert_array_equal(TopP(1.0)(logits, jnp.zeros(1)), logits)
 

@@ -17,6 +17,7 @@ from sva.serving.rows import samples_keys, tiers
 from sva.serving.tickets import Ended, Failed, Mixed, Piece, Prompted, Question, Ticket
 from sva.serving.worker import Busy, WorkerConfig
 from sva.utils import seeds
+from sva.utils.errors import UserError
 
 PROMPT = [3, 5, 7, 4]
 
@@ -179,6 +180,8 @@ def test_a_full_queue_says_when_to_come_again(worker):
     assert busy.value.seconds >= 1
     first.ticket.is_cancelled = True
     assert len(second.only(Ended)) == 12
+    with pytest.raises(UserError, match="asks for 13 answers, this server lets 12 wait"):
+        Asked(worker, samples=13)
 
 
 def test_an_expert_that_overflows_fails_alone(worker):

@@ -155,13 +155,13 @@ class AdaptBody(BaseModel):
 
     model_config = _STRICT
     name: ExpertName
-    examples: Annotated[list[Shot], Field(min_length=1, max_length=64)]
+    examples: Annotated[list[Shot], Field(min_length=1, max_length=32)]
     experts: Annotated[list[ExpertName], Field(min_length=1, max_length=32)] | None = Field(
         None, description="the experts to mix; by default all"
     )
     grader: str = "exact"
-    iterations: Annotated[int, Field(ge=1, le=200)] = 5
-    population: Annotated[int, Field(ge=2, le=128)] = 16
+    iterations: Annotated[int, Field(ge=1, le=50)] = 5
+    population: Annotated[int, Field(ge=2, le=64)] = 16
     max_tokens: Annotated[int, Field(ge=1)] = 64
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     label: Annotated[str, Field(max_length=64)] = ""

@@ -39,7 +39,7 @@ from sva.serving.tickets import Ended, Failed, Mixed, Piece, Prompted, Ticket, p
 from sva.utils import seeds
 from sva.utils.errors import UserError
 
-PATIENCE = 0.25  # seconds of reading prompts while rows wait for their next step
+PATIENCE = 1.0  # seconds of reading prompts while rows wait for their next step
 STEPS = 4  # tokens of a row between two looks at the queue
 _log = logging.getLogger("sva.serving")
 _Result = TypeVar("_Result")
@@ -127,7 +127,11 @@ class Worker:
           Busy: so many samples wait already that these do not fit.
           Draining: nothing new is taken.
           NoExpert: an expert is not loaded.
+          UserError: so many samples never fit.
         """
+        asked = sum(ticket.samples for ticket in tickets if not ticket.is_background)
+        if asked > self.cfg.queue:
+            raise UserError(f"the request asks for {asked} answers, this server lets {self.cfg.queue} wait at most")
         with self._wake:
             if not self.is_accepting:
                 raise Draining
@@ -244,6 +248,9 @@ class Worker:
         while self._rows.free and (one := self._next()) is not None:
             if self._answers and time.monotonic() - began > PATIENCE:
                 return
+            self._leave()
+            if one.is_over(time.monotonic()):
+                continue
             try:
                 if not one.chosen:
                     self._choose(one)
