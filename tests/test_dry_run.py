@@ -152,6 +152,8 @@ def test_a_directory_that_holds_a_config_alone_is_a_shape(tmp_path):
         "llama-3-8b",
         "llama-3-70b",
         "mistral-7b-v0.3",
+        "mixtral-8x7b-v0.1",
+        "qwen3-30b-a3b",
     }
 
 

@@ -25,9 +25,11 @@ from sva.models.config import from_hf, to_hf
 from sva.models.flops import linear_flops
 from sva.models.load import load_params
 from sva.models.moe_config import sparse_cuts
+from sva.models.shape import model_config
 from sva.models.transformer import Transformer, logits, positions_of
 from sva.models.weights import expected
 from sva.utils.errors import UserError
+from sva.utils.trees import select
 
 ROWS, LENGTH = 3, 20
 
@@ -346,3 +348,13 @@ def test_a_token_costs_the_modules_that_it_meets_and_bench_refuses_a_mixture():
     assert linear_flops(cfg) == 3 * (attention + 2 * 7 * 64 + 2 * 3 * 2 * 96 * 64)
     with pytest.raises(UserError, match="is a mixture of experts"):
         bench(random_lm(cfg, "float32"), [1], prompt=2, new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "matrices"),
+    [("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704, 768), ("Qwen/Qwen3-30B-A3B", 30_532_122_624, 18_432)],
+)
+def test_real_shapes_have_their_published_numbers_of_weights(name, weights, matrices):
+    specs = expected(model_config(name))
+    assert sum(int(np.prod(leaf.shape)) for leaf in specs.values()) == weights
+    assert len(select(specs, "moe")) == matrices
