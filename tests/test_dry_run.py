@@ -9,7 +9,7 @@ import pytest
 from sva.cli import dry_run
 from sva.cli.main import main
 from sva.generation.testing import toy_config
-from sva.models import hub
+from sva.models import hub, packaged
 from sva.models.config import to_hf
 from sva.models.shape import SHIPPED, model_config
 from sva.training import config
@@ -33,7 +33,7 @@ def _counted_offline(monkeypatch, tmp_path):
 
     for name in ("snapshot_download", "hf_hub_download"):
         monkeypatch.setattr(huggingface_hub, name, refuse)
-    monkeypatch.setattr(hub, "_download", refuse)
+    monkeypatch.setattr(packaged, "_download", refuse)
 
 
 def estimate(name, topology="v5e:4x4", *overrides):
