@@ -139,7 +139,8 @@ def _say_ready(base: str, cfg: ServerConfig, sock: socket.socket) -> None:
 def _count_compilations(metrics: Metrics) -> None:
     """Counts what XLA is asked for: a server that has met every shape compiles nothing more."""
 
-    def listen(event: str, _: float, **about: Any) -> None:
+    def listen(event: str, duration_secs: float, **about: Any) -> None:
+        del duration_secs, about
         if event == "/jax/core/compile/backend_compile_duration":
             metrics.compiled.inc()
 
