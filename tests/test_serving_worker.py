@@ -1,6 +1,7 @@
 """The worker's thread over the toy model: no HTTP."""
 
 import queue
+import threading
 import time
 
 import numpy as np
@@ -172,16 +173,18 @@ def test_a_request_whose_time_is_up_is_told_so(worker):
 
 
 def test_a_full_queue_says_when_to_come_again(worker):
-    first = Asked(worker, samples=4, max_new_tokens=200)
-    _until(lambda: worker.metrics.registry.get_sample_value("sva_rows_in_use") == 4)
-    second = Asked(worker, samples=12, max_new_tokens=1)
-    with pytest.raises(Busy, match="queue is full") as busy:
-        Asked(worker)
-    assert busy.value.seconds >= 1
-    first.ticket.is_cancelled = True
-    assert len(second.only(Ended)) == 12
-    with pytest.raises(UserError, match="asks for 13 answers, this server lets 12 wait"):
-        Asked(worker, samples=13)
+    gate = threading.Event()
+    worker.call(gate.wait)  # nothing takes a row meanwhile
+    try:
+        waiting = Asked(worker, samples=12, max_new_tokens=1)
+        with pytest.raises(Busy, match="queue is full") as busy:
+            Asked(worker)
+        assert busy.value.seconds >= 1
+        with pytest.raises(UserError, match="asks for 13 answers, this server lets 12 wait"):
+            Asked(worker, samples=13)
+    finally:
+        gate.set()
+    assert len(waiting.only(Ended)) == 12
 
 
 def test_an_expert_that_overflows_fails_alone(worker):
