@@ -47,18 +47,16 @@ def expected(cfg: ModelConfig) -> dict[str, Leaf]:
     q = (heads, width, "heads", "embed", cfg.attention_bias)
     kv = (kv_heads, width, "kv_heads", "embed", cfg.attention_bias)
     up = (mlp, width, "mlp", "embed", cfg.mlp_bias)
+    linears: dict[str, tuple[int, int, str | None, str, bool]]
     if cfg.fused:  # no axis divides the rows: a part would hold queries without their keys
-        linears: dict[str, tuple[int, int, str | None, str, bool]] = {
-            "self_attn.qkv_proj": (heads + 2 * kv_heads, width, None, "embed", cfg.attention_bias),
-            "mlp.gate_up_proj": (2 * mlp, width, None, "embed", cfg.mlp_bias),
-        }
+        linears = {"self_attn.qkv_proj": (heads + 2 * kv_heads, width, None, "embed", cfg.attention_bias)}
+        ups = {"mlp.gate_up_proj": (2 * mlp, width, None, "embed", cfg.mlp_bias)}
     else:
         linears = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
-        linears |= {"mlp.gate_proj": up, "mlp.up_proj": up}
-    linears |= {
-        "self_attn.o_proj": (width, heads, "embed", "heads", cfg.attention_output_bias),
-        "mlp.down_proj": (width, mlp, "embed", "mlp", cfg.mlp_bias),
-    }
+        ups = {"mlp.gate_proj": up, "mlp.up_proj": up}
+    linears["self_attn.o_proj"] = (width, heads, "embed", "heads", cfg.attention_output_bias)
+    linears |= ups
+    linears["mlp.down_proj"] = (width, mlp, "embed", "mlp", cfg.mlp_bias)
     sparse = _sparse_linears(linears, cfg.moe, width) if cfg.moe else {}
     norms = {name: width for name in cfg.norms if name}
     if cfg.qk_norm:
