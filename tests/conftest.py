@@ -1,5 +1,6 @@
 """Settings of every test: JAX is strict about rank, compilers work little, and what they made is kept between runs."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,19 @@ def _keep_newest(directory: Path, size: int) -> None:
         size -= file.stat().st_size
         if size < 0:
             file.unlink()
+
+
+_MAPS = 20_000  # of the 65,530 memory maps that Linux gives a process; a compiled program takes several
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module() -> Iterator[None]:
+    """Compiled programs go when there are many: a worker that keeps all of them runs out of maps, and crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > _MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
