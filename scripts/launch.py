@@ -29,6 +29,7 @@ import tempfile
 import time
 
 USUAL = ("HF_TOKEN", "SVA_SPECTRA", "SVA_DATA", "SVA_CACHE", "SVA_COMPILED")  # handed on where they are set
+PROGRAMS = ("gcloud", "kubectl", "sbatch")
 CHIPS_A_HOST = {"tpu-v4-podslice": 4, "tpu-v5-lite-podslice": 4, "tpu-v5p-slice": 4, "tpu-v6e-slice": 4}
 
 
@@ -67,7 +68,14 @@ def main(argv=None):
     if problem := environment_problem(arguments.env):
         return fail(problem)
     arguments.env = list(dict.fromkeys([*(name for name in USUAL if name in os.environ), *arguments.env]))
-    return arguments.run(arguments, ["sva", *command])
+    try:
+        return arguments.run(arguments, ["sva", *command])
+    except FileNotFoundError as error:
+        if error.filename not in PROGRAMS:
+            raise
+        return fail(
+            f"{error.filename} is not on this machine; run this where it is, or add --dry-run to see what would be done"
+        )
 
 
 def parser():

@@ -214,6 +214,16 @@ def test_a_batch_job_misses_a_variable_that_did_not_reach_it(launch, capsys, mon
     assert "HF_TOKEN: launch: it was set where the job was submitted and is not here" in without.stderr
 
 
+@pytest.mark.parametrize(("place", "program"), [("tpu-vm", "gcloud"), ("gke", "kubectl"), ("slurm", "sbatch")])
+def test_a_machine_without_the_program_is_one_line(launch, capsys, monkeypatch, place, program):
+    def missing(words, **_):
+        raise FileNotFoundError(2, "No such file or directory", words[0])
+
+    monkeypatch.setattr(launch.subprocess, "run", missing)
+    assert launch.main([place, *PLACES[place], *RUN]) == 2
+    assert capsys.readouterr().err.startswith(f"launch: {program} is not on this machine; run this where it is")
+
+
 def test_a_value_given_with_its_name_is_refused_and_not_repeated(launch, capsys):
     assert launch.main(["slurm", "--name", "x", "--env", f"HF_TOKEN={SECRET}", *RUN]) == 2
     error = capsys.readouterr().err
