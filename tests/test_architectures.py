@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,9 @@ from margins import assert_same_tokens
 
 import sva
 from sva.models import cache as kv_cache
-from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import from_hf, to_hf
-from sva.models.load import load_params
 from sva.models.rope import Rope
-from sva.models.transformer import Transformer, logits, positions_of
+from sva.models.transformer import logits, positions_of
 from sva.utils.errors import UserError
 
 ROWS, LENGTH = 3, 30
@@ -30,18 +27,8 @@ LONG = ("phi4", "dynamic", "longrope")  # whose frequencies change beyond a leng
 def loaded(tmp_path_factory):
     """kind, scan -> (transformers' model, model, params)."""
 
-    @cache
-    def checkpoint(kind):
-        directory = tmp_path_factory.mktemp(kind)
-        return tiny.make(kind, directory), open_checkpoint(directory)
-
-    @cache
-    def load(kind, scan=False):
-        torch_model, found = checkpoint(kind)
-        model = Transformer(found.config, scan_layers=scan)
-        return torch_model, model, load_params(found, model, progress=False)[0]
-
-    return load
+    load = tiny.loader(tmp_path_factory)
+    return lambda kind, scan=False: load(kind, scan)[:3]
 
 
 def prompts(side, length=LENGTH):

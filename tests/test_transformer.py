@@ -1,6 +1,6 @@
 import dataclasses
 import json
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,7 @@ SCANNED = ("mistral", "qwen2")
 def loaded(tmp_path_factory):
     """kind, scan -> (transformers' model, model, params, fingerprint)."""
 
-    @cache
-    def checkpoint(kind):
-        directory = tmp_path_factory.mktemp(kind)
-        return tiny.make(kind, directory), open_checkpoint(directory)
-
-    @cache
-    def load(kind, scan=False):
-        torch_model, found = checkpoint(kind)
-        model = Transformer(found.config, scan_layers=scan)
-        return torch_model, model, *load_params(found, model, progress=False)
-
-    return load
+    return tiny.loader(tmp_path_factory)
 
 
 def _prompts(side):

@@ -1,5 +1,6 @@
 """Tiny random Hugging Face and GGUF checkpoints of every supported kind, made with transformers and torch."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 import transformers
 
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import from_hf
 from sva.models.hub import KNOWN
+from sva.models.load import load_params
+from sva.models.transformer import Transformer
 
 VOCAB = 128
 _SIZES: dict[str, Any] = {
@@ -260,3 +264,20 @@ def smollm2() -> Path:
 def gemma3() -> Path:
     """gemma-3-270m where it was fetched before; skips the test where it was not."""
     return packaged("gemma-3-270m-q4_k_m", 238)
+
+
+def loader(tmp_path_factory):
+    """kind, scan -> (transformers' model, model, params, fingerprint), each checkpoint made once."""
+
+    @cache
+    def checkpoint(kind):
+        directory = tmp_path_factory.mktemp(kind)
+        return make(kind, directory), open_checkpoint(directory)
+
+    @cache
+    def load(kind, scan=False):
+        torch_model, found = checkpoint(kind)
+        model = Transformer(found.config, scan_layers=scan)
+        return torch_model, model, *load_params(found, model, progress=False)
+
+    return load
