@@ -65,7 +65,7 @@ export class Answer {
     }
     this.cost.textContent = [cost("first pass", sva.first_pass), cost("answer", sva.second_pass)]
       .filter(Boolean)
-      .join(" · ");
+      .join("\n");
   }
 
   /** A bar for each label of the first pass, the likeliest first. */
@@ -103,9 +103,18 @@ export class Answer {
         trouble.hidden = false;
       }
     };
-    details.addEventListener("toggle", () => details.open && load());
+    const beside = (what) => this.element.parentElement.querySelectorAll(what); // of both answers to one question
+    details.addEventListener("toggle", () => {
+      for (const each of beside("details")) each.open = details.open;
+      if (details.open) load();
+    });
     select.addEventListener("change", () => {
       chosenWeight = select.value;
+      for (const other of beside("details select")) {
+        if (other.value === chosenWeight) continue;
+        other.value = chosenWeight;
+        other.dispatchEvent(new Event("change"));
+      }
       load();
     });
     return details;

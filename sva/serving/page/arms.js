@@ -3,11 +3,11 @@
 import { colourOf, draw, short } from "./dom.js";
 
 const ARMS = 8; // at least; an octopus has so many
-const WIDTH = 260;
-const HEIGHT = 190;
-const CENTRE = { x: WIDTH / 2, y: 74 };
+const WIDTH = 230;
+const HEIGHT = 176;
+const CENTRE = { x: WIDTH / 2, y: 72 };
 const STUB = 34; // length of an arm that does nothing, in units of the picture
-const FULL = 92; // and of one with the weight 1, or the largest weight if that is above 1
+const FULL = 80; // and of one with the weight 1, or the largest weight if that is above 1
 const STEPS = 28; // points along an arm
 
 /**

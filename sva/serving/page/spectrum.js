@@ -6,7 +6,7 @@ const LEFT = 44;
 const RIGHT = 12;
 const TOP = 12;
 const S_HEIGHT = 150;
-const GAP = 16;
+const GAP = 20;
 const Z_HEIGHT = 96;
 const BOTTOM = 36;
 const HEIGHT = TOP + S_HEIGHT + GAP + Z_HEIGHT + BOTTOM;
@@ -67,7 +67,7 @@ function drawInto(picture, { s, z }, width, at) {
   const top = Math.max(s[0], ...scaled) * 1.25;
   const least = Math.max(Math.min(...s), top / 10 ** DECADES);
   const y = logScale(least * 0.75, top, TOP + S_HEIGHT, TOP);
-  const reach = Math.max(...z.map((value) => Math.abs(value - 1)), 1e-3) * 1.12;
+  const reach = (Math.max(...z.map((value) => Math.abs(value - 1))) || 0.05) * 1.12;
   const low = TOP + S_HEIGHT + GAP;
   const yz = (value) => low + Z_HEIGHT / 2 - ((value - 1) / reach) * (Z_HEIGHT / 2);
 
@@ -133,7 +133,7 @@ function axes({ x, y, yz, width, low, reach, rank, range }) {
   const under = { x: (LEFT + right) / 2, y: foot + 32, "text-anchor": "middle" };
   parts.push(draw("text", { ...under, text: "singular value, the largest first" }));
   parts.push(draw("text", { class: "name", x: 4, y: TOP + 4, text: "s" }));
-  parts.push(draw("text", { class: "name", x: 4, y: low + 8, text: "z" }));
+  parts.push(draw("text", { class: "name", x: 4, y: low - 3, text: "z" }));
   return parts;
 }
 
