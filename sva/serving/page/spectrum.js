@@ -65,7 +65,7 @@ function drawInto(picture, { s, z }, width, at) {
   const x = logScale(1, s.length, LEFT, width - RIGHT);
   const scaled = s.map((value, place) => value * z[place]);
   const top = Math.max(s[0], ...scaled) * 1.25;
-  const least = Math.max(Math.min(...s), top / 10 ** DECADES);
+  const least = Math.max(Math.min(...s, ...scaled.filter((value) => value > 0)), top / 10 ** DECADES);
   const y = logScale(least * 0.75, top, TOP + S_HEIGHT, TOP);
   const reach = (Math.max(...z.map((value) => Math.abs(value - 1))) || 0.05) * 1.12;
   const low = TOP + S_HEIGHT + GAP;
