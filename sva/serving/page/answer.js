@@ -56,7 +56,7 @@ export class Answer {
       this.sentence = sentenceOf(sva);
       const names = this.experts.map((expert) => expert.name);
       this.cost = make("p", { class: "cost" });
-      const side = make("figcaption", {}, make("p", { class: "who", text: this.sentence }), shares(sva.experts));
+      const side = make("figcaption", {}, make("p", { class: "who", text: this.sentence }), ...shares(sva.experts));
       if (sva.probs) side.append(...this.firstPass(sva));
       side.append(this.cost);
       this.about.append(octopus(names, sva.experts, this.sentence), side);
@@ -149,13 +149,15 @@ function sentenceOf({ experts, label }) {
   return label === undefined ? `${names[0]} answers.` : `The first pass chose ${names[0]}.`;
 }
 
+/** The weight of each expert that answers. */
 function shares(experts) {
   const list = make("ul", { class: "shares" });
-  for (const [name, weight] of Object.entries(experts)) {
+  const all = Object.entries(experts);
+  for (const [name, weight] of all) {
     const swatch = make("span", { class: `swatch ${colourOf(name)}` });
     list.append(make("li", {}, swatch, make("span", { text: name }), make("span", { class: "number", text: short(weight) })));
   }
-  return list;
+  return all.length ? [make("h4", { text: "Weights" }), list] : [];
 }
 
 function cost(what, pass) {

@@ -8,6 +8,7 @@ const HEIGHT = 176;
 const CENTRE = { x: WIDTH / 2, y: 72 };
 const STUB = 34; // length of an arm that does nothing, in units of the picture
 const FULL = 80; // and of one with the weight 1, or the largest weight if that is above 1
+const NUMBERS = 6; // weights beside the tips at most; there is no room for more
 const STEPS = 28; // points along an arm
 
 /**
@@ -22,6 +23,7 @@ export function octopus(names, weights, sentence) {
   const count = Math.max(ARMS, all.length);
   const owner = new Map(all.map((name, place) => [armOf(place, all.length, count), name]));
   const largest = Math.max(1, ...Object.values(weights));
+  const isCrowded = Object.keys(weights).length > NUMBERS;
   const grey = draw("g");
   const coloured = draw("g");
   let gaze = { x: 0, y: 0, weight: 0 };
@@ -35,7 +37,7 @@ export function octopus(names, weights, sentence) {
     group.append(draw("path", { d: outline(line, thick) }));
     if (weight) {
       const tip = line.at(-1);
-      group.append(...suckers(line, thick), tipText(tip, short(weight)));
+      group.append(...suckers(line, thick), ...(isCrowded ? [] : [tipText(tip, short(weight))]));
       if (weight > gaze.weight) gaze = { x: tip.x - CENTRE.x, y: tip.y - CENTRE.y, weight };
     }
     (weight ? coloured : grey).append(group);

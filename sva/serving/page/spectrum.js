@@ -8,7 +8,7 @@ const TOP = 12;
 const S_HEIGHT = 150;
 const GAP = 20;
 const Z_HEIGHT = 96;
-const BOTTOM = 36;
+const BOTTOM = 42;
 const HEIGHT = TOP + S_HEIGHT + GAP + Z_HEIGHT + BOTTOM;
 const JOINED = 64; // z that are joined by a line; beyond, there is no room for it
 const DECADES = 4; // of s that are drawn at most, below the largest
@@ -130,7 +130,7 @@ function axes({ x, y, yz, width, low, reach, rank, range }) {
     parts.push(draw("text", { x: x(tick), y: foot + 16, "text-anchor": "middle", text: String(tick) }));
   }
   parts.push(draw("text", { x: right, y: foot + 16, "text-anchor": "end", text: String(rank) }));
-  const under = { x: (LEFT + right) / 2, y: foot + 32, "text-anchor": "middle" };
+  const under = { x: (LEFT + right) / 2, y: foot + 35, "text-anchor": "middle" };
   parts.push(draw("text", { ...under, text: "singular value, the largest first" }));
   parts.push(draw("text", { class: "name", x: 4, y: TOP + 4, text: "s" }));
   parts.push(draw("text", { class: "name", x: 4, y: low - 3, text: "z" }));
