@@ -110,7 +110,7 @@ function ticks(low, high) {
     for (const digit of [1, 2, 5]) found.push(Number((digit * 10 ** power).toPrecision(1)));
   const within = found.filter((tick) => tick >= low && tick <= high);
   const tens = within.filter((tick) => Number.isInteger(Math.round(Math.log10(tick) * 1e6) / 1e6));
-  return within.length > 9 ? tens : within;
+  return within.length > 8 ? tens : within;
 }
 
 function axes({ x, y, yz, width, low, reach, rank, range }) {
@@ -126,7 +126,7 @@ function axes({ x, y, yz, width, low, reach, rank, range }) {
   level(yz(1), "1", "one");
   const foot = low + Z_HEIGHT;
   for (const tick of ticks(1, rank)) {
-    if (tick !== 1 && x(rank) - x(tick) < 34) continue;
+    if (tick !== 1 && x(rank) - x(tick) < 8 + 7 * String(rank).length + 4 * String(tick).length) continue; // no room
     parts.push(draw("text", { x: x(tick), y: foot + 16, "text-anchor": "middle", text: String(tick) }));
   }
   parts.push(draw("text", { x: right, y: foot + 16, "text-anchor": "end", text: String(rank) }));
