@@ -85,7 +85,7 @@ def main() -> None:
         words += ["--phases", "coverage,fuzzing", "--max-examples", str(-(-options.cases // OPERATIONS))]
         words += ["--seed", str(options.seed), "--continue-on-failure", "--suppress-health-check", "all"]
         words += ["--report", "json", "--report-json-path", str(report), "--no-color"]
-        subprocess.run(words, check=False)
+        subprocess.run(words, check=False, cwd=place)  # schemathesis keeps a cache of its own there
         found = json.loads(report.read_text())
         kept = ("schemathesis_version", "running_time", "stop_reason", "operations", "test_cases", "failures", "errors")
         result = {name: found[name] for name in kept} | {"statuses": statuses(url)}
