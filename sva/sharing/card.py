@@ -291,13 +291,10 @@ def _other(config: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any
 
 def _yaml(values: Mapping[str, Any]) -> str:
     """A line for each value, sections in braces."""
-    is_nested = {name: isinstance(value, Mapping | list | tuple) for name, value in values.items()}
-    lines = (
-        yaml.safe_dump(
-            {name: value}, allow_unicode=True, default_flow_style=None if is_nested[name] else False, width=110
-        )
-        for name, value in values.items()
-    )
+    lines = []
+    for name, value in values.items():
+        flow = None if isinstance(value, Mapping | list | tuple) else False
+        lines.append(yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, default_flow_style=flow))
     return "".join(lines).rstrip()
 
 
