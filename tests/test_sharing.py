@@ -383,7 +383,7 @@ def test_a_revision_follows_the_name(text, repo):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("expert", "me/thing holds an sva expert of owner/toy, not a model: give it with --expert"),
+        ("expert", "me/thing holds an sva expert of owner/toy, not a model: give --expert me/thing beside its base"),
         ("mixture", "me/thing holds a mixture of sva experts of owner/toy, not a model: 'sva expert pull me/thing'"),
     ],
 )
@@ -397,7 +397,7 @@ def test_loading_an_expert_as_a_model_says_what_it_is(kind, words, made, run, hu
 def test_loading_an_experts_folder_or_file_as_a_model_says_what_it_is(made, run):
     run("push", *pushed("expert", made), "--dry-run", "-o", "folder")
     for name, words in (
-        ("folder", "folder holds an sva expert, not a model"),
+        ("folder", "folder holds an sva expert, not a model: give --expert folder/expert.safetensors"),
         ("folder/expert.safetensors", "--expert"),
     ):
         with pytest.raises(UserError, match=words):
@@ -497,7 +497,9 @@ def test_without_the_hub_push_and_pull_say_so(made, run, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     one_line(run, "me/thing: the hub is not asked (HF_HUB_OFFLINE is set)", "push", *pushed("expert", made))
-    one_line(run, "me/thing: the hub is not asked (HF_HUB_OFFLINE is set)", "pull", REPO)
+    one_line(run, "me/thing: there is nothing of that name here, and the hub is not asked", "pull", REPO)
+    with pytest.raises(UserError, match="me/thing: there is nothing of that name here, and the hub is not asked"):
+        with_experts_here(ExpertOptions(expert=(Path(REPO),)))
 
 
 @pytest.mark.parametrize("given", ["expert", "mixture"])

@@ -165,19 +165,22 @@ def _in_path(path: Path) -> Path:
         return files[0]
     if files:
         raise UserError(f"{path} holds {len(files)} .gguf files ({', '.join(f.name for f in files)}): name one")
-    if other := _no_model(str(path), {file.name for file in path.iterdir()} if path.is_dir() else ()):
+    if other := _no_model(str(path), {file.name for file in path.iterdir()}, is_here=True):
         raise UserError(other)
     raise UserError(f"{path} holds no model: there is neither a config.json nor a .gguf file in it")
 
 
-def _no_model(name: str, files: Iterable[str], base: object = None) -> str | None:
+def _no_model(name: str, files: Iterable[str], base: object = None, *, is_here: bool = False) -> str | None:
     """The line for a place that holds an expert or a mixture instead; None for any other."""
     of = f" of {base}" if isinstance(base, str) else ""
     pull = f"'sva expert pull {name}' writes"
     if MIXTURE_FILE in files:
-        return f"{name} holds a mixture of sva experts{of}, not a model: {pull} its files, for --expert and --alphas"
+        how = "give its files" if is_here else f"{pull} its files, which are given"
+        return f"{name} holds a mixture of sva experts{of}, not a model: {how} with --expert and --alphas"
     if EXPERT_FILE in files:
-        return f"{name} holds an sva expert{of}, not a model: give it with --expert beside its base; {pull} its file"
+        what = f"{name}/{EXPERT_FILE}" if is_here else name
+        more = "" if is_here else f"; {pull} its file"
+        return f"{name} holds an sva expert{of}, not a model: give --expert {what} beside its base{more}"
     return None
 
 

@@ -118,7 +118,7 @@ def _of_mixture(bundle: Bundle, about: About, model: str | None) -> list[str]:
 def _of_checkpoint(bundle: Bundle, about: About, model: str | None) -> list[str]:
     merged = bundle.experts[0] if bundle.experts else None
     what = (
-        f"an sva {_what(merged)} merged into its weights{_purpose(merged)}" if merged else "a checkpoint that sva wrote"
+        f"an sva {_what(merged)} merged into its weights{_purpose(merged)}" if merged else "a Hugging Face checkpoint"
     )
     code = [
         "import transformers",

@@ -50,7 +50,7 @@ def push(bundle: Bundle, repo: str, card: str | None, *, private: bool = False) 
     if not huggingface_hub.get_token():
         raise UserError("there is no token for the Hub: run 'hf auth login', or set HF_TOKEN to one that may write")
     api = huggingface_hub.HfApi()
-    with tempfile.TemporaryDirectory(prefix="sva-") as place, _reaching(repo):
+    with tempfile.TemporaryDirectory(prefix="sva-") as place, _reaching(f"{repo}: "):
         folder = Path(place)
         bundles.write(bundle, folder, card, copy=os.symlink)  # the Hub's library reads through links
         _require_ours(api, repo, bundle, private)
@@ -71,7 +71,7 @@ def fetch(repo: Repo) -> Path:
     Raises:
       UserError: no such repository or revision, nothing of sva's in it, or the Hub cannot be reached.
     """
-    with _reaching(str(repo)):
+    with _reaching(f"{repo}: there is nothing of that name here, and "):
         try:
             info = huggingface_hub.HfApi().model_info(repo.name, revision=repo.revision, timeout=_SECONDS)
             names = _names(info)
@@ -130,15 +130,15 @@ def _names(info: Any) -> list[str]:
 
 
 @contextlib.contextmanager
-def _reaching(what: str) -> Iterator[None]:
-    """`asking`, with one that gives no answer a UserError too."""
+def _reaching(told: str) -> Iterator[None]:
+    """`asking`, with one that gives no answer a UserError too, which begins with the repository's name."""
     try:
-        with asking(what.partition("@")[0]):
+        with asking(told.partition(":")[0].partition("@")[0]):
             yield
     except Gated as reason:
         raise UserError(str(reason)) from reason
     except Unreachable as reason:
-        raise UserError(f"{what}: {reason}; run again when there is a network") from reason
+        raise UserError(f"{told}{reason}; run again when there is a network") from reason
 
 
 @contextlib.contextmanager
