@@ -56,7 +56,7 @@ def test_every_cell_runs_in_a_kernel(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     cells = list(notebook.cells)
-    cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL.format(str(tmp_path / "orders"))))
+    cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL.format(str(tmp_path / "bus"))))
     made = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
     # The kernel is this Python's own, whatever kernels the machine has.
     done = NotebookClient(made, timeout=900, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
@@ -65,7 +65,7 @@ def test_every_cell_runs_in_a_kernel(notebook, tmp_path, monkeypatch):
     assert re.search(r"before: \d+% right.*\nafter: \d+% right.*n = 8", printed(by_id["train"]))
     assert any("image/png" in output.get("data", {}) for output in by_id["plot"].outputs)
     assert len(re.findall(r"\(\w+, \d+%\)", printed(by_id["use"]))) == 3
-    (run,) = (tmp_path / "orders").glob("run-*")
+    (run,) = (tmp_path / "bus").glob("run-*")
     assert len(read(run / "metrics.jsonl")) == 2
     assert json.loads((run / "result.json").read_text())["n"] == 8
-    assert sva.Expert.load(run / "expert.safetensors").metadata["label"] == "orders"
+    assert sva.Expert.load(run / "expert.safetensors").metadata["label"] == "buses"
