@@ -48,7 +48,6 @@ def test_its_settings_are_in_one_cell_that_names_what_the_test_changes(notebook)
 
 @pytest.mark.slow
 def test_every_cell_runs_in_a_kernel(notebook, tmp_path, monkeypatch):
-    pytest.importorskip("ipykernel")
     try:
         sva.load("smollm2-135m-instruct-q4_1", progress=False)
     except sva.UserError as error:

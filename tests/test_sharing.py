@@ -233,6 +233,20 @@ def test_the_record_of_another_run_is_not_this_experts(private_run, run):
     assert "sva train q.yaml" not in text
 
 
+def test_of_a_run_from_python_neither_a_command_nor_another_task_is_told(private_run, run):
+    record = json.loads((private_run / "result.json").read_text())
+    expert = Expert.load(private_run / "expert.safetensors")
+    record["command"] = "ipykernel_launcher.py -f kernel.json"
+    record["config"]["task"] = "last_letter"
+    (private_run / "result.json").write_text(json.dumps(record))
+    about = {**expert.metadata, "config": record["config"], "task": "routes"}
+    Expert(expert.raw, "linear", about).save(private_run / "expert.safetensors")
+    _, text, _ = card_of(run, private_run, REPO)
+    assert "jax 0.10.2" in text
+    assert "ipykernel" not in text
+    assert "last_letter" not in text
+
+
 @pytest.mark.parametrize(
     ("text", "left"),
     [

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -239,13 +240,16 @@ def _made(about: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
             return ["## How it was made", "", f"{words}:", "", *_fenced("yaml", [_yaml(about[name])])]
     config, run_dir = about.get("config"), _dig(about, "config", "run_dir")
     settings = _settings(config) if isinstance(config, Mapping) else {}
+    if about.get("task") not in (settings.get("task"), Path(str(settings.get("task"))).stem):
+        settings.pop("task", None)  # trained from Python, on a task that the settings do not name
     return _how("train", record, settings, run_dir)
 
 
 def _how(name: str, record: Mapping[str, Any], settings: Mapping[str, Any], run_dir: Any = None) -> list[str]:
     """The command with its settings and versions: of `sva train` or `sva adapt`."""
     command, versions = record.get("command"), record.get("versions")
-    parts = _fenced("sh", [_command(str(command), run_dir)]) if command else []
+    is_ours = str(command).startswith("sva ")  # not the program of somebody who trained from Python
+    parts = _fenced("sh", [_command(str(command), run_dir)]) if is_ours else []
     if settings:
         which = ", where they are not the defaults" if name == "train" else ""
         parts += [f"Settings of `sva {name}`{which}:", "", *_fenced("yaml", [_yaml(settings)])]
