@@ -53,6 +53,7 @@ def test_every_cell_runs_in_a_kernel(notebook, tmp_path, monkeypatch):
     except sva.UserError as error:
         pytest.skip(f"the model is not here: {error}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XLA_FLAGS", "")  # a real model runs long in the tests' unoptimised programs
     place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     cells = list(notebook.cells)
     cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL.format(str(tmp_path / "bus"))))
