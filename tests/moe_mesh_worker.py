@@ -54,12 +54,15 @@ def main() -> None:
         return jax.grad(weighted, has_aux=True)(z)
 
     @jax.jit
-    def one_token(params: Any, ids: Any) -> Any:
-        return logits(lm.model, params, ids[:, :1], jnp.ones_like(ids[:, :1]))
+    def one_token(params: Any, nested: Any, ids: Any, z: Any) -> Any:
+        """Of the base, and of a mixture that all rows share."""
+        adapter = adapters(nested, lm.model.nest({name: x[:1] for name, x in z.items()}))
+        ids = ids[:, :1]
+        return jnp.stack([logits(lm.model, params, ids, jnp.ones_like(ids), x) for x in (None, adapter)])
 
     nested = lm.model.nest(spectra)
     slopes, out = both(lm.params, nested, ids, z)
-    first = one_token(lm.params, ids)
+    first = one_token(lm.params, nested, ids, z)
     found = {}
     for name in sys.argv[1:]:
         mesh = sharding.make_mesh(MeshConfig(*map(int, name.split("x"))))
@@ -69,7 +72,7 @@ def main() -> None:
             placed = sharding.place(nested, sharding.shardings(leaves, mesh))
             rows = layout.place_rows(ids, mesh)
             their_slopes, their_out = both(params, placed, rows, z)
-            their_first = one_token(params, rows)
+            their_first = one_token(params, placed, rows, z)
         largest = max(float(np.linalg.norm(x)) for x in slopes.values())
         errors = (np.linalg.norm(np.asarray(slopes[n]) - np.asarray(their_slopes[n])) for n in slopes)
         gate = params["layers"]["mlp"]["experts"]["gate_proj"]["weight"]

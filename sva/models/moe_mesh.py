@@ -71,8 +71,8 @@ def _specs(
     out, into = (None, width) if name == "down_proj" else (width, None)
     u, vt = P(modules, out, None), P(modules, None, into)
 
-    def scale(x: jax.Array) -> P:
-        return P(modules, batch, None) if x.ndim == 3 else P(modules, None)
+    def scale(x: jax.Array) -> P:  # [X, R], or [X, B, R]: of one row where all share it
+        return P(modules, batch if x.shape[1] > 1 else None, None) if x.ndim == 3 else P(modules, None)
 
     of_adapter = None
     if isinstance(adapter, Factored):

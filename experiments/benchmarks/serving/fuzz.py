@@ -24,7 +24,7 @@ import httpx2
 import numpy as np
 
 CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance"
-OPERATIONS = 10  # of the page with many different requests
+OPERATIONS = 8  # of the page with many different requests
 LIMITS = ("--max-tokens", "16", "--timeout", "20", "--rows", "4", "--context", "256")
 
 

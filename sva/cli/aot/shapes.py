@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AbstractMesh, Mesh
 
 from sva.adaptation.adaptive_lm import SLOTS
@@ -87,9 +88,10 @@ def params_of(shapes: Shapes, *, without_targets: bool) -> Any:
 
 
 def targets_of(shapes: Shapes) -> Any:
-    """The target weights alone, by name."""
-    weights = expected(shapes.model.cfg)
-    return layout.abstract({name: weights[name] for name in shapes.targets}, shapes.model.dtype, shapes.mesh)
+    """The arrays of the weights' tree in which targets lie: those that merging makes anew."""
+    held = flatten_dict(layout.params(shapes.model))
+    paths = layout.names_by_path(shapes.targets, shapes.model)
+    return layout.abstract(unflatten_dict({path: held[path] for path in paths}), shapes.model.dtype, shapes.mesh)
 
 
 def spectra_of(shapes: Shapes) -> Any:
