@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
-from experiments.paper.render import millions
 from sva.utils.files import write_atomically
 
 COLOURS, SHARED, INK, GREY = ("#d1495b", "#2f7ebc", "#3f9b5f", "#b5762a"), "#e4e7ec", "#222831", "#6b7280"
@@ -69,7 +68,7 @@ def _facts(axes: Axes, data: Mapping[str, Any], view: str) -> None:
     cost, score = data["costs"][view], data["systems"][SYSTEMS[view]]["score"]
     mean, low, high = (100 * score[name] for name in ("mean", "low", "high"))
     axes.text(WIDE / 2, -0.62, f"{mean:.0f} % right [{low:.0f}, {high:.0f}]", **_centred(12, "bold"))
-    took = f"{millions(round(cost['parameters']))} numbers trained, {millions(round(cost['stored_parameters']))} stored"
+    took = f"{_short(cost['parameters'])} numbers trained, {_short(cost['stored_parameters'])} stored"
     axes.text(WIDE / 2, -1.08, took, **_centred(9.5))
     memory = f"{cost['bytes_held'] / 1e6:,.0f} MB held, first answer after {cost['first_answer_seconds']:.0f} s"
     axes.text(WIDE / 2, -1.48, memory, **_centred(9.5))
@@ -101,10 +100,10 @@ def _micro(axes: Axes, data: Mapping[str, Any]) -> None:
     for place, (label, share, colour) in enumerate(skills):
         at = left + shared + place * wide
         _block(axes, at, wide, colour, 0.55)
-        axes.plot([at + wide / 2, at + wide / 2], [HEIGHT, HEIGHT + 0.25], color=GREY, lw=1, zorder=0)
-        axes.text(at + wide / 2, HEIGHT + 0.75, f"{label}\n{share:.0f} %", **_centred(10.5))
+        axes.text(at + wide / 2, HEIGHT / 2, f"{label}  {share:.0f} %", rotation=90, zorder=6, **_centred(10.5))
     for layer in range(LAYERS):
         _router(axes, left + shared, (layer + 0.5) * HEIGHT / LAYERS, 0.07)
+    axes.text(WIDE / 2, HEIGHT + 0.55, "a module is one specialist's mlp,\na circle a layer's router", **_noted())
 
 
 def _adaptive(axes: Axes, data: Mapping[str, Any]) -> None:
@@ -114,19 +113,18 @@ def _adaptive(axes: Axes, data: Mapping[str, Any]) -> None:
     width = _area(data, costs["base"]["stored_parameters"]) / HEIGHT
     each = costs["self-adaptive"]["parameters"] / len(skills)
     side = _area(data, each) ** 0.5
-    left = 0.9
+    left = 1.0
+    arm = left + width + 1.4
     _block(axes, left, width, SHARED, 1)
-    axes.text(left + width / 2, HEIGHT / 2, "one model", **_centred(10.5))
+    axes.text(left + width / 2, HEIGHT / 2, "one\nmodel", zorder=6, **_centred(10.5))
     for place, (label, share, colour) in enumerate(skills):
-        height = (place + 0.5) * HEIGHT / len(skills)
-        end = left + width + 1.25
-        axes.plot([left + width, end], [height, height], color=colour, lw=1.6, zorder=1)
-        axes.add_patch(Rectangle((end, height - side / 2), side, side, color=colour, lw=0, zorder=3))
-        axes.text(
-            end + side + 0.15, height, f"{label}  {share:.0f} %", ha="left", va="center", fontsize=10.5, color=INK
-        )
-    text = f"z of one skill:\n{millions(round(each))} numbers"
-    axes.text(left + width + 1.25, HEIGHT + 0.55, text, ha="center", va="center", fontsize=9, color=GREY)
+        height = HEIGHT - (place + 0.5) * HEIGHT / len(skills)
+        axes.plot([left + width, arm], [height, height], color=GREY, lw=1, zorder=0)
+        axes.add_patch(Rectangle((arm, height - side / 2), side, side, color=colour, lw=0, zorder=3))
+        axes.text(arm + 0.3, height, f"{label}  {share:.0f} %", ha="left", va="center", fontsize=10.5, color=colour)
+    _router(axes, left + width, HEIGHT / 2, 0.13)
+    text = f"the point at the end of an arm is its z:\n{_short(each)} numbers, to the same scale"
+    axes.text(WIDE / 2, HEIGHT + 0.55, text, **_noted())
 
 
 def _block(axes: Axes, left: float, width: float, colour: str, alpha: float) -> None:
@@ -162,3 +160,12 @@ def _area(data: Mapping[str, Any], parameters: float) -> float:
 
 def _centred(size: float, weight: str = "normal") -> dict[str, Any]:
     return {"ha": "center", "va": "center", "fontsize": size, "fontweight": weight, "color": INK}
+
+
+def _noted() -> dict[str, Any]:
+    return {"ha": "center", "va": "center", "fontsize": 9, "color": GREY}
+
+
+def _short(number: float) -> str:
+    """'403M' or '98k'."""
+    return f"{number / 1e6:.0f}M" if number >= 1e6 else f"{number / 1e3:.0f}k"

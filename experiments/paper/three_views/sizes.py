@@ -47,13 +47,13 @@ class InTurn(Task):
     def _rows(self, split: str) -> Sequence[Example]:
         rows = [each.source(split) for each in self.tasks]
         turns = range(min(map(len, rows)))
-        return [{**rows[of][turn], "of": of} for turn in turns for of in range(len(self.tasks))]
+        return [{**rows[at][turn], "task": at} for turn in turns for at in range(len(self.tasks))]
 
     def question(self, example: Example) -> str:
-        return self.tasks[example["of"]].question(example)
+        return self.tasks[example["task"]].question(example)
 
     def grade(self, completion: str, example: Example) -> Grade:
-        return self.tasks[example["of"]].grade(completion, example)
+        return self.tasks[example["task"]].grade(completion, example)
 
 
 def in_turn(tasks: Sequence[Task]) -> InTurn:
@@ -110,12 +110,12 @@ TOY = Size(
     name="toy",
     model="toy",
     tasks=tuple(_TOYS),
-    steps=6,
+    steps=20,
     prompts=8,
     held_out=8,
     validation=4,
     examples=12,
     seeds=(0, 1),
-    rates=(("full", (1e-3, 1e-2)), ("svf", (1e-2, 1e-1)), ("router", (1e-2, 1e-1))),
+    rates=(("full", (1e-3, 3e-3)), ("svf", (1e-1, 3e-1)), ("router", (1e-2, 1e-1))),
 )
 SIZES = {size.name: size for size in (SMOL, TOY)}

@@ -61,6 +61,7 @@ def numbers(shop: Shop, found: Mapping[int, Found]) -> dict[str, Any]:
     return {
         "model": shop.size.model,
         "n": len(tasks),
+        "views": {view: name for name, view in VIEW_OF.items()},
         "tasks": {name: shop.tasks[name].label for name in shop.size.tasks},
         "seeds": list(found),
         "device": devices([record for views in found.values() for record in views.values()]),
