@@ -38,9 +38,18 @@ def data(shop):
     return json.loads((shop.results.parent / "three_views.json").read_text())
 
 
-def test_what_is_finished_is_not_done_again_and_no_weights_are_left(shop):
+def test_what_is_finished_is_not_done_again(shop):
     assert [part.name for part in command.parts(shop) if not part.is_done] == []
-    assert list(shop.weights.glob("*seed0*")) == []
+
+
+def test_a_view_without_a_record_is_measured_anew_and_lost_weights_are_trained_anew(shop, monkeypatch):
+    lost = Cell("full", TOY.tasks[1], chosen_rate(shop, "full"), 0)
+    kept, away = measure.path_of(shop, "macro", 0), shop.weights / "away"
+    kept.rename(away)
+    assert [part.name for part in command.parts(shop) if not part.is_done] == ["macro-seed0.json"]
+    monkeypatch.setattr(Shop, "place", lambda self, cell: away / "nowhere" if cell == lost else self.weights)
+    assert [part.name for part in command.parts(shop) if not part.is_done] == [lost.name, "macro-seed0.json"]
+    away.rename(kept)
 
 
 def test_all_methods_see_the_same_prompts_as_often(shop):

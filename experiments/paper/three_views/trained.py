@@ -1,8 +1,8 @@
 """What the three views are made of: whole models, experts and the mixture's router, trained by next-token prediction.
 
 A trained part is a **cell**: a method on a task with a learning rate and a seed. Its record (settings, device, seconds,
-learning curve) is committed under results/three_views/cells; its weights lie under runs/ until the views of its seed
-are measured, and are trained anew where they are wanted and gone.
+learning curve) is committed under results/three_views/cells; its weights lie under runs/, and are trained anew where a
+view that is not measured yet wants them and they are gone.
 """
 
 import functools
@@ -158,11 +158,6 @@ class Shop:
     def expert(self, cell: Cell) -> Expert:
         """The trained expert, or router, of a cell."""
         return Expert.load(self.place(cell))
-
-    def forget(self, seed: int) -> None:
-        """Removes the weights of a seed; records stay."""
-        for path in self.weights.glob(f"*-seed{seed}*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @functools.cache  # noqa: B019, a shop lives as long as its process
     def _before(self, name: str) -> list[evaluation.Record]:
