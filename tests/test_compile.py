@@ -146,5 +146,7 @@ def test_a_product_of_a_weights_shape_is_found():
 
 def test_what_the_compiler_refuses_is_read_from_its_message():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded by 3.75G."
-    assert ahead.needed_bytes(message) == int(19.5 * 2**30)
-    assert ahead.needed_bytes("INVALID_ARGUMENT: something else") is None
+    assert ahead.refused_temporaries(message, given=2**30) == int(18.5 * 2**30)
+    message = "Ran out of memory on HBM, the total memory required for HLO temporaries (31.50G) exceeds available HBM"
+    assert ahead.refused_temporaries(message, given=2**30) == int(31.5 * 2**30)
+    assert ahead.refused_temporaries("INVALID_ARGUMENT: something else", given=0) is None

@@ -84,6 +84,9 @@ def test_a_mixture_is_around_the_base(toy):
     mixed = bank.mixed({"a": 0.25, "b": 0.5})
     for name, z in mixed.items():
         np.testing.assert_allclose(z, 1 + 0.25 * (one.z[name] - 1) + 0.5 * (other.z[name] - 1), atol=1e-6)
+        s, same = bank.spectrum(name, {"a": 0.25, "b": 0.5})
+        np.testing.assert_allclose(same, z, atol=1e-6)
+        np.testing.assert_array_equal(s, toy.spectra[name].s)
 
 
 @pytest.mark.parametrize(

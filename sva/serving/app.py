@@ -10,17 +10,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sva.serving import openapi
+from sva.serving import openapi, page_files
 from sva.serving.config import ServerConfig
 from sva.serving.errors import ApiError
 from sva.serving.experts_api import Experts
 from sva.serving.guard import App, ClientGone, Guard
 from sva.serving.service import Service
+from sva.serving.spectra_api import Spectra
 from sva.serving.worker import Worker
 
 
 def make_app(worker: Worker, service: Service, experts: Experts, cfg: ServerConfig, base: str) -> App:
     """The application, behind its guard."""
+    spectra = Spectra(worker.bank)
     page = openapi.page(base, needs_token=cfg.token is not None)
 
     async def health(_: Request) -> Response:
@@ -48,15 +50,16 @@ def make_app(worker: Worker, service: Service, experts: Experts, cfg: ServerConf
         ("PUT", "/v1/experts/{name}", experts.load),
         ("DELETE", "/v1/experts/{name}", experts.drop),
         ("POST", "/v1/adapt", experts.adapt),
+        ("GET", "/v1/spectra", spectra.weights),
+        ("GET", "/v1/spectra/{weight}", spectra.spectrum),
         ("GET", "/healthz", health),
         ("GET", "/readyz", ready),
         ("GET", "/metrics", metrics),
         ("GET", "/openapi.json", spec),
     ]
     handlers: dict[Any, Any] = {ApiError: _told, HTTPException: _http, ClientGone: _gone, Exception: _failed}
-    app = Starlette(
-        routes=[Route(path, call, methods=[method]) for method, path, call in routes], exception_handlers=handlers
-    )
+    api = [Route(path, call, methods=[method]) for method, path, call in routes]
+    app = Starlette(routes=[*api, *page_files.routes()], exception_handlers=handlers)
     return Guard(app, cfg, worker.metrics, upload_bytes=(1 << 20) + 8 * worker.bank.numbers)
 
 

@@ -31,6 +31,10 @@ class NoExpert(UserError):
     """A name that no loaded expert has."""
 
 
+class NoWeight(UserError):
+    """A weight that no expert of this bank can adapt."""
+
+
 class BankFull(UserError):
     """Every slot is taken."""
 
@@ -75,7 +79,8 @@ class Bank:
     def __init__(self, lm: LM, base: str, names: tuple[str, ...], experts: int, *, progress: bool = True) -> None:
         """An empty bank over the matrices of these names, with room for so many experts."""
         spectra = spectra_of(lm, names, progress=progress)
-        moved = {name: np.full(np.shape(spectra[name].s)[-1:], 2.0, np.float32) for name in names}
+        self._s = {name: np.asarray(spectra[name].s, np.float32) for name in names}  # on the host, for any thread
+        moved = {name: np.full_like(s, 2.0) for name, s in self._s.items()}
         # The form for experts that move every component, so that any expert fits it exactly.
         plans = serving_plan.plan(spectra, [moved], 0.0, kind=lambda name: shared_form(lm.model, name))
         self.size = experts + 1
@@ -90,7 +95,12 @@ class Bank:
     @property
     def numbers(self) -> int:
         """How many numbers the z of one expert has at most."""
-        return sum(np.shape(spectrum.s)[-1] for spectrum in self._spectra.values())
+        return sum(self.ranks.values())
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """{weight name: R, the singular values of its matrix}."""
+        return {name: len(s) for name, s in self._s.items()}
 
     @property
     def entries(self) -> list[Entry]:
@@ -110,9 +120,7 @@ class Bank:
         """
         with self._lock:
             for name in weights:
-                if name not in self._entries:
-                    known = ", ".join(self._entries) or "none"
-                    raise NoExpert(f"no expert {name!r} is loaded; there is {known}")
+                self._require(name)
             alphas = np.zeros(self.size, np.float32)
             for name, weight in weights.items():
                 alphas[self._entries[name].slot] = weight
@@ -165,6 +173,27 @@ class Bank:
         zs = [jax.tree.map(jnp.asarray, dict(known[name])) for name in weights]
         return {name: np.asarray(x) for name, x in mix(zs, np.asarray([*weights.values()])).items()}
 
+    def spectrum(self, weight: str, mixture: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        """(s [R], z [R]) of one matrix under a mixture of loaded experts, both float32; s descending.
+
+        It is the formula of `sva.spectral.mixing.mix` in numpy, so that no request waits for the thread that owns JAX.
+
+        Raises:
+          NoWeight: the bank has no such matrix.
+          NoExpert: an expert that is not loaded.
+        """
+        if weight not in self._s:
+            raise NoWeight(f"no expert here can adapt {weight[:200]!r}; GET /v1/spectra lists the weights")
+        with self._lock:
+            for name in mixture:
+                self._require(name)
+            zs = {name: self._entries[name].z.get(weight) for name in mixture}
+        z = self._ones(weight)
+        for name, alpha in mixture.items():
+            if (own := zs[name]) is not None:
+                z += np.float32(alpha) * (own - 1)
+        return self._s[weight], z
+
     def put(self, name: str, z: Mapping[str, np.ndarray], digest: str, about: Mapping[str, Any]) -> Entry:
         """The expert under a name, in a free slot; one of that name is replaced.
 
@@ -193,13 +222,17 @@ class Bank:
           NoExpert: no such expert.
         """
         with self._lock:
-            if name not in self._entries:
-                raise NoExpert(f"no expert {name!r} is loaded; there is {', '.join(self._entries) or 'none'}")
+            self._require(name)
             self.version += 1
             return self._entries.pop(name)
 
+    def _require(self, name: str) -> None:
+        """Raises NoExpert for a name that is not loaded; the caller has the lock."""
+        if name not in self._entries:
+            raise NoExpert(f"no expert {name[:100]!r} is loaded; there is {', '.join(self._entries) or 'none'}")
+
     def _ones(self, name: str) -> np.ndarray:
-        return np.ones(np.shape(self._spectra[name].s)[-1], np.float32)
+        return np.ones_like(self._s[name])
 
     def _free_slot(self) -> int:
         with self._lock:

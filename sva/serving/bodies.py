@@ -9,7 +9,8 @@ from sva.serving.errors import ApiError
 from sva.utils import seeds
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-Weight = Annotated[float, Field(ge=0, le=100)]
+LARGEST_WEIGHT = 100  # of an expert in a mixture
+Weight = Annotated[float, Field(ge=0, le=LARGEST_WEIGHT)]
 TokenId = Annotated[int, Field(ge=0)]
 ExpertName = Annotated[str, Field(min_length=1, max_length=64)]
 Mixture = Annotated[dict[ExpertName, Weight], Field(min_length=1, max_length=256)]

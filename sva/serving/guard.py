@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from sva.serving import page_files
 from sva.serving.config import ServerConfig
 from sva.serving.errors import ApiError
 from sva.serving.metrics import Metrics
@@ -20,7 +21,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/healthz", "/readyz")  # need no token: an orchestrator asks them
+OPEN_PATHS = ("/healthz", "/readyz", *page_files.FILES)  # need no token: orchestrators and browsers ask without one
 _log = logging.getLogger("sva.serving")
 
 

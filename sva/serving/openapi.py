@@ -1,11 +1,11 @@
-"""The OpenAPI page of a server: every path, what it takes and what it answers."""
+"""The OpenAPI page of a server: every path of the API, what it takes and what it answers."""
 
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from sva.serving.bodies import AdaptBody, ChatBody, CompletionBody, MixBody
+from sva.serving.bodies import LARGEST_WEIGHT, AdaptBody, ChatBody, CompletionBody, MixBody
 
 _BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, MixBody, AdaptBody)
 _TEXT, _NUMBER, _WHOLE = {"type": "string"}, {"type": "number"}, {"type": "integer"}
@@ -62,6 +62,23 @@ _EXPERT = {
         "about": {"type": "object"},
     },
 }
+_WEIGHT = {
+    "type": "object",
+    "required": ["weight", "object", "rank"],
+    "properties": {"weight": _TEXT, "object": {"const": "weight"}, "rank": _WHOLE},
+}
+_ALPHAS = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0, "maximum": LARGEST_WEIGHT}}
+_SPECTRUM = {
+    "type": "object",
+    "required": ["weight", "object", "experts", "s", "z"],
+    "properties": {
+        "weight": _TEXT,
+        "object": {"const": "spectrum"},
+        "experts": _ALPHAS,
+        "s": {"type": "array", "items": _NUMBER, "description": "singular values, the largest first"},
+        "z": {"type": "array", "items": _NUMBER, "description": "what the mixture multiplies each of them by"},
+    },
+}
 _MODEL = {
     "type": "object",
     "required": ["id", "object", "created", "owned_by"],
@@ -71,7 +88,7 @@ _REASONS = {
     400: "the request makes no sense",
     401: "the token is missing or wrong",
     403: "a foreign host or origin",
-    404: "no such model, expert or path",
+    404: "no such model, expert, weight or path",
     408: "the body did not come in time",
     409: "no slot is free, or nothing is loaded",
     413: "the body is too large",
@@ -106,6 +123,9 @@ def _paths() -> dict[str, Any]:
     deleted = {"type": "object", "required": ["name", "deleted"], "properties": {"deleted": {"const": True}}}
     status = {"type": "object", "required": ["status"], "properties": {"status": _TEXT}}
     model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 256}}
+    weight = {"name": "weight", "in": "path", "required": True, "schema": _TEXT}
+    mixture = {"name": "mixture", "in": "query", "style": "form", "explode": True, "schema": _ALPHAS}
+    mixture["description"] = "the weight of each expert, by its name: ?capitals=0.7&list_last=0.2"
     return {
         "/v1/chat/completions": {
             "post": _operation("Answer a chat", _completion(choice | {"message": message}), ChatBody, stream=True)
@@ -125,6 +145,11 @@ def _paths() -> dict[str, Any]:
             "delete": _operation("Drop an expert", deleted) | {"parameters": [_NAME]},
         },
         "/v1/adapt": {"post": _operation("Find the mixture that suits solved examples", _EXPERT, AdaptBody)},
+        "/v1/spectra": {"get": _operation("The weights whose singular values experts scale", _list(_WEIGHT))},
+        "/v1/spectra/{weight}": {
+            "get": _operation("One weight's singular values, and the z of a mixture", _SPECTRUM)
+            | {"parameters": [weight, mixture]}
+        },
         "/healthz": {"get": _operation("Whether the server works", status)},
         "/readyz": {"get": _operation("Whether the server takes requests", status)},
         "/metrics": {"get": _operation("Prometheus metrics", None)},

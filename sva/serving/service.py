@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from sva.serving.asking import Asking, Reader
-from sva.serving.bank import BankFull, NoExpert
+from sva.serving.bank import BankFull, NoExpert, NoWeight
 from sva.serving.bodies import Asked, ChatBody, CompletionBody, read
 from sva.serving.config import ServerConfig
 from sva.serving.errors import ApiError
@@ -199,6 +199,8 @@ def api_errors() -> Iterator[None]:
         raise ApiError(503, "the server is shutting down; it finishes what runs", retry=5) from None
     except NoExpert as error:
         raise ApiError(404, str(error), code="model_not_found") from None
+    except NoWeight as error:
+        raise ApiError(404, str(error)) from None
     except BankFull as error:
         raise ApiError(409, str(error)) from None
     except UserError as error:

@@ -39,7 +39,7 @@ from sva.serving.tickets import Ended, Failed, Mixed, Piece, Prompted, Ticket, p
 from sva.utils import seeds
 from sva.utils.errors import UserError
 
-PATIENCE = 1.0  # seconds of reading prompts while rows wait for their next step
+PATIENCE = 2.0  # seconds of reading prompts while rows wait for their next step
 STEPS = 4  # tokens of a row between two looks at the queue
 _log = logging.getLogger("sva.serving")
 _Result = TypeVar("_Result")

@@ -3,8 +3,8 @@
     python experiments/benchmarks/serving/load.py [--minutes 10] [--clients 64]    # extra `bench` is not needed
 
 SmolLM2-135M-Instruct with the shipped experts, 32 rows. Every client asks its own prompts in turn, greedily, streaming,
-through the official client; each prompt carries a number that no other has. Beside them one task loads an expert, mixes
-another, asks it, and drops both, again and again. Before that the offline engine (`sva.complete`) answers the same
+through the official client; each prompt carries a number that no other has. Beside them six tasks load an expert each,
+mix another, ask it, and drop both, again and again. Before that the offline engine (`sva.complete`) answers the same
 prompts under the same mixtures on as many rows: what the server says must be the same tokens, but where the two
 likeliest are closer than the margin rule's 1e-3 (DESIGN.md, section 10), and its tokens a second are set beside the
 engine's.
@@ -31,7 +31,7 @@ import openai
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL, EXPERTS = "smollm2-135m-instruct-q4_1", ("capitals", "list_last")
-ROWS, PROMPTS, TOKENS, MARGIN = 32, 2, 48, 1e-3
+ROWS, PROMPTS, TOKENS, MARGIN, CHURNING = 32, 2, 48, 1e-3, 6
 COUNTRIES = ("Switzerland", "France", "Peru", "Japan", "Kenya", "Norway", "Chile", "Egypt")
 
 
@@ -136,18 +136,18 @@ async def client_loop(api, questions: list[Ask], places: list[int], until: float
             errors.append(f"{type(error).__name__}: {error}")
 
 
-async def churn(api, http, until: float, errors: list) -> int:
-    """Loads, mixes, asks and drops experts until time is up; how many rounds that were."""
-    rounds = 0
+async def churn(api, http, number: int, until: float, errors: list) -> int:
+    """Loads, mixes, asks and drops experts of its own until time is up; how many rounds that were."""
+    rounds, late, remixed = 0, f"late{number}", f"remixed{number}"
     content = (ROOT / "sva/assets/capitals.safetensors").read_bytes()
     while time.monotonic() < until:
         try:
-            weights = {"late": round(rounds % 10 / 10, 1), "list_last": 0.5}
-            (await http.put("/v1/experts/late", content=content)).raise_for_status()
-            (await http.post("/v1/experts", json={"name": "remixed", "mixture": weights})).raise_for_status()
+            weights = {late: round(rounds % 10 / 10, 1), "list_last": 0.5}
+            (await http.put(f"/v1/experts/{late}", content=content)).raise_for_status()
+            (await http.post("/v1/experts", json={"name": remixed, "mixture": weights})).raise_for_status()
             message = [{"role": "user", "content": "What is the capital of Italy?"}]
-            await api.chat.completions.create(model="remixed", messages=message, max_tokens=8, temperature=0)
-            for name in ("remixed", "late"):
+            await api.chat.completions.create(model=remixed, messages=message, max_tokens=8, temperature=0)
+            for name in (remixed, late):
                 (await http.delete(f"/v1/experts/{name}")).raise_for_status()
             rounds += 1
         except Exception as error:
@@ -183,20 +183,19 @@ async def load(url: str, pid: int, questions: list[Ask], clients: int, minutes: 
         await asyncio.gather(*(client_loop(api, questions, own, until, answers, errors) for own in places))
 
     warm_errors: list[str] = []
-    await churn(api, http, time.monotonic() + 1, warm_errors)
+    await churn(api, http, 0, time.monotonic() + 1, warm_errors)
     await all_clients(0.0, [], warm_errors)
     before = await compiled(http)
     answers, errors, started = [], list(warm_errors), time.monotonic()
     until = started + 60 * minutes
-    _, rounds, memory = await asyncio.gather(
-        all_clients(until, answers, errors), churn(api, http, until, errors), watch(pid, until)
-    )
+    changes = [churn(api, http, number, until, errors) for number in range(CHURNING)]
+    memory, _, *rounds = await asyncio.gather(watch(pid, until), all_clients(until, answers, errors), *changes)
     seconds = time.monotonic() - started
     return {
         "answers": answers,
         "errors": errors,
         "seconds": seconds,
-        "rounds_of_churn": rounds,
+        "rounds_of_churn": sum(rounds),
         "memory_mib": [round(x) for x in memory],
         "compiled_meanwhile": await compiled(http) - before,
     }

@@ -226,10 +226,9 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = needed_bytes(str(error))
-        if used is None:
+        temporaries = refused_temporaries(str(error), given=beside({"memory": memory}))
+        if temporaries is None:
             raise
-        temporaries = max(0, used - beside({"memory": memory}))
         return {"memory": memory | {"temporaries": temporaries}, "refused": _first_line(error)}
     seconds = time.perf_counter() - started
     stats = compiled.memory_analysis()
@@ -253,13 +252,19 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def needed_bytes(message: str) -> int | None:
-    """Bytes that a program needs where the TPU's compiler says that they are too many; None where it says other things.
+def refused_temporaries(message: str, *, given: int) -> int | None:
+    """Bytes of temporaries of a program that the TPU's compiler finds too large; None where it says other things.
 
-    Its words are "Ran out of memory in memory space hbm. Used 19.33G of 15.75G hbm".
+    Its words are "Ran out of memory in memory space hbm. Used 19.33G of 15.75G hbm", where `given` bytes are not
+    temporaries, or "the total memory required for HLO temporaries (31.67G) exceeds available HBM (15.75G)".
     """
-    match = re.search(r"Used (\d+(?:\.\d+)?)([MG]) of \d+(?:\.\d+)?[MG] hbm", message)
-    return int(float(match[1]) * {"M": 2**20, "G": GIB}[match[2]]) if match else None
+    number = r"(\d+(?:\.\d+)?)([MG])"
+    used = re.search(rf"Used {number} of \d+(?:\.\d+)?[MG] hbm", message)
+    alone = re.search(rf"required for HLO temporaries \({number}\)", message)
+    if not (match := used or alone):
+        return None
+    size = int(float(match[1]) * {"M": 2**20, "G": GIB}[match[2]])
+    return max(0, size - given) if used else size
 
 
 def _first_line(error: Exception) -> str:
