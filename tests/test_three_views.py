@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.paper import page
 from experiments.paper.records import read
 from experiments.paper.three_views import __main__ as command
 from experiments.paper.three_views import measure, picture, table
@@ -108,6 +110,14 @@ def test_areas_of_the_picture_are_the_stored_numbers(data, tmp_path):
     for name in picture.SYSTEMS.values():
         assert f"{100 * data['systems'][name]['score']['mean']:.0f} % right" in texts
     assert (tmp_path / "three_views.png").stat().st_size > 10_000
+
+
+def test_the_page_of_results_says_what_came_out(shop, data):
+    (section,) = page._sections(shop.results.parent, Path("results"))
+    right = 100 * data["systems"][table.ADAPTIVE]["score"]["mean"]
+    assert f"two passes {right:.1f} %" in section
+    assert "![Whole models, a mixture of experts, or experts of z](results/three_views.png)" in section
+    assert f"two passes {data['costs']['self-adaptive']['bytes_held'] / 1e6:.0f} MB" in section
 
 
 def test_a_view_is_measured_in_a_process_of_its_own(shop, tmp_path, monkeypatch):

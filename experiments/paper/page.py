@@ -170,7 +170,7 @@ def _views(data: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Of the held-out prompts of {tasks} the base answers {base:.1f} % rightly, "
         + each(lambda view: f"{right[view]:.1f} %")
-        + f" ({len(data['seeds'])} seeds, {data['n']} prompts, {data['model']} on {data['device']}).",
+        + f" (seeds: {len(data['seeds'])}; {data['n']} prompts, {data['model']} on {data['device']}).",
         "Trained and stored numbers: "
         + each(lambda view: f"{_amount(costs[view]['parameters'])} and {_amount(costs[view]['stored_parameters'])}")
         + "; held in memory: "

@@ -56,7 +56,7 @@ def drawn(data: Mapping[str, Any]) -> Figure:
     base = 100 * data["systems"]["base"]["score"]["mean"]
     text = (
         f"All areas to one scale of stored numbers. {data['model']}, base {base:.0f} % right; {data['n']} held-out "
-        f"prompts, {len(data['seeds'])} seed{'s' * (len(data['seeds']) > 1)}. Made by python -m "
+        f"prompts, seeds: {len(data['seeds'])}. Made by python -m "
         "experiments.paper.three_views."
     )
     figure.text(0.5, 0.025, text, ha="center", fontsize=8.5, color=GREY)
