@@ -159,8 +159,8 @@ def _accuracies(data: Mapping[str, Any]) -> Table:
         )
     asked = ", ".join(f"{view} {100 * share:.1f} %" for view, share in data["asked_right"].items())
     notes = (
-        f"{data['model']}, seeds: {len(data['seeds'])}, {data['n']} held-out prompts, as many of each task; accuracy in "
-        "%, greedy answers, 95 % intervals over prompts and seeds.",
+        f"{data['model']}, seeds: {len(data['seeds'])}, {data['n']} held-out prompts, as many of each task; accuracy "
+        "in %, greedy answers, 95 % intervals over prompts and seeds.",
         "Routers are linear, over embeddings of labelled training questions. Asked for the label by a prompt alone, "
         f"with no such question, they are right for: {asked}.",
         "The best alone is the best on these prompts; each task's own is what a router that never errs would give. "
