@@ -178,6 +178,11 @@ def test_what_the_hub_refuses_is_one_line(
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_name_that_the_hub_does_not_allow_is_one_line() -> None:
+    assert "some--one/else cannot be a name on the hub" in error_of("some--one/else")
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_silent_hub_is_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def time_out(*_: object, timeout: float, **__: object) -> None:
         raise httpx2.ReadTimeout(f"after {timeout} s")

@@ -36,7 +36,11 @@ def test_a_file_brings_back_its_mixture_whatever_the_order_of_the_experts(toy, m
 def test_other_experts_bases_and_sizes_are_refused_in_one_line(toy, made, tmp_path):
     path = _file(tmp_path / "alphas.json", toy, made[:2], [0.5, 0.25])
     foreign = sva.generation.testing.toy_lm(1)
-    short, broken, other = (tmp_path / f"{name}.json" for name in ("short", "broken", "other"))
+    short, broken, other, bare, nameless = (
+        tmp_path / f"{name}.json" for name in ("short", "broken", "other", "bare", "nameless")
+    )
+    bare.write_text('{"format": "sva-alphas-1", "alphas": [1], "experts": [{"label": "a", "digest": "b"}]}')
+    nameless.write_text(path.read_text().replace('"digest"', '"sum"'))
     short.write_text(path.read_text().replace("0.25", "0.25, 1"))
     broken.write_text("{")
     other.write_text("[]")
@@ -47,6 +51,8 @@ def test_other_experts_bases_and_sizes_are_refused_in_one_line(toy, made, tmp_pa
         (lambda: Alphas.load(short), "alphas has 3 numbers for 2 experts"),
         (lambda: Alphas.load(broken), "damaged or not an alphas file"),
         (lambda: Alphas.load(other), "not an alphas file of sva"),
+        (lambda: Alphas.load(bare), "lacks 'base'"),
+        (lambda: Alphas.load(nameless), "an expert lacks its label or digest"),
         (lambda: Alphas.load(tmp_path / "none.json"), "no alphas file at"),
         (lambda: identities([made[0], made[1], made[0]]), "expert 3 is the same as expert 1"),
         (lambda: Alphas({"a": [1.0]}, identities(made[:1]), {}).array(["b"]), "alphas are of 1 matrices"),

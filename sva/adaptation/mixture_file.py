@@ -55,7 +55,7 @@ class Alphas:
         """Reads a file that `save` wrote.
 
         Raises:
-          UserError: no such file, no alphas file, or not one number for each expert.
+          UserError: no such file, no alphas file, a damaged one, or not one number for each expert.
         """
         path = to_path(path)
         with reaching(path):
@@ -69,6 +69,10 @@ class Alphas:
         if not isinstance(known, dict) or known.get("format") != FORMAT:
             raise UserError(f"{path} is not an alphas file of sva; sva adapt writes one")
         known.pop("format")
+        if missing := [name for name in ("alphas", "experts", "base", "reference") if name not in known]:
+            raise UserError(f"{path} is damaged: it lacks {missing[0]!r}; fetch it or run sva adapt again")
+        if not all(isinstance(expert, dict) and {"label", "digest"} <= set(expert) for expert in known["experts"]):
+            raise UserError(f"{path} is damaged: an expert lacks its label or digest; fetch it or run sva adapt again")
         values, experts = known.pop("alphas"), tuple(known.pop("experts"))
         for where, row in values.items() if isinstance(values, dict) else [("alphas", values)]:
             if np.shape(row) != (len(experts),):

@@ -1,4 +1,4 @@
-"""`sva expert show | import | export | transfer`: what an expert holds, and its ways in and out."""
+"""`sva expert show | import | export | transfer | push | pull`: what an expert holds, and its ways in and out."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sva.adapters.spelling import UNDECOMPOSED
+from sva.cli import expert_hub
 from sva.cli.command_line import Command, Group, argument, option
 from sva.cli.options import MODEL, MODEL_HELP, print_result, start_jax
 from sva.utils.errors import UserError
@@ -294,11 +295,13 @@ def _fresh(path: Path) -> None:
 
 COMMAND = Group(
     "expert",
-    "Look into an expert, or take it from or to other programs and models.",
+    "Look into an expert, share it, or take it from or to other programs and models.",
     (
         Command("show", Show, show),
         Command("import", Import, import_),
         Command("export", Export, export),
         Command("transfer", Transfer, transfer),
+        expert_hub.PUSH,
+        expert_hub.PULL,
     ),
 )

@@ -11,7 +11,7 @@ from sva.cli.command_line import option
 from sva.parallel import mesh_config
 from sva.parallel.mesh_config import MeshConfig
 from sva.utils.errors import UserError
-from sva.utils.remote import to_path
+from sva.utils.remote import is_remote, to_path
 
 MODEL = "smollm2-135m-instruct"
 MODEL_HELP = "path, hub id or known name (default: %(default)s)"
@@ -51,7 +51,9 @@ class LoadingOptions(PrecisionOptions, ModelOption):
 class ExpertOptions:
     """Which experts."""
 
-    expert: tuple[Path, ...] = option("an expert file; may be repeated", (), read=to_path)
+    expert: tuple[Path, ...] = option(
+        "an expert file, or OWNER/NAME of one on the Hugging Face Hub; may be repeated", (), read=to_path
+    )
     skip_foreign: bool = option("leave out experts of another base model", False)
 
 
@@ -72,6 +74,29 @@ def precision(options: PrecisionOptions) -> dict[str, Any]:
     """--dtype and --kv-dtype where they are not the defaults, for the settings that a file of answers is known by."""
     chosen = {"dtype": options.dtype} if options.dtype != "float32" else {}
     return chosen | ({"kv_dtype": options.kv_dtype} if options.kv_dtype else {})
+
+
+def with_experts_here(options: Any) -> Any:
+    """The options of a command with files of this machine in place of experts on the Hub, which are fetched.
+
+    Raises:
+      UserError: there is no such file and no such repository, or it holds no expert.
+    """
+    if not isinstance(options, ExpertOptions):
+        return options
+    here: dict[str, Any] = {"expert": tuple(_here(path) for path in options.expert)}
+    if isinstance(options, FirstPassOptions) and options.classifier:
+        here["classifier"] = _here(options.classifier)
+    return dataclasses.replace(options, **here)
+
+
+def _here(path: Path) -> Path:
+    if is_remote(path) or path.exists() or path.is_absolute() or len(path.parts) != 2:
+        return path
+    from sva.sharing.hub import expert_file, repo_of
+
+    repo = repo_of(str(path))
+    return expert_file(repo) if repo else path
 
 
 def check_experts(options: ExpertOptions) -> None:

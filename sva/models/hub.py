@@ -5,9 +5,11 @@ but not the hub. Those weights are quantised, so their fingerprint differs from 
 the quantisation, `smollm2-135m-instruct-q4_1`, means the package's file everywhere.
 """
 
+import contextlib
 import difflib
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,12 @@ HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 HUB_SECONDS = 2.0
 """Seconds that the hub may take to answer before it counts as unreachable."""
 
+EXPERT_FILE = "expert.safetensors"
+"""What an expert's file is called in a repository, and in a run directory."""
+
+MIXTURE_FILE = "alphas.json"
+"""What a mixture's file is called in a repository."""
+
 
 class Known(NamedTuple):
     """A model with a short name: its hub repository (None: never asked) and the package that holds it too."""
@@ -44,7 +52,7 @@ KNOWN = {
 }
 
 
-class _Gated(Unreachable):
+class Gated(Unreachable):
     """The hub asks for its terms to be accepted there."""
 
 
@@ -65,7 +73,7 @@ def resolve(name_or_path: str) -> Path:
     if given := _given(name_or_path):
         return given
     known = _known(name_or_path)
-    if known is None and not _is_hub_id(name_or_path):
+    if known is None and not is_hub_id(name_or_path):
         raise UserError(_not_found(name_or_path))
     hub_id = known.hub_id if known else name_or_path
     reasons = []
@@ -74,12 +82,14 @@ def resolve(name_or_path: str) -> Path:
             return cached
         try:
             return _from_hub(hub_id)
-        except _Gated as reason:
+        except Gated as reason:
             if known is None:
                 raise UserError(str(reason)) from reason
             reasons.append(str(reason))
         except Unreachable as reason:
             reasons.append(str(reason))
+    if known is None and (other := _no_model(name_or_path, _cached_files(name_or_path))):
+        raise UserError(other)
     if known is not None:
         try:
             found = from_package(known.packaged)
@@ -103,7 +113,7 @@ def here(name_or_path: str) -> Path | None:
         return given
     known = _known(name_or_path)
     hub_id = known.hub_id if known else name_or_path
-    if hub_id is not None and _is_hub_id(hub_id) and (cached := _in_hub_cache(hub_id)):
+    if hub_id is not None and is_hub_id(hub_id) and (cached := _in_hub_cache(hub_id)):
         return cached
     if known is None:
         return None
@@ -127,7 +137,8 @@ def _known(name: str) -> Known | None:
     return None
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not name.endswith(".gguf")
 
 
@@ -143,7 +154,8 @@ def _not_found(name: str) -> str:
 def _in_path(path: Path) -> Path:
     if path.is_file():
         if path.suffix != ".gguf":
-            raise UserError(f"{path} is a file but no .gguf: give that, or a directory with config.json")
+            expert = "; an expert is given with --expert" if path.suffix == ".safetensors" else ""
+            raise UserError(f"{path} is a file but no .gguf: give that, or a directory with config.json{expert}")
         return path
     files = one_a_model(sorted(path.glob("*.gguf")))
     has_config = (path / "config.json").is_file()
@@ -153,7 +165,23 @@ def _in_path(path: Path) -> Path:
         return files[0]
     if files:
         raise UserError(f"{path} holds {len(files)} .gguf files ({', '.join(f.name for f in files)}): name one")
+    if other := _no_model(str(path), {file.name for file in path.iterdir()}, is_here=True):
+        raise UserError(other)
     raise UserError(f"{path} holds no model: there is neither a config.json nor a .gguf file in it")
+
+
+def _no_model(name: str, files: Iterable[str], base: object = None, *, is_here: bool = False) -> str | None:
+    """The line for a place that holds an expert or a mixture instead; None for any other."""
+    of = f" of {base}" if isinstance(base, str) else ""
+    pull = f"'sva expert pull {name}' writes"
+    if MIXTURE_FILE in files:
+        how = "give its files" if is_here else f"{pull} its files, which are given"
+        return f"{name} holds a mixture of sva experts{of}, not a model: {how} with --expert and --alphas"
+    if EXPERT_FILE in files:
+        what = f"{name}/{EXPERT_FILE}" if is_here else name
+        more = "" if is_here else f"; {pull} its file"
+        return f"{name} holds an sva expert{of}, not a model: give --expert {what} beside its base{more}"
+    return None
 
 
 def _in_remote(path: Path) -> Path:
@@ -177,6 +205,12 @@ def _in_hub_cache(hub_id: str) -> Path | None:
     return Path(found) if _is_whole(Path(found)) else None
 
 
+def _cached_files(hub_id: str) -> set[str]:
+    """Which of the files of an expert or a mixture are in the cache."""
+    names = (EXPERT_FILE, MIXTURE_FILE)
+    return {name for name in names if isinstance(huggingface_hub.try_to_load_from_cache(hub_id, name), str)}
+
+
 def _is_whole(snapshot: Path) -> bool:
     """Whether config.json is there with all the safetensors files that it needs."""
     if not (snapshot / "config.json").is_file():
@@ -191,27 +225,48 @@ def _from_hub(hub_id: str) -> Path:
     """Downloads what is missing; the hub's library resumes and checks.
 
     Raises:
-      UserError: the hub knows no such repository, will not give it, or it holds no safetensors.
+      UserError: the hub knows no such repository, will not give it, or it holds no safetensors, perhaps an expert.
       Unreachable: no answer, for a reason that another source may not share.
     """
     try:
-        info = huggingface_hub.HfApi().model_info(hub_id, timeout=HUB_SECONDS)
-        files = {sibling.rfilename for sibling in info.siblings or ()}
-        if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
-            raise UserError(
-                f"{hub_id} on the hub has no config.json with .safetensors weights: download its .gguf file "
-                "and give its path, or convert the weights to safetensors"
-            )
-        found = huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_PATTERNS))
-    except hub_errors.GatedRepoError as error:
-        raise _Gated(
-            f"{hub_id} is gated: accept its terms on its page on the hub, then run 'hf auth login' or set HF_TOKEN"
-        ) from error
+        with asking(hub_id):
+            info = huggingface_hub.HfApi().model_info(hub_id, timeout=HUB_SECONDS)
+            files = {sibling.rfilename for sibling in info.siblings or ()}
+            if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
+                raise UserError(
+                    _no_model(hub_id, files, getattr(info.card_data, "base_model", None))
+                    or f"{hub_id} on the hub has no config.json with .safetensors weights: download its .gguf file "
+                    "and give its path, or convert the weights to safetensors"
+                )
+            return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_PATTERNS)))
     except hub_errors.RepositoryNotFoundError as error:
         raise UserError(
             f"{hub_id} is no local path, and the hub has no such model, or it is private (then run "
             f"'hf auth login'); known short names: {', '.join(KNOWN)}"
         ) from error
+
+
+@contextlib.contextmanager
+def asking(hub_id: str) -> Iterator[None]:
+    """Inside, what the hub's library raises is one line; that there is no such repository passes through.
+
+    Raises:
+      UserError: a name or a revision that cannot be, or a full disk.
+      Gated: see there.
+      Unreachable: no answer, or one that only the hub can explain.
+    """
+    try:
+        yield
+    except hub_errors.GatedRepoError as error:
+        raise Gated(
+            f"{hub_id} is gated: accept its terms on its page on the hub, then run 'hf auth login' or set HF_TOKEN"
+        ) from error
+    except hub_errors.RepositoryNotFoundError:
+        raise
+    except hub_errors.RevisionNotFoundError as error:
+        raise UserError(f"{hub_id} has no such revision on the hub; leave it out for the newest") from error
+    except hub_errors.HFValidationError as error:
+        raise UserError(f"{hub_id} cannot be a name on the hub ({_first_line(error)}); write owner/name") from error
     except hub_errors.OfflineModeIsEnabled as error:
         raise Unreachable("the hub is not asked (HF_HUB_OFFLINE is set)") from error
     except hub_errors.LocalEntryNotFoundError as error:
@@ -220,7 +275,6 @@ def _from_hub(hub_id: str) -> Path:
         raise Unreachable(f"the hub cannot be reached ({_first_line(error)})") from error
     except OSError as error:
         raise disk_error(Path(hub_constants.HF_HUB_CACHE), error) from error
-    return Path(found)
 
 
 def _first_line(error: BaseException) -> str:

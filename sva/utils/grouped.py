@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout as memory
 
 from sva.utils.matmul import Int8, floats
 
@@ -155,11 +156,16 @@ def _by_blocks(x: jax.Array, w: Any, groups: Groups, axis: int) -> jax.Array:
 
 
 def _ragged(x: jax.Array, w: Any, groups: Groups, axis: int) -> jax.Array:
-    """One product; rows beyond the last group are zeros."""
+    """One product; rows beyond the last group are zeros.
+
+    The matrices keep their layout in memory. Without that a TPU's compiler transposes the matrices of all layers at
+    once, outside the loop over them, for the one of the two directions that wants them so, and holds both.
+    """
+    matrices = memory.with_layout_constraint(floats(w, x.dtype), memory.Layout((0, 1, 2)))
     numbers = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((1,), (axis,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
     )
-    return jax.lax.ragged_dot_general(x, floats(w, x.dtype), groups.sizes, numbers, precision=_precision(x))
+    return jax.lax.ragged_dot_general(x, matrices, groups.sizes, numbers, precision=_precision(x))
 
 
 def _gathered(x: jax.Array, w: Any, groups: Groups, axis: int) -> jax.Array:

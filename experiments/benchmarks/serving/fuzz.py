@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,11 +82,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, server(Path(place)) as url:
         report = Path(place) / "report.json"
-        words = [options.schemathesis, "run", f"{url}/openapi.json", "--checks", CHECKS, "--request-timeout", "30"]
+        program = Path(shutil.which(options.schemathesis) or sys.exit(f"no program {options.schemathesis}")).absolute()
+        words = [str(program), "run", f"{url}/openapi.json", "--checks", CHECKS, "--request-timeout", "30"]
         words += ["--phases", "coverage,fuzzing", "--max-examples", str(-(-options.cases // OPERATIONS))]
         words += ["--seed", str(options.seed), "--continue-on-failure", "--suppress-health-check", "all"]
         words += ["--report", "json", "--report-json-path", str(report), "--no-color"]
-        subprocess.run(words, check=False)
+        subprocess.run(words, check=False, cwd=place)  # schemathesis keeps a cache of its own there
         found = json.loads(report.read_text())
         kept = ("schemathesis_version", "running_time", "stop_reason", "operations", "test_cases", "failures", "errors")
         result = {name: found[name] for name in kept} | {"statuses": statuses(url)}
