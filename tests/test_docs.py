@@ -184,7 +184,9 @@ def test_every_experiment_is_there_with_its_options(command: Command) -> None:
     files = [ROOT / path]
     if path == "-m":  # a table of the paper; they share their options
         module, *words = words
-        files = [ROOT / f"{module.replace('.', '/')}.py", ROOT / "experiments/paper/command.py"]
+        place = ROOT / module.replace(".", "/")
+        script = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+        files = [script, ROOT / "experiments/paper/command.py"]
     text = "".join(file.read_text(encoding="utf-8") for file in files)
     assert [word for word in words if word.startswith("--") and f'"{word}"' not in text] == []
 

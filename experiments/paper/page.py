@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.paper import plan
 from experiments.paper.methods import METHODS
 from experiments.paper.records import Failure, Store, devices
-from experiments.paper.render import p_value
+from experiments.paper.render import millions, p_value
 from experiments.paper.scales import Scale
 
 SIGNIFICANT = 0.05
@@ -74,6 +74,7 @@ def _sections(results: Path, here: Path) -> list[str]:
         ("table9", "Experts moved to another model, their own tasks", _systems),
         ("many", "Dispatch among many", _many),
         ("table8", "How many shots few-shot search needs", _systems),
+        ("three_views", "Whole models, a mixture of experts, or experts of z", _views),
     ):
         path = results / f"{name}.json"
         if path.exists():
@@ -154,3 +155,35 @@ def _many(data: Mapping[str, Any]) -> list[str]:
 def _systems(data: Mapping[str, Any]) -> list[str]:
     there = {name: each for name, each in data["systems"].items() if each["less_base"]}
     return said([Difference(name, "the base", "over all", each["less_base"] | each) for name, each in there.items()])
+
+
+def _views(data: Mapping[str, Any]) -> list[str]:
+    """Three sentences: what is right, what it takes to train and keep, how long it lasts; then the differences."""
+    systems, costs = data["systems"], data["costs"]
+    names = {"macro": "whole models behind a router", "micro": "one mixture", "self-adaptive": "two passes"}
+    right = {view: 100 * systems[name]["score"]["mean"] for view, name in data["views"].items()}
+    base, tasks = 100 * systems["base"]["score"]["mean"], ", ".join(data["tasks"])
+
+    def each(text: Callable[[str], str]) -> str:
+        return ", ".join(f"{words} {text(view)}" for view, words in names.items())
+
+    lines = [
+        f"Of the held-out prompts of {tasks} the base answers {base:.1f} % rightly, "
+        + each(lambda view: f"{right[view]:.1f} %")
+        + f" (seeds: {len(data['seeds'])}; {data['n']} prompts, {data['model']} on {data['device']}).",
+        "Trained and stored numbers: "
+        + each(lambda view: f"{_amount(costs[view]['parameters'])} and {_amount(costs[view]['stored_parameters'])}")
+        + "; held in memory: "
+        + each(lambda view: f"{costs[view]['bytes_held'] / 1e6:.0f} MB")
+        + ".",
+        "Seconds to the first answer, and for all: "
+        + each(lambda view: f"{costs[view]['first_answer_seconds']:.1f} and {costs[view]['evaluation_seconds']:.1f}")
+        + ".",
+        "",
+    ]
+    entries = [*data["between"], *({**entry, "less": "the base"} for entry in data["less_base"])]
+    return [*lines, *said([Difference(e["system"], e["less"], "over all", e) for e in entries])]
+
+
+def _amount(number: float) -> str:
+    return millions(round(number))

@@ -39,9 +39,17 @@ class Table:
         )
 
 
-def write(name: str, tables: Sequence[Table], data: Mapping[str, Any], command: str, directory: Path = RESULTS) -> str:
+def write(
+    name: str,
+    tables: Sequence[Table],
+    data: Mapping[str, Any],
+    command: str,
+    directory: Path = RESULTS,
+    *,
+    records: str = "experiments/paper/cells",
+) -> str:
     """Writes name.md, name.tex and name.json, which holds the numbers that the text rounds; returns the Markdown."""
-    made = f"Made by `{command}` from the records in `experiments/paper/cells`.\n"
+    made = f"Made by `{command}` from the records in `{records}`.\n"
     markdown = "\n".join([*(table.markdown() for table in tables), made])
     latex = "\n".join([f"% {command}", *(table.latex() for table in tables)])
     for ending, text in (("md", markdown), ("tex", latex)):
