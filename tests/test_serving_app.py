@@ -170,6 +170,7 @@ def test_an_unknown_model_is_not_found(client, settings):
     [
         ("", "has no token"),
         ([40], "the id 40 has no embedding"),
+        ([10**16], "the id 10000000000000000 has no embedding"),  # more than the tokenizer's own numbers hold
         ([[3], []], "prompt should be a text"),
         ([], "prompt should be a text"),
         (3, "prompt should be a text"),

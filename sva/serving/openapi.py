@@ -164,7 +164,7 @@ def _operation(
     if answer is not None:
         content["application/json"] = {"schema": answer}
     if stream:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {}  # events, each an object in JSON but the last
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     answers = {"200": {"description": "done", "content": content}}
     answers |= {str(status): {"description": why, "content": error} for status, why in _REASONS.items()}
