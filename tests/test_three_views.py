@@ -1,4 +1,7 @@
-"""Macro view, micro view and self-adaptation in one table (`experiments.paper.three_views`), at toy size."""
+"""Macro view, micro view and self-adaptation in one table (`experiments.paper.three_views`), at toy size.
+
+What needs everything trained takes a minute or two and is marked slow.
+"""
 
 import dataclasses
 import json
@@ -40,10 +43,12 @@ def data(shop):
     return json.loads((shop.results.parent / "three_views.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(shop):
     assert [part.name for part in command.parts(shop) if not part.is_done] == []
 
 
+@pytest.mark.slow
 def test_a_view_without_a_record_is_measured_anew_and_lost_weights_are_trained_anew(shop, monkeypatch):
     lost = Cell("full", TOY.tasks[1], chosen_rate(shop, "full"), 0)
     kept, away = measure.path_of(shop, "macro", 0), shop.weights / "away"
@@ -54,6 +59,7 @@ def test_a_view_without_a_record_is_measured_anew_and_lost_weights_are_trained_a
     away.rename(kept)
 
 
+@pytest.mark.slow
 def test_all_methods_see_the_same_prompts_as_often(shop):
     cells = [read_json(path) for path in sorted(shop.results.glob("cells/*.json"))]
     assert len(cells) == 2 * len(TOY.tasks) + 3 * 2  # specialists and experts, and two rates tried of each method
@@ -64,12 +70,14 @@ def test_all_methods_see_the_same_prompts_as_often(shop):
     assert all(len(each["curve"]) == TOY.steps for each in cells)
 
 
+@pytest.mark.slow
 def test_the_rate_is_the_best_one_on_validation(shop):
     for method, rates in TOY.rates:
         found = [shop.record(Cell(method, ALL, lr, 0))["after"]["mean"] for lr in rates]
         assert chosen_rate(shop, method) == rates[int(np.argmax(found))]
 
 
+@pytest.mark.slow
 def test_training_helps_and_every_system_is_scored_on_the_same_prompts(data):
     scores = {name: each["score"]["mean"] for name, each in data["systems"].items()}
     assert list(scores) == list(table.ORDER)
@@ -80,6 +88,7 @@ def test_training_helps_and_every_system_is_scored_on_the_same_prompts(data):
     assert data["systems"][table.ADAPTIVE]["routed_right"] > 0.9
 
 
+@pytest.mark.slow
 def test_what_is_routed_rightly_is_answered_as_the_part_alone_does(shop):
     for view in ("macro", "self-adaptive"):
         record = read(measure.path_of(shop, view, 0))
@@ -87,6 +96,7 @@ def test_what_is_routed_rightly_is_answered_as_the_part_alone_does(shop):
             assert record["answers"][place][:3] == record["alone"][label][place][:3]
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_the_parts(shop, data):
     costs, k = data["costs"], len(TOY.tasks)
     size = sum(weight.size for weight in shop.base.named_params().values())
@@ -102,6 +112,7 @@ def test_costs_are_those_of_the_parts(shop, data):
     assert all(each["first_answer_seconds"] > 0 and each["peak_bytes"] > 0 for each in costs.values())
 
 
+@pytest.mark.slow
 def test_areas_of_the_picture_are_the_stored_numbers(data, tmp_path):
     base = data["costs"]["base"]["stored_parameters"]
     assert picture._area(data, 2 * base) == pytest.approx(2 * picture.AREA)
@@ -112,6 +123,7 @@ def test_areas_of_the_picture_are_the_stored_numbers(data, tmp_path):
     assert (tmp_path / "three_views.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_page_of_results_says_what_came_out(shop, data):
     (section,) = page._sections(shop.results.parent, Path("results"))
     right = 100 * data["systems"][table.ADAPTIVE]["score"]["mean"]
@@ -120,6 +132,7 @@ def test_the_page_of_results_says_what_came_out(shop, data):
     assert f"two passes {data['costs']['self-adaptive']['bytes_held'] / 1e6:.0f} MB" in section
 
 
+@pytest.mark.slow
 def test_a_view_is_measured_in_a_process_of_its_own(shop, tmp_path, monkeypatch):
     own = Shop(ONE_SEED, tmp_path, shop.weights)
     measure.in_a_process(own, "base", 0)
@@ -130,6 +143,7 @@ def test_a_view_is_measured_in_a_process_of_its_own(shop, tmp_path, monkeypatch)
         measure.in_a_process(own, "macro", 0)
 
 
+@pytest.mark.slow
 def test_a_record_of_other_settings_is_told_and_not_used(shop, tmp_path):
     cell = Cell("svf", TOY.tasks[0], chosen_rate(shop, "svf"), 0)
     record = read_json(shop.record_path(cell))
