@@ -120,6 +120,7 @@ def main() -> None:
         "sva": [sys.executable, "-m", "sva.cli", "serve", "--model", MODEL, "--port", "0", "--rows", str(ROWS)],
         "llama.cpp": [options.llama_python, "-c", program, str(resolve(MODEL))],
     }
+    said_command = command().replace(options.llama_python, "PYTHON")  # no path of one machine
     result: dict = {"clients": options.clients, "rows": ROWS, "threads": threads, "parts": []}
     for part in range(2):
         for side, words in sides.items():
@@ -128,13 +129,13 @@ def main() -> None:
                 seconds = 60 * options.minutes
                 found = figures(asyncio.run(ask_all(said[-1], options.clients, seconds, 500)), seconds)
             result["parts"].append({"side": side, "part": part, "said": " ".join(said[1:-2]), **found})
-            write_json(options.out, result | {"command": command(), "versions": versions()})
+            write_json(options.out, result | {"command": said_command, "versions": versions()})
             print(side, found, flush=True)
     for name in ("answers_a_second", "tokens_a_second"):
         mean = {side: sum(x[name] for x in result["parts"] if x["side"] == side) for side in sides}
         result[f"{name}_of_llama_cpp"] = mean["sva"] / mean["llama.cpp"]
         print(name, f"{mean['sva'] / mean['llama.cpp']:.2f} of llama.cpp's")
-    write_json(options.out, result | {"command": command(), "versions": versions()})
+    write_json(options.out, result | {"command": said_command, "versions": versions()})
 
 
 if __name__ == "__main__":
