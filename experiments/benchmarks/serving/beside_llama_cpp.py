@@ -33,7 +33,8 @@ p = xllamacpp.CommonParams()
 p.model.path, p.port, p.n_gpu_layers, p.n_parallel, p.n_threads_http = sys.argv[1], 0, 0, {rows}, 2 * {clients}
 p.n_ctx, p.cpuparams.n_threads, p.cpuparams_batch.n_threads = 512 * {rows}, {threads}, {threads}
 server = xllamacpp.Server(p)
-print("serving", "xllamacpp", importlib.metadata.version("xllamacpp"), "at", server.listening_address + "/v1", flush=True)
+version = importlib.metadata.version("xllamacpp")
+print("serving", "xllamacpp", version, "at", server.listening_address + "/v1", flush=True)
 time.sleep(1e6)
 """
 
