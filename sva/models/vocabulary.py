@@ -39,8 +39,9 @@ def check_ids(ids: Sequence[int] | np.ndarray, size: int, tokenizer: Any = None,
     if not found.size or (found.min() >= 0 and found.max() < size):
         return
     bad = int(found[(found < 0) | (found >= size)][0])
-    is_known = tokenizer is not None and 0 <= bad < len(tokenizer)
-    token = tokenizer.convert_ids_to_tokens(bad) if is_known else None
+    token = None
+    if tokenizer is not None and 0 <= bad < len(tokenizer):  # it cannot be asked for larger numbers
+        token = tokenizer.convert_ids_to_tokens(bad)
     named = f"the id {bad}" if token is None else f"the token {token!r} (id {bad})"
     raise UserError(
         f"{what}: {named} has no embedding, for the vocabulary has {size} tokens (ids 0 to {size - 1}); leave it out, "
