@@ -19,7 +19,7 @@ from sva.generation.frozen import merge_expert
 from sva.generation.lm import LM
 from sva.generation.sampling import Sampling
 from sva.spectral.expert import Expert
-from sva.utils.padding import length_bucket
+from sva.utils.padding import batch_bucket, length_bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +114,10 @@ class TwoPasses:
 
 
 def _complete(lm: LM, prompts: Sequence[Sequence[int]], budget: Budget, mixtures: Mixtures | None) -> list[str]:
-    width = length_bucket(max(map(len, prompts)))
-    options = CompleteOptions(mixtures=mixtures, engine=EngineConfig(rows=budget.rows, width=width), title="lm-eval")
+    rows, width = min(budget.rows, batch_bucket(len(prompts))), length_bucket(max(map(len, prompts)))
+    options = CompleteOptions(mixtures=mixtures, engine=EngineConfig(rows=rows, width=width), title="lm-eval")
     texts = [""] * len(prompts)
-    rows = complete(
+    completions = complete(
         lm,
         prompts,
         budget.max_new_tokens,
@@ -126,6 +126,6 @@ def _complete(lm: LM, prompts: Sequence[Sequence[int]], budget: Budget, mixtures
         stops=budget.stops,
         options=options,
     )
-    for row in rows:
+    for row in completions:
         texts[row.prompt] = row.text
     return texts

@@ -1,6 +1,6 @@
 """Options scored by likelihood beside lm-eval's `hf` model: 200 ARC-Easy questions, seconds and choices.
 
-    python experiments/benchmarks/likelihood/likelihood.py          # extra `bench`; writes result.json beside this file
+    python -m experiments.benchmarks.likelihood.likelihood    # extra `bench`; writes result.json beside this file
 
 SmolLM2-135M-Instruct in float32, the same weights in both (`lm.save`), the same text, and the same token ids, which is
 checked. The sides are asked in turn, each in a process of its own (in one, torch slows XLA by a third), after
@@ -10,18 +10,16 @@ beside other work torch's threads wait for each other, and only runs at a load n
 """
 
 import json
-import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.sides import answer, started
 from sva.evaluation import evaluate
 from sva.evaluation.likelihood import followed, option_logprobs
 from sva.generation.load import load
@@ -49,7 +47,7 @@ def serve_sva(pipe: Connection, directory: str) -> None:
     pipe.send(
         [(head, tail) for ask in asked for head, tails in [followed(lm, ask.prompt, ask.texts)] for tail in tails]
     )
-    answer(pipe, lambda: option_logprobs(lm, prompts, texts))
+    answer(pipe, lambda _: option_logprobs(lm, prompts, texts))
 
 
 def serve_lm_eval(pipe: Connection, directory: str) -> None:
@@ -70,23 +68,7 @@ def serve_lm_eval(pipe: Connection, directory: str) -> None:
     score(requests[:128])
     about = {"torch": torch.__version__, "lm_eval": lm_eval.__version__, "threads": torch.get_num_threads()}
     pipe.send(([peer._encode_pair(*pair) for pair in pairs], about))
-    answer(pipe, lambda: split(score(requests), asked))
-
-
-def answer(pipe: Connection, score: Any) -> None:
-    """Scores whenever it is asked to, until the other end closes."""
-    while pipe.recv():
-        started, worked = time.perf_counter(), time.process_time()
-        scores = score()
-        pipe.send((scores, time.perf_counter() - started, time.process_time() - worked))
-
-
-def started(serve: Any, directory: str) -> Connection:
-    """The end of a pipe to a new process that runs `serve`."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    context.Process(target=serve, args=(theirs, directory), daemon=True).start()
-    return ours
+    answer(pipe, lambda _: split(score(requests), asked))
 
 
 def split(values, asked) -> list[list[float]]:

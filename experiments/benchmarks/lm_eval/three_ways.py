@@ -4,13 +4,16 @@
 
 ARC-Easy (200 questions, likelihood) and GSM8K (100 questions, five examples, generation) as the harness defines them,
 from local files; SmolLM2-135M-Instruct with the packaged expert for last words, float32. The harness is unmodified and
-runs in a process of its own each time, first on two questions, so that programs are compiled. Every choice and every
-answer is compared with those of `hf`; result.json beside this file holds the times and each answer that differs.
+runs in a process of its own for each way and task: it makes its model, answers some of the questions, so that programs
+are compiled, and then all of them, which is timed. Every choice and every answer is compared with those of `hf`;
+result.json beside this file holds the times and each answer that differs.
 """
 
 import argparse
 import gzip
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -21,18 +24,23 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+from lm_eval.api.registry import get_model
+from lm_eval.tasks import TaskManager
 
 import sva
+from sva.parallel import compile_cache
 from sva.utils.files import write_json
 from sva.utils.provenance import command, versions
 
 MODEL = "smollm2-135m-instruct-q4_1"
 EXPERT = Path(sva.__file__).parent / "assets/list_last.safetensors"
 TASKS = {"arc_easy": ("arc/arc_easy.yaml", 200), "gsm8k": ("gsm8k/gsm8k.yaml", 100)}
+WARM = {"arc_easy": 200, "gsm8k": 40}  # questions that are asked before the clock runs
 WAYS = ("hf", "sva", "server")
 HERE = Path(__file__).parent
 
@@ -76,32 +84,49 @@ def server(log: Path) -> Iterator[int]:
             process.wait()
 
 
-def arguments_of(way: str, checkpoint: Path, port: int) -> list[str]:
-    """The harness's arguments for a way."""
+def arguments_of(way: str, checkpoint: Path, port: int) -> tuple[str, dict[str, Any]]:
+    """The name of the harness's model for a way, and its arguments."""
     if way == "hf":
-        return ["--model", "hf", "--model_args", f"pretrained={checkpoint},dtype=float32", "--batch_size", "16"]
+        return "hf", {"pretrained": str(checkpoint), "dtype": "float32", "device": "cpu", "batch_size": 16}
     if way == "sva":
-        return ["--model", "sva", "--model_args", f"pretrained={MODEL},expert={EXPERT}"]
-    address = f"base_url=http://127.0.0.1:{port}/v1/completions,model={EXPERT.stem},num_concurrent=16"
-    tokens = f"tokenizer_backend=huggingface,tokenizer={checkpoint},max_length=8192"
-    return ["--model", "local-completions", "--model_args", f"{address},{tokens}"]
+        return "sva", {"pretrained": MODEL, "expert": str(EXPERT)}
+    about = {"tokenizer_backend": "huggingface", "tokenizer": str(checkpoint), "max_length": 8192}
+    address = f"http://127.0.0.1:{port}/v1/completions"
+    return "local-completions", {"base_url": address, "model": EXPERT.stem, "num_concurrent": 16, **about}
 
 
-def evaluate(way: str, task: str, limit: int, checkpoint: Path, port: int) -> tuple[float, list[Mapping[str, Any]]]:
-    """(seconds of the whole process, the harness's record of each question)."""
-    module = "sva.cli.main" if way == "sva" else "lm_eval"
-    with tempfile.TemporaryDirectory() as out:
-        call = [sys.executable, "-m", module, *(["lm-eval"] if way == "sva" else []), "run"]
-        call += [*arguments_of(way, checkpoint, port), "--tasks", f"{task}_local", "--limit", str(limit)]
-        call += ["--include_path", str(checkpoint.parent), "--output_path", out, "--log_samples"]
-        started = time.perf_counter()
-        done = subprocess.run(call, capture_output=True, text=True)
-        seconds = time.perf_counter() - started
-        if done.returncode:
-            raise SystemExit(f"{way} {task}: {done.stdout[-2000:]}{done.stderr[-4000:]}")
-        (path,) = Path(out).rglob("samples_*.jsonl")
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-    return seconds, sorted(records, key=lambda record: record["doc_id"])
+def evaluate(pipe: Connection, model: str, settings: Mapping[str, Any], task: str, limit: int, tasks: Path) -> None:
+    """Sends, from a process of its own, (seconds until the model is ready, seconds of the questions, their records)."""
+    if model == "sva":
+        compile_cache.start()
+        importlib.import_module("sva.serving.lm_eval")  # registers the name
+    started = time.perf_counter()
+    lm = get_model(model)(**settings)
+    ready = time.perf_counter() - started
+    about: Any = {"model": lm, "tasks": [f"{task}_local"], "bootstrap_iters": 0}
+    about["task_manager"] = TaskManager(include_path=str(tasks))
+    lm_eval.simple_evaluate(**about, limit=min(WARM[task], limit))
+    started = time.perf_counter()
+    found = lm_eval.simple_evaluate(**about, limit=limit)
+    seconds = time.perf_counter() - started
+    assert found is not None
+    samples = [{key: each[key] for key in ("doc_id", "resps")} for each in found["samples"][f"{task}_local"]]
+    pipe.send((ready, seconds, sorted(samples, key=lambda each: each["doc_id"])))
+
+
+def apart(*arguments: Any) -> tuple[float, float, list[Mapping[str, Any]]]:
+    """What `evaluate` sends, from a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=evaluate, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise SystemExit(f"the harness ended with its task open: {arguments[0]}, {arguments[2]}") from None
+    finally:
+        process.join()
 
 
 def answer(record: Mapping[str, Any]) -> Any:
@@ -129,7 +154,6 @@ def differences(records: list, others: list) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, help="questions of each task (default: 200 and 100)")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--out", type=Path, default=HERE / "result.json")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"model": MODEL, "expert": EXPERT.stem, "versions": versions(), "command": command()}
@@ -144,11 +168,12 @@ def main() -> None:
         write_tasks(Path(directory))
         for task, (_, questions) in TASKS.items():
             limit, found = arguments.limit or questions, {}
-            about: dict[str, Any] = {"questions": limit, "seconds": {}}
-            for way in arguments.ways:
-                evaluate(way, task, 2, checkpoint, port)
-                about["seconds"][way], found[way] = evaluate(way, task, limit, checkpoint, port)
+            about: dict[str, Any] = {"questions": limit, "seconds": {}, "seconds_until_ready": {}}
+            for way in WAYS:
+                asked = *arguments_of(way, checkpoint, port), task, limit, Path(directory)
+                about["seconds_until_ready"][way], about["seconds"][way], found[way] = apart(*asked)
                 print(f"{task} {way}: {about['seconds'][way]:.1f} s", flush=True)
+            about["times_hf"] = {way: about["seconds"]["hf"] / each for way, each in about["seconds"].items()}
             about["other_answers"] = {way: differences(found["hf"], rows) for way, rows in found.items()}
             result["tasks"][task] = about
             write_json(arguments.out, result)

@@ -1,9 +1,9 @@
 """Decoding a random mixture of experts in float32 beside transformers' generate: medians and ratios.
 
-    python experiments/benchmarks/moe/moe.py [--rounds 7]    # extra `bench`; writes result.json beside this file
+    python -m experiments.benchmarks.moe.moe [--rounds 7]    # extra `bench`; writes result.json beside this file
 
 The shape is OLMoE's at a hundred million weights: 64 modules of which 8 serve a token, in 8 layers of width 512. Both
-sides have the same weights and prompts and decode greedily, 64 tokens with no end token, in one process and in turn.
+sides have the same weights and prompts and decode greedily, 64 tokens with no end token, in turn, each in a process.
 Compilation and one warm-up are outside the times; prefill is inside. transformers has several ways to run modules
 (`experts_implementation`); the fastest of them at each batch is what the ratio is of. As a check of what is compared,
 rows are counted whose tokens are the same on both sides (rounding may part two that are nearly as likely).
@@ -18,18 +18,15 @@ import json
 import os
 import statistics
 import tempfile
-import time
-from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import torch
-import transformers
 
+from experiments.benchmarks.sides import answer, started
 from sva.cli.throughput import random_lm, read_rate
-from sva.generation.lm import LM
 from sva.models.config import ModelConfig, from_hf
 from sva.parallel import compile_cache
 from sva.utils.files import write_json
@@ -58,50 +55,74 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("result.json"))
     args = parser.parse_args()
-    compile_cache.start()
-    cfg = from_hf(SHAPE)
-    lm, dense = random_lm(cfg, "float32"), random_lm(_dense(cfg), "float32")
-    peers = transformers_models(lm)
-    result: dict[str, Any] = {
-        "shape": SHAPE,
-        "weights": sum(x.size for x in jax.tree.leaves(lm.params)),
-        "weights_of_a_token": _weights_of_a_token(cfg),
-        "prompt": PROMPT,
-        "new_tokens": NEW,
-        "rounds": args.rounds,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "read_gigabytes_per_second": read_rate(args.rounds) / 1e9,
-    }
+    with tempfile.TemporaryDirectory() as directory:
+        sva = started(serve_sva, directory)
+        result = {"shape": SHAPE, "weights_of_a_token": _weights_of_a_token(from_hf(SHAPE)), **sva.recv()}
+        peer = started(serve_transformers, directory)
+        about = peer.recv()
+    result |= {"prompt": PROMPT, "new_tokens": NEW, "rounds": args.rounds, "threads": about["threads"]}
+    result["cores"] = os.cpu_count()
     for batch in (1, 8):
-        result[f"batch_{batch}"] = compare(lm, dense, peers, batch, args.rounds)
-    result |= {"versions": versions() | {"torch": torch.__version__}, "command": command()}
+        result[f"batch_{batch}"] = compare({"sva": sva, "transformers": peer}, batch, args.rounds)
+    sva.send(None), peer.send(None)
+    result |= {"versions": versions() | {"torch": about["torch"]}, "command": command()}
     write_json(args.output, result)
     print(json.dumps(result, indent=2))
 
 
-def compare(lm: LM, dense: LM, peers: dict[str, Any], batch: int, rounds: int) -> dict[str, Any]:
-    """Medians of both sides at one batch, in turn."""
-    ids = np.random.default_rng(0).integers(3, SHAPE["vocab_size"], (batch, PROMPT))
-    mask = np.ones_like(ids)
+def serve_sva(pipe: Connection, directory: str) -> None:
+    """Writes the model, says what it is, then decodes prompts with the mixture or with the dense network."""
+    compile_cache.start()
+    cfg = from_hf(SHAPE)
+    models = {"moe": random_lm(cfg, "float32"), "dense": random_lm(_dense(cfg), "float32")}
+    models["moe"].save(Path(directory) / "model")
+    weights = sum(x.size for x in jax.tree.leaves(models["moe"].params))
+    pipe.send({"weights": weights, "read_gigabytes_per_second": read_rate(7) / 1e9})
 
-    def theirs(peer: Any) -> np.ndarray:
+    def decode(asked: tuple[str, np.ndarray]) -> np.ndarray:
+        name, ids = asked
+        return np.asarray(models[name].generate(ids, np.ones_like(ids), NEW).tokens)
+
+    answer(pipe, decode)
+
+
+def serve_transformers(pipe: Connection, directory: str) -> None:
+    """Says what torch is, then decodes prompts with the same weights, in the way to run modules that is asked for."""
+    import torch
+    import transformers
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    path = Path(directory) / "model"
+    peers = {way: load(path, dtype=torch.float32, experts_implementation=way).eval() for way in WAYS}
+    pipe.send({"torch": torch.__version__, "threads": torch.get_num_threads()})
+
+    def decode(asked: tuple[str, np.ndarray]) -> np.ndarray:
+        way, ids = asked
+        rows = torch.tensor(ids)
         with torch.inference_mode():
-            out = peer.generate(
-                torch.tensor(ids), attention_mask=torch.tensor(mask), max_new_tokens=NEW, do_sample=False
-            )
+            out = peers[way].generate(rows, attention_mask=torch.ones_like(rows), max_new_tokens=NEW, do_sample=False)
         return out[:, PROMPT:].numpy()
 
-    runs = {"sva": partial(_ours, lm, ids, mask), "dense": partial(_ours, dense, ids, mask)}
-    ways = [way for way in peers if batch == 1 or way not in _ALONE]
-    runs |= {f"transformers, {way}": partial(theirs, peers[way]) for way in ways}
-    first = {name: run() for name, run in runs.items()}
+    answer(pipe, decode)
+
+
+def compare(sides: dict[str, Connection], batch: int, rounds: int) -> dict[str, Any]:
+    """Medians of both sides at one batch, in turn."""
+    ids = np.random.default_rng(0).integers(3, SHAPE["vocab_size"], (batch, PROMPT))
+    ways = [("transformers", way) for way in WAYS if batch == 1 or way not in _ALONE]
+    runs = {"sva": ("sva", "moe"), "dense": ("sva", "dense")} | {f"transformers, {way}": (s, way) for s, way in ways}
+
+    def run(name: str) -> tuple[np.ndarray, float]:
+        side, model = runs[name]
+        sides[side].send((model, ids))
+        tokens, seconds, _ = sides[side].recv()
+        return tokens, seconds
+
+    first = {name: run(name)[0] for name in runs}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
+        for name in runs:
+            times[name].append(run(name)[1])
     medians = {name: statistics.median(found) for name, found in times.items()}
     best = min((name for name in runs if name.startswith("transformers")), key=lambda name: medians[name])
     same = int((first["sva"] == first[best]).all(axis=1).sum())
@@ -114,23 +135,6 @@ def compare(lm: LM, dense: LM, peers: dict[str, Any], batch: int, rounds: int) -
         "rows_equal_to_transformers": f"{same} of {batch}",
         "parts": {"share_of_a_dense_model_of_as_many_weights_a_token": medians["dense"] / medians["sva"]},
     }
-
-
-def transformers_models(lm: LM) -> dict[str, Any]:
-    """{way to run modules: the same weights as transformers loads them for it}."""
-    found = {}
-    with tempfile.TemporaryDirectory() as directory:
-        lm.save(Path(directory) / "model")
-        for way in WAYS:
-            peer = transformers.AutoModelForCausalLM.from_pretrained(
-                Path(directory) / "model", dtype=torch.float32, experts_implementation=way
-            )
-            found[way] = peer.eval()
-    return found
-
-
-def _ours(lm: LM, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return np.asarray(lm.generate(ids, mask, NEW).tokens)
 
 
 def _dense(cfg: ModelConfig) -> ModelConfig:
