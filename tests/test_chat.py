@@ -234,3 +234,10 @@ def test_a_base_model_is_asked_with_worked_examples_and_stops_at_the_next(toy):
     assert chat.stops(base, shown) == (*shown.stop, "\nQuestion:")
     assert chat.stops(base, bare) == chat.stops(toy, shown) == bare.stop
     assert chat.render_example(base, bare, asked) == bare.question(asked)
+
+
+def test_a_training_question_is_not_among_the_examples_that_it_is_shown_with():
+    shown = task("capitals", shots=2)
+    rows = [shown.question(shown.source("train")[place]) for place in range(3)]
+    questions = [turn["content"] for turn in shown.turns(shown.source("train")[0]) if turn["role"] == "user"]
+    assert questions == [rows[1], rows[2], rows[0]]

@@ -119,6 +119,9 @@ def test_the_task_is_made_with_the_settings_that_name_the_public_code():
     assert {name: getattr(task, name) for name in names} == names
     assert task.stop
     assert runs.task_of(config.load(overrides=["task=mbpp", "sandbox=best-effort"])).sandbox == "best-effort"
+    assert runs.task_of(config.load(overrides=["task=capitals", "shots=3"])).shots == 3
+    with pytest.raises(UserError, match="shots=-1 must be at least 0"):
+        config.load(overrides=["shots=-1"])
 
 
 def test_the_experts_file_is_for_this_base_and_says_what_it_is(run, toy):

@@ -92,18 +92,25 @@ class Task(ABC):
     def turns(self, example: Example) -> list[dict[str, str]]:
         """The chat up to the model's answer: a system message where the task has one, worked examples, the question."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        rows = self.source("train")[: self.shots] if self.shots else ()
-        if len(rows) < self.shots:
-            raise UserError(f"task {self.name}: shots={self.shots}, but train has {len(rows)} rows")
         shown = [
             turn
-            for row in rows
+            for row in self._shown(example)
             for turn in (
                 {"role": "user", "content": self.question(row)},
                 {"role": "assistant", "content": self.answer(row)},
             )
         ]
         return [*system, *shown, {"role": "user", "content": self.question(example)}]
+
+    def _shown(self, example: Example) -> Sequence[Example]:
+        """The first rows of the train split, as many as `shots`, without the example itself."""
+        if not self.shots:
+            return ()
+        rows = self.source("train")[: self.shots + 1]
+        others = [row for row in rows if self.text(row) != self.text(example)][: self.shots]
+        if len(others) < self.shots:
+            raise UserError(f"task {self.name}: shots={self.shots}, but train has {len(others)} other rows")
+        return others
 
     @property
     def system(self) -> str:

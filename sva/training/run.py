@@ -69,7 +69,7 @@ _SHOWN = (  # metric, its name in the progress bar, format
 
 def task_of(config: Config) -> Task:
     """The task that a configuration trains."""
-    how = {name: getattr(config, name) for name in ("grader", "splits", "prompt", "sandbox")}
+    how = {name: getattr(config, name) for name in ("grader", "splits", "prompt", "shots", "sandbox")}
     return make_task(config.task, routes=config.routes, **how)
 
 

@@ -22,7 +22,7 @@ from sva.training.config.rollout import RolloutConfig
 from sva.training.config.together import check
 from sva.training.config.train import TrainConfig
 from sva.utils import seeds
-from sva.utils.errors import UserError
+from sva.utils.errors import UserError, at_least
 from sva.utils.files import decoded
 from sva.utils.remote import local_path
 from sva.utils.settings import leaves, pairs, parse, settings_of, value_of
@@ -42,6 +42,7 @@ class Config:
     grader: str = "strict"  # or "reference", as the next two: what Transformer-Squared's public code does
     splits: str = "clean"
     prompt: str = "own"
+    shots: int = 0  # worked examples before the question: how a base model is asked
     sandbox: str = "strict"  # at which programs run, or "best-effort"
     targets: str = "auto"  # mlp, or ia3 where that is trained; see `sva.utils.trees.select`
     layers: str | None = None  # that are adapted, e.g. 0-39 or 0-3,8; null: all
@@ -63,6 +64,7 @@ class Config:
 
     def __post_init__(self) -> None:
         seeds.check("seed", self.seed)
+        at_least("shots", self.shots, 0)
         run_dir = self.run_dir
         if "${" in run_dir:  # the task's name and the seed, or other settings
             from omegaconf import OmegaConf
