@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from sva.models.architectures import TABLE
@@ -43,7 +44,9 @@ it. gemma-3-270m is a base model: ask it with worked examples (`shots=`), not in
 
 Beside llama.cpp, on the same Q4_K_M file (`experiments/studies/gemma/perplexity.py`): of GSM8K's {questions} test
 questions {equal} have the same token ids; the perplexity of the first {texts} is {ours:.2f} here and {theirs:.2f}
-there, {apart:.2%} apart.
+there, {apart:.2%} apart. SVF takes it from {before:.0%} to {after:.0%} of {prompts} test prompts of `list_last`, the
+mean of {seeds} seeds, in ten steps (`sva sweep configs/sweeps/gemma3-270m.yaml`; answers in
+`experiments/studies/gemma/records`).
 
 """
 
@@ -53,7 +56,7 @@ def page() -> str:
     common = _common()
     parts = [_TOP, _table(("`model_type`", "models", "GGUF"), (_row(kind) for kind in TABLE))]
     parts += [_ROPES.format(names=", ".join(f"`{name}`" for name in ROPES))]
-    parts += [_GGUF.format(names=", ".join(f"`{name}`" for name in KINDS), **_beside_llama_cpp())]
+    parts += [_GGUF.format(names=", ".join(f"`{name}`" for name in KINDS), **_beside_llama_cpp(), **_trained())]
     parts += ["## Keys\n\nWhat an absent key means stands in the second column.\n", _section("Every model", common)]
     for kind, architecture in TABLE.items():
         own = {key: field for key, field in architecture.fields.items() if key not in common}
@@ -62,7 +65,7 @@ def page() -> str:
 
 
 def _beside_llama_cpp() -> dict[str, Any]:
-    found = json.loads((PAGE.parents[1] / "experiments" / "studies" / "gemma" / "result.json").read_text("utf-8"))
+    found = _result("result.json")
     return {
         "questions": f"{found['questions']:,}",
         "equal": f"{found['questions_with_equal_ids']:,}",
@@ -71,6 +74,16 @@ def _beside_llama_cpp() -> dict[str, Any]:
         "theirs": found["perplexity"]["llama.cpp"],
         "apart": abs(found["relative_difference"]),
     }
+
+
+def _trained() -> dict[str, Any]:
+    cells = _result("svf.json")["cells"]
+    before, after = (mean(cell[name]["mean"] for cell in cells) for name in ("before", "after"))
+    return {"before": before, "after": after, "prompts": cells[0]["n"], "seeds": len(cells)}
+
+
+def _result(name: str) -> Any:
+    return json.loads((PAGE.parents[1] / "experiments" / "studies" / "gemma" / name).read_text("utf-8"))
 
 
 def _row(kind: str) -> tuple[str, str, str]:
