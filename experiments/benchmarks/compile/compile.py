@@ -1,6 +1,7 @@
-"""Llama-3-8B and 70B on pods that are not there: what each chip would hold and do, by `sva compile`.
+"""Llama-3-8B and 70B, and mixtures, on pods that are not there: what each chip would hold and do, by `sva compile`.
 
-Those named paper-... are of configs/paper: 256 prompts, the base's pass for the KL, 70B with half of its layers.
+Those named paper-... are of configs/paper: 256 prompts, the base's pass for the KL, 70B with half of its layers. The
+mixtures have the paper's settings too, with z on the modules' matrices alone and the modules divided over eight chips.
 
     python experiments/benchmarks/compile/compile.py  # extra `aot`; makes the reports that are missing, then the table
     python experiments/benchmarks/compile/compile.py --table    # the table of those that are there
@@ -32,6 +33,15 @@ class Run(NamedTuple):
 
 _8B, _70B, _MISTRAL = "paper/llama3-8b-gsm8k", "paper/llama3-70b-gsm8k", "paper/mistral-7b-gsm8k"
 _LOW_RANK = "r=16,alpha=32"
+_MIXTURE = (
+    "targets=moe",
+    "mesh.fsdp=2",
+    "mesh.moe=8",
+    "rollout.form=factored",
+    "rollout.rows=64",
+    "train.micro_batch=4",
+)
+_MIXTRAL, _QWEN = (f"model=configs/models/{name}" for name in ("mixtral-8x7b-v0.1", "qwen3-30b-a3b"))
 RUNS = {
     "llama3-8b-v5e-16": Run("llama3-8b-v5e-16", "v5e:4x4"),
     "llama3-70b-v5e-16": Run("llama3-70b-v5e-16", "v5e:4x4"),
@@ -48,6 +58,8 @@ RUNS = {
     "paper-llama3-8b-ia3": Run(_8B, "v5e:4x4", ("update",), ("parametrisation=ia3",)),
     "paper-llama3-8b-gsm8k-public": Run(f"{_8B}-public", "v5e:4x4", ("update", "rollout")),
     "paper-mistral-7b-gsm8k": Run(_MISTRAL, "v5e:4x4", ("update", "rollout")),
+    "mixtral-8x7b-v5e-16": Run(_MISTRAL, "v5e:4x4", overrides=(_MIXTRAL, *_MIXTURE)),
+    "qwen3-30b-a3b-v5e-16": Run(_MISTRAL, "v5e:4x4", overrides=(_QWEN, *_MIXTURE)),
 }
 GIB = 2**30
 
