@@ -24,6 +24,7 @@ from sva.spectral.parametrisations import LINEAR, SIGMOID_NUCLEAR
 from sva.tasks.batches import drawn_indices
 from sva.training.checkpoint import Checkpoints
 from sva.training.config import Config
+from sva.training.config.checkpoint import CheckpointConfig
 from sva.training.config.evaluation import ValidationConfig
 from sva.training.config.evolution import EvolutionConfig
 from sva.training.config.guards import GuardConfig
@@ -699,6 +700,20 @@ def test_a_run_told_to_end_ends_at_once_and_goes_on_bit_for_bit(toy, spectra, tm
     assert stop.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     _assert_same(_fit(toy, spectra, tmp_path), whole[0])
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
+def test_a_run_that_ends_before_its_time_saves_the_steps_that_were_not(toy, spectra, tmp_path, whole, end):
+    def tell(row):
+        if row["step"] == 2:
+            raise end
+
+    seldom, again = CheckpointConfig(every=4), []
+    with pytest.raises(end):
+        _fit(toy, spectra, tmp_path, on_step=tell, checkpoint=seldom)
+    _assert_same(_fit(toy, spectra, tmp_path, on_step=again.append, checkpoint=seldom), whole[0])
+    assert [row["step"] for row in again] == [3, 4]
+    assert _rows(tmp_path) == whole[1]
 
 
 def test_a_save_that_is_under_way_is_finished_first(toy, spectra, tmp_path, monkeypatch):

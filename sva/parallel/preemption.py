@@ -29,7 +29,7 @@ class Shield:
             self._end()
 
     def _end(self) -> None:
-        print("\nsva: received SIGTERM; finished steps are saved, run the same command to resume", file=sys.stderr)
+        print("\nsva: received SIGTERM; run the same command to resume from the last saved step", file=sys.stderr)
         raise Terminated
 
     @contextlib.contextmanager

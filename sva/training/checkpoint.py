@@ -1,4 +1,4 @@
-"""Training state on disk, through orbax: small, saved after every step, whole or not there.
+"""Training state on disk, through orbax: small, saved every few steps, whole or not there.
 
 Of several processes, process 0 alone writes and reads, and tells the others: what it writes are whole arrays, so that
 a state written on one mesh is read on any other, by any number of processes.
@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ _ROOM = 1 << 20  # bytes: orbax writes many small files beside the arrays
 
 
 class Checkpoints:
-    """The last few states of one run."""
+    """The last few states of one run; a context that saves the state it holds where an exception leaves it."""
 
     def __init__(self, directory: Path, settings: bytes = b"") -> None:
         """`settings` is a digest of what the run depends on, of 32 bytes; it is saved and compared with each state."""
@@ -34,6 +34,7 @@ class Checkpoints:
             enable_async_checkpointing=False,
             **({"multiprocessing_options": alone, "create": False} if jax.process_count() > 1 else {}),
         )
+        self._held: tuple[int, Any] | None = None
         self._manager = None
         if is_writer():
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,16 @@ class Checkpoints:
             if cause is None:
                 raise
             raise disk_error(self._directory, cause) from error
+
+    def hold(self, step: int, state: Any) -> None:
+        """Keeps the state of a step in memory, until it is saved or another takes its place."""
+        self._held = step, state
+
+    def save_held(self) -> None:
+        """Saves the state that is held, if one is."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self.save(*held)
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the latest state, in the structure of `like`; None where there is none.
@@ -93,6 +104,17 @@ class Checkpoints:
         if self._settings.any() and not np.array_equal(found["settings"], self._settings):
             raise UserError(f"{self._directory} holds states of other settings; choose another run_dir or delete it")
         return found["state"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Saves the state that is held where an exception ended the run, but not of processes at different steps."""
+        try:
+            if kind is not None and jax.process_count() == 1:
+                self.save_held()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Ends orbax's background work."""

@@ -54,8 +54,8 @@ def fit(
 ) -> ExpertState:
     """The last state of a run of config.train.steps steps, which resumes from whatever `run_dir` holds.
 
-    The state is saved as checkpoint.every says, and a step is a pure function of (seed, step, state): killed and
-    started again, a run ends in the same state bit for bit. SIGTERM ends it at once, but lets a save finish.
+    The state is saved as checkpoint.every says and where the run is interrupted or fails; SIGTERM lets a save finish. A
+    step is a pure function of (seed, step, state): killed and started again, a run ends in the same state bit for bit.
 
     Args:
       profile: write a trace of the second step of this process under run_dir/profile.
@@ -74,7 +74,7 @@ def fit(
     first, state = _resumed(context, checkpoints)
     log, clock = MetricsLog(run_dir, first) if is_writer() else None, Clock()
     try:
-        with shielded() as shield:
+        with checkpoints, shielded() as shield:
             if first == 0:
                 state, _ = _validated(context, state, 0, clock)
             for number in range(first, config.train.steps):
@@ -90,9 +90,10 @@ def fit(
                     row["alarms"] = alarms
                 if log is not None:
                     log.write(row)
+                checkpoints.hold(number + 1, state)
                 if _is_saved(number + 1, state, config):
                     with shield.up():
-                        checkpoints.save(number + 1, state)
+                        checkpoints.save_held()
                 on_step(row)
                 if alarms and config.guards.on_alarm == "stop":
                     where = _keep(run_dir, step, result.batch, result.texts, "; ".join(alarms))
@@ -100,7 +101,6 @@ def fit(
     finally:
         if log is not None:
             log.close()
-        checkpoints.close()
     return state
 
 

@@ -7,7 +7,10 @@ from sva.utils.errors import at_least
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How often the state is saved; a run resumes at the last one, and does the steps after it again, the same way."""
+    """How often the state is saved; a run that was killed does the steps after the last one again, the same way.
+
+    A run of one process that is interrupted or fails saves the state of its last finished step as well.
+    """
 
     every: int = 1  # steps; more for `full`, whose state is three times the size of the weights it changes
 
