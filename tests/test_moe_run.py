@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from sva.models.weights import expected
 from sva.spectral.expert import Expert
 from sva.training import config, metrics
 from sva.training import run as runs
+from sva.training.checkpoint import Checkpoints
 from sva.utils.errors import UserError
 
 STEPS = ["train.steps=2", "rollout.prompts=4", "rollout.samples=2", "rollout.max_new_tokens=4", "evaluate.size=3"]
@@ -49,6 +51,33 @@ def test_a_run_on_modules_learns_by_name_and_tells_their_balance(mixture, tmp_pa
     again = Expert.load(tmp_path / "run" / "expert.safetensors", fingerprint=mixture.fingerprint)
     assert set(again.names) == set(expert.names)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["config"]["targets"] == "moe"
+
+
+def test_the_state_has_one_entry_for_the_modules_of_a_layer_and_the_expert_one_for_each(mixture, tmp_path, monkeypatch):
+    save, states = Checkpoints.save, []
+
+    def seen(self, step, state):
+        states.append(state)
+        save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", seen)
+    more = ["rollout.form=factored", "validation.every=1", "validation.size=3", f"run_dir={tmp_path / 'run'}"]
+    asked = config.load(overrides=[*STEPS, "task=name_a_colour", "targets=moe", *more])
+    expert, _ = runs.train(asked, lm=mixture, task=NameAColour(), progress=False)
+    best = states[-1].best.raw
+    kinds = ("gate_proj", "up_proj", "down_proj")
+    assert set(best) == {f"model.layers.{layer}.mlp.experts.*.{kind}.weight" for layer in (0, 1) for kind in kinds}
+    for name, value in expert.raw.items():
+        before, after = re.split(r"(?<=experts\.)\d+", name)
+        module = int(name[len(before) : -len(after)])
+        np.testing.assert_array_equal(value, best[f"{before}*{after}"][module])
+
+
+def test_a_search_on_modules_keeps_them_apart(mixture, tmp_path):
+    more = ["train.method=evolution", "evolution.population=4", f"run_dir={tmp_path / 'run'}"]
+    asked = config.load(overrides=[*STEPS, "task=name_a_colour", "targets=moe", *more])
+    expert, _ = runs.train(asked, lm=mixture, task=NameAColour(), progress=False)
+    assert set(expert.names) == set(sva.decompose(mixture, "moe", progress=False))
 
 
 def test_a_parametrisation_without_a_z_is_refused_in_modules_before_anything_runs(mixture, tmp_path):

@@ -10,7 +10,7 @@ import transformers
 from sva.generation.testing import toy_config
 from sva.models.config import from_hf
 from sva.models.transformer import Transformer, logits
-from sva.models.weights import expected, nest, unnest
+from sva.models.weights import by_module, expected, nest, of_all_modules, unnest
 from sva.utils.errors import UserError
 from sva.utils.trees import select
 
@@ -103,3 +103,17 @@ def test_llama_3_8b_runs_in_the_abstract():
         ids = jax.ShapeDtypeStruct((2, 16), jnp.int32)
         out = jax.eval_shape(lambda params, ids, model=model: logits(model, params, ids, ids), params, ids)
         assert (out.shape, out.dtype) == ((2, 16, 128256), jnp.float32)
+
+
+@pytest.mark.parametrize("scan", [False, True, (2,)])
+def test_the_modules_of_a_layer_are_one_entry_that_lies_where_they_did(scan):
+    names = [f"model.layers.{layer}.mlp.experts.{module}.up_proj.weight" for layer in range(3) for module in range(4)]
+    named = {name: np.full(2, place) for place, name in enumerate(names)}
+    named["model.norm.weight"] = np.zeros(5)
+    tree = nest(named, num_layers=3, scan=scan, modules=4)
+    entries = unnest(tree, dict.fromkeys(map(of_all_modules, named)), scan=scan)
+    assert list(entries) == [f"model.layers.{n}.mlp.experts.*.up_proj.weight" for n in range(3)] + ["model.norm.weight"]
+    assert entries["model.layers.1.mlp.experts.*.up_proj.weight"][:, 0].tolist() == [4, 5, 6, 7]
+    jax.tree.map(np.testing.assert_array_equal, nest(entries, num_layers=3, scan=scan, modules=4), tree)
+    jax.tree.map(np.testing.assert_array_equal, by_module(entries, named), named)
+    assert by_module(named, named) == named

@@ -17,7 +17,7 @@ from sva.models.checkpoint import Checkpoint, match
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.fingerprint import digest, fingerprint
 from sva.models.hub import resolve
-from sva.models.weights import by_name, expected, path_of
+from sva.models.weights import by_name, expected, of_all_modules, path_of
 from sva.parallel.sharding import place, shardings
 from sva.spectral import store
 from sva.spectral.forms import Spectrum
@@ -120,6 +120,7 @@ def spectra_of(lm: LoadedModel, names: Sequence[str], *, progress: bool = True) 
       UserError: the model has no linear layer with a weight of such a name.
     """
     known = set(adaptable(expected(lm.model.cfg)))
+    known |= set(map(of_all_modules, known))
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{lm.name} has no linear layer {unknown[0]} to adapt; is the expert for another model?")

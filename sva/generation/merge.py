@@ -13,7 +13,7 @@ from sva.adapters.family import Adapter
 from sva.generation.loaded_model import LoadedModel, kept_spectra
 from sva.models import layout
 from sva.models.transformer import Transformer
-from sva.models.weights import path_of
+from sva.models.weights import of_all_modules, path_of
 from sva.spectral import forms
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_z
@@ -41,9 +41,15 @@ def merge(lm: _Model, spectra: Mapping[str, Frozen], z: Mapping[str, Any]) -> _M
       UserError: a z of the wrong length, with NaN, or without a spectrum.
     """
     check_z(z, spectra)
+    return merge_unchecked(lm, spectra, z)
+
+
+def merge_unchecked(lm: _Model, spectra: Mapping[str, Frozen], z: Mapping[str, Any]) -> _Model:
+    """`merge` of a z that training made, in which the modules of a layer may be one entry (`layout.together`)."""
     name = f"{lm.name} (merged)"
     if lm.z is not None:  # there are no weights to merge into
-        return dataclasses.replace(lm, name=name, z=dict(lm.z) | dict(z))
+        others = {weight: one for weight, one in lm.z.items() if of_all_modules(weight) not in z}
+        return dataclasses.replace(lm, name=name, z=others | dict(z))
     params = merge_params(lm.model, lm.params, spectra, z)
     return dataclasses.replace(lm, params=params, name=name, known_fingerprint=None, spectra={})
 

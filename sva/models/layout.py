@@ -15,9 +15,10 @@ from sva.models.cache import KV, KVSegment, blocks_of
 from sva.models.config import ModelConfig
 from sva.models.stacks import stacks
 from sva.models.transformer import Transformer
-from sva.models.weights import expected, path_has_modules, path_of, stack_shape
+from sva.models.weights import by_name, expected, of_all_modules, path_has_modules, path_of, stack_shape
 from sva.parallel.sharding import Leaf, place, sharding, shardings
 from sva.spectral.forms import Spectrum
+from sva.utils.by_name import ByName
 
 
 def params(model: Transformer, without: Collection[str] = ()) -> dict[str, Any]:
@@ -35,7 +36,22 @@ def names_by_path(names: Iterable[str], model: Transformer) -> dict[tuple[str, .
 
 def is_whole(model: Transformer, names: Iterable[str]) -> bool:
     """Whether a tree keyed by these names nests as the model's: of what is stacked, all is there."""
-    return all(len(found) == math.prod(lead(model, path)) for path, found in names_by_path(names, model).items())
+
+    def count(path: tuple[str, ...], name: str) -> int:
+        return math.prod(lead(model, path)[: len(path_of(name, model.scan_layers)[1])])
+
+    return all(len(found) == count(path, found[0]) for path, found in names_by_path(names, model).items())
+
+
+def together(model: Transformer, named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is keyed by weight name, with the modules of each layer as one entry [X, ...], named by `of_all_modules`.
+
+    Thousands of small arrays become a few hundred: training's programs take and return them by entry. What holds no
+    whole stacks is given back as it is.
+    """
+    if not isinstance(named, ByName):
+        return named
+    return by_name(named.tree, dict.fromkeys(map(of_all_modules, named)), scan=model.scan_layers)
 
 
 def lead(model: Transformer, path: tuple[str, ...]) -> tuple[int, ...]:
@@ -45,7 +61,8 @@ def lead(model: Transformer, path: tuple[str, ...]) -> tuple[int, ...]:
 
 def has_stacks(model: Transformer, names: Iterable[str]) -> bool:
     """Whether some of these weights are held in a stack."""
-    return any(path_of(name, model.scan_layers)[1] for name in names)
+    places = (path_of(name, model.scan_layers) for name in names)
+    return any(at or path_has_modules(path) for path, at in places)
 
 
 def held(model: Transformer, tree: Mapping[str, Any]) -> dict[str, Leaf]:

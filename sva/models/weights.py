@@ -14,7 +14,8 @@ and whether the checkpoint at hand spells them so (`sva.models.moe_names`):
                                                      params / layers / mlp / experts / up_proj / weight [3, 5]
 
 Adapters live in a collection of their own under the same paths, so one pair of functions, `nest` and `unnest`,
-converts every tree keyed by weight name (params, z, adapters).
+converts every tree keyed by weight name (params, z, adapters). All modules of a layer may also be one entry [X, ...],
+whose name has * for the module's number (`of_all_modules`); a tree has one or the other.
 """
 
 import re
@@ -34,6 +35,7 @@ from sva.utils.errors import UserError
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _MODULES = "experts"  # the part of a path whose next part is a module's number
+_ALL = "*"  # stands there for all modules
 
 
 def expected(cfg: ModelConfig) -> dict[str, Leaf]:
@@ -113,7 +115,7 @@ def nest(named: Mapping[str, Any], *, num_layers: int, scan: Scan, modules: int 
         path, at = path_of(name, scan)
         kinds.setdefault(path, {})[at] = value
     for path, values in kinds.items():
-        shape = stack_shape(path, num_layers, scan, modules)
+        shape = stack_shape(path, num_layers, scan, modules)[: len(next(iter(values)))]
         if not shape:
             _put(tree, path, values[()])
             continue
@@ -146,8 +148,28 @@ def path_of(name: str, scan: Scan) -> tuple[tuple[str, ...], tuple[int, ...]]:
     at = () if number is None else (number,)
     if _MODULES in path:
         here = path.index(_MODULES) + 1
-        path, at = (*path[:here], *path[here + 1 :]), (*at, int(path[here]))
+        at = at if path[here] == _ALL else (*at, int(path[here]))
+        path = (*path[:here], *path[here + 1 :])
     return (key, *path), at
+
+
+def of_all_modules(name: str) -> str:
+    """The name of a module's matrix and those of all other modules of its layer as one; another weight's is its own."""
+    layer, path = split_name(name)
+    if layer is None or _MODULES not in path:
+        return name
+    here = path.index(_MODULES) + 1
+    return f"model.layers.{layer}.{'.'.join((*path[:here], _ALL, *path[here + 1 :]))}"
+
+
+def by_module(named: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """{name: value} of these weights from values of which the modules of each layer are one entry [X, ...]."""
+    found = {}
+    for name in names:
+        is_apart = name in named or not is_module(name)
+        value, (_, at) = named[name if is_apart else of_all_modules(name)], path_of(name, False)
+        found[name] = value if is_apart else jax.tree.map(lambda x, at=at: x[at], value)
+    return found
 
 
 def is_module(name: str) -> bool:
@@ -155,7 +177,7 @@ def is_module(name: str) -> bool:
     return path_has_modules(split_name(name)[1])
 
 
-def unnest(tree: Mapping[str, Any], names: Mapping[str, Any], *, scan: Scan) -> dict[str, Any]:
+def unnest(tree: Mapping[str, Any], names: Iterable[str], *, scan: Scan) -> dict[str, Any]:
     """The values of `names` (checkpoint names) out of a linen tree; the inverse of `nest`."""
     named = {}
     for name in names:

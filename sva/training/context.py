@@ -11,7 +11,6 @@ from sva.adapters.family import Family
 from sva.evaluation.evaluate import Item
 from sva.generation.lm import LM
 from sva.generation.population_batch import PaddedShape
-from sva.models import layout
 from sva.models.transformer import Transformer
 from sva.models.weights import unnest
 from sva.spectral.parametrisations import Frozen
@@ -39,7 +38,7 @@ class TrainContext:
     """All that stays the same from step to step."""
 
     lm: LM
-    spectra: Mapping[str, Frozen]  # or what a family without spectra may know of its weights
+    spectra: Mapping[str, Frozen]  # or what a family without spectra may know of its weights; see `_context`
     seed: int
     family: Family
     task: Task
@@ -63,18 +62,19 @@ class TrainContext:
         return self.rollout.max_new_tokens or self.task.max_new_tokens
 
     def z(self, raw: Any) -> dict[str, Any]:
-        """{weight name: z} of raw values."""
-        return _z(raw, self.nested, self.lm.model, self.family)
+        """{name: z} of raw values, keyed as `spectra`."""
+        return _z(raw, self.nested, tuple(self.spectra), self.lm.model, self.family)
 
     def batch(self, examples: Sequence[Example]) -> TaskBatch:
         """Examples with the shape of their prompts."""
         return TaskBatch(self.task, examples, self.shapes.prompt)
 
 
-@partial(jax.jit, static_argnames=("model", "family"))
-def _z(raw: Any, spectra: Mapping[str, Any], model: Transformer, family: Family) -> dict[str, Any]:
-    z = family.z(model.nest(raw), matrix_infos_of(model, spectra))
-    return unnest(z, layout.held(model, z), scan=model.scan_layers)
+@partial(jax.jit, static_argnames=("names", "model", "family"))
+def _z(
+    raw: Any, spectra: Mapping[str, Any], names: tuple[str, ...], model: Transformer, family: Family
+) -> dict[str, Any]:
+    return unnest(family.z(model.nest(raw), matrix_infos_of(model, spectra)), names, scan=model.scan_layers)
 
 
 class Step(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from sva.evaluation import evaluate
 from sva.generation.finite import cause
 from sva.generation.lm import LM
-from sva.generation.merge import merge
+from sva.generation.merge import merge_unchecked
 from sva.models import layout
 from sva.parallel.preemption import shielded
 from sva.parallel.processes import is_writer, to_host
@@ -105,12 +105,15 @@ def fit(
 
 
 def _context(lm: LM, spectra: Mapping[str, Frozen], task: Task, run_dir: Path, config: Config) -> TrainContext:
-    """What the steps of this run share."""
+    """What the steps of this run share.
+
+    Where a state is one expert's, the modules of a layer are one entry of it, of thousands of small ones a few hundred.
+    """
     source, method, member = task.source("train"), config.train.method, family(config.parametrisation)
     validate = config.validation
     return TrainContext(
         lm=lm,
-        spectra=spectra,
+        spectra=spectra if method == "evolution" else layout.together(lm.model, spectra),
         seed=config.seed,
         family=member,
         task=task,
@@ -219,7 +222,7 @@ def _validated(
 
 def _accuracy(context: TrainContext, raw: Any) -> float:
     """Share of right greedy answers of the adapted model."""
-    adapted = merge(context.lm, context.spectra, context.z(raw))
+    adapted = merge_unchecked(context.lm, context.spectra, context.z(raw))
     records = evaluate.evaluate(adapted, context.held_out, batch_size=context.validation.batch_size, progress=False)
     return float(np.mean([record.correct for record in records]))
 

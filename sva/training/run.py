@@ -34,7 +34,7 @@ from sva.generation.lm import LM
 from sva.generation.load import load
 from sva.generation.merge import merge
 from sva.interop import expert_report
-from sva.models.weights import expected, is_module
+from sva.models.weights import by_module, expected, is_module
 from sva.parallel import processes as distributed
 from sva.parallel.sharding import check_rows, on_mesh
 from sva.spectral.expert import Expert
@@ -201,8 +201,9 @@ def _fit(run: _Run, mirror: Mirror | None, profile: bool) -> ExpertState:
 
 def _expert_of(run: _Run, state: ExpertState) -> Expert:
     """The expert of the state's chosen values; what it moved is drawn beside it, where it is a z."""
+    raw = jax.tree.map(lambda raw: np.asarray(raw, np.float32), distributed.to_host(state.chosen))
     expert = Expert(
-        jax.tree.map(lambda raw: np.asarray(raw, np.float32), distributed.to_host(state.chosen)),
+        by_module(raw, run.spectra) if any(map(is_module, raw)) else raw,
         run.config.parametrisation,
         weights=() if isinstance(run.family, PerMatrix) else tuple(run.spectra),
     )

@@ -25,7 +25,7 @@ from sva.training.validation import Best
 class ExpertState:
     """All that training changes: under a megabyte for a 135M model, under 10 for an 8B one."""
 
-    raw: Any  # {weight name: [R]} for most families; in train.param_dtype
+    raw: Any  # {weight name: [R]} for most families, [X, R] for all modules of a layer; in train.param_dtype
     opt_state: Any  # of the optimiser, or of the search
     step: jax.Array  # [] int32, updates done
     best: Best | None = None  # where the run validates

@@ -14,7 +14,7 @@ from sva.adaptation.adaptive_lm import SLOTS
 from sva.adapters.family import Family, Matrix
 from sva.models import layout
 from sva.models.transformer import Transformer
-from sva.models.weights import expected
+from sva.models.weights import by_name, expected
 from sva.parallel.sharding import Leaf, replicated, shardings
 from sva.spectral.forms import Spectrum
 from sva.spectral.parametrisations import family
@@ -117,10 +117,14 @@ def state_of(shapes: Shapes) -> Any:
     """The training state, placed as a run places it."""
     cfg, member = shapes.model.cfg, shapes.member
     if member.has_spectra:
-        frozen = layout.abstract(layout.spectra(cfg, shapes.targets), shapes.model.dtype, shapes.mesh)
+        frozen = by_name(spectra_of(shapes), shapes.targets, scan=shapes.model.scan_layers)
     else:
         frozen = _matrices_of(shapes, dict)
-    state = jax.eval_shape(lambda: init_state(_zeros(frozen), member, update_config(shapes.config.train)))
+
+    def start() -> Any:
+        return init_state(layout.together(shapes.model, _zeros(frozen)), member, update_config(shapes.config.train))
+
+    state = jax.eval_shape(start)
     places = shardings(layout.trained(cfg, member, state), shapes.mesh)
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
 
