@@ -5,6 +5,8 @@ What needs everything trained takes a minute or two and is marked slow.
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +174,10 @@ def test_nothing_is_written_before_a_seed_is_complete(tmp_path):
 
 def test_real_tasks_have_labels_of_their_own():
     assert len({task.label for task in SMOL.made()}) == len(SMOL.tasks)
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    code = "from experiments.paper.three_views.measure import peak_bytes; print(peak_bytes())"
+    parent = f"import subprocess, sys; held = bytes(b'1') * 2**31; subprocess.run([sys.executable, '-c', {code!r}])"
+    found = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True, cwd=measure.ROOT)
+    assert 0 < int(found.stdout) < 2**31
