@@ -29,19 +29,21 @@ class Run(NamedTuple):
     topology: str
     programs: tuple[str, ...] = PROGRAMS
     overrides: tuple[str, ...] = ()
+    two_pass: tuple[str, ...] = ()  # more of them for this program
 
 
 _8B, _70B, _MISTRAL = "paper/llama3-8b-gsm8k", "paper/llama3-70b-gsm8k", "paper/mistral-7b-gsm8k"
 _LOW_RANK = "r=16,alpha=32"
-_MIXTURE = (
-    "targets=moe",
-    "mesh.fsdp=2",
-    "mesh.moe=8",
-    "rollout.form=factored",
-    "rollout.rows=64",
-    "train.micro_batch=4",
-)
 _MIXTRAL, _QWEN = (f"model=configs/models/{name}" for name in ("mixtral-8x7b-v0.1", "qwen3-30b-a3b"))
+
+
+def _mixture(model: str, topology: str, fsdp: int, moe: int, rows: int = 64) -> Run:
+    """A mixture with z on its modules; completions and two passes of so many rows at a time."""
+    mesh = (f"mesh.fsdp={fsdp}", f"mesh.moe={moe}")
+    settings = ("targets=moe", *mesh, "rollout.form=factored", f"rollout.rows={rows}", "train.micro_batch=4")
+    return Run(_MISTRAL, topology, overrides=(model, *settings), two_pass=(f"rollout.prompts={rows // 2}",))
+
+
 RUNS = {
     "llama3-8b-v5e-16": Run("llama3-8b-v5e-16", "v5e:4x4"),
     "llama3-70b-v5e-16": Run("llama3-70b-v5e-16", "v5e:4x4"),
@@ -58,8 +60,11 @@ RUNS = {
     "paper-llama3-8b-ia3": Run(_8B, "v5e:4x4", ("update",), ("parametrisation=ia3",)),
     "paper-llama3-8b-gsm8k-public": Run(f"{_8B}-public", "v5e:4x4", ("update", "rollout")),
     "paper-mistral-7b-gsm8k": Run(_MISTRAL, "v5e:4x4", ("update", "rollout")),
-    "mixtral-8x7b-v5e-16": Run(_MISTRAL, "v5e:4x4", overrides=(_MIXTRAL, *_MIXTURE)),
-    "qwen3-30b-a3b-v5e-16": Run(_MISTRAL, "v5e:4x4", overrides=(_QWEN, *_MIXTURE)),
+    "mixtral-8x7b-v5e-16": _mixture(_MIXTRAL, "v5e:4x4", fsdp=2, moe=8),
+    "mixtral-8x7b-v5p-8": _mixture(_MIXTRAL, "v5p:2x2x1", fsdp=1, moe=4),
+    "qwen3-30b-a3b-v5e-16": _mixture(_QWEN, "v5e:4x4", fsdp=2, moe=8),
+    "qwen3-30b-a3b-v5e-8": _mixture(_QWEN, "v5e:2x4", fsdp=1, moe=8, rows=16),
+    "qwen3-30b-a3b-v5p-8": _mixture(_QWEN, "v5p:2x2x1", fsdp=1, moe=4),
 }
 GIB = 2**30
 
@@ -68,7 +73,7 @@ def make(run: Run, program: str, output: Path) -> None:
     """One report, by the command that a user would give."""
     root = HERE.parents[2]
     call = [sys.executable, "-m", "sva.cli.main", "compile", f"configs/{run.config}.yaml", *run.overrides]
-    call += ["--topology", run.topology]
+    call += [*(run.two_pass if program == "two_pass" else ()), "--topology", run.topology]
     subprocess.run([*call, "--program", program, "--output", str(output.relative_to(root))], check=True, cwd=root)
 
 

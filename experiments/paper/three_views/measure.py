@@ -68,6 +68,7 @@ def measure(shop: Shop, view: str, seed: int) -> None:
         "peak_bytes": peak,
         **_stored(shop, view, seed),
         **made_with(begun),
+        "command": f"three_views.measure --size {shop.size.name} --seed {seed} --view {view}",  # without its folders
     }
     write_record(path_of(shop, view, seed), record)
 

@@ -124,9 +124,10 @@ def _cost(shop: Shop, view: str, found: Mapping[int, Found]) -> dict[str, float]
         name: fmean(sum(record[name] for record in records) for records in trained)
         for name in ("updates", "prompts", "answer_tokens", "train_seconds", "parameters")
     }
-    names = ("stored_parameters", "stored_bytes", "bytes_held", "peak_bytes", "first_answer_seconds")
-    names += ("evaluation_seconds",)
-    return sums | {name: fmean(each[view][name] for each in found.values()) for name in names}
+    names = ("stored_parameters", "stored_bytes", "bytes_held", "first_answer_seconds", "evaluation_seconds")
+    means = {name: fmean(each[view][name] for each in found.values()) for name in names}
+    peaks = [each[view]["peak_bytes"] for each in found.values() if "peak_bytes" in each[view]]
+    return sums | means | {"peak_bytes": fmean(peaks), "peaks": len(peaks)}
 
 
 def _tries(shop: Shop, method: str) -> dict[str, Any]:
@@ -220,7 +221,8 @@ def _costs(data: Mapping[str, Any]) -> Table:
         "First answer: from files to the first answer, nothing compiled before, Python and JAX imported. All answers: "
         f"the {data['n']} prompts, {ROWS} at a time, compiled before.",
         "Held: all arrays after the first answer. Peak: the process's resident memory until then; a part of what is "
-        "held may be mapped from a file, and what loading needed is in it.",
+        "held may be mapped from a file, and what loading needed is in it. Measured of "
+        f"{min(cost['peaks'] for cost in data['costs'].values())} of the seeds.",
         "A router over embeddings is one more matrix, fitted in seconds; it is in no column but held and the times.",
     )
     header = ("view", "updates", "prompts seen", "answer tokens", "minutes", "trained numbers", "stored numbers, MB")
