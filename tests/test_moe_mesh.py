@@ -1,16 +1,23 @@
 """Modules of a mixture of experts divided over a mesh."""
 
 import json
+import sys
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from test_sharding import ROOT, finish, run
+from mixtures import toy_mixture
+from test_meshes import TASK
+from test_sharding import ROOT, finish, pair, run
 
 from sva.models.config import from_hf
 from sva.models.weights import expected
 from sva.parallel.mesh_config import MeshConfig, parse
 from sva.parallel.sharding import abstract_mesh, make_mesh, partition
+from sva.spectral.expert import Expert
+from sva.training import metrics
 from sva.utils.errors import UserError
 
 MESHES = {"1x1x1x8": 1, "2x1x2x2": 4, "1x2x2x2": 4, "2x2x2x1": 8}
@@ -25,6 +32,42 @@ def test_logits_and_gradient_on_a_mesh_are_those_of_one_device(tmp_path):
         assert about["one token"] < 3e-4, name
         assert about["gradient"] < 1e-4, name
         assert about["size"] > 1
+
+
+@pytest.mark.slow  # two processes, each with all programs of a run
+def test_a_run_whose_modules_lie_over_two_processes_is_that_of_one_device(tmp_path):
+    toy_mixture(8).save(tmp_path / "model")
+    (tmp_path / "colours.py").write_text(TASK)
+    (tmp_path / "train.yaml").write_text("train: {steps: 2}")
+    settings = [
+        tmp_path / "train.yaml",
+        f"model={tmp_path / 'model'}",
+        f"task={tmp_path / 'colours.py'}",
+        "targets=moe",
+    ]
+    settings += ["rollout.form=factored", "rollout.prompts=4", "rollout.samples=2", "rollout.max_new_tokens=4"]
+    settings += [
+        "train.micro_batch=2",
+        "reinforce.baseline=none",
+        "evaluate.size=4",
+        "validation.every=1",
+        "validation.size=4",
+    ]
+    sva = Path(sys.executable).with_name("sva")
+    finish(run(sva, "train", *settings, f"run_dir={tmp_path / 'one'}", devices=1, SVA_CACHE=str(tmp_path / "cache")))
+    for process in pair(tmp_path, "train", *settings, f"run_dir={tmp_path / 'two'}", "mesh.moe=8", worker=sva):
+        finish(process)
+    alone, found = (Expert.load(tmp_path / name / "expert.safetensors") for name in ("one", "two"))
+    assert set(found.raw) == set(alone.raw)
+    assert (tmp_path / "two" / "spectrum.png").exists()
+    for name, raw in alone.raw.items():
+        np.testing.assert_allclose(found.raw[name], raw, atol=1e-4)
+    rows, wanted = (metrics.read(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    assert len(rows) == len(wanted) == 2
+    for row, of_one in zip(rows, wanted, strict=True):
+        assert of_one["grad_norm"] > 0
+        for name in ("loss", "grad_norm", "z_spread", "moe_load", "validation_accuracy"):
+            assert row[name] == pytest.approx(of_one[name], rel=1e-3, abs=1e-5), name
 
 
 def test_modules_lie_over_moe_and_a_mesh_has_that_axis_only_where_it_divides_them():

@@ -1,19 +1,14 @@
 """A whole training run on a toy mixture of experts."""
 
-import dataclasses
 import json
 import re
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from mixtures import toy_mixture
 
 import sva
-from sva.generation.lm import LM
-from sva.generation.testing import NameAColour, tokenizer, toy_config
-from sva.models.moe_config import Moe
-from sva.models.transformer import Transformer
-from sva.models.weights import expected
+from sva.generation.testing import NameAColour
 from sva.spectral.expert import Expert
 from sva.training import config, metrics
 from sva.training import run as runs
@@ -25,18 +20,10 @@ STEPS = ["train.steps=2", "rollout.prompts=4", "rollout.samples=2", "rollout.max
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory):
-    """An OLMoE of two layers with four modules, of which two serve a token."""
-    cfg = dataclasses.replace(
-        toy_config(), architecture="olmoe", qk_norm="full", moe=Moe(4, 2, 48, renormalise=True, layers=(True, True))
-    )
-    model, rng = Transformer(cfg), np.random.default_rng(0)
-    named = {}
-    for name, spec in expected(cfg).items():
-        weight = rng.standard_normal(spec.shape) / np.sqrt(spec.shape[-1])
-        named[name] = jnp.asarray(np.ones(spec.shape) if "norm" in name else weight, jnp.float32)
+    """Of four modules."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SVA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield LM(model, model.nest(named), tokenizer(), "mixture")
+        yield toy_mixture(4)
 
 
 def test_a_run_on_modules_learns_by_name_and_tells_their_balance(mixture, tmp_path):
@@ -71,6 +58,17 @@ def test_the_state_has_one_entry_for_the_modules_of_a_layer_and_the_expert_one_f
         before, after = re.split(r"(?<=experts\.)\d+", name)
         module = int(name[len(before) : -len(after)])
         np.testing.assert_array_equal(value, best[f"{before}*{after}"][module])
+
+
+def test_a_run_that_holds_no_module_validates_on_short_answers(mixture, tmp_path):
+    mixture.save(tmp_path / "model")
+    more = ["rollout.form=factored", "validation.every=1", "validation.size=3", f"run_dir={tmp_path / 'run'}"]
+    settings = [*STEPS, f"model={tmp_path / 'model'}", "task=name_a_colour", "targets=moe", *more]
+    _, result = runs.train(config.load(overrides=settings), task=NameAColour(), progress=False)
+    rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    assert NameAColour().max_new_tokens < 64
+    assert [0 <= row["validation_accuracy"] <= 1 for row in rows] == [True, True]
+    assert result["n"] == 3
 
 
 def test_a_search_on_modules_keeps_them_apart(mixture, tmp_path):

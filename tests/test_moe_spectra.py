@@ -1,5 +1,6 @@
 """Singular-value adaptation of mixtures of experts: spectra of every module, and the forms beside each other."""
 
+import dataclasses
 import re
 
 import jax
@@ -11,17 +12,21 @@ import tiny
 import transformers
 
 import sva
+from sva.adaptation.dispatchers import mixed_flops
+from sva.ensembles.ensemble import bytes_a_token
 from sva.generation.merge import factored, merge_params, nested_factors, nested_slots, shared_form
 from sva.generation.sampling import OnPolicy
+from sva.interop import expert_report
 from sva.interop.gguf_export import save_gguf
 from sva.interop.peft import save_peft
+from sva.models.flops import linear_flops, met
 from sva.models.transformer import logits
 from sva.models.weights import expected
 from sva.spectral import serving_plan
 from sva.spectral.expert import Expert
 from sva.spectral.forms import adapters, delta
 from sva.spectral.mixing import bank, mixture
-from sva.spectral.parametrisations import LINEAR
+from sva.spectral.parametrisations import LINEAR, singular_values
 from sva.training.config.reinforce import ReinforceConfig
 from sva.training.config.train import TrainConfig
 from sva.training.optimizers import update_config
@@ -88,6 +93,38 @@ def test_each_spectrum_is_its_own_weights(setting):
     for name in (select(weights, "moe") + select(weights, "router"))[::7]:
         u, s, vt = spectra[name]
         np.testing.assert_allclose((u * s[None, :]) @ vt, weights[name], atol=1e-5)
+
+
+def test_spectra_that_are_asked_for_in_parts_are_those_asked_for_at_once(setting):
+    lm, spectra, _ = setting
+    fresh = dataclasses.replace(lm, spectra={})
+    modules = sva.decompose(fresh, "moe", progress=False)
+    again = sva.decompose(fresh, "all", progress=False)
+    assert list(again) == list(spectra)
+    for name in (next(iter(modules)), *list(spectra)[::17]):
+        np.testing.assert_array_equal(again[name].s, spectra[name].s)
+
+
+def test_a_report_takes_the_modules_of_a_layer_together(setting):
+    _, spectra, z = setting
+    z = _only(z, r"\.experts\.")
+    moved = expert_report.movements(z, singular_values(spectra))
+    kinds = expert_report.by_kind(moved)
+    assert set(kinds) == {f"mlp.experts.{kind}_proj" for kind in ("gate", "up", "down")}
+    layer, ups = expert_report.place(next(iter(z)))[0], [x for name, x in moved.items() if "up_proj" in name]
+    assert kinds["mlp.experts.up_proj"].mean_abs == pytest.approx(np.mean([x.mean_abs for x in ups]))
+    of_layer = [x.frobenius for name, x in moved.items() if f"layers.{layer}." in name and "up_proj" in name]
+    row = next(line for line in expert_report.as_text(moved).splitlines() if line.startswith(f"{layer} "))
+    assert f"{100 * np.mean(of_layer):.2f}" in row.split()
+
+
+def test_a_token_reads_the_modules_that_it_meets(setting):
+    lm, _, _ = setting
+    cfg = lm.model.cfg
+    read = {name: met(cfg, name) * x.nbytes for name, x in lm.named_params().items() if "embed" not in name}
+    assert min(met(cfg, name) for name in read) == cfg.moe.top_k / cfg.moe.modules
+    assert not cfg.tie_word_embeddings
+    assert bytes_a_token(lm) == round(sum(read.values()))
 
 
 def test_forms_agree_with_dense_merged_weights(setting):
@@ -232,6 +269,8 @@ def test_rows_with_mixtures_of_their_own_are_what_each_mixture_merged_is(exact_b
     plans = serving_plan.plan(spectra, zs, 0.0, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name))
     assert {plan.form for plan in plans.values()} == ({"delta"} if exact_base else {"factored"})
     nested = nested_slots(lm.model, spectra, bank(zs, spectra, 4), plans)
+    if not exact_base:
+        assert mixed_flops(lm.model, nested) == linear_flops(lm.model.cfg, frozenset(names))
     alphas = jnp.asarray([[0, 1, 0, 0], [0, 0.4, 0.6, 0], [1, 0, 0, 0]], jnp.float32)
     ids, mask = _prompts()
     ours = np.asarray(logits(lm.model, lm.params, ids, mask, mixture(nested, alphas)))
@@ -245,7 +284,7 @@ def test_rows_with_mixtures_of_their_own_are_what_each_mixture_merged_is(exact_b
 
 def test_recomputing_the_routing_keeps_the_log_probs_that_were_sampled(setting):
     lm, spectra, z = setting
-    spectra, z = {name: spectra[name] for name in select(spectra, "moe")}, _only(z, r"\.experts\.")
+    z = _only(z, r"\.experts\.")
     ids = np.random.default_rng(1).integers(3, tiny.VOCAB, (4, 7))
     merged = sva.merge(lm, spectra, z)
     drawn = merged.generate(ids, np.ones_like(ids), 10, sampling=OnPolicy(1.0), key=jax.random.key(0))
@@ -256,10 +295,8 @@ def test_recomputing_the_routing_keeps_the_log_probs_that_were_sampled(setting):
         jnp.ones((4, 10), jnp.int32),
         jnp.ones(4),
     )
-    nested = lm.model.nest(spectra)
-    _, aux = reinforce_loss(
-        lm.model.nest(z), nested, lm.params, batch, model=lm.model, family=LINEAR, cfg=ReinforceConfig()
-    )
+    view = sva.decompose(lm, "moe", progress=False)
+    _, aux = reinforce_loss(z, view, lm.params, batch, model=lm.model, family=LINEAR, cfg=ReinforceConfig())
     assert np.abs(np.asarray(aux["logprobs"]) - drawn.logprobs).max() < 1e-3
 
 

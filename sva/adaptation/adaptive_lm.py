@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from sva.generation.loaded_model import require_weights
 from sva.generation.merge import nested_slots, shared_form
 from sva.generation.prompts import check_prompts, pad_eos, row_keys
 from sva.generation.sampling import Greedy, Sampling
+from sva.models.flops import met
 from sva.parallel.processes import to_host
 from sva.parallel.sharding import rows_bucket
 from sva.spectral import serving_plan
@@ -333,7 +335,7 @@ def adaptive(
         spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name)
     )
     if progress:
-        print(f"sva: {serving_plan.summary(plans)}", file=sys.stderr)
+        print(f"sva: {serving_plan.summary(plans, partial(met, lm.model.cfg))}", file=sys.stderr)
     num_slots = round_up(len(everyone) + 1, SLOTS)
     nested = nested_slots(lm.model, spectra, bank(zs, spectra, num_slots), plans)
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None

@@ -11,6 +11,7 @@ probabilities into weights of the experts.
     Fixed, Random, Oracle   the baselines: always the same, at random, always right
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -27,7 +28,7 @@ from sva.generation.decode import begin, decode
 from sva.generation.lm import LM
 from sva.generation.sampling import Greedy
 from sva.models.cache import DecodeCache, KVSegment, resize
-from sva.models.flops import head_flops, linear_flops, pair_flops
+from sva.models.flops import head_flops, linear_flops, met_at, pair_flops
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.spectral.mixing import DeltaSlots, Slots, mixture
 from sva.tasks.labels import OTHER, Label
@@ -263,13 +264,14 @@ def work(
 def mixed_flops(model: Transformer, bank: Any) -> float:
     """FLOPs per token of all layer matmuls, each matrix in the form that the bank has it in."""
     total = linear_flops(model.cfg)
-    for slots in jax.tree.leaves(bank, is_leaf=lambda x: isinstance(x, Slots)):
+    found, _ = jax.tree_util.tree_flatten_with_path(bank, is_leaf=lambda x: isinstance(x, Slots))
+    for path, slots in found:
         is_delta = isinstance(slots, DeltaSlots)
         u, vt = (slots.experts.u, slots.experts.vt) if is_delta else (slots.spectrum.u, slots.spectrum.vt)
         out, into, kept = u.shape[-2], vt.shape[-1], u.shape[-1]
-        layers = u.shape[0] if u.ndim == 3 else 1
+        count = math.prod(u.shape[:-2]) * met_at(model.cfg, tuple(entry.key for entry in path))
         instead = 0 if is_delta else out * into
-        total += 2 * layers * (kept * (out + into) - instead)
+        total += 2 * count * (kept * (out + into) - instead)
     return float(total)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
+from flax.traverse_util import flatten_dict
 
 from sva.adaptation.adaptive_lm import AdaptiveLM, without_experts
 from sva.adaptation.dispatchers import Router
@@ -17,6 +17,7 @@ from sva.generation import chat
 from sva.generation.complete import CompleteOptions, complete
 from sva.generation.engine import EngineConfig
 from sva.generation.lm import LM
+from sva.models.flops import met_at
 from sva.tasks.labels import OTHER, Label
 from sva.utils.errors import UserError
 
@@ -128,9 +129,12 @@ def _leaves(group: Ensemble) -> list[jax.Array]:
 
 
 def bytes_a_token(lm: LM) -> int:
-    """Bytes of weights that one decoded token reads at batch 1: all but an embedding that is only looked up in."""
-    looked_up = "model.embed_tokens.weight"
-    stored = lm.stored_params()
-    tied = lm.model.cfg.tie_word_embeddings
-    leaves = jax.tree.leaves({name: weight for name, weight in stored.items() if tied or name != looked_up})
-    return int(np.sum([leaf.nbytes for leaf in leaves]))
+    """Bytes of weights that one decoded token reads at batch 1.
+
+    All but an embedding that is only looked up in and the modules that the token is not sent to.
+    """
+    cfg, total = lm.model.cfg, 0.0
+    for path, weight in flatten_dict(dict(lm.params)).items():
+        if cfg.tie_word_embeddings or path[0] != "embed_tokens":
+            total += met_at(cfg, path) * sum(leaf.nbytes for leaf in jax.tree.leaves(weight))
+    return round(total)

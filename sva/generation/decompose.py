@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
-from sva.generation.loaded_model import DTYPES, LoadedModel, kept_spectra
+from sva.generation.loaded_model import DTYPES, LoadedModel
 from sva.models import layout, moe_names
 from sva.models.checkpoint import Checkpoint, match
 from sva.models.checkpoint_formats import open_checkpoint
@@ -116,11 +116,13 @@ def decompose_checkpoint(
 def spectra_of(lm: LoadedModel, names: Sequence[str], *, progress: bool = True) -> Mapping[str, Spectrum]:
     """`decompose` for weights given by name; where layers are scanned, a view of their stacks (`ByName`).
 
+    Of modules that are decomposed already a name may be that of all in a layer (`of_all_modules`).
+
     Raises:
       UserError: the model has no linear layer with a weight of such a name.
     """
     known = set(adaptable(expected(lm.model.cfg)))
-    known |= set(map(of_all_modules, known))
+    known |= {of_all_modules(name) for name in known if path_of(name, lm.model.scan_layers)[0] in lm.spectra}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{lm.name} has no linear layer {unknown[0]} to adapt; is the expert for another model?")
@@ -128,7 +130,8 @@ def spectra_of(lm: LoadedModel, names: Sequence[str], *, progress: bool = True) 
     keys = layout.names_by_path(names, lm.model) if is_stacked else {name: [name] for name in names}
     missing = [name for key, of_key in keys.items() if key not in lm.spectra for name in of_key]
     if missing:
-        lm.spectra.update(kept_spectra(lm.model, _spectra(lm, missing, None, progress)))
+        found = _spectra(lm, missing, None, progress)
+        lm.spectra.update(flatten_dict(lm.model.nest(found)) if is_stacked else found)
     if not is_stacked:
         return {name: lm.spectra[name] for name in names}
     return by_name(unflatten_dict({path: lm.spectra[path] for path in keys}), names, scan=lm.model.scan_layers)

@@ -13,7 +13,7 @@ from sva.adapters.family import Adapter
 from sva.generation.loaded_model import LoadedModel, kept_spectra
 from sva.models import layout
 from sva.models.transformer import Transformer
-from sva.models.weights import of_all_modules, path_of
+from sva.models.weights import path_of
 from sva.spectral import forms
 from sva.spectral.cost import cheapest
 from sva.spectral.expert import check_z
@@ -45,11 +45,10 @@ def merge(lm: _Model, spectra: Mapping[str, Frozen], z: Mapping[str, Any]) -> _M
 
 
 def merge_unchecked(lm: _Model, spectra: Mapping[str, Frozen], z: Mapping[str, Any]) -> _Model:
-    """`merge` of a z that training made, in which the modules of a layer may be one entry (`layout.together`)."""
+    """`merge` of values that training made, which fit and may lie on several processes' devices."""
     name = f"{lm.name} (merged)"
     if lm.z is not None:  # there are no weights to merge into
-        others = {weight: one for weight, one in lm.z.items() if of_all_modules(weight) not in z}
-        return dataclasses.replace(lm, name=name, z=others | dict(z))
+        return dataclasses.replace(lm, name=name, z=dict(lm.z) | dict(z))
     params = merge_params(lm.model, lm.params, spectra, z)
     return dataclasses.replace(lm, params=params, name=name, known_fingerprint=None, spectra={})
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from sva.models.config import ModelConfig
-from sva.models.weights import expected, is_module
+from sva.models.weights import expected, path_has_modules, split_name
 
 
 def linear_flops(cfg: ModelConfig, factored: Collection[str] = ()) -> int:
@@ -22,7 +22,12 @@ def linear_flops(cfg: ModelConfig, factored: Collection[str] = ()) -> int:
 
 def met(cfg: ModelConfig, name: str) -> float:
     """The share of tokens that meet a weight: 1, or of one of a mixture's modules top_k / X."""
-    return cfg.moe.top_k / cfg.moe.modules if cfg.moe is not None and is_module(name) else 1
+    return met_at(cfg, split_name(name)[1])
+
+
+def met_at(cfg: ModelConfig, path: tuple[str, ...]) -> float:
+    """`met` of what lies at a path of the linen tree."""
+    return cfg.moe.top_k / cfg.moe.modules if cfg.moe is not None and path_has_modules(path) else 1
 
 
 def pair_flops(cfg: ModelConfig) -> int:

@@ -54,6 +54,14 @@ def together(model: Transformer, named: Mapping[str, Any]) -> Mapping[str, Any]:
     return by_name(named.tree, dict.fromkeys(map(of_all_modules, named)), scan=model.scan_layers)
 
 
+def apart(model: Transformer, named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`together` undone: keyed by weight name again, without a copy."""
+    if not isinstance(named, ByName):
+        return named
+    names = [name for name in expected(model.cfg) if name in named or of_all_modules(name) in named]
+    return by_name(named.tree, names, scan=model.scan_layers)
+
+
 def lead(model: Transformer, path: tuple[str, ...]) -> tuple[int, ...]:
     """The first axes of the array at a path of the linen tree: its layers and modules, where they are stacked."""
     return stack_shape(path, model.cfg.num_layers, model.scan_layers, model.cfg.moe and model.cfg.moe.modules)

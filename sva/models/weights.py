@@ -115,7 +115,8 @@ def nest(named: Mapping[str, Any], *, num_layers: int, scan: Scan, modules: int 
         path, at = path_of(name, scan)
         kinds.setdefault(path, {})[at] = value
     for path, values in kinds.items():
-        shape = stack_shape(path, num_layers, scan, modules)[: len(next(iter(values)))]
+        (depth,) = set(map(len, values))  # a layer's modules are one entry, or each is
+        shape = stack_shape(path, num_layers, scan, modules)[:depth]
         if not shape:
             _put(tree, path, values[()])
             continue
@@ -196,7 +197,7 @@ def _stack(values: list[Any], shape: tuple[int, ...]) -> Any:
     """The values in one tree of arrays, whose first axes are `shape`."""
 
     def one(*xs: Any) -> Any:
-        stacked = jnp.stack(xs)
+        stacked = np.stack(xs) if isinstance(xs[0], np.generic) else jnp.stack(xs)  # of numbers one constant
         return stacked.reshape(*shape, *stacked.shape[1:])
 
     return jax.tree.map(one, *values)

@@ -87,15 +87,20 @@ def bucket(components: int, rank: int) -> int:
     return min(max(8, power if components > power * 3 // 4 else power * 3 // 4), rank)
 
 
-def summary(plans: Mapping[str, Plan]) -> str:
-    """One line: how many matrices take which form, k, bytes a token and the largest relative loss of an expert."""
+def summary(plans: Mapping[str, Plan], met: Callable[[str], float] = lambda name: 1) -> str:
+    """One line: how many matrices take which form, k, bytes a token and the largest relative loss of an expert.
+
+    `met` is the share of tokens that read a matrix: all, where it is not in a module of a mixture.
+    """
     sizes = [len(x.components) for x in plans.values() if x.form == "delta"]
     parts = [f"{len(plans) - len(sizes)} of {len(plans)} matrices factored"]
     if sizes:
         lost = max(x.losses.max(initial=0) / x.s_max for x in plans.values() if x.form == "delta" and x.s_max)
         parts.append(f"{len(sizes)} dense + delta, k {int(np.median(sizes))} (at most {max(sizes)})")
         parts.append(f"an expert's change loses at most {lost:.1e} of the largest singular value")
-    read, dense = (sum(x.token_bytes[form or x.form] for x in plans.values()) for form in (None, "dense"))
+    read, dense = (
+        sum(met(name) * x.token_bytes[form or x.form] for name, x in plans.items()) for form in (None, "dense")
+    )
     return "; ".join([*parts, f"they read {read / dense:.2f} times the bytes a token of merged ones"])
 
 

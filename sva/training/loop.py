@@ -17,6 +17,7 @@ from sva.generation.finite import cause
 from sva.generation.lm import LM
 from sva.generation.merge import merge_unchecked
 from sva.models import layout
+from sva.models.weights import by_module, is_module
 from sva.parallel.preemption import shielded
 from sva.parallel.processes import is_writer, to_host
 from sva.parallel.sharding import place, shardings
@@ -222,7 +223,10 @@ def _validated(
 
 def _accuracy(context: TrainContext, raw: Any) -> float:
     """Share of right greedy answers of the adapted model."""
-    adapted = merge_unchecked(context.lm, context.spectra, context.z(raw))
+    spectra, z = layout.apart(context.lm.model, context.spectra), context.z(raw)
+    if any(map(is_module, z)):
+        z = by_module(to_host(z), spectra)
+    adapted = merge_unchecked(context.lm, spectra, z)
     records = evaluate.evaluate(adapted, context.held_out, batch_size=context.validation.batch_size, progress=False)
     return float(np.mean([record.correct for record in records]))
 

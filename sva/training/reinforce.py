@@ -34,6 +34,7 @@ from sva.spectral.svd import require_whole
 from sva.training import losses
 from sva.training.advantages import BASELINES
 from sva.training.config.reinforce import ALGORITHMS, ReinforceConfig
+from sva.utils.by_name import ByName
 from sva.utils.errors import UserError
 
 LOAD = "moe_load"  # among the metrics of a mixture of experts
@@ -107,9 +108,8 @@ def reinforce_loss(
     whether the end token is scored (the public code never does).
 
     Args:
-      raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or the model's nested tree
-        of it.
-      spectra: keyed by the same names, or nested as well; whole ones. `Matrix` for a family without spectra.
+      raw: the expert's raw values as `family` trains them, {weight name: [R]} for most, or nested as the model's.
+      spectra: as `sva.decompose` gives them, or nested as well; whole ones, or `Matrix` for a family without.
       params: base weights; where target weights are left out, their spectra stand in for them.
       batch: B completions.
       model: static under jit, as the next two.
@@ -124,6 +124,7 @@ def reinforce_loss(
       UserError: raw misses an entry, holds a foreign one or one of another shape (named); a truncated spectrum; a
         clipped ratio without the log-probs that the batch was sampled with.
     """
+    raw, spectra = (model.nest(x) if isinstance(spectra, ByName) else x for x in (raw, spectra))
     require_whole(spectra)
     infos = matrix_infos_of(model, spectra)
     check_raw(family, raw, infos)

@@ -38,8 +38,7 @@ from sva.models.weights import by_module, expected, is_module
 from sva.parallel import processes as distributed
 from sva.parallel.sharding import check_rows, on_mesh
 from sva.spectral.expert import Expert
-from sva.spectral.forms import Spectrum
-from sva.spectral.parametrisations import Diagonal, Frozen, count, family, matrix_infos
+from sva.spectral.parametrisations import Diagonal, Frozen, count, family, matrix_infos, singular_values
 from sva.tasks import task as make_task
 from sva.tasks.base import Task
 from sva.tasks.routing import Routing
@@ -118,7 +117,9 @@ def _train(
             mirror.push()
         state = _fit(run, mirror, profile)
         expert = _expert_of(run, state)
-        adapted = merge(run.lm, run.spectra, expert.z(run.spectra))
+        z = expert.z(run.spectra)
+        _draw(run, z)
+        adapted = merge(run.lm, run.spectra, z)
         after = _answers(run, adapted, "after.jsonl", "evaluate adapted")
         return (expert, {}) if not distributed.is_writer() else _finish(run, state, expert, before, after)
 
@@ -200,19 +201,23 @@ def _fit(run: _Run, mirror: Mirror | None, profile: bool) -> ExpertState:
 
 
 def _expert_of(run: _Run, state: ExpertState) -> Expert:
-    """The expert of the state's chosen values; what it moved is drawn beside it, where it is a z."""
+    """The expert of the state's chosen values."""
     raw = jax.tree.map(lambda raw: np.asarray(raw, np.float32), distributed.to_host(state.chosen))
-    expert = Expert(
+    return Expert(
         by_module(raw, run.spectra) if any(map(is_module, raw)) else raw,
         run.config.parametrisation,
         weights=() if isinstance(run.family, PerMatrix) else tuple(run.spectra),
     )
-    if distributed.is_writer() and isinstance(run.family, Diagonal):
-        z = expert.z(run.spectra)
-        spectra = {name: x for name, x in run.spectra.items() if isinstance(x, Spectrum)}
-        moved = expert_report.movements(z, spectra)
+
+
+def _draw(run: _Run, z: Mapping[str, Any]) -> None:
+    """The picture of what a z moved, by process 0; all gather what it needs, which may lie on their devices."""
+    if not isinstance(run.family, Diagonal):
+        return
+    z, s = distributed.to_host(z), distributed.to_host(singular_values(run.spectra))
+    if distributed.is_writer():
+        moved = expert_report.movements(z, s)
         expert_report.draw(moved, z, f"{run.task.name} on {run.lm.name}", run.directory / "spectrum.png")
-    return expert
 
 
 def _finish(
@@ -230,7 +235,7 @@ def _finish(
         **compare(before, after),
         "train_steps": len(rows),
         **({} if state.best is None else {"best_step": int(state.best.step)}),
-        "parameters": count(run.family, matrix_infos(run.spectra)),
+        "parameters": sum(np.size(x) for x in expert.arrays.values()),
         "seconds": round(time.time() - run.started, 1),
         "warnings": nothing_learned(rows, before),
         "config": _resolved(config),

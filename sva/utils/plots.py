@@ -41,7 +41,7 @@ def movement(
       title: of the picture.
       layers: L layer numbers.
       moved: {kind: [L]} change of W relative to W (Frobenius); NaN where a layer is not adapted.
-      profiles: {kind: [L, R]} abs(z - 1) along the index, of the adapted layers.
+      profiles: {kind: [N, R]} abs(z - 1) along the index, of the N adapted matrices of the kind.
       path: the PNG file.
     """
     figure = Figure(figsize=(11, max(3.6, 1.2 + 0.16 * len(layers))), layout="constrained")
@@ -58,12 +58,12 @@ def movement(
         blocks = np.array_split(values, min(64, values.shape[1]), axis=1)  # single indices are too noisy to read
         ends = np.cumsum([0, *(block.shape[1] for block in blocks)]) / values.shape[1]
         middle = 50 * (ends[1:] + ends[:-1])
-        means = np.stack([block.mean(axis=1) for block in blocks])  # [blocks, L]
+        means = np.stack([block.mean(axis=1) for block in blocks])  # [blocks, N]
         (line,) = right.plot(middle, means.mean(axis=1), label=kind)
         low, high = np.quantile(means, (0.1, 0.9), axis=1)
         right.fill_between(middle, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     right.set(xlabel="place in the spectrum, % (0: the largest singular value)", ylabel="abs(z - 1)", xlim=(0, 100))
     right.set_ylim(bottom=0)
     right.grid(alpha=0.3)
-    right.legend(title="mean over layers; band: 10 to 90 % of them")
+    right.legend(title="mean over matrices; band: 10 to 90 % of them")
     figure.savefig(path, dpi=120, format="png")
