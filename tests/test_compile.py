@@ -135,13 +135,36 @@ ENTRY %main (a: f32[8,16,2], b: f32[8,2,4]) -> f32[8,16,4] {
     assert hlo.analyse(text).flops == 8 * 2 * 16 * 2 * 4
 
 
+def test_a_ragged_kernel_counts_the_rows_that_have_a_matrix_here():
+    text = """
+ENTRY %main (n: s32[8], x: bf16[64,16], w: bf16[8,16,4]) -> bf16[64,4] {
+  %n = s32[8]{0} parameter(0)
+  %x = bf16[64,16]{1,0} parameter(1)
+  %w = bf16[8,16,4]{2,1,0} parameter(2)
+  ROOT %r = bf16[64,4]{1,0} custom-call(%n, /*index=1*/%x, %w), frontend_attributes={ragged_dot_tiling="8,16,4"}
+}
+"""
+    assert hlo.analyse(text).flops == 2 * 64 * 16 * 4
+    assert hlo.analyse(text, met=1 / 4).flops == 2 * 16 * 16 * 4
+
+
+def test_a_ragged_product_of_the_modules_shape_is_found():
+    def update(x, w, sizes):
+        return jax.grad(lambda w: jax.lax.ragged_dot(x, w, sizes).sum())(w)
+
+    shapes = (jnp.ones((64, 16)), jnp.ones((8, 16, 48)), jnp.ones(8, jnp.int32))
+    text = jax.jit(update).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+    assert ahead.weight_shaped(text, {"w": (48, 16)}, leads={8}) == ["8x16x48"]
+    assert ahead.weight_shaped(text, {"w": (48, 16)}, leads={3}) == []
+
+
 def test_a_product_of_a_weights_shape_is_found():
     def update(x, g):
         return jnp.einsum("td,tf->df", x, g)
 
     text = jax.jit(update).lower(jnp.ones((31, 64)), jnp.ones((31, 112))).as_text()
-    assert ahead.weight_shaped(text, {"w": (112, 64)}, layers={3}) == ["64x112"]
-    assert ahead.weight_shaped(text, {"w": (112, 65)}, layers={3}) == []
+    assert ahead.weight_shaped(text, {"w": (112, 64)}, leads={3}) == ["64x112"]
+    assert ahead.weight_shaped(text, {"w": (112, 65)}, leads={3}) == []
 
 
 def test_what_the_compiler_refuses_is_read_from_its_message():

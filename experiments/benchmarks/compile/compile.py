@@ -84,8 +84,10 @@ def row(name: str, report: dict) -> str:
     held = sum(memory.get(kind, 0) for kind in ("weights", "spectra", "experts", "state", "batch", "rows"))
     cells = [memory.get("weights", 0), memory.get("spectra", 0), memory["cache"], memory["temporaries"]]
     cells.append(held + memory["temporaries"])
-    sent = sum(size for _, size in program["collectives"].values())
     text = " | ".join(f"{cell / GIB:.2f}" for cell in cells)
+    if "refused" in program:
+        return f"| {name} | {text} | does not fit | | | |"
+    sent = sum(size for _, size in program["collectives"].values())
     ratio = program["flops_all"] / program["flops_closed_form"]
     shaped = len(program["weight_shaped_products"])
     return f"| {name} | {text} | {program['flops'] / 1e12:.0f} | {ratio:.3f} | {sent / 1e9:.0f} | {shaped} |"

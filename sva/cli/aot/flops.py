@@ -8,7 +8,7 @@ from sva.models.weights import expected
 
 def last_flops(shapes: Shapes) -> int:
     """Of one token through the last product of every layer: U of down_proj, or the whole of it."""
-    cfg, targets = shapes.model.cfg, frozenset(shapes.decomposed)
+    cfg, targets = shapes.model.cfg, shapes.decomposed
     total = 0.0
     for name, leaf in expected(cfg).items():
         if ".mlp." in name and name.endswith(".down_proj.weight"):
@@ -19,7 +19,7 @@ def last_flops(shapes: Shapes) -> int:
 
 def first_flops(shapes: Shapes) -> int:
     """Of one token back to the first layer's input, which nothing that is trained lies before; scanned, it is made."""
-    total, targets = 0.0, frozenset(shapes.decomposed)
+    total, targets = 0.0, shapes.decomposed
     for name, leaf in expected(shapes.model.cfg).items():
         if name.startswith("model.layers.0.") and len(leaf.shape) == 2:
             out, into = leaf.shape

@@ -22,6 +22,7 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLS = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_RAGGED = "ragged_dot_tiling="  # what a TPU's kernel for `jax.lax.ragged_dot_general` is known by
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota", "partition-id"}
 
 
@@ -62,7 +63,7 @@ class Computation(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A matrix product (dot, or the convolution that TPUs have for it), and how often it runs."""
+    """A matrix product (dot, or what TPUs have for it: a convolution, a ragged kernel), and how often it runs."""
 
     operands: tuple[Shape, ...]
     result: Shape
@@ -104,12 +105,13 @@ class Analysis(NamedTuple):
         return totals
 
 
-def analyse(text: str, *, open_turns: int = 1) -> Analysis:
+def analyse(text: str, *, open_turns: int = 1, met: float = 1) -> Analysis:
     """What the program of this HLO text does.
 
     Args:
       text: an optimised module, as `compiled.as_text()` gives it.
       open_turns: how often a loop runs that stops on a condition, as decoding stops at the last row's end token.
+      met: the share of a ragged product's rows that have a matrix on this device; the kernel passes over the others.
     """
     computations = parse(text)
     times: Counter[str] = Counter()
@@ -145,6 +147,8 @@ def analyse(text: str, *, open_turns: int = 1) -> Analysis:
         for line in computation.instructions.values():
             if line.opcode in ("dot", "convolution"):
                 products.append(_product(computation, line, times[name]))
+            elif line.opcode == "custom-call" and _RAGGED in line.attributes:
+                products.append(_ragged(computation, line, times[name], met))
             kind = line.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 item = _collective(computation, line, kind, times[name])
@@ -281,6 +285,14 @@ def _product(computation: Computation, line: Instruction, times: int) -> Product
     (result,) = line.shapes
     count = _dot_flops if line.opcode == "dot" else _convolution_flops
     return Product(operands, result, count(operands, result, line.attributes), times, _source(line))
+
+
+def _ragged(computation: Computation, line: Instruction, times: int, met: float) -> Product:
+    """Rows [M, K], each with one of the matrices [X, K, N] or [X, N, K]; what else the kernel is given says which."""
+    operands = tuple(computation.instructions[name].shapes[0] for name in line.operands[-2:])
+    (result,) = line.shapes
+    rows, _ = operands
+    return Product(operands, result, round(met * 2 * rows.dims[-1] * math.prod(result.dims)), times, _source(line))
 
 
 def _dot_flops(operands: tuple[Shape, ...], result: Shape, attributes: str) -> int:

@@ -187,20 +187,21 @@ def summary(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in result["advice"])])
 
 
-def weight_shaped(text: str, shapes: Mapping[str, tuple[int, ...]], layers: Collection[int]) -> list[str]:
+def weight_shaped(text: str, shapes: Mapping[str, tuple[int, ...]], leads: Collection[int]) -> list[str]:
     """Results of a traced program's products that have a target weight's shape, either way round, stacked or not.
 
     Args:
       text: the program before it is divided over devices (`lowered.as_text()`), so that shapes are whole.
       shapes: of the target weights.
-      layers: of the model's stacks: each has them as first axis.
+      leads: the sizes of the first axes of what the model stacks: layers, modules.
     """
     wanted = {tuple(sorted(shape)) for shape in shapes.values()}
     found: dict[str, None] = {}
-    for dims in re.findall(r"stablehlo\.dot_general.*->\s*tensor<((?:\d+x)+)\w+>", text):
+    for dims in re.findall(r"(?:stablehlo\.dot_general|chlo\.ragged_dot).*->\s*tensor<((?:\d+x)+)\w+>", text):
         sizes = [int(n) for n in dims.rstrip("x").split("x")]
-        for candidate in (sizes, sizes[1:] if sizes[0] in layers else sizes):
-            if tuple(sorted(n for n in candidate if n > 1)) in wanted:
+        first = next((at for at, size in enumerate(sizes) if size not in leads), len(sizes))
+        for start in range(first + 1):
+            if tuple(sorted(n for n in sizes[start:] if n > 1)) in wanted:
                 found[dims.rstrip("x")] = None
     return list(found)
 
@@ -232,9 +233,12 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
         return {"memory": memory | {"temporaries": temporaries}, "refused": _first_line(error)}
     seconds = time.perf_counter() - started
     stats = compiled.memory_analysis()
-    found = hlo.analyse(compiled.as_text(), open_turns=program.open_turns)
-    targets = {name: expected(shapes.model.cfg)[name].shape for name in shapes.targets}
-    sizes = {stack.size for stack in stacks(shapes.model.cfg.num_layers, shapes.model.scan_layers)}
+    cfg, parts = shapes.model.cfg, shapes.mesh.shape.get("moe", 1)
+    met = 1 / parts if cfg.moe and cfg.moe.modules % parts == 0 else 1  # what does not divide lies on every device
+    found = hlo.analyse(compiled.as_text(), open_turns=program.open_turns, met=met)
+    targets = {name: expected(cfg)[name].shape for name in shapes.targets}
+    sizes = {stack.size for stack in stacks(cfg.num_layers, shapes.model.scan_layers)}
+    sizes |= {cfg.moe.modules} if cfg.moe else set()
     return {
         "memory": memory | {"temporaries": stats.temp_size_in_bytes},  # the cache is one of those
         "arguments": stats.argument_size_in_bytes,

@@ -50,9 +50,9 @@ class Shapes:
         return family(self.config.parametrisation)
 
     @property
-    def decomposed(self) -> list[str]:
+    def decomposed(self) -> frozenset[str]:
         """Names of the targets that a training step runs on their spectra."""
-        return self.targets if self.member.has_spectra else []
+        return frozenset(self.targets if self.member.has_spectra else ())
 
     @property
     def is_factored(self) -> bool:
