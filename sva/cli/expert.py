@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sva.adapters.spelling import UNDECOMPOSED
 from sva.cli import expert_hub
 from sva.cli.command_line import Command, Group, argument, option
-from sva.cli.options import MODEL, MODEL_HELP, print_result, start_jax
+from sva.cli.options import MODEL, MODEL_HELP, base_of, print_result, start_jax
 from sva.utils.errors import UserError
 from sva.utils.remote import to_path
 
@@ -48,7 +48,7 @@ class Export:
     """
 
     expert: Path = argument("an expert file", read=to_path)
-    model: str = option(f"its base model: {MODEL_HELP}", MODEL)
+    model: str = option(f"path, hub id or known name (default: the expert's base, or {MODEL})", "")
     format: Literal["hf", "gguf", "peft"] = option("of the files, as above")
     out: Path = option("a new directory (gguf: a new file)", short="-o")
     dtype: Literal["float32", "bfloat16"] = option("stored (default: float32)", "float32")
@@ -98,10 +98,11 @@ def show(arguments: Show) -> None:
     )
     if arguments.model:
         from sva.interop import expert_report
+        from sva.spectral.parametrisations import singular_values
 
         _, expert, spectra = _adapted(arguments.expert, arguments.model)
         z = expert.z(spectra)
-        moved = expert_report.movements(z, spectra)
+        moved = expert_report.movements(z, singular_values(spectra))
         result |= expert_report.as_json(moved)
         text += f"\n\n{expert_report.as_text(moved)}"
         if arguments.plot:
@@ -140,6 +141,7 @@ def export(arguments: Export) -> None:
     _fresh(arguments.out)
     _check_limit(arguments)
     start_jax()
+    arguments = dataclasses.replace(arguments, model=arguments.model or base_of((arguments.expert,)) or MODEL)
     lm, expert, spectra = _adapted(arguments.expert, arguments.model)
     title = str(expert.metadata.get("task") or arguments.expert.stem)
     if arguments.format == "peft" and not expert.member.has_spectra:

@@ -29,7 +29,7 @@ from sva.cli import (
 from sva.cli import command_line as line
 from sva.cli import compile as compile_command
 from sva.cli.command_line import Command
-from sva.cli.options import with_experts_here
+from sva.cli.options import completed
 from sva.utils.errors import UserError
 
 _MODULES = (
@@ -72,7 +72,7 @@ def _run(argv: Sequence[str] | None) -> int:
     """`main`, whatever becomes of the output."""
     try:
         command, options = parse(argv)
-        return command.run(with_experts_here(options)) or 0
+        return command.run(completed(options)) or 0
     except UserError as error:
         print(f"sva: {error}", file=sys.stderr)
         return 2

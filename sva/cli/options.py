@@ -11,7 +11,7 @@ from sva.cli.command_line import option
 from sva.parallel import mesh_config
 from sva.parallel.mesh_config import MeshConfig
 from sva.utils.errors import UserError
-from sva.utils.remote import is_remote, to_path
+from sva.utils.remote import is_remote, local_file, to_path
 
 MODEL = "smollm2-135m-instruct"
 MODEL_HELP = "path, hub id or known name (default: %(default)s)"
@@ -35,9 +35,10 @@ class PrecisionOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadingOptions(PrecisionOptions, ModelOption):
+class LoadingOptions(PrecisionOptions):
     """Which model, how it is held, and on which devices."""
 
+    model: str = option(f"path, hub id or known name (default: the base of the first --expert, or {MODEL})", "")
     mesh: MeshConfig = option(
         "devices along the axes data, fsdp and tensor, e.g. data=4,tensor=2; -1: what the others leave "
         "(default: one device)",
@@ -74,6 +75,35 @@ def precision(options: PrecisionOptions) -> dict[str, Any]:
     """--dtype and --kv-dtype where they are not the defaults, for the settings that a file of answers is known by."""
     chosen = {"dtype": options.dtype} if options.dtype != "float32" else {}
     return chosen | ({"kv_dtype": options.kv_dtype} if options.kv_dtype else {})
+
+
+def completed(options: Any) -> Any:
+    """The options of a command with experts that are files of this machine, and with a model.
+
+    Raises:
+      UserError: as `with_experts_here`.
+    """
+    options = with_experts_here(options)
+    if isinstance(options, LoadingOptions) and not options.model:
+        return dataclasses.replace(options, model=base_of(getattr(options, "expert", ())) or MODEL)
+    return options
+
+
+def base_of(experts: tuple[Path, ...]) -> str | None:
+    """The model that the first of these files was trained on; None where it does not say, or one that is not here.
+
+    A path of another machine, or a repository that nobody has asked for, is no default.
+    """
+    import safetensors
+
+    from sva.models.hub import KNOWN, here
+
+    with contextlib.suppress(OSError, ValueError, safetensors.SafetensorError, UserError):  # its reader says what it is
+        for path in experts[:1]:
+            with local_file(path) as local, safetensors.safe_open(local, framework="numpy") as file:
+                base = json.loads((file.metadata() or {}).get("sva", "{}")).get("base")
+                return base if base in KNOWN or (base and here(base)) else None
+    return None
 
 
 def with_experts_here(options: Any) -> Any:

@@ -14,11 +14,13 @@ from sva.utils.remote import to_path
 class Serve(LoadingOptions):
     """Serve a model and its experts to every client of OpenAI's API.
 
-    Clients name the base, an expert (its file's name) or `adaptive` as the model, or mix experts by weight. Experts are
+    Clients name the base, an expert or `adaptive` as the model, or mix experts by weight. Experts are
     loaded, mixed, adapted and dropped while the server runs. Needs the extra serve. SIGTERM finishes what runs.
     """
 
-    expert: tuple[Path, ...] = option("an expert file, served by the file's name; may be repeated", (), read=to_path)
+    expert: tuple[Path, ...] = option(
+        "an expert file, served by its name, or its run's; may be repeated", (), read=to_path
+    )
     host: str = option("address to listen on (default: %(default)s, this machine alone)", "127.0.0.1")
     port: int = option("port to listen on; 0: any free one (default: %(default)s)", 8000)
     allow_host: tuple[str, ...] = option("another name by which clients may call this server; may be repeated", ())
