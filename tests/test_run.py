@@ -129,7 +129,7 @@ def test_the_experts_file_is_for_this_base_and_says_what_it_is(run, toy):
     loaded = Expert.load(run_dir / "expert.safetensors", fingerprint=toy.fingerprint)
     assert loaded.parametrisation == expert.parametrisation == "sigmoid_nuclear"
     assert loaded.metadata == json.loads(json.dumps(expert.metadata))
-    assert (loaded.metadata["task"], loaded.metadata["label"], loaded.metadata["base"]) == ("red", "own", "toy-0")
+    assert (loaded.metadata["task"], loaded.metadata["label"], loaded.metadata["base"]) == ("red", "red", "toy-0")
     for name, raw in expert.raw.items():
         np.testing.assert_array_equal(loaded.raw[name], raw)
         assert np.ptp(raw) > 0  # trained

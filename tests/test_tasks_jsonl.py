@@ -35,10 +35,16 @@ def test_a_file_is_a_task(squares):
 
 def test_a_path_is_a_task_by_name(squares):
     task = sva.tasks.task(str(squares))
-    assert task.name == "squares"
+    assert (task.name, task.label, task.description) == ("squares", "squares", "squares")
     row = task.source("train")[0]
     assert task.grade(row["answer"], row)[:2] == (True, row["answer"])
     assert not task.grade(f"The answer is {row['answer']}.", row).correct  # "exact" is the default
+
+
+def test_a_label_is_the_files_name_and_never_that_of_the_base(tmp_path):
+    rows = [{"prompt": f"Prompt {n}", "answer": "x"} for n in range(99)]
+    for name, label in (("Bus routes", "busroutes"), ("First_word", "firstword"), ("other", "own"), ("-", "own")):
+        assert from_jsonl(written(tmp_path / f"{name}.jsonl", rows)).label == label
 
 
 def test_no_prompt_is_in_two_splits(tmp_path):

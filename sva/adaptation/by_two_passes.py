@@ -49,15 +49,18 @@ def trained_on(expert: Expert) -> str | None:
 def router_examples(experts: Sequence[Expert], count: int = 100) -> list[tuple[str, str]]:
     """(question, label) of the first `count` training prompts of each expert's task, and of the task "other".
 
+    An expert's label is the one in its file.
+
     Raises:
       UserError: an expert that names no task, or one that cannot be read.
     """
     found = []
-    for name in [*map(trained_on, experts), OTHER]:
+    asked = [(trained_on(expert), expert.metadata.get("label")) for expert in experts]
+    for name, label in [*asked, (OTHER, None)]:
         if name is None:
             raise UserError(
                 "an expert does not name the task it was trained on, whose prompts an embedding is fitted to"
             )
         task = make_task(name)
-        found += [(item.question, task.label) for item in items(task, "train", count)]
+        found += [(item.question, label or task.label) for item in items(task, "train", count)]
     return found

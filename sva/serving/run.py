@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ import uvicorn
 
 from sva.generation.lm import LM
 from sva.generation.loaded_model import require_weights
+from sva.models.hub import EXPERT_FILE
 from sva.models.weights import expected
 from sva.serving.app import make_app
 from sva.serving.asking import Reader
@@ -176,16 +178,19 @@ def processes() -> int:
 
 
 def read_experts(paths: Sequence[Path]) -> dict[str, Expert]:
-    """The experts of these files, by the files' names.
+    """The experts of these files, by the files' names; of those that training wrote by their directories'.
 
     Raises:
       UserError: a file that is no expert, or two of one name.
     """
     found: dict[str, Expert] = {}
     for path in paths:
-        if path.stem in found:
-            raise UserError(f"two experts would be called {path.stem!r}; rename one of the files")
-        found[path.stem] = Expert.load(path)
+        name = path.stem
+        if path.name == EXPERT_FILE:
+            name = re.sub(r"[^\w.-]", "_", path.parent.resolve().name, flags=re.ASCII)[:64] or name
+        if name in found:
+            raise UserError(f"two experts would be called {name!r}; rename one of the files")
+        found[name] = Expert.load(path)
     return found
 
 

@@ -4,6 +4,7 @@ import codecs
 import difflib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from sva.tasks import math_hendrycks
 from sva.tasks.base import SPLITS, Example, Grade, Task
 from sva.tasks.grading import amounts, answers
+from sva.tasks.labels import OTHER
 from sva.tasks.splits import normalised
 from sva.utils.errors import UserError
 from sva.utils.files import decoded
@@ -143,7 +145,7 @@ def from_jsonl(
     path: str | Path,
     *,
     grader: str = "exact",
-    label: str = "own",
+    label: str | None = None,
     description: str = "",
     max_new_tokens: int = 64,
 ) -> Jsonl:
@@ -153,14 +155,16 @@ def from_jsonl(
 
     Args:
       grader: for lines that name none; one of `GRADERS`.
-      label: the one word that a dispatcher answers with; `description` (default: the file's name) explains.
+      label: the one word that a dispatcher answers with, and `description` explains; by default the file's name, for
+        the label its letters and digits alone.
     Raises:
       UserError: no such file; a line that is not JSON or lacks a field; an answer its grader cannot read.
     """
     path = local_path(path, "a task's file")
+    word = re.sub(r"[\W_]", "", path.stem.lower())
     task = Jsonl(
         name=path.stem,
-        label=label,
+        label=label or ("own" if word in ("", OTHER) else word),
         description=description or path.stem.replace("_", " "),
         max_new_tokens=max_new_tokens,
         licence="the user's own",
