@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-_OTHERS = ("source", "pip", "curl")  # commands of other programs
+_OTHERS = ("source", "export", "pip", "curl")  # commands of other programs
 
 
 class Block(NamedTuple):
