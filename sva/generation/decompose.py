@@ -18,7 +18,7 @@ from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.fingerprint import digest, fingerprint
 from sva.models.hub import resolve
 from sva.models.weights import by_name, expected, of_all_modules, path_of
-from sva.parallel.sharding import place, shardings
+from sva.parallel.sharding import Leaf, place, shardings
 from sva.spectral import store
 from sva.spectral.forms import Spectrum
 from sva.spectral.store import Record
@@ -162,8 +162,9 @@ def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: 
             )
             for name in names
         }
+    leaves = expected(lm.model.cfg)
     placed = (
-        (record.name, _on_devices(lm, record.name, Spectrum(u.astype(dtype), s, vt.astype(dtype))))
+        (record.name, _on_devices(lm, leaves[record.name], Spectrum(u.astype(dtype), s, vt.astype(dtype))))
         for record, (u, s, vt) in store.stream(sources, lm.fingerprint, directory, **settings)
     )
     if not (layout.has_stacks(lm.model, names) and layout.is_whole(lm.model, names)):
@@ -181,10 +182,10 @@ def _spectra(lm: LoadedModel, names: Sequence[str], rank: int | None, progress: 
     return by_name(unflatten_dict(stacks), names, scan=lm.model.scan_layers)
 
 
-def _on_devices(lm: LoadedModel, name: str, spectrum: Spectrum) -> Spectrum:
+def _on_devices(lm: LoadedModel, weight: Leaf, spectrum: Spectrum) -> Spectrum:
     if lm.mesh is None:
         return jax.tree.map(jnp.asarray, spectrum)
-    leaves = layout.spectrum(expected(lm.model.cfg)[name], len(spectrum.s))
+    leaves = layout.spectrum(weight, len(spectrum.s))
     return place(spectrum, shardings(leaves, lm.mesh))
 
 

@@ -236,7 +236,8 @@ def _compiled(program: Program, shapes: Shapes) -> dict[str, Any]:
     cfg, parts = shapes.model.cfg, shapes.mesh.shape.get("moe", 1)
     met = 1 / parts if cfg.moe and cfg.moe.modules % parts == 0 else 1  # what does not divide lies on every device
     found = hlo.analyse(compiled.as_text(), open_turns=program.open_turns, met=met)
-    targets = {name: expected(cfg)[name].shape for name in shapes.targets}
+    leaves = expected(cfg)
+    targets = {name: leaves[name].shape for name in shapes.targets}
     sizes = {stack.size for stack in stacks(cfg.num_layers, shapes.model.scan_layers)}
     sizes |= {cfg.moe.modules} if cfg.moe else set()
     return {
