@@ -189,7 +189,7 @@ def test_dropout_is_of_seed_and_step_and_a_run_resumes_from_the_last_saved_step_
     with pytest.raises(RuntimeError, match="stop"):
         fit(toy, frozen, NameAColour(), tmp_path / "a", settings, on_step=stop)
     resumed = fit(toy, frozen, NameAColour(), tmp_path / "a", settings, on_step=stop)
-    assert rows == [0, 1, 2, 2, 3]  # saved after the second step
+    assert rows == [0, 1, 2, 3]  # saved where it was stopped
     whole = fit(toy, frozen, NameAColour(), tmp_path / "b", settings)
     chex.assert_trees_all_equal(resumed, whole)
     for name, raw in whole.raw.items():

@@ -35,6 +35,14 @@ class Colours(NameAColour):
 
 TASK = Colours(name="colours")
 """
+ISLANDS = f"""{TASK}
+@dataclass(frozen=True, kw_only=True)
+class Islands(Colours):
+    def question(self, example):
+        return " ".join(reversed(super().question(example).split()))
+
+TASK = Islands(name="islands")
+"""
 SETTINGS = """
 rollout: {prompts: 8, samples: 2, max_new_tokens: 4}
 train: {steps: 2, micro_batch: 8}
@@ -47,6 +55,7 @@ def furnish(folder):
     lm = toy_lm(9)  # one whose answers end, at different lengths
     lm.save(folder / "toy")
     (folder / "colours.py").write_text(TASK)
+    (folder / "islands.py").write_text(ISLANDS)
     (folder / "train.yaml").write_text(SETTINGS)
     (folder / "prompts.txt").write_text("\n".join(f"what colour the {thing} of the red lamp ?" for thing in THINGS))
     weights = expected(lm.model.cfg)
@@ -55,7 +64,8 @@ def furnish(folder):
         rng = np.random.default_rng(seed)
         raw = {name: rng.uniform(0.6, 1.4, min(weights[name].shape)).astype("f4") for name in select(weights, "mlp")}
         about = {"fingerprint": lm.fingerprint, "base": "toy", "label": label, "description": f"a {label}"}
-        sva.Expert(raw, "linear", about | labels | {"task": "colours.py"}).save(folder / f"{label}.safetensors")
+        about |= labels | {"task": "islands.py" if label == "island" else "colours.py"}
+        sva.Expert(raw, "linear", about).save(folder / f"{label}.safetensors")
     return folder
 
 
