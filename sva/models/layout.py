@@ -178,12 +178,20 @@ def stacked(tree: Any, count: int, axis: str | None = None) -> Any:
 
 
 def in_stack(model: Transformer, path: tuple[str, ...], tree: Any) -> Any:
-    """The Leafs of what lies at a path of the linen tree, of one weight's."""
+    """The Leafs of what lies at a path of the linen tree, of one weight's; s is repeated, also where modules are not.
+
+    So one module's s is at hand in every process: slicing it sends no message.
+    """
     sizes = lead(model, path)
     axes = [*(None,) * (len(sizes) - 1), "moe" if path_has_modules(path) else None]
-    for size, axis in reversed(list(zip(sizes, axes, strict=False))):
-        tree = stacked(tree, size, axis)
-    return tree
+
+    def one(leaf: Leaf) -> Leaf:
+        is_divided = any(axis is not None for axis in leaf.axes)
+        for size, axis in reversed(list(zip(sizes, axes, strict=False))):
+            leaf = stacked(leaf, size, axis if is_divided else None)
+        return leaf
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, Leaf))
 
 
 def size(tree: Any) -> int:
