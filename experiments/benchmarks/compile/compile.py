@@ -62,7 +62,6 @@ RUNS = {
     "paper-mistral-7b-gsm8k": Run(_MISTRAL, "v5e:4x4", ("update", "rollout")),
     "mixtral-8x7b-v5e-16": _mixture(_MIXTRAL, "v5e:4x4", fsdp=2, moe=8),
     "mixtral-8x7b-v5p-8": _mixture(_MIXTRAL, "v5p:2x2x1", fsdp=1, moe=4),
-    "qwen3-30b-a3b-v5e-16": _mixture(_QWEN, "v5e:4x4", fsdp=2, moe=8),
     "qwen3-30b-a3b-v5e-8": _mixture(_QWEN, "v5e:2x4", fsdp=1, moe=8, rows=16),
     "qwen3-30b-a3b-v5p-8": _mixture(_QWEN, "v5p:2x2x1", fsdp=1, moe=4),
 }
