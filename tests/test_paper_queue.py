@@ -14,6 +14,7 @@ from experiments.paper.cells import flat
 from experiments.paper.methods import MAIN, METHODS
 from experiments.paper.queue import Queue, state
 from experiments.paper.records import Failure, Store, rights
+from experiments.paper.studies import Study
 from experiments.paper.tasks import Scouted, chosen
 from sva.tasks import procedural
 from sva.tasks.sources import kinds
@@ -193,6 +194,16 @@ def test_an_archive_brings_the_records_elsewhere(tmp_path, capsys):
     assert Store(tmp_path / "here").get(cell) == store.get(cell)
     with pytest.raises(UserError, match="no archive"):
         run_cells.main(["--adopt", str(tmp_path / "none.tar")])
+
+
+def test_a_study_is_adopted_and_current_under_its_own_key(tmp_path):
+    settings = {"task": "sum2", "shots": 2, "generations": 1, "seed": 0, "size": 4}  # seed 0 is a cell's default
+    study, there = Study(TOY, "search", tuple(settings.items()), (_cell(),)), Store(tmp_path / "there")
+    there.put(study, Made().run(study))
+    assert there.is_current(there.path(study))
+    run_cells.pack(tmp_path / "there", tmp_path / "cells.tar")
+    run_cells.adopt(tmp_path / "cells.tar", tmp_path / "here")
+    assert Store(tmp_path / "here").get(study) == there.get(study)
 
 
 def test_the_papers_scale_is_listed_from_its_configs(tmp_path, capsys):

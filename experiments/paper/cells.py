@@ -141,8 +141,11 @@ def digest_of(settings: tuple[tuple[str, Any], ...]) -> str:
 
 
 def digest_of_flat(settings: Mapping[str, Any]) -> str:
-    """`digest_of` settings by dotted name; those that this version does not have count as changed."""
-    default = _default()
+    """`digest_of` settings by dotted name; those that this version does not have count as changed.
+
+    All settings of a study count (`Study.flat`): it has no defaults, though some of its names are those of a cell.
+    """
+    default = {} if "study" in settings else _default()
     changed = {
         name: value
         for name, value in without_elsewhere(settings).items()
