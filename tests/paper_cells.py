@@ -102,12 +102,8 @@ def campaign(directory, scale, stages=None, runs=None):
     store = Store(directory)
     runs, chosen = runs or Made(), stages or plan.STAGES
     runs.store = store
-    listed, before = _listed(scale, store, chosen), []
+    listed, before = plan.every(scale, store.get, chosen), []
     while listed != before:  # what comes next is asked after every stage; a campaign's queue asks after every cell
         Queue(lambda now=listed: now, store).work(runs)
-        listed, before = _listed(scale, store, chosen), listed
+        listed, before = plan.every(scale, store.get, chosen), listed
     return store, runs
-
-
-def _listed(scale, store, stages):
-    return [cell for cell in plan.every(scale, store.get) if cell.stage in stages]

@@ -177,6 +177,34 @@ def test_later_stages_wait_until_the_main_rates_are_decided(tmp_path):
     assert {"main", "more_rates"} <= {cell.stage for cell in plan.every(TOY, store.get)}
 
 
+LISTED = dataclasses.replace(
+    scales.SMOL,
+    candidates=("sort3", "next_number", "last_letter", "count"),
+    seeds=(0,),
+    more_examples=(64,),
+)
+
+
+def _decided(cell):
+    return {"before": {"mean": 0.1}, "after": {"mean": 0.5}} if cell.stage in plan.DECIDING else None
+
+
+def test_every_expert_that_a_study_reads_is_kept():
+    listed = plan.every(LISTED, _decided)
+    trained = {each.key: each for each in listed if not isinstance(each, Study)}
+    studies = [each for each in listed if isinstance(each, Study)]
+    assert {study.method for study in studies} == {"dispatch", "search", "moved", "many"}
+    assert all(trained[need.key].is_kept for study in studies for need in study.needs if need.method == "svf")
+    assert not any(each.is_kept for each in trained.values() if each.stage == "rates")
+
+
+def test_a_stage_lists_its_cells_though_an_earlier_one_has_the_same():
+    at_32 = [x for x in plan.every(LISTED, _decided, ("prompts",)) if (x.method, x.examples) == ("full", 32)]
+    assert [cell.task for cell in at_32] == list(plan.decided(LISTED, _decided).tasks)
+    of_kinds = plan.every(LISTED, _decided, ("kinds",))
+    assert [each.task for each in of_kinds[:-1]] == list(kinds.KINDS)
+
+
 def test_dry_run_lists_what_is_to_do(tmp_path, capsys):
     run_cells.main(["--scale", "toy", "--out", str(tmp_path), "--dry-run", "--on", "cpu"])
     printed = capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.paper.methods import METHODS
 from experiments.paper.revisions import CURRENT
-from experiments.paper.scales import Scale
+from experiments.paper.scales import OF_KINDS, Scale
 from sva.adapters import spelling
 from sva.training.config import Config, load
 from sva.utils.settings import override
@@ -75,10 +75,13 @@ class Cell:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the trained expert is kept, for the studies that read experts."""
-        return self.method == "svf" and (
-            self.stage in ("kinds", "studies") or self.examples == max(self.scale.examples)
-        )
+        """Whether the trained expert is kept, for the studies that read experts.
+
+        By what the cell is and not by its stage: of equal cells of two stages one is trained, whichever comes first.
+        """
+        is_of_a_kind = {"examples": self.examples, "seed": self.seed} == OF_KINDS
+        is_read = is_of_a_kind or bool(self.routes) or self.examples == max(self.scale.examples)
+        return self.method == "svf" and is_read
 
     @property
     def is_sampled(self) -> bool:

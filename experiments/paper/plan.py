@@ -21,7 +21,7 @@ from experiments.paper import tasks
 from experiments.paper.cells import Cell
 from experiments.paper.methods import FIDELITY, MAIN, METHODS
 from experiments.paper.records import Failure
-from experiments.paper.scales import Scale
+from experiments.paper.scales import OF_KINDS, Scale
 from experiments.paper.studies import Study
 from sva.tasks.labels import OTHER
 from sva.tasks.sources import kinds
@@ -91,7 +91,7 @@ def presumed(scale: Scale, only: Sequence[str] | None = None) -> list[Cell | Stu
     known = Decided(scale.candidates, own, scale.unseen)
     listed: list[Cell | Study] = [*rates(scale, known.tasks[0]), *main(scale, known), *variants(scale, known)]
     listed += [*studies(scale, known), *prompts(scale, known), *fidelity(scale, known)]
-    return _each_once([each for each in listed if not only or each.stage in only])
+    return _each_once(listed, only)
 
 
 def decided(scale: Scale, get: Get) -> Decided:
@@ -215,35 +215,37 @@ def _study(scale: Scale, method: str, needs: tuple[Cell, ...], *, stage: str = "
 
 
 def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
-    """SVF on every procedural kind, 64 prompts, and dispatch among all of these experts."""
+    """SVF on every procedural kind, and dispatch among all of these experts."""
     if scale.name == "toy" or "svf" not in known.rates:
         return
-    experts = [cell(scale, "kinds", "svf", kind, examples=64, seed=0, lr=known.rates["svf"]) for kind in kinds.KINDS]
+    experts = [cell(scale, "kinds", "svf", kind, lr=known.rates["svf"], **OF_KINDS) for kind in kinds.KINDS]
     yield from experts
     yield _study(scale, "many", tuple(experts), stage="kinds", tasks=tuple(kinds.KINDS), size=OF_A_KIND)
 
 
-def every(scale: Scale, get: Get) -> list[Cell | Study]:
-    """All cells that can be named yet, in the order in which they should be run, each once."""
+def every(scale: Scale, get: Get, only: Sequence[str] | None = None) -> list[Cell | Study]:
+    """All cells that can be named yet, or those of some stages, in the order in which they should be run, each once."""
     known = decided(scale, get)
     listed: list[Cell | Study] = [*scout(scale)]
     if known.tasks:
         tried = rates(scale, known.tasks[0])
         first = [each for each in tried if each.method in MAIN]
         if any(get(each) is None for each in first):  # nothing later may keep the main cells waiting
-            return _each_once([*listed, *first, *main(scale, known)])
+            return _each_once([*listed, *first, *main(scale, known)], only)
         listed += first
         listed += main(scale, known)
         listed += [each for each in tried if each.method not in MAIN]
         listed += [*variants(scale, known), *studies(scale, known), *prompts(scale, known)]
         listed += [*fidelity(scale, known), *of_kinds(scale, known)]
-    return _each_once(listed)
+    return _each_once(listed, only)
 
 
-def _each_once(listed: list[Cell | Study]) -> list[Cell | Study]:
+def _each_once(listed: list[Cell | Study], only: Sequence[str] | None) -> list[Cell | Study]:
+    """Those of the stages `only`, without a second one of the same key, which another stage may have."""
     found: dict[str, Cell | Study] = {}
     for each in listed:
-        found.setdefault(each.key, each)
+        if not only or each.stage in only:
+            found.setdefault(each.key, each)
     return list(found.values())
 
 

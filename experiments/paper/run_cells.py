@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def wanted(of: Scale, store: Store, only: list[str] | None) -> list[Cell]:
     """The cells of these stages that can be named yet."""
-    return [cell for cell in plan.every(of, store.get) if not only or cell.stage in only]
+    return plan.every(of, store.get, only)
 
 
 def listing(cells: list[Cell], store: Store, where: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from sva.training.config import in_file
 from sva.utils.errors import UserError
 
+OF_KINDS = {"examples": 64, "seed": 0}  # training prompts and seed of the experts of all kinds (`plan.of_kinds`)
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 
 
