@@ -2,19 +2,25 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 from paper_cells import Made, campaign
 
-from experiments.paper import command, figure9, many, page, plan, render, scales, scores
+from experiments.paper import command, figure9, many, page, plan, render, scales, scores, table3
+from experiments.paper import records as paper_records
 from experiments.paper.figure10 import shares
 from experiments.paper.figure_z import principal
 from experiments.paper.measure_many import ROUTERS
 from experiments.paper.methods import FIDELITY
 from experiments.paper.plan import Decided
 from experiments.paper.records import Store
+from experiments.paper.studies import Study
+from sva.evaluation.significance import paired_bootstrap
+from sva.tasks.sources import kinds
 
 SMALL = dataclasses.replace(scales.SMOL, more_examples=(4,), seeds=(0, 1))
 TABLES = (
@@ -88,6 +94,82 @@ def test_missing_seeds_and_failures_are_printed(tmp_path, capsys, monkeypatch):
     assert "run_cells --scale smol --only scout rates main" in printed
 
 
+@pytest.fixture
+def partly(store, tmp_path):
+    """The same campaign where of every kind of study some seeds are not run or failed, and others are."""
+    shutil.copytree(store.directory, tmp_path / "partly")
+    found = Store(tmp_path / "partly")
+    known = plan.decided(SMALL, found.get)
+    for study in [each for each in plan.studies(SMALL, known) if isinstance(each, Study)]:
+        if study.method == "dispatch" and study.seed == 0 and study["tasks"] == known.unseen:
+            found.path(study).unlink()
+        if study.method == "moved" and study.seed == 1:
+            found.path(study).unlink()
+            found.fail(study, "ValueError: no such matrix", "")
+        if study.method == "search" and study.seed == 1 and study["shots"] == 3:
+            found.path(study).unlink()
+    return Store(tmp_path / "partly")
+
+
+@pytest.mark.parametrize("name", ["table2", "table5", "table8", "table9", "table10"])
+def test_tables_of_studies_print_what_a_partly_run_campaign_has(name, partly, tmp_path, capsys, monkeypatch):
+    printed = _run(name, partly, tmp_path / "out", capsys, monkeypatch)
+    whole = {"table5", "table9"}
+    missing = "(failed: ValueError: no such matrix)" if name in whole else "(1 of 2 seeds not run)"
+    assert missing in printed
+    found = json.loads((tmp_path / "out" / f"{name}.json").read_text())["systems"]
+    for system in found.values():
+        compared, seeds = system["less_base"], {score["seeds"] for score in system["scores"].values()}
+        assert compared is None or compared["seeds"] == min(seeds)
+    assert {score["seeds"] for score in found["base"]["scores"].values()} == ({1} if name in whole else {2})
+
+
+def test_tables_of_studies_list_every_system_where_nothing_was_run(partly, tmp_path, capsys, monkeypatch):
+    for path in (partly.directory / "cells").iterdir():
+        if "study" in paper_records.read(path)["config"]:
+            path.unlink()
+    printed = _run("table2", partly, tmp_path, capsys, monkeypatch)
+    for system in ("base", "best expert", *plan.FIRST, "oracle", "few-shot"):
+        assert f"| {system} | not run | not run | not run |" in printed
+    assert "| the paper's IA3 |" in printed
+    printed = _run("table5", partly, tmp_path, capsys, monkeypatch)
+    assert "| ordered | failed: ValueError: no such matrix |" in printed
+    assert "12.65 (-0.37) / 46.75 (+3.46) / 75.64 (+3.88)" in printed
+    printed = _run("many", partly, tmp_path, capsys, monkeypatch)
+    assert f"Dispatch among {len(kinds.KINDS)} experts, unseen kinds" in printed
+    assert printed.count("| task embedding | not run |") == 2
+
+
+def test_what_the_test_prompts_chose_has_no_p_and_is_no_result(store, tmp_path, capsys, monkeypatch):
+    for name, bounds in (("table5", ("ordered", "shuffled")), ("table2", ("best expert",)), ("table9", ())):
+        _run(name, store, tmp_path / "results", capsys, monkeypatch)
+        found = json.loads((tmp_path / "results" / f"{name}.json").read_text())["systems"]
+        without = {system for system, each in found.items() if each["p_holm"] is None}
+        assert without == {"base", *bounds}
+    text = page.text(SMALL, store, tmp_path / "results", tmp_path)
+    assert "so bounds and no result: ordered against the base: over all" in text
+    assert "ordered is" not in text
+
+
+def test_the_papers_lora_stands_beside_next_token_lora_alone(store, tmp_path, capsys, monkeypatch):
+    for name in ("table1", "table7"):
+        rows = [line for line in _run(name, store, tmp_path, capsys, monkeypatch).splitlines() if "77.18" in line]
+        assert ["LoRA, rank 16 (attention), next token" in row for row in rows] == [True]
+
+
+def test_a_difference_says_how_many_seeds_it_rests_on():
+    one, two = (paired_bootstrap(np.ones((seeds, 50)), np.zeros(50)) for seeds in (1, 2))
+    assert (render.basis(one), render.basis(two)) == ("1 x 50", "2 x 50")
+    said = page.said([page.Difference("a", "b", "x", {**each._asdict(), "p_holm": 0.001}) for each in (one, two)])
+    assert [line.count("(one seed)") for line in said] == [1, 0]
+
+
+def test_table_3_takes_the_seed_whose_two_passes_together_took_least(store, tmp_path, capsys, monkeypatch):
+    seeds = itertools.cycle([(1.0, 9.0), (2.0, 3.0)])
+    monkeypatch.setattr(table3, "_seconds", lambda record, task: next(seeds))
+    assert "| 2.00 | 3.00 | 40% |" in _run("table3", store, tmp_path, capsys, monkeypatch)
+
+
 def test_a_table_with_nothing_trained_names_the_command(tmp_path):
     with pytest.raises(
         SystemExit, match=r"table1 has no trained cells.*run_cells --scale smol --only scout rates main"
@@ -152,7 +234,12 @@ def test_unseen_kinds_are_never_answered_by_their_own_expert():
         "unseen": {},
     }
     assert many.answers(record, "seen")["oracle"].tolist() == [True, True, True, True]
-    assert many.answers(record, "unseen")["oracle"].tolist() == [False, True, False, True]
+    assert many.answers(record, "seen")["best single"].tolist() == [True, True, False, True]
+    unseen = many.answers(record, "unseen")
+    assert unseen["oracle"].tolist() == unseen["best single"].tolist() == [False, True, False, True]
+    record["rights"]["base"] = [1, 1, 0, 0]
+    assert many.answers(record, "unseen")["oracle"].tolist() == [True, True, False, True]
+    assert set(ROUTERS) == set(many.ROUTERS["unseen"])
 
 
 def test_the_page_says_shown_only_below_five_percent(store, tmp_path, capsys, monkeypatch):

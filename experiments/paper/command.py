@@ -2,15 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.paper import plan
+from experiments.paper import plan, scores
 from experiments.paper.cells import Cell
 from experiments.paper.plan import Decided
-from experiments.paper.records import HERE, Failure, Store
+from experiments.paper.records import HERE, Store
 from experiments.paper.scales import NAMES, Scale, scale
+from experiments.paper.scores import Group
 from experiments.paper.studies import Study
 from sva.utils.errors import UserError
 
@@ -34,13 +35,12 @@ class Context(NamedTuple):
         at = {"examples": number, "lr": self.known.rates[method]}
         return [plan.cell(self.scale, "main", method, task, seed=seed, **at) for seed in self.scale.seeds]
 
-    def studies(self, method: str, **settings: Any) -> list[Mapping[str, Any]]:
-        """The records that there are of a kind of study, seed by seed, whose settings are these."""
+    def studies(self, method: str, **settings: Any) -> Group:
+        """The studies of a kind whose settings are these, and what there is of them."""
         planned = [*plan.studies(self.scale, self.known), *plan.of_kinds(self.scale, self.known)]
         wanted = [each for each in planned if isinstance(each, Study) and each.method == method]
         matching = [each for each in wanted if all(each[name] == value for name, value in settings.items())]
-        found = [self.store.get(study) for study in matching]
-        return [record for record in found if record is not None and not isinstance(record, Failure)]
+        return scores.group(matching, self.store)
 
 
 def run(name: str, about: str, make: Callable[[Context, Path], str], stages: Sequence[str], words: Any = None) -> None:

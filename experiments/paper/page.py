@@ -68,7 +68,7 @@ def _sections(results: Path, here: Path) -> list[str]:
         ("figure9", "Does LoRA collapse under policy gradient?", _collapse),
         ("table4", "Which matrices, and which learning?", _table1),
         ("table7", "IA3 and DoRA", _table1),
-        ("fidelity", "For those who saw smaller gains: one setting at a time", _table1),
+        ("fidelity", "For those who saw smaller gains: SVF with other settings", _table1),
         ("table2", "Does it compose? Unseen tasks", _systems),
         ("table5", "Experts moved to another model, unseen tasks", _systems),
         ("table9", "Experts moved to another model, their own tasks", _systems),
@@ -98,23 +98,28 @@ class Difference(NamedTuple):
 
 
 def said(differences: Sequence[Difference]) -> list[str]:
-    """A line each for those that are shown, and one line for all that are not."""
+    """A line each for those that are shown, one for all that are not, and one for bounds, which have no p."""
     if not differences:
         return ["Not run."]
-    lines, rest = [], {}
+    tested = [each for each in differences if each.entry["p_holm"] is not None]
+    lines, rest, bounds = [], {}, []
     for one, other, where, entry in differences:
         mean, low, high = (100 * entry[name] for name in ("mean", "low", "high"))
-        number = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-        if entry["p_holm"] < SIGNIFICANT:
+        number = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + (" (one seed)" if entry["seeds"] == 1 else "")
+        if entry["p_holm"] is None:
+            bounds.append(f"{one} against {other}: {where} {number}")
+        elif entry["p_holm"] < SIGNIFICANT:
             side = "above" if mean > 0 else "below"
             lines.append(f"- {where}: {one} is {side} {other} by {number} points, p {p_value(entry['p_holm'])}.")
         else:
             rest.setdefault(f"{one} against {other}", []).append(f"{where} {number}")
     if rest:
-        sizes = [100 * each.entry["detectable"] for each in differences if each.entry["p_holm"] >= SIGNIFICANT]
+        sizes = [100 * each.entry["detectable"] for each in tested if each.entry["p_holm"] >= SIGNIFICANT]
         listed = "; ".join(f"{pair}: {', '.join(places)}" for pair, places in rest.items())
         would = f"differences of {min(sizes):.1f} to {max(sizes):.1f} points would show four times in five"
         lines.append(f"- No difference shown ({would}): {listed}.")
+    if bounds:
+        lines.append(f"- Chosen on the test prompts themselves, so bounds and no result: {'; '.join(bounds)}.")
     return lines
 
 

@@ -28,6 +28,11 @@ class Study:
         return "/".join([self.stage, self.method, *(f"{name} {_short(value)}" for name, value in self.settings)])
 
     @property
+    def seed(self) -> int:
+        """The seed of the cells that it needs."""
+        return self.needs[0].seed
+
+    @property
     def flat(self) -> dict[str, Any]:
         """Its settings and the digests of the cells that it needs."""
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings}
