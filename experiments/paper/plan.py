@@ -7,7 +7,7 @@ more_rates as rates, for the other methods
 variants   the other methods at the middle number of prompts, seed by seed
 studies    the classification expert, dispatch, few-shot search and moved experts, on the experts of main
 prompts    the other numbers of prompts
-fidelity   one setting of SVF at a time
+fidelity   SVF with other settings
 kinds      SVF on every procedural kind, one seed, for dispatch among many
 
 Cells of scout, rates and more_rates have a seed of their own (100) and are measured on validation; all others on test.
@@ -166,7 +166,7 @@ def prompts(scale: Scale, known: Decided) -> Iterator[Cell]:
 
 
 def fidelity(scale: Scale, known: Decided) -> Iterator[Cell]:
-    """One setting of SVF at a time, at the middle number of prompts."""
+    """SVF with other settings, at the middle number of prompts."""
     for seed in scale.seeds:
         for method in FIDELITY:
             for task in known.tasks:
