@@ -169,6 +169,12 @@ def test_predicted_seconds_are_from_the_methods_cells_on_this_device():
     assert costs.predicted(_cell("linear"), "H100", costs.measured([], "H100")).seconds == 1.0
 
 
+def test_a_gpu_is_any_accelerator_that_records_name():
+    record = {"device": "NVIDIA H100 80GB HBM3", "method": "svf", "seconds": 4.0}
+    assert costs.measured([record], "gpu") == {"svf": 6.0, costs.ANY: 6.0}
+    assert costs.measured([record], "cpu") == {}
+
+
 def test_later_stages_wait_until_the_main_rates_are_decided(tmp_path):
     store = Store(tmp_path)
     assert {cell.stage for cell in plan.every(TOY, store.get)} == {"rates"}
@@ -232,6 +238,21 @@ def test_a_study_is_adopted_and_current_under_its_own_key(tmp_path):
     run_cells.pack(tmp_path / "there", tmp_path / "cells.tar")
     run_cells.adopt(tmp_path / "cells.tar", tmp_path / "here")
     assert Store(tmp_path / "here").get(study) == there.get(study)
+
+
+def test_lost_experts_are_named_with_the_command_that_trains_them_again(tmp_path, capsys):
+    cell, store = _cell(), Store(tmp_path)
+    study = Study(TOY, "search", (("task", "sum2"), ("seed", 0), ("size", 4)), (cell,))
+    store.put(cell, Made().run(cell))  # its record is here, its expert is not
+    assert _queue(store, [cell, study]).work(Made(store)) == 0
+    said = capsys.readouterr().err
+    assert f"studies that wait: 1, for experts that are not in {tmp_path / 'experts'}: {cell.name}; train them" in said
+    assert f"--scale toy --out {tmp_path} --only main studies --recompute" in said
+    run_cells.forget_lost([cell, study], store)
+    assert _queue(store, [cell, study]).work(Made(store)) == 2
+    run_cells.forget_lost([cell, study], store)
+    assert store.path(cell).exists()
+    assert "that wait" not in capsys.readouterr().err
 
 
 def test_the_papers_scale_is_listed_from_its_configs(tmp_path, capsys):

@@ -112,6 +112,12 @@ class Store:
             old.unlink(missing_ok=True)
         self.look()
 
+    def remove(self, cell: Cell | Study) -> None:
+        """Removes the record of a cell, if there is one."""
+        self.path(cell).unlink(missing_ok=True)
+        self._read.pop(cell.key, None)
+        self.look()
+
     def fail(self, cell: Cell | Study, error: str, details: str) -> None:
         """Notes why a cell could not be trained."""
         write_json(self.failure_path(cell), {"cell": cell.name, "error": error, "details": details})

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from experiments.paper import costs, plan
 from experiments.paper.cells import Cell, digest_of_flat
-from experiments.paper.queue import Queue, state
+from experiments.paper.queue import Queue, lost_experts, state
 from experiments.paper.records import HERE, Failure, Store, read, write_record
 from experiments.paper.scales import NAMES, PAPER, Scale, scale
+from experiments.paper.studies import Study
 from experiments.paper.training import Trainer, device
 from sva.parallel import compile_cache
 from sva.utils.errors import UserError
@@ -50,6 +51,8 @@ def main(words: list[str] | None = None) -> None:
     if arguments.dry_run:
         print(listing(wanted(of, store, arguments.only), store, arguments.on or device()))
         return
+    if arguments.recompute:
+        forget_lost(wanted(of, store, arguments.only), store)
     deadline = time.time() + 60 * arguments.minutes if arguments.minutes else None
     if arguments.shards > 1:
         _in_shards(arguments, deadline)
@@ -73,16 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--adopt", type=Path, help="file the records of an archive, and do nothing else")
     parser.add_argument("--dry-run", action="store_true", help="list the cells, train none")
     parser.add_argument("--on", choices=("cpu", "gpu"), help="with --dry-run: where it would run (default: here)")
-    parser.add_argument("--recompute", action="store_true", help="train cells of other revisions and failed ones anew")
+    parser.add_argument("--recompute", action="store_true", help="train anew: other revisions, failed, experts lost")
     return parser
 
 
-def wanted(of: Scale, store: Store, only: list[str] | None) -> list[Cell]:
+def wanted(of: Scale, store: Store, only: list[str] | None) -> list[Cell | Study]:
     """The cells of these stages that can be named yet."""
     return plan.every(of, store.get, only)
 
 
-def listing(cells: list[Cell], store: Store, where: str) -> str:
+def listing(cells: list[Cell | Study], store: Store, where: str) -> str:
     """A line a cell: state, predicted tokens, minutes and memory; and their sums."""
     measured = costs.measured([x for x in map(store.get, cells) if x and not isinstance(x, Failure)], where)
     lines, left = [], []
@@ -112,7 +115,7 @@ def _times(cost: costs.Cost) -> str:
     return f"{cost.seconds / 60:7.2f} min {cost.gib:5.1f} GiB"
 
 
-def _counts(cells: list[Cell], store: Store) -> str:
+def _counts(cells: list[Cell | Study], store: Store) -> str:
     states = Counter(state(cell, store).partition(":")[0] for cell in cells)
     return ", ".join(f"{number} {name}" for name, number in states.items())
 
@@ -129,6 +132,12 @@ def _forget(of: Scale, store: Store) -> None:
                     path.unlink()
     for cell in cells:
         store.failure_path(cell).unlink(missing_ok=True)
+
+
+def forget_lost(cells: list[Cell | Study], store: Store) -> None:
+    """Removes the records of cells whose experts are not on disk, where a study that is left to do reads them."""
+    for cell in lost_experts([each for each in cells if store.get(each) is None], store):
+        store.remove(cell)
 
 
 def _in_shards(arguments: argparse.Namespace, deadline: float | None) -> None:
