@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from paper_cells import Made, campaign
 
-from experiments.paper import command, figure9, many, page, plan, render, scales, scores, table3
+from experiments.paper import command, every, figure9, many, page, plan, render, scales, scores, table3
 from experiments.paper import records as paper_records
 from experiments.paper.figure10 import shares
 from experiments.paper.figure_z import principal
@@ -21,6 +21,7 @@ from experiments.paper.records import Store
 from experiments.paper.studies import Study
 from sva.evaluation.significance import paired_bootstrap
 from sva.tasks.sources import kinds
+from sva.utils.errors import UserError
 
 SMALL = dataclasses.replace(scales.SMOL, more_examples=(4,), seeds=(0, 1))
 TABLES = (
@@ -177,6 +178,22 @@ def test_a_table_with_nothing_trained_names_the_command(tmp_path):
         command.run("table1", "", lambda context, out: "", ("scout", "rates", "main"), ["--records", str(tmp_path)])
 
 
+def test_every_makes_every_table_and_figure_and_only_smol_writes_into_the_committed_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVA_CACHE", str(tmp_path / "cache"))
+    modules = {path.stem for path in every.DOCS.parents[1].glob("experiments/paper/*.py")}
+    of_them = {name for name in modules if name.startswith(("table", "figure", "axis")) and name != "figures"}
+    assert of_them | {"fidelity", "many", "sampled"} == set(every.TABLES)
+    campaign(tmp_path, scales.TOY, ("rates",))
+    words = ["--scale", "toy", "--records", str(tmp_path)]
+    with pytest.raises(UserError, match=r"--scale toy needs --out FOLDER: .*results holds the files of smol"):
+        every.main(words)
+    monkeypatch.setattr(every, "TABLES", ("table6", "figure10"))
+    every.main([*words, "--out", str(tmp_path / "out")])
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"table6.md", "figure10.png", "figure11.png", "results.md"} < found
+    assert "The largest 32 singular values of " in (tmp_path / "out" / "results.md").read_text()
+
+
 def test_the_papers_scale_is_listed_and_else_refused_in_one_line(capsys):
     with pytest.raises(SystemExit, match="--scale paper lists its cells with --dry-run"):
         command.run("table1", "", lambda context, out: "", (), ["--scale", "paper"])
@@ -215,6 +232,12 @@ def test_principal_components_find_the_line_that_points_lie_on():
     coordinates, parts = principal(line)
     assert parts == pytest.approx([1.0, 0.0], abs=1e-9)
     assert np.abs(np.diff(coordinates[:, 0])) == pytest.approx(np.full(4, 5.0))
+
+
+def test_experts_of_one_task_are_set_beside_those_of_two():
+    cosines = [[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]]
+    said = page._alike({"experts": ["copy 0", "copy 1", "sum2 0"], "cosines": cosines})
+    assert "of one task's seeds +0.80 (pairs: 1), of two tasks +0.20 (pairs: 2)" in said[0]
 
 
 def test_routers_find_the_kind_whose_examples_are_near():

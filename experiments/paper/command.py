@@ -10,10 +10,13 @@ from experiments.paper import plan, scores
 from experiments.paper.cells import Cell
 from experiments.paper.plan import Decided
 from experiments.paper.records import HERE, Store
+from experiments.paper.render import RESULTS
 from experiments.paper.scales import NAMES, Scale, scale
 from experiments.paper.scores import Group
 from experiments.paper.studies import Study
 from sva.utils.errors import UserError
+
+OUT = "where files are written (default at smol: the committed results)"
 
 
 class Context(NamedTuple):
@@ -53,7 +56,7 @@ def run(name: str, about: str, make: Callable[[Context, Path], str], stages: Seq
     parser = argparse.ArgumentParser(f"experiments.paper.{name}", description=about)
     parser.add_argument("--scale", default="smol", choices=NAMES)
     parser.add_argument("--records", type=Path, default=HERE, help="where cells/ is (default: the committed ones)")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="where files are written")
+    parser.add_argument("--out", type=Path, help=OUT)
     parser.add_argument("--train", action="store_true", help="train the cells that are missing first")
     parser.add_argument("--dry-run", action="store_true", help="list its cells, make nothing")
     parser.add_argument("--minutes", type=float, help="with --train: start no cell that would not end within them")
@@ -67,6 +70,17 @@ def run(name: str, about: str, make: Callable[[Context, Path], str], stages: Seq
         sys.exit(f"sva: {error}")
 
 
+def written_to(scale_name: str, out: Path | None) -> Path:
+    """The folder that files are written into: the committed one for smol, else `out`.
+
+    Raises:
+      UserError: no `out` is given, and the scale is another: its files would overwrite smol's.
+    """
+    if out is None and scale_name != "smol":
+        raise UserError(f"--scale {scale_name} needs --out FOLDER: {RESULTS} holds the files of smol")
+    return out or RESULTS
+
+
 def dry_run(scale_name: str, records: Path, stages: Sequence[str] = ()) -> None:
     """Prints the cells of these stages, or of all, and trains none."""
     from experiments.paper import run_cells  # which imports JAX
@@ -77,6 +91,7 @@ def dry_run(scale_name: str, records: Path, stages: Sequence[str] = ()) -> None:
 
 def _made(name: str, make: Callable[[Context, Path], str], stages: Sequence[str], arguments: Any) -> str:
     of, store = scale(arguments.scale), Store(arguments.records)
+    out = written_to(of.name, arguments.out)
     trainer = f"python -m experiments.paper.run_cells --scale {of.name} --only {' '.join(stages)}"
     if arguments.train:
         from experiments.paper import run_cells  # which imports JAX
@@ -87,5 +102,5 @@ def _made(name: str, make: Callable[[Context, Path], str], stages: Sequence[str]
     known = plan.decided(of, store.get)
     if not known.rates:
         raise UserError(f"{name} has no trained cells at scale {of.name}; make them with `{trainer}`, or add --train")
-    text = make(Context(of, store, known, f"python -m experiments.paper.{name} --scale {of.name}"), arguments.out)
+    text = make(Context(of, store, known, f"python -m experiments.paper.{name} --scale {of.name}"), out)
     return f"{text}\nCells that are not run: `{trainer}`" if "not run" in text else text

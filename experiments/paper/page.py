@@ -1,9 +1,11 @@
 """docs/results.md: what came out, in plain words that follow from the numbers, each beside its command and record."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.paper import plan
@@ -74,6 +76,8 @@ def _sections(results: Path, here: Path) -> list[str]:
         ("table9", "Experts moved to another model, their own tasks", _systems),
         ("many", "Dispatch among many", _many),
         ("table8", "How many shots few-shot search needs", _systems),
+        ("figure_z", "How alike experts are", _alike),
+        ("figure10", "How much of a spectrum its largest values hold", _spectrum),
         ("three_views", "Whole models, a mixture of experts, or experts of z", _views),
     ):
         path = results / f"{name}.json"
@@ -160,6 +164,24 @@ def _many(data: Mapping[str, Any]) -> list[str]:
 def _systems(data: Mapping[str, Any]) -> list[str]:
     there = {name: each for name, each in data["systems"].items() if each["less_base"]}
     return said([Difference(name, "the base", "over all", each["less_base"] | each) for name, each in there.items()])
+
+
+def _alike(data: Mapping[str, Any]) -> list[str]:
+    """Mean cosines of two experts' changes, of one task and of two."""
+    tasks = [name.rpartition(" ")[0] for name in data["experts"]]
+    pairs: dict[str, list[float]] = {"one task's seeds": [], "two tasks": []}
+    for i, j in itertools.combinations(range(len(tasks)), 2):
+        pairs["one task's seeds" if tasks[i] == tasks[j] else "two tasks"].append(data["cosines"][i][j])
+    found = [f"of {name} {fmean(cosines):+.2f} (pairs: {len(cosines)})" for name, cosines in pairs.items() if cosines]
+    return [f"Mean cosine of what two experts change, s (z - 1): {', '.join(found)}."]
+
+
+def _spectrum(data: Mapping[str, Any]) -> list[str]:
+    """The share of the largest values in the sum, mean over layers."""
+    place = data["ranks"].index(32)
+    shares = {name: 100 * fmean(row[place] for row in rows) for name, rows in data["shares"].items()}
+    found = ", ".join(f"{name} {share:.0f} %" for name, share in shares.items())
+    return [f"The largest 32 singular values of {data['model']} hold of their sum, mean over layers: {found}."]
 
 
 def _views(data: Mapping[str, Any]) -> list[str]:
