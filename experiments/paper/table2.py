@@ -26,7 +26,8 @@ def make(context: Context, out: Path) -> str:
         "Best expert: the single one that is best on the task in hindsight; oracle: the expert of the task's label.",
         f"The paper's: {' / '.join(paper_numbers.TABLE2_TASKS)} of {paper_numbers.BASE}, not our tasks or model.",
     )
-    paper = {METHODS[name].title if name in METHODS else name: row for name, row in paper_numbers.TABLE2.items()}
+    titles = {name: METHODS[name].title for name in ("lora_attention_next", "ia3")} | {"dora": "DoRA"}
+    paper = {titles.get(name, name): row for name, row in paper_numbers.TABLE2.items()}
     table, data = systems.table(title, of(context, tasks), tasks, paper, notes)
     return render.write(NAME, [table], data, context.command, out)
 
