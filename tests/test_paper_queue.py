@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import shlex
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from paper_cells import Made, campaign
 
 from experiments.paper import costs, plan, run_cells, scales, tasks
 from experiments.paper import records as paper_records
-from experiments.paper.cells import flat
+from experiments.paper.cells import digest_of_flat, flat
 from experiments.paper.methods import MAIN, METHODS
 from experiments.paper.queue import Queue, state
 from experiments.paper.records import Failure, Store, rights
@@ -22,6 +23,7 @@ from sva.training import config
 from sva.utils.errors import UserError
 
 TOY = scales.TOY
+RATES = {"svf": 1e-2, "full_next": 1e-4}
 
 
 def _cell(method="svf", lr=1e-2, seed=0, stage="main"):
@@ -263,8 +265,18 @@ def test_the_papers_scale_is_listed_from_its_configs(tmp_path, capsys):
     for name in ("main/svf/gsm8k/all/seed 0", "main/lora/mbpp/all/seed 2", "studies/dispatch/", "studies/svf/routing"):
         assert printed.count(f"  {name}") >= 3
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="--scale paper lists its cells with --dry-run"):
+    with pytest.raises(UserError, match="--scale paper lists its cells and their `sva train` commands"):
         scales.scale("paper")
+
+
+def test_the_listed_command_of_a_cell_trains_the_cell():
+    of = scales.PAPER[0]
+    cells = [plan.cell(of, "main", name, "mbpp", examples=None, seed=2, lr=3e-3) for name in ("lora", "svf_bfloat16")]
+    cells += [plan.rates(of, "gsm8k")[1], next(plan.studies(of, plan.Decided(("gsm8k",), RATES, ("math",))))]
+    for cell in cells:
+        start, train, file, *words = shlex.split(cell.command)
+        assert (start, train) == ("sva", "train")
+        assert digest_of_flat(flat(config.load(scales.CONFIGS.parents[1] / file, words))) == cell.digest
 
 
 def test_a_cell_at_the_papers_scale_has_the_settings_of_its_file():

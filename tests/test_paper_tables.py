@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 from paper_cells import Made, campaign
 
-from experiments.paper import command, every, figure9, many, page, plan, render, scales, scores, table3
+from experiments.paper import (
+    command,
+    every,
+    figure9,
+    many,
+    page,
+    plan,
+    render,
+    run_cells,
+    scales,
+    scores,
+    table1,
+    table3,
+)
 from experiments.paper import records as paper_records
 from experiments.paper.figure10 import shares
 from experiments.paper.figure_z import principal
@@ -195,12 +208,51 @@ def test_every_makes_every_table_and_figure_and_only_smol_writes_into_the_commit
 
 
 def test_the_papers_scale_is_listed_and_else_refused_in_one_line(capsys):
-    with pytest.raises(SystemExit, match="--scale paper lists its cells with --dry-run"):
+    with pytest.raises(SystemExit, match="table1 has no filed runs at scale paper; .* --dry-run` lists their commands"):
         command.run("table1", "", lambda context, out: "", (), ["--scale", "paper"])
     command.run("table1", "", lambda context, out: "", ("main",), ["--scale", "paper", "--dry-run"])
     printed = capsys.readouterr().out
     assert printed.count("main/svf/gsm8k/all/seed 0") == 3
     assert "fidelity/" not in printed
+
+
+def test_the_papers_table_1_prints_the_runs_that_were_filed(tmp_path, capsys):
+    of = scales.PAPER[0]
+    store, made = Store(tmp_path), Made()
+    rate = next(cell for cell in plan.rates(of, "gsm8k") if cell.method == "svf")
+    store.put(rate, made.run(rate))
+    cell = plan.cell(of, "main", "svf", "gsm8k", examples=None, seed=1, lr=rate.lr)
+    run_dir = _finished(tmp_path / "run", cell, made.run(cell))
+    run_cells.main(["--scale", "paper", "--out", str(tmp_path), "--file", str(run_dir)])
+    assert store.expert_path(cell).exists()
+    assert f"{cell.key}.json.gz: main/svf/gsm8k/all/seed 1" in capsys.readouterr().out
+    words = ["--scale", "paper", "--records", str(tmp_path), "--out", str(tmp_path / "out")]
+    command.run("table1", "", table1.make, table1.STAGES, words)
+    printed = capsys.readouterr().out
+    assert "## meta-llama/Meta-Llama-3-8B-Instruct" in printed
+    assert "(2 of 3 seeds not run)" in printed
+    assert (tmp_path / "out" / "llama3-8b" / "table1.md").exists()
+    shutil.copytree(run_dir, tmp_path / "other")
+    other = json.loads((run_dir / "result.json").read_text())
+    other["config"]["train"]["lr"] = 0.5
+    (tmp_path / "other" / "result.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="other has the settings of no cell; train with a command that"):
+        run_cells.main(["--scale", "paper", "--out", str(tmp_path), "--file", str(tmp_path / "other")])
+
+
+def _finished(run_dir, cell, record):
+    """A run directory as `sva train` leaves it, with the answers of a made record."""
+    run_dir.mkdir()
+    about = {name: record[name] for name in ("n", "before", "after", "parameters", "seconds")}
+    about |= {"gain": 0.1, "fingerprint": "f", "warnings": [], "versions": {}, "command": "sva train"}
+    (run_dir / "result.json").write_text(json.dumps(about | {"config": dataclasses.asdict(cell.config)}))
+    (run_dir / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5, "step_seconds": 2.0, "tokens": 9}\n')
+    (run_dir / "expert.safetensors").touch()
+    for when, rows in record["held_out"].items():
+        named = [dict(zip(paper_records.ANSWER, row, strict=True)) for row in rows]
+        lines = [{"task": cell.task, "question": "q", **row} for row in named]
+        (run_dir / f"{when}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run_dir
 
 
 def test_a_single_score_has_no_narrower_interval_than_wilsons():

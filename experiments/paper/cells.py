@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from experiments.paper.methods import METHODS
 from experiments.paper.revisions import CURRENT
 from experiments.paper.scales import OF_KINDS, Scale
 from sva.adapters import spelling
-from sva.training.config import Config, load
+from sva.training.config import Config, in_file, load
 from sva.utils.settings import override
 
 _ELSEWHERE = (
@@ -62,6 +63,15 @@ class Cell:
             "evaluate.split": self.split,
             "evaluate.size": self.scale.held_out or begun["evaluate.size"],
         }
+
+    @property
+    def command(self) -> str:
+        """`sva train` with its file of configs/paper and the settings that differ from it."""
+        path = self.scale.file(self.task)
+        begun = _default() | in_file(path)
+        changed = {name: value for name, value in self.settings.items() if begun[name] != value}
+        words = [f"run_dir=runs/paper/{self.key}", *(override(name, value) for name, value in changed.items())]
+        return " ".join(["sva train", f"configs/paper/{path.name}", *map(shlex.quote, words)])
 
     @property
     def config(self) -> Config:
@@ -164,6 +174,11 @@ def _default() -> dict[str, Any]:
 
 def flat(config: Config) -> dict[str, Any]:
     """All settings by dotted name, without those that change no result."""
+    return flat_of(asdict(config))
+
+
+def flat_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of settings that are nested, as in a run's result.json."""
 
     def named(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -174,7 +189,7 @@ def flat(config: Config) -> dict[str, Any]:
                 found[prefix + name] = list(value) if isinstance(value, tuple) else value
         return found
 
-    return without_elsewhere(named(asdict(config), ""))
+    return without_elsewhere(named(settings, ""))
 
 
 def without_elsewhere(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from experiments.paper.cells import Cell
 from experiments.paper.plan import Decided
 from experiments.paper.records import HERE, Store
 from experiments.paper.render import RESULTS
-from experiments.paper.scales import NAMES, Scale, scale
+from experiments.paper.scales import NAMES, PAPER, Scale, scale
 from experiments.paper.scores import Group
 from experiments.paper.studies import Study
 from sva.utils.errors import UserError
@@ -90,6 +90,8 @@ def dry_run(scale_name: str, records: Path, stages: Sequence[str] = ()) -> None:
 
 
 def _made(name: str, make: Callable[[Context, Path], str], stages: Sequence[str], arguments: Any) -> str:
+    if arguments.scale == "paper" and not arguments.train:
+        return _of_the_paper(name, make, arguments)
     of, store = scale(arguments.scale), Store(arguments.records)
     out = written_to(of.name, arguments.out)
     trainer = f"python -m experiments.paper.run_cells --scale {of.name} --only {' '.join(stages)}"
@@ -104,3 +106,20 @@ def _made(name: str, make: Callable[[Context, Path], str], stages: Sequence[str]
         raise UserError(f"{name} has no trained cells at scale {of.name}; make them with `{trainer}`, or add --train")
     text = make(Context(of, store, known, f"python -m experiments.paper.{name} --scale {of.name}"), out)
     return f"{text}\nCells that are not run: `{trainer}`" if "not run" in text else text
+
+
+def _of_the_paper(name: str, make: Callable[[Context, Path], str], arguments: Any) -> str:
+    """What the table prints for each of the paper's models of which runs are filed, into a folder a model."""
+    store = Store(arguments.records)
+    decided = {of.files: (of, plan.decided(of, store.get)) for of in PAPER}
+    line, texts = f"python -m experiments.paper.{name} --scale paper", []
+    for files, (of, known) in decided.items():
+        if known.rates:
+            text = make(Context(of, store, known, line), written_to(of.name, arguments.out) / files)
+            texts.append(f"## {of.model}\n\n{text}")
+    if not texts:
+        raise UserError(
+            f"{name} has no filed runs at scale paper; `{line} --dry-run` lists their commands, and "
+            "`python -m experiments.paper.run_cells --scale paper --file RUN_DIR` files what they trained"
+        )
+    return "\n\n".join(texts)

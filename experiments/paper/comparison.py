@@ -67,7 +67,7 @@ def tables(
         f"Accuracy in %, greedy answers, mean of up to {seeds} seeds, with a 95 % interval over items and seeds; "
         f"n = {', '.join(map(str, n)) or 'none'} held-out prompts a task.",
         f"Trained on {devices([record for group in some for record in group.records]) or 'nothing yet'}.",
-        *([f"The paper's: {' / '.join(paper_tasks)} of {BASE}, other tasks and another model."] if paper else []),
+        *([f"The paper's: {' / '.join(paper_tasks)} of {BASE}."] if paper else []),
     )
     header = ("method", "trained numbers", *tasks, *(["the paper's"] if paper else []))
     rows = [row if paper else row[:-1] for row in rows]

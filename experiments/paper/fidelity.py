@@ -28,7 +28,7 @@ NOTES = (
 
 def make(context: Context, out: Path) -> str:
     """Writes fidelity.md, .tex and .json; returns the Markdown."""
-    title = f"SVF with other settings, {plan.middle(context.scale)} training prompts"
+    title = f"SVF with other settings, {plan.middle(context.scale) or 'all'} training prompts"
     found = comparison.sides(context, METHODS)
     tables, data = comparison.tables(title, found, {}, (), reference="svf", notes=NOTES)
     return render.write(NAME, tables, data, context.command, out)

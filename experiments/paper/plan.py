@@ -80,13 +80,14 @@ def tried_rates(scale: Scale, method: str) -> tuple[float, ...]:
     return dict(scale.rates).get(method, METHODS[method].rates)
 
 
-def presumed(scale: Scale, only: Sequence[str] | None = None) -> list[Cell | Study]:
-    """All cells of a scale that scouts nothing, or those of some stages, each method at its middle learning rate.
+def presumed(scale: Scale, get: Get, only: Sequence[str] | None = None) -> list[Cell | Study]:
+    """All cells of a scale that scouts nothing, or those of some stages.
 
-    For a list of what there would be to do before anything is decided.
+    Each method has the learning rate that the records choose or, before they do, its middle one, so that the list has
+    all that there would be to do before anything is decided.
     """
     middle_rates = {method: sorted(tried_rates(scale, method)) for method in METHODS}
-    own = {method: each[len(each) // 2] for method, each in middle_rates.items()}
+    own = {method: each[len(each) // 2] for method, each in middle_rates.items()} | decided(scale, get).rates
     own |= {name: own[of] for name, method in METHODS.items() if (of := method.rate_of)}
     known = Decided(scale.candidates, own, scale.unseen)
     listed: list[Cell | Study] = [*rates(scale, known.tasks[0]), *main(scale, known), *variants(scale, known)]

@@ -4,7 +4,8 @@
     python -m experiments.paper.run_cells --scale smol --minutes 30        # records go to experiments/paper/cells
     python -m experiments.paper.run_cells --scale smol --out DIR --shards 6 --minutes 8 --pack cells.tar
     python -m experiments.paper.run_cells --adopt cells.tar                # files its records here
-    python -m experiments.paper.run_cells --scale paper --dry-run          # what the paper's own tables would take
+    python -m experiments.paper.run_cells --scale paper --dry-run          # the commands of the paper's own tables
+    python -m experiments.paper.run_cells --scale paper --file RUN_DIR     # files what one of them has trained
 
 Stopped at any moment, the same command resumes. Needs no network where the model is in the cache (`sva fetch`).
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from experiments.paper import costs, plan
 from experiments.paper.cells import Cell, digest_of_flat
+from experiments.paper.filed import file_run
 from experiments.paper.queue import Queue, lost_experts, state
 from experiments.paper.records import HERE, Failure, Store, read, write_record
 from experiments.paper.scales import NAMES, PAPER, Scale, scale
@@ -41,8 +43,14 @@ def main(words: list[str] | None = None) -> None:
     if arguments.adopt:
         adopt(arguments.adopt, arguments.out)
         return
+    if arguments.file:
+        store = Store(arguments.out)
+        for run_dir in arguments.file:
+            cell = file_run(run_dir, PAPER if arguments.scale == "paper" else [scale(arguments.scale)], store)
+            print(f"{store.path(cell)}: {cell.name}")
+        return
     if arguments.scale == "paper" and arguments.dry_run:
-        print("\n\n".join(paper_listing(each, arguments.only) for each in PAPER))
+        print("\n\n".join(paper_listing(each, Store(arguments.out), arguments.only) for each in PAPER))
         return
     of = scale(arguments.scale)
     store = Store(arguments.out)
@@ -74,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shards", type=int, default=1, help="start so many processes that share the cells")
     parser.add_argument("--pack", type=Path, help="an archive of the records, renewed while shards work")
     parser.add_argument("--adopt", type=Path, help="file the records of an archive, and do nothing else")
+    parser.add_argument("--file", type=Path, nargs="+", help="file finished runs of sva train, and do nothing else")
     parser.add_argument("--dry-run", action="store_true", help="list the cells, train none")
     parser.add_argument("--on", choices=("cpu", "gpu"), help="with --dry-run: where it would run (default: here)")
     parser.add_argument("--recompute", action="store_true", help="train anew: other revisions, failed, experts lost")
@@ -101,13 +110,15 @@ def listing(cells: list[Cell | Study], store: Store, where: str) -> str:
     return "\n".join(lines)
 
 
-def paper_listing(of: Scale, only: list[str] | None) -> str:
-    """A line a cell of one of the paper's models: its key, name and tokens; none has been run, so nothing is timed."""
-    cells = plan.presumed(of, only)
+def paper_listing(of: Scale, store: Store, only: list[str] | None) -> str:
+    """Two lines a cell of one of the paper's models: key, name and tokens, and the command that trains it."""
+    cells = plan.presumed(of, store.get, only)
     lines = [f"{of.model}: settings of configs/paper/{of.files}-TASK.yaml; sva train FILE --dry-run tells its memory"]
-    lines += [f"{each.key}  {each.name:<58} {sum(costs.tokens(each)):>14,} tokens" for each in cells]
+    for each in cells:
+        lines.append(f"{each.key}  {each.name:<58} {sum(costs.tokens(each)):>14,} tokens")
+        lines += [f"    {each.command}"] if isinstance(each, Cell) else []
     total = sum(sum(costs.tokens(each)) for each in cells)
-    lines.append(f"{len(cells)} cells, {total:,} tokens; rates that validation decides are taken to be the middle ones")
+    lines.append(f"{len(cells)} cells, {total:,} tokens; rates that no filed runs have decided are the middle ones")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ PAPER = {name: row for name, row in paper_numbers.TABLE1.items() if name != "dor
 def make(context: Context, out: Path) -> str:
     """Writes table1.md, .tex and .json; returns the Markdown."""
     examples = max(context.scale.examples)
-    title = f"Table 1: {examples} training prompts, by policy gradient"
+    title = f"Table 1: {examples or 'all'} training prompts, by policy gradient"
     found = comparison.sides(context, METHODS, examples)
     tables, data = comparison.tables(
         title, found, PAPER, paper_numbers.TABLE1_TASKS, notes=(paper_numbers.LORA, "Ours like it is in table 7.")

@@ -26,7 +26,7 @@ METHODS = (
 
 def make(context: Context, out: Path) -> str:
     """Writes table4.md, .tex and .json; returns the Markdown."""
-    title = f"Table 4: {plan.middle(context.scale)} training prompts, what is trained and how"
+    title = f"Table 4: {plan.middle(context.scale) or 'all'} training prompts, what is trained and how"
     paper = {name: row[1:] for name, row in paper_numbers.TABLE4.items()}
     paper["base"] = (paper_numbers.TABLE1["base"][0], paper_numbers.TABLE2["base"][0])
     found = comparison.sides(context, METHODS)
