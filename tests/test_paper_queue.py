@@ -15,6 +15,7 @@ from experiments.paper.cells import digest_of_flat, flat
 from experiments.paper.methods import MAIN, METHODS
 from experiments.paper.queue import Queue, state
 from experiments.paper.records import Failure, Store, rights
+from experiments.paper.regraded import regrade
 from experiments.paper.studies import Study
 from experiments.paper.tasks import Scouted, chosen
 from sva.tasks import procedural
@@ -116,6 +117,24 @@ def test_records_of_another_revision_are_refused_until_recomputed(tmp_path, monk
         Store(tmp_path).get(cell)
     store.put(cell, Made().run(cell))
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{cell.digest}-99-1.json.gz"]
+
+
+def test_a_raised_grading_grades_the_stored_answers_anew(tmp_path, monkeypatch):
+    cell, store = plan.cell(LISTED, "main", "svf", "last_letter", examples=64, seed=0, lr=1e-2), Store(tmp_path)
+    store.put(cell, Made(store).run(cell))  # every completion is "a", right at random
+    store.expert_path(cell).touch()
+    study = Study(TOY, "search", (("seed", 0), ("size", 4)), (cell,))
+    store.put(study, Made().run(study))
+    new = paper_records.CURRENT._replace(grading=2)
+    for module in ("records", "cells", "studies", "regraded"):
+        monkeypatch.setattr(f"experiments.paper.{module}.CURRENT", new)
+    assert regrade(Store(tmp_path)) == (1, 1)
+    found = Store(tmp_path).get(cell)
+    ends_in_a = [row["answer"] == "a" for row in kinds.rows("last_letter", "test")[: found["n"]]]
+    assert rights(found).tolist() == rights(found, "before").tolist() == ends_in_a
+    assert found["after"]["mean"] == pytest.approx(sum(ends_in_a) / len(ends_in_a))
+    assert (found["key"], found["revisions"]["grading"]) == (cell.key, 2)
+    assert Store(tmp_path).expert_path(cell).exists()
 
 
 def test_a_record_trained_under_another_default_is_refused(tmp_path):

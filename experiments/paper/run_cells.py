@@ -4,6 +4,7 @@
     python -m experiments.paper.run_cells --scale smol --minutes 30        # records go to experiments/paper/cells
     python -m experiments.paper.run_cells --scale smol --out DIR --shards 6 --minutes 8 --pack cells.tar
     python -m experiments.paper.run_cells --adopt cells.tar                # files its records here
+    python -m experiments.paper.run_cells --regrade                        # after GRADING was raised, trains nothing
     python -m experiments.paper.run_cells --scale paper --dry-run          # the commands of the paper's own tables
     python -m experiments.paper.run_cells --scale paper --file RUN_DIR     # files what one of them has trained
 
@@ -26,6 +27,7 @@ from experiments.paper.cells import Cell, digest_of_flat
 from experiments.paper.filed import file_run
 from experiments.paper.queue import Queue, lost_experts, state
 from experiments.paper.records import HERE, Failure, Store, read, write_record
+from experiments.paper.regraded import regrade
 from experiments.paper.scales import NAMES, PAPER, Scale, scale
 from experiments.paper.studies import Study
 from experiments.paper.training import Trainer, device
@@ -42,6 +44,10 @@ def main(words: list[str] | None = None) -> None:
     arguments = _parser().parse_args(words)
     if arguments.adopt:
         adopt(arguments.adopt, arguments.out)
+        return
+    if arguments.regrade:
+        done, left = regrade(Store(arguments.out))
+        print(f"{done} cells graded anew; {left} records are of an older grading still: --recompute makes those again")
         return
     if arguments.file:
         store = Store(arguments.out)
@@ -85,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--file", type=Path, nargs="+", help="file finished runs of sva train, and do nothing else")
     parser.add_argument("--dry-run", action="store_true", help="list the cells, train none")
     parser.add_argument("--on", choices=("cpu", "gpu"), help="with --dry-run: where it would run (default: here)")
+    parser.add_argument("--regrade", action="store_true", help="grade cells of other gradings anew, train none")
     parser.add_argument("--recompute", action="store_true", help="train anew: other revisions, failed, experts lost")
     return parser
 
