@@ -73,7 +73,7 @@ def _study(study, rng):
                     found |= {f"{how}/{name}/{trained}": rights() for how in ("ordered", "shuffled")}
         return {"n": study["size"], "rights": found}
     if study.method == "many":
-        tasks = [name for name in study["tasks"] for _ in range(4)]
+        tasks = [name for _ in range(study["size"]) for name in study["tasks"]]
         systems = ("base", *study["tasks"])
         return {
             "n": len(tasks),

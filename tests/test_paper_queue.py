@@ -229,7 +229,7 @@ def test_a_stage_lists_its_cells_though_an_earlier_one_has_the_same():
     at_32 = [x for x in plan.every(LISTED, _decided, ("prompts",)) if (x.method, x.examples) == ("full", 32)]
     assert [cell.task for cell in at_32] == list(plan.decided(LISTED, _decided).tasks)
     of_kinds = plan.every(LISTED, _decided, ("kinds",))
-    assert [each.task for each in of_kinds[:-1]] == list(kinds.KINDS)
+    assert [each.task for each in of_kinds if not isinstance(each, Study)] == list(kinds.KINDS)
 
 
 def test_dry_run_lists_what_is_to_do(tmp_path, capsys):

@@ -317,6 +317,21 @@ def test_unseen_kinds_are_never_answered_by_their_own_expert():
     assert set(ROUTERS) == set(many.ROUTERS["unseen"])
 
 
+def test_few_shot_search_mixes_all_experts_and_on_unseen_kinds_the_others(store, tmp_path, capsys, monkeypatch):
+    known = plan.decided(SMALL, store.get)
+    searches = [each for each in plan.of_kinds(SMALL, known) if each.method == "search"]
+    assert {(each["among"], len(each.needs)) for each in searches} == {("all", 20), ("others", 19)}
+    assert not [each for each in searches if each["among"] == "others" and each["task"] in {x.task for x in each.needs}]
+    _run("many", store, tmp_path, capsys, monkeypatch)
+    data = json.loads((tmp_path / "many.json").read_text())
+    for when, among in many.AMONG.items():
+        found = [np.mean(store.get(each)["rights"]["few-shot"]) for each in searches if each["among"] == among]
+        assert data[when]["systems"]["few-shot"]["scores"]["all kinds"]["mean"] == pytest.approx(
+            np.mean(found), abs=1e-5
+        )
+    assert "Few-shot is above the best single expert on" in (tmp_path / "many.md").read_text()
+
+
 def test_the_page_says_shown_only_below_five_percent(store, tmp_path, capsys, monkeypatch):
     _run("table1", store, tmp_path / "results", capsys, monkeypatch)
     text = page.text(SMALL, store, tmp_path / "results", tmp_path)

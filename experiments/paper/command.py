@@ -38,10 +38,10 @@ class Context(NamedTuple):
         at = {"examples": number, "lr": self.known.rates[method]}
         return [plan.cell(self.scale, "main", method, task, seed=seed, **at) for seed in self.scale.seeds]
 
-    def studies(self, method: str, **settings: Any) -> Group:
-        """The studies of a kind whose settings are these, and what there is of them."""
+    def studies(self, method: str, stage: str = "studies", **settings: Any) -> Group:
+        """The studies of a kind and a stage whose settings are these, and what there is of them."""
         planned = [*plan.studies(self.scale, self.known), *plan.of_kinds(self.scale, self.known)]
-        wanted = [each for each in planned if isinstance(each, Study) and each.method == method]
+        wanted = [x for x in planned if isinstance(x, Study) and (x.method, x.stage) == (method, stage)]
         matching = [each for each in wanted if all(each[name] == value for name, value in settings.items())]
         return scores.group(matching, self.store)
 

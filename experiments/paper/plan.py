@@ -8,7 +8,7 @@ variants   the other methods at the middle number of prompts, seed by seed
 studies    the classification expert, dispatch, few-shot search and moved experts, on the experts of main
 prompts    the other numbers of prompts
 fidelity   SVF with other settings
-kinds      SVF on every procedural kind, one seed, for dispatch among many
+kinds      SVF on every procedural kind, one seed, for dispatch among many and mixtures of them
 
 Cells of scout, rates and more_rates have a seed of their own (100) and are measured on validation; all others on test.
 """
@@ -216,12 +216,21 @@ def _study(scale: Scale, method: str, needs: tuple[Cell, ...], *, stage: str = "
 
 
 def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
-    """SVF on every procedural kind, and dispatch among all of these experts."""
+    """SVF on every procedural kind, dispatch among all of these experts, and mixtures of them.
+
+    A few-shot search for every kind, among the experts of the `others`, its own left out, and then among `all`.
+    """
     if scale.name == "toy" or "svf" not in known.rates:
         return
     experts = [cell(scale, "kinds", "svf", kind, lr=known.rates["svf"], **OF_KINDS) for kind in kinds.KINDS]
     yield from experts
     yield _study(scale, "many", tuple(experts), stage="kinds", tasks=tuple(kinds.KINDS), size=OF_A_KIND)
+    shots, generations = SEARCHES[0]
+    for among in ("others", "all"):
+        for kind in kinds.KINDS:
+            mixed = tuple(each for each in experts if among == "all" or each.task != kind)
+            about = {"task": kind, "among": among, "shots": shots, "generations": generations, "seed": mixed[0].seed}
+            yield _study(scale, "search", mixed, stage="kinds", **about, size=OF_A_KIND)
 
 
 def every(scale: Scale, get: Get, only: Sequence[str] | None = None) -> list[Cell | Study]:
