@@ -72,6 +72,8 @@ def _study(study, rng):
                 if name not in study["trained"] or name == trained:
                     found |= {f"{how}/{name}/{trained}": rights() for how in ("ordered", "shuffled")}
         return {"n": study["size"], "rights": found}
+    if study.method == "classified":
+        return {"n": 20, "tasks": [], "chosen": [name for _ in range(study["size"]) for name in study["tasks"]]}
     if study.method == "many":
         tasks = [name for _ in range(study["size"]) for name in study["tasks"]]
         systems = ("base", *study["tasks"])

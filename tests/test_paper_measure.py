@@ -76,8 +76,9 @@ def test_studies_measure_the_experts_of_cells(trainer):
         _study("search", experts, task="sum2", shots=2, generations=1, seed=0, size=4),
         _study("moved", (*experts, tuning), trained=TASKS, tasks=("last_letter", "sum2"), seed=0, size=4),
         _study("many", experts, tasks=TASKS, size=2),
+        _study("classified", (*experts, judge), tasks=TASKS, size=2),
     ]
-    dispatch, search, moved, many = _filed(trainer, [*experts, judge, *studies])[3:]
+    dispatch, search, moved, many, classified = _filed(trainer, [*experts, judge, *studies])[3:]
     assert dispatch["n"] == 6
     assert dispatch["rights"]["oracle"][0] == dispatch["rights"]["letters everywhere"][0]
     assert set(dispatch["chosen"]) == {*plan.FIRST, "oracle"}
@@ -90,6 +91,7 @@ def test_studies_measure_the_experts_of_cells(trainer):
         "base/last_letter",
         "base/sum2",
     }
+    assert (classified["tasks"], len(classified["chosen"])) == (many["tasks"], 4)
     assert set(many["seen"]) == {"embedding", "task embedding", "prompt"}
     assert many["unseen"]["embedding"] == [
         "product" if name == "last_letter" else "last_letter" for name in many["tasks"]

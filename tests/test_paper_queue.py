@@ -220,7 +220,7 @@ def test_every_expert_that_a_study_reads_is_kept():
     listed = plan.every(LISTED, _decided)
     trained = {each.key: each for each in listed if not isinstance(each, Study)}
     studies = [each for each in listed if isinstance(each, Study)]
-    assert {study.method for study in studies} == {"dispatch", "search", "moved", "many"}
+    assert {study.method for study in studies} == {"dispatch", "search", "moved", "many", "classified"}
     assert all(trained[need.key].is_kept for study in studies for need in study.needs if need.method == "svf")
     assert not any(each.is_kept for each in trained.values() if each.stage == "rates")
 
@@ -229,7 +229,7 @@ def test_a_stage_lists_its_cells_though_an_earlier_one_has_the_same():
     at_32 = [x for x in plan.every(LISTED, _decided, ("prompts",)) if (x.method, x.examples) == ("full", 32)]
     assert [cell.task for cell in at_32] == list(plan.decided(LISTED, _decided).tasks)
     of_kinds = plan.every(LISTED, _decided, ("kinds",))
-    assert [each.task for each in of_kinds if not isinstance(each, Study)] == list(kinds.KINDS)
+    assert [each.task for each in of_kinds if not isinstance(each, Study)] == [*kinds.KINDS, "routing"]
 
 
 def test_dry_run_lists_what_is_to_do(tmp_path, capsys):
@@ -316,6 +316,13 @@ def test_tasks_in_memory_are_those_of_sva():
     assert made.source("test")[0] == example
     assert (made.name, made.label, made.max_new_tokens) == (theirs.name, theirs.label, theirs.max_new_tokens)
     assert made.grade(example["answer"], example).correct
+
+
+def test_tasks_that_share_a_label_are_told_apart_by_their_names():
+    apart = tasks.telling_apart(["last_letter", "second_letter", "product"])
+    assert [label.name for label in apart.labels] == ["lastletter", "secondletter", "product", "other"]
+    assert apart.source("train")[1]["label"] == "secondletter"
+    assert [label.name for label in tasks.telling_apart(["last_letter", "product"]).labels][0] == "letters"
 
 
 def test_the_rule_takes_tasks_with_room_one_a_label_first():

@@ -14,7 +14,7 @@ _GENERATED = 0.75  # share of the budget that an answer takes on average
 _RATES = {"cpu": (4.3e-3, 1.5e-3, 20.0), "gpu": (3e-4, 1e-4, 4.0)}
 _WEIGHTS, _MATRICES = 0.135e9, 0.08e9  # numbers in SmolLM2-135M, and in its mlp alone
 ANY = "any method"
-_STUDIED = {"dispatch": 3600, "search": 7000, "moved": 10_000, "many": 12_000}  # answers of a study
+_STUDIED = {"dispatch": 3600, "search": 7000, "moved": 10_000, "many": 12_000, "classified": 500}  # answers of a study
 _LAYERS, _WIDTHS, _MODEL_WIDTH = 30, 14, 576  # activations a token: about 14 times the model's width a layer
 
 

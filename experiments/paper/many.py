@@ -1,7 +1,6 @@
 """Dispatch at scale: experts of every procedural kind, who chooses among them best, and whether a mixture is better.
 
-Both on seen kinds and on left-out ones. A classification expert is not among those who choose: several kinds share a
-label, so that `sva.tasks.routing` does not tell them apart.
+Both on seen kinds and on left-out ones, where the two that ask for a kind's name are left out too.
 
     python -m experiments.paper.many --scale smol
 """
@@ -32,6 +31,8 @@ def make(context: Context, out: Path) -> str:
     for when in ROUTERS:
         about = {ALL: group}
         found = {name: systems.system(about, _of(when, name), is_hindsight=name in BOUNDS) for name in _names(when)}
+        if when == "seen":
+            found["classifier"] = _classifier(context, group)
         found["few-shot"] = _mixture(context, when, group)
         title = f"Dispatch among {len(kinds.KINDS)} experts, {when} kinds"
         notes = (
@@ -45,6 +46,18 @@ def make(context: Context, out: Path) -> str:
         tables.append(table)
         data[when] = numbers
     return render.write(NAME, tables, data, context.command, out)
+
+
+def _classifier(context: Context, dispatch: Group) -> System:
+    """Who answers where a classification expert of all kinds chooses."""
+    group = context.studies("classified", "kinds")
+    if not dispatch.records:
+        return System({}, {ALL: group.status or dispatch.status})
+
+    def rights(record: Mapping[str, Any], _: str) -> np.ndarray:
+        return answers({**dispatch.records[0], "seen": {"classifier": record["chosen"]}}, "seen")["classifier"]
+
+    return systems.system({ALL: group}, rights)
 
 
 def _mixture(context: Context, when: str, dispatch: Group) -> System:

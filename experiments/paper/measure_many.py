@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.paper.measure import choices, experts_of, rights_of
 from experiments.paper.studies import Study
-from experiments.paper.tasks import task
+from experiments.paper.tasks import own_label, task, telling_apart
 from sva.adaptation import dispatchers
 from sva.adaptation.adaptive_lm import adaptive
 from sva.evaluation import evaluate as evaluation
@@ -40,7 +40,6 @@ def many(trainer: "Trainer", study: Study) -> dict[str, Any]:
     rights = {"base": rights_of(lm, items)}
     for kind, expert in zip(kinds, experts, strict=True):
         rights[kind] = rights_of(merge_expert(lm, expert, progress=False), items)
-    names = {_label(kind): kind for kind in kinds}
     asked = choices(adaptive(lm, experts, progress=False).by("prompt"), items)
     examples = {kind: states_of(lm, [task(kind).question(row) for row in _first(kind)]) for kind in kinds}
     asking = states_of(lm, [item.question for item in items])
@@ -52,8 +51,22 @@ def many(trainer: "Trainer", study: Study) -> dict[str, Any]:
         for name, by in ROUTERS.items():
             for place, choice in zip(places[kind], by(asking[places[kind]], others), strict=True):
                 unseen[name][place] = choice
+    names = {own_label(kind)["label"]: kind for kind in kinds}
     seen["prompt"] = [names.get(label, "base") for label in asked]
     return {"n": len(items), "tasks": of_items, "rights": rights, "seen": seen, "unseen": unseen}
+
+
+def classified(trainer: "Trainer", study: Study) -> dict[str, Any]:
+    """What a classification expert of all kinds, the last of the cells, chose for every kind's prompts."""
+    kinds = list(study["tasks"])
+    *of_kinds, judge = experts_of(trainer, study.needs)
+    *apart, _ = telling_apart(kinds).tasks
+    experts = [_called(expert, x.label, x.description) for expert, x in zip(of_kinds, apart, strict=True)]
+    items = evaluation.mixed([task(kind) for kind in kinds], "test", study["size"])
+    asked = choices(adaptive(trainer.lm, experts, classifier=judge, progress=False).by("classifier"), items)
+    names = {of.label: kind for of, kind in zip(apart, kinds, strict=True)}
+    chosen = [names.get(label, "base") for label in asked]
+    return {"n": len(items), "tasks": [item.task.name for item in items], "chosen": chosen}
 
 
 def by_regression(states: np.ndarray, examples: dict[str, np.ndarray]) -> list[str]:
@@ -104,12 +117,13 @@ def _first(kind: str) -> Sequence[Any]:
     return task(kind).source("train")[:EXAMPLES]
 
 
-def _label(kind: str) -> str:
-    """One lower-case word, as labels are."""
-    return kind.replace("_", "")
-
-
 def _labelled(expert: Expert, kind: str) -> Expert:
     """The expert with a label of its own: several kinds share one in `sva.tasks`."""
-    about = {"label": _label(kind), "description": kind.replace("_", " ")}
-    return dataclasses.replace(expert, metadata={**expert.metadata, **about})
+    return _called(expert, **own_label(kind))
+
+
+def _called(expert: Expert, label: str, description: str) -> Expert:
+    return dataclasses.replace(expert, metadata={**expert.metadata, "label": label, "description": description})
+
+
+MEASURES = {"many": many, "classified": classified}

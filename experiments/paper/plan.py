@@ -199,9 +199,9 @@ def studies(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
 
 
 @functools.cache
-def _judge(scale: Scale, seed: int, lr: float, trained: tuple[str, ...]) -> Cell:
-    """The cell of the classification expert."""
-    return Cell(scale, "studies", "svf", "routing", ROUTES, seed, lr, "test", trained)
+def _judge(scale: Scale, seed: int, lr: float, trained: tuple[str, ...], stage: str = "studies") -> Cell:
+    """The cell of the classification expert of these tasks."""
+    return Cell(scale, stage, "svf", "routing", ROUTES, seed, lr, "test", trained)
 
 
 @functools.cache
@@ -216,7 +216,7 @@ def _study(scale: Scale, method: str, needs: tuple[Cell, ...], *, stage: str = "
 
 
 def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
-    """SVF on every procedural kind, dispatch among all of these experts, and mixtures of them.
+    """SVF on every procedural kind, dispatch among these experts, a classification expert too, and mixtures of them.
 
     A few-shot search for every kind, among the experts of the `others`, its own left out, and then among `all`.
     """
@@ -225,6 +225,9 @@ def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
     experts = [cell(scale, "kinds", "svf", kind, lr=known.rates["svf"], **OF_KINDS) for kind in kinds.KINDS]
     yield from experts
     yield _study(scale, "many", tuple(experts), stage="kinds", tasks=tuple(kinds.KINDS), size=OF_A_KIND)
+    judge = _judge(scale, OF_KINDS["seed"], known.rates["svf"], tuple(kinds.KINDS), "kinds")
+    yield judge
+    yield _study(scale, "classified", (*experts, judge), stage="kinds", tasks=judge.routes, size=OF_A_KIND)
     shots, generations = SEARCHES[0]
     for among in ("others", "all"):
         for kind in kinds.KINDS:

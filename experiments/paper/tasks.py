@@ -7,6 +7,7 @@ with the largest mean gain are taken, one a label (letters, arithmetic, ...) bef
 eligible, the others follow by the same order. The mean over both methods, so that the choice favours neither.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,8 +58,19 @@ def task(name: str) -> Task:
 
 
 def telling_apart(names: Sequence[str]) -> Routing:
-    """The task of telling these tasks and "other" apart, for the classification expert."""
-    return routing([*map(task, names), task("other")])
+    """The task of telling these tasks and "other" apart, for the classification expert.
+
+    Where two of them share a label, all are called by their own names.
+    """
+    made = [task(name) for name in names]
+    if len({each.label for each in made}) < len(made):
+        made = [dataclasses.replace(each, **own_label(each.name)) for each in made]
+    return routing([*made, task("other")])
+
+
+def own_label(name: str) -> dict[str, str]:
+    """A label of a task's own, one lower-case word as labels are, and its description."""
+    return {"label": name.replace("_", ""), "description": name.replace("_", " ")}
 
 
 class Scouted(NamedTuple):

@@ -89,7 +89,7 @@ class Trainer:
         from experiments.paper import measure, measure_many
 
         started = time.time()
-        found = {**measure.MEASURES, "many": measure_many.many}[study.method](self, study)
+        found = {**measure.MEASURES, **measure_many.MEASURES}[study.method](self, study)
         return {**identity(study), "config": study.flat, **found, **made_with(started)}
 
     @functools.cache  # noqa: B019, a trainer lives as long as its process
