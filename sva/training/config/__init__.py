@@ -28,6 +28,7 @@ from sva.utils.remote import local_path
 from sva.utils.settings import leaves, pairs, parse, settings_of, value_of
 from sva.utils.trees import layer_numbers
 
+DTYPES = ("float32", "bfloat16")  # int8 weights are for inference
 SCANS = {"auto": None, "true": True, "false": False}
 
 
@@ -63,6 +64,8 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype={self.dtype!r} is not for training; use {' or '.join(DTYPES)}")
         seeds.check("seed", self.seed)
         at_least("shots", self.shots, 0)
         run_dir = self.run_dir
