@@ -335,7 +335,7 @@ def adaptive(
         spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name)
     )
     if progress:
-        print(f"sva: {serving_plan.summary(plans, partial(met, lm.model.cfg))}", file=sys.stderr)
+        print(f"sva: experts by row: {serving_plan.summary(plans, partial(met, lm.model.cfg))}", file=sys.stderr)
     num_slots = round_up(len(everyone) + 1, SLOTS)
     nested = nested_slots(lm.model, spectra, bank(zs, spectra, num_slots), plans)
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None

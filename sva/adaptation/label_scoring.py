@@ -173,10 +173,9 @@ def choice(name: str) -> Choice:
     if name in ("hard", "soft"):
         return Hard() if name == "hard" else Soft()
     try:
-        least = float(name)
+        return Threshold(float(name))
     except ValueError:
         raise UserError(f"--choice {name} is not known; use hard, soft or a probability such as 0.5") from None
-    return Threshold(least)
 
 
 def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choose: Choice = Hard()) -> jax.Array:
@@ -263,7 +262,7 @@ def prepare(
 def _check_names(names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two experts carry the label {twice!r}; give one of them another label")
+        raise UserError(f"two experts carry the label {twice!r}; give one another: sva expert relabel FILE --label")
     if OTHER not in names or len(names) < 2:
         raise UserError(f"dispatch needs {OTHER!r} and at least one expert's label; got {', '.join(names) or 'none'}")
 

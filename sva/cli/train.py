@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sva.cli.command_line import Command, argument, option
+from sva.cli.command_line import SETTING, Command, argument, option
 from sva.cli.options import print_result, start_jax
 from sva.utils.errors import UserError
 from sva.utils.remote import to_path
@@ -18,7 +18,7 @@ class Train:
     """Train one expert, or resume where its run directory stopped."""
 
     config: str = argument("a YAML file, see configs/")
-    overrides: tuple[str, ...] = argument("settings on top of it, e.g. train.lr=2e-3", (), metavar="name=value")
+    overrides: tuple[str, ...] = argument("settings on top of it, e.g. train.lr=2e-3", (), metavar=SETTING)
     dry_run: bool = option("say what the run would take, fetch and hold; train nothing", False)
     topology: str | None = option("with --dry-run: on a pod, e.g. v5e:4x4 (default: on this machine)", None)
     prompt_tokens: int | None = option(f"with --dry-run: of every prompt (default: {PROMPT_TOKENS})", None)
