@@ -1,6 +1,12 @@
 """No key of a config is ignored: each changes the logits as in transformers, or is refused, or has no effect there."""
 
+import ast
 import copy
+import dataclasses
+import importlib
+import inspect
+import sys
+import textwrap
 
 import jax
 import numpy as np
@@ -8,6 +14,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from sva.models.architectures import TABLE
 from sva.models.checkpoint_formats import open_checkpoint
@@ -100,7 +107,18 @@ UNUSED = {
     "_sliding_window_pattern": 3,
     "cache_implementation": "static",
 }
+# Values that are refused, where True is not one.
+OTHERS = {
+    "quantization_config": {"quant_method": "gptq"},
+    "partial_rotary_factor": 0.5,
+    "is_causal": False,
+    "per_layer_config": {"0": {"hidden_act": "gelu"}},
+    "sliding_window": 4,
+}
 # Other keys without effect do not reach transformers' modules: names, versions, what the forward pass returns.
+# Names in transformers' code that are no settings of these models: its methods, and images beside Gemma 3's text.
+NO_SETTINGS = {"_attn_implementation", "get_text_config"}
+NO_SETTINGS |= {"image_token_id", "mm_tokens_per_image", "text_config", "vision_config", "token_type_ids"}
 SETS = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Sets)]
 ONLY = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Only)]
 NOTHING = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Unused)]
@@ -148,6 +166,37 @@ def ours(raw, model, directory):
         return np.asarray(logits(network, params, IDS, np.ones_like(IDS)))
 
 
+def settings_read(*code):
+    """What transformers' code asks of a config: `config.KEY`, `getattr(config, "KEY")`, `kwargs.pop("KEY")`."""
+
+    def is_of(node, *names):
+        return getattr(node, "id", getattr(node, "attr", None)) in names
+
+    found = set()
+    for node in (node for text in code for node in ast.walk(ast.parse(textwrap.dedent(text)))):
+        if isinstance(node, ast.Attribute) and is_of(node.value, "config"):
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and len(node.args) > 0:
+            args = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            on = node.args[0] if is_of(node.func, "getattr", "hasattr") else getattr(node.func, "value", None)
+            is_asked = is_of(node.func, "getattr", "hasattr") and is_of(on, "config", "self")
+            if is_asked or (is_of(node.func, "get", "pop", "setdefault") and is_of(on, "kwargs")):
+                found.update(args[:1])
+    return found
+
+
+@pytest.mark.parametrize("kind", TABLE)
+def test_every_setting_that_transformers_reads_is_in_the_table(kind):
+    config = type(transformers.AutoConfig.for_model(kind))
+    network = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
+    masks = (create_causal_mask, create_sliding_window_causal_mask)
+    code = [sys.modules[config.__module__], network, transformers.PreTrainedConfig.__post_init__]
+    code += [mask for mask in masks if hasattr(network, mask.__name__)]
+    found = settings_read(*map(inspect.getsource, code)) | {field.name for field in dataclasses.fields(config)}
+    assert {"is_causal", "per_layer_config", "num_hidden_layers", "head_dim"} <= found
+    assert sorted(found - set(TABLE[kind].fields) - NO_SETTINGS) == []
+
+
 def once_each():
     """The pairs whose key has an effect, those marked long whose key another architecture reads in the same way."""
     seen = set()
@@ -182,9 +231,8 @@ def test_a_key_that_is_kept_for_other_ends_leaves_the_logits(kind, key):
 
 @pytest.mark.parametrize(("kind", "key"), ONLY)
 def test_a_value_that_is_not_implemented_is_refused_by_name(kind, key):
-    other = {"quant_method": "gptq"} if key == "quantization_config" else 0.5 if "factor" in key else True
     with pytest.raises(UserError, match=key if key != "quantization_config" else "quantised"):
-        from_hf(base(kind) | {key: other})
+        from_hf(base(kind) | {key: OTHERS.get(key, True)})
 
 
 @pytest.mark.parametrize(("kind", "key"), NOTHING)

@@ -75,7 +75,7 @@ def mixture_config(cfg: ModelConfig, modules: int, top_k: int) -> ModelConfig:
             continue
         raw = {key: value for key, value in (dense | sizes).items() if key in architecture.fields}
         try:
-            found = from_hf(raw | {"model_type": name, "architectures": [f"{architecture.prefix}ForCausalLM"]})
+            found = from_hf(raw | {"model_type": name, "architectures": [architecture.classes[0]]})
         except UserError:
             continue  # a value of the dense model that this architecture does not have
         if dataclasses.replace(found, architecture=cfg.architecture, moe=None) == cfg:

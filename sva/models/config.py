@@ -115,7 +115,7 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
       UserError: windows, biases or ropes that no config of this architecture can express.
     """
     kind = cfg.architecture
-    raw: dict[str, Any] = {"architectures": [f"{TABLE[kind].prefix}ForCausalLM"], "model_type": kind}
+    raw: dict[str, Any] = {"architectures": [TABLE[kind].classes[0]], "model_type": kind}
     for key, field in TABLE[kind].fields.items():
         if isinstance(field, Sets) and key in _WRITERS:
             value = _WRITERS[key](cfg)
@@ -183,14 +183,14 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
     """The model type, from `model_type` or, in old configs without one, from the class name."""
     listed = config.get("architectures") or []
     listed = [str(c) for c in listed] if isinstance(listed, list | tuple) else [str(listed)]
-    known = {f"{a.prefix}{end}".lower(): kind for kind, a in TABLE.items() for end in ("ForCausalLM", "Model")}
+    known = {name.lower(): kind for kind, a in TABLE.items() for name in a.classes}
     kind = config.get("model_type") or next((known[c.lower()] for c in listed if c.lower() in known), None)
-    if kind not in TABLE:
+    if not isinstance(kind, str) or kind not in TABLE:
         named = kind or ", ".join(listed) or "(no model_type)"
         raise UserError(f"{where}: unsupported architecture {named}; supported: {', '.join(TABLE)}")
     if listed and not any(known.get(c.lower()) == kind for c in listed):
         raise UserError(
             f"{where}: unsupported architecture {', '.join(listed)}; supported: causal language models,"
-            f" here {TABLE[kind].prefix}ForCausalLM"
+            f" here {TABLE[kind].classes[0]}"
         )
     return kind
