@@ -30,8 +30,8 @@ _ROPES = """
 {names}, wherever transformers reads them.
 `dynamic` and `longrope` turn all positions of a row anew once it is longer than the length that the model was first
 trained with. sva does so row by row, where transformers takes the longest row of a batch. Keys in a cache were turned
-already, so decoding past that length is refused, before it starts. In the `rope_scaling` of Gemma 3 and OLMo 3 `type`
-names the rope type as it did in transformers 4; transformers 5 reads `rope_type` alone there.
+already, so a prompt and its answer that are longer together are refused, before any work. In the `rope_scaling` of
+Gemma 3 and OLMo 3 `type` names the rope type as it did in transformers 4; transformers 5 reads `rope_type` alone there.
 
 """
 _GGUF = """## GGUF files

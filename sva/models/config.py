@@ -59,6 +59,12 @@ class ModelConfig:
     moe: Moe | None = None  # which layers have a sparse mlp, and of what
 
     @property
+    def decoding_length(self) -> int:
+        """Tokens of the longest row that a cache can hold: the context, or less where a rope turns keys anew."""
+        ropes = [rope for rope in (self.rope, self.local_rope) if rope is not None and rope.follows_length]
+        return min([self.max_position_embeddings, *(rope.original_max_position_embeddings for rope in ropes)])
+
+    @property
     def layer_ropes(self) -> tuple[Rope, ...]:
         """Each layer's rotary positions."""
 
