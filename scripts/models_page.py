@@ -38,8 +38,10 @@ _GGUF = """## GGUF files
 
 Read are the architectures {names}, in every packed type
 that the `gguf` package unpacks, with their vocabularies: byte-level BPE (`gpt2`) and SentencePiece (`llama`), as
-llama.cpp cuts them. `smollm2-135m-instruct` and `gemma-3-270m` come from packages on the Python index where the hub is
-out of reach; the names `smollm2-135m-instruct-q4_1` and `gemma-3-270m-q4_k_m` mean those packed weights everywhere.
+llama.cpp cuts them. Metadata that scales or clamps what these architectures do not is refused by name.
+
+`smollm2-135m-instruct` and `gemma-3-270m` come from packages on the Python index where the hub is out of reach; the
+names `smollm2-135m-instruct-q4_1` and `gemma-3-270m-q4_k_m` mean those packed weights everywhere.
 Gemma's terms of use are put beside the file first; set `SVA_ACCEPT_LICENCES=gemma` once to acknowledge them and fetch
 it. gemma-3-270m is a base model: ask it with worked examples (`shots=`), not in a chat.
 
