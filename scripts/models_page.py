@@ -21,7 +21,9 @@ A model is a path, a hub id or a known name (`sva fetch MODEL` prints where it i
 describes is read by the table below, from Hugging Face directories and hub ids alike. **No key is passed over in
 silence**: a key sets something, or other values of it are refused by name, or it is listed here as without effect,
 with the reason; a key that the architecture does not know, which transformers does not read either, is named on
-stderr. Tests change every key of every architecture and compare with transformers.
+stderr. Tests change every key of every architecture and compare with transformers, but for those that choose a class,
+a kernel, a dtype or the type of what is returned; others hold the list against what transformers' own code asks of a
+config.
 
 """
 _ROPES = """
