@@ -331,6 +331,14 @@ def test_written_config_is_read_alike_by_sva_and_by_transformers(changes, tmp_pa
     assert ("lm_head.weight" in shapes) != cfg.tie_word_embeddings
 
 
+def test_phi3s_longrope_is_written_as_transformers_4_takes_it():
+    longrope = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    raw = hf(model_type="phi3", rope_scaling=longrope, original_max_position_embeddings=64)
+    assert to_hf(from_hf(raw))["rope_scaling"] == longrope
+    own = from_hf(raw | {"rope_scaling": longrope | {"attention_factor": 1.5}})
+    assert from_hf(to_hf(own)) == own
+
+
 def test_windows_no_config_can_express_are_not_written():
     cfg = from_hf(hf(model_type="mistral"))
     mixed = type(cfg)(**(cfg.__dict__ | {"windows": (4096, 0, 8)}))

@@ -8,7 +8,7 @@ from sva.models.architectures import TABLE
 from sva.models.fields import Reader, Sets
 from sva.models.moe_config import WRITERS as MOE_WRITERS
 from sva.models.moe_config import Moe
-from sva.models.rope import NO_ROPE, Rope, rope_to_hf
+from sva.models.rope import NO_ROPE, Rope, longrope_attention_factor, rope_to_hf
 from sva.utils.errors import UserError
 
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
@@ -115,7 +115,8 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
     """A `config.json` from which transformers 4 and 5, and `from_hf`, build this model again.
 
     The rope settings take transformers 4's spelling, which both read. Per-frequency factors are written as
-    "longrope" with the same short and long factors and an attention factor of 1, which is exactly them.
+    "longrope" with the same short and long factors and an attention factor of 1, which is exactly them. A Phi-3 model
+    with an attention factor of its own is for transformers 5 only: 4 has no place for it.
 
     Raises:
       UserError: windows, biases or ropes that no config of this architecture can express.
@@ -135,6 +136,16 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 def _window(cfg: ModelConfig) -> int | None:
     return next((window for window in cfg.windows if window), None)
+
+
+def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
+    scaling, length = rope_to_hf(cfg.rope), cfg.rope.original_max_position_embeddings
+    if cfg.architecture != "phi3" or cfg.rope.kind != "longrope" or scaling is None:
+        return scaling
+    if cfg.rope.attention_factor != longrope_attention_factor(cfg.max_position_embeddings / length, length):
+        return scaling
+    # transformers 4's Phi3Config takes exactly these three; the rest follows from the two lengths.
+    return {"type": "longrope", "short_factor": scaling["short_factor"], "long_factor": scaling["long_factor"]}
 
 
 def _original_length(cfg: ModelConfig) -> Any:
@@ -158,7 +169,7 @@ _WRITERS: dict[str, Callable[[ModelConfig], Any]] = {
     "rms_norm_eps": lambda cfg: cfg.rms_norm_eps,
     "rope_theta": lambda cfg: cfg.rope.theta,
     "rope_local_base_freq": lambda cfg: (cfg.local_rope or cfg.rope).theta,
-    "rope_scaling": lambda cfg: rope_to_hf(cfg.rope),
+    "rope_scaling": _rope_scaling,
     "original_max_position_embeddings": _original_length,
     "partial_rotary_factor": lambda cfg: cfg.rope.fraction,
     "tie_word_embeddings": lambda cfg: cfg.tie_word_embeddings,

@@ -184,8 +184,7 @@ class _Settings:
         """LongRoPE, arXiv 2402.13753; equal factors that leave attention alone are plain divisors."""
         half = int(self.head_dim * self.fraction) // 2
         short, long = (self._factors(name, half) for name in ("short_factor", "long_factor"))
-        factor = self.number("factor", ratio)
-        default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
+        default = longrope_attention_factor(self.number("factor", ratio), length)
         attention = self.number("attention_factor", default)
         if short == long and attention == 1:
             return Rope(theta, factors=short, fraction=self.fraction)
@@ -228,6 +227,11 @@ def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
         scaling |= {name: getattr(rope, name) for name in ("attention_factor", "beta_fast", "beta_slow", "truncate")}
         scaling |= length
     return scaling
+
+
+def longrope_attention_factor(ratio: float, length: int) -> float:
+    """LongRoPE's own factor of cosine and sine, for contexts `ratio` times as long as the original `length`."""
+    return 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(length))
 
 
 def rotated_width(rope: Rope, head_dim: int) -> int:
