@@ -147,7 +147,7 @@ def test_a_run_that_does_not_fit_is_refused_before_its_model_is_fetched(capsys, 
 
 def test_a_directory_that_holds_a_config_alone_is_a_shape(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_hf(toy_config())))
-    assert dry_run.shape(str(tmp_path)) == toy_config()
+    assert model_config(str(tmp_path)) == toy_config()
     assert {path.parent.name for path in SHIPPED.glob("*/config.json")} == {
         "llama-3-8b",
         "llama-3-70b",

@@ -23,6 +23,7 @@ from sva.generation import chat
 from sva.generation.decode import prefill_prefix
 from sva.generation.lm import LM
 from sva.generation.logprobs import chosen
+from sva.generation.prompts import longest_row
 from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.parallel.sharding import rows_bucket
@@ -220,6 +221,19 @@ def encode(lm: LM, form: Template, questions: Sequence[str]) -> TokenBatch:
     size = rows_bucket(len(rows))
     ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
     return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
+
+
+def check_fits(lm: LM, form: Template, questions: Sequence[str], answer_tokens: int) -> None:
+    """Raises UserError for a question that is too long for the first pass, with its instruction and what answers it."""
+    cfg = lm.model.cfg
+    (before,) = chat.tokenize(lm, [form.before])
+    rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
+    lengths = [len(before) + len(row) for row in rows]
+    if max(lengths) + answer_tokens > cfg.decoding_length:
+        raise UserError(
+            f"the question {questions[int(np.argmax(lengths))][:40]!r} ... is too long for the first pass: "
+            f"{max(lengths)} tokens with its instruction, and {longest_row(cfg)}; shorten it, or name an expert"
+        )
 
 
 def prepare(

@@ -15,7 +15,6 @@ import jax
 
 from sva.cli.aot import report as ahead
 from sva.models import hub, layout
-from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import ModelConfig
 from sva.models.shape import model_config
 from sva.models.weights import expected
@@ -46,7 +45,7 @@ def estimate(
     if rollouts.max_new_tokens is None:
         rollouts = dataclasses.replace(rollouts, max_new_tokens=task.max_new_tokens)
     config = dataclasses.replace(config, rollout=rollouts)
-    cfg = shape(config.model)
+    cfg = model_config(config.model)
     devices, hbm_gib, where = _devices(topology)
     if topology is None and 0 < (wanted := math.prod(config.mesh.sizes.values())) != devices:
         raise UserError(f"{config.mesh} makes {wanted} devices, but there are {devices}: add --topology, e.g. v5e:4x4")
@@ -70,18 +69,6 @@ def estimate(
         "where": where,
         "memory": memory,
     }
-
-
-def shape(model: str) -> ModelConfig:
-    """The model's network; a config.json is all that is fetched for it.
-
-    Raises:
-      UserError: no such model, or one whose shape is only in its weights, which are not here.
-    """
-    found = hub.here(model)
-    if found is not None and (found / "config.json").exists() is False:
-        return open_checkpoint(found).config
-    return model_config(model)
 
 
 def tokens(config: Config, prompt: int, new: int) -> dict[str, int]:
@@ -196,7 +183,7 @@ def check(config: Config) -> None:
     if limit is None or config.train.method == "evolution":
         return
     try:
-        cfg = shape(config.model)
+        cfg = model_config(config.model)
     except UserError:
         return  # loading says what is wrong with it
     budget = config.rollout.max_new_tokens or task_of(config).max_new_tokens

@@ -34,9 +34,10 @@ def run(arguments: Upcycle) -> None:
     if len(arguments.specialist) < 2:
         raise UserError("name two models or more with --specialist")
     start_jax()
-    from sva.ensembles.upcycle import upcycle
+    from sva.ensembles.upcycle import check, upcycle
     from sva.generation.load import load
 
+    check(len(arguments.specialist), arguments.top_k, arguments.out)
     base = load(arguments.model)
     specialists = [load(name) for name in arguments.specialist]
     how = {"top_k": arguments.top_k, "shared": arguments.shared, "seed": arguments.seed}
