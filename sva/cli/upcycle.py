@@ -45,8 +45,8 @@ def run(arguments: Upcycle) -> None:
     assert cfg.moe is not None
     print(
         f"{arguments.out}: {cfg.architecture}, {cfg.moe.modules} modules in each of {cfg.num_layers} layers, "
-        f"{cfg.moe.top_k} for each token; its router is random: sva train CONFIG.yaml model={arguments.out} "
-        "targets=router parametrisation=full train.method=next_token"
+        f"{cfg.moe.top_k} for each token; its router is random; train it next: "
+        f"sva train configs/upcycled-router.yaml model={arguments.out} task=QUESTIONS.jsonl"
     )
 
 

@@ -178,8 +178,8 @@ def phi3_rope(read: Reader, key: str) -> Rope:
 TRAINING = "it counts in training from scratch only"
 _OUTPUT = "what transformers' forward returns beside the logits"
 COMMON: dict[str, Field] = {
-    "model_type": Unused("beside choosing this architecture"),
-    "architectures": Unused("beside choosing this architecture, where there is no model_type"),
+    "model_type": Unused("apart from choosing this architecture"),
+    "architectures": Unused("apart from choosing this architecture, where there is no model_type"),
     "is_encoder_decoder": Only((False, None), "there is no encoder"),
     "add_cross_attention": Only((False, None), "there is no encoder to attend to"),
     "is_causal": Only((True,), "tokens see earlier tokens only"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import ModelConfig, from_hf
-from sva.models.hub import HUB_SECONDS, KNOWN, here
+from sva.models.hub import HUB_SECONDS, KNOWN, here, is_hub_id, not_found
 from sva.utils.errors import UserError
 from sva.utils.files import read_json
 from sva.utils.remote import to_path
@@ -36,6 +36,8 @@ def _shipped(model: str) -> Path | None:
 
 
 def _from_hub(model: str) -> Path:
+    if model not in KNOWN and not is_hub_id(model):
+        raise UserError(not_found(model))
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     try:
