@@ -48,9 +48,9 @@ def test_a_run_whose_modules_lie_over_two_processes_is_that_of_one_device(tmp_pa
         f"task={tmp_path / 'colours.py'}",
         "targets=moe",
     ]
-    settings += ["rollout.form=factored", "rollout.prompts=4", "rollout.samples=2", "rollout.max_new_tokens=4"]
+    settings += ["rollout.form=factored", "rollout.prompts=8", "rollout.samples=2", "rollout.max_new_tokens=4"]
     settings += [
-        "train.micro_batch=2",
+        "train.micro_batch=8",
         "reinforce.baseline=none",
         "evaluate.size=4",
         "validation.every=1",
