@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.paper import plan, training
+from experiments.paper import many, plan, training
 from experiments.paper.methods import METHODS
 from experiments.paper.queue import Queue
 from experiments.paper.records import Store
@@ -56,11 +56,11 @@ def _drawn(rights):
 
 def _study(study, rng):
     def rights():
-        return (rng.random(N) < 0.5).astype(int).tolist()
+        return (rng.random(study["size"]) < 0.5).astype(int).tolist()
 
     if study.method == "search":
         return {
-            "n": N,
+            "n": study["size"],
             "alphas": rng.random(3).tolist(),
             "best": [0.5],
             "rights": {"base": rights(), "few-shot": rights()},
@@ -71,18 +71,18 @@ def _study(study, rng):
             for trained in study["trained"]:
                 if name not in study["trained"] or name == trained:
                     found |= {f"{how}/{name}/{trained}": rights() for how in ("ordered", "shuffled")}
-        return {"n": N, "rights": found}
+        return {"n": study["size"], "rights": found}
     if study.method == "many":
-        tasks = [name for name in study["tasks"] for _ in range(4)]
+        tasks = [name for _ in range(study["size"]) for name in study["tasks"]]
         systems = ("base", *study["tasks"])
         return {
             "n": len(tasks),
             "tasks": tasks,
             "rights": {name: (rng.random(len(tasks)) < 0.5).astype(int).tolist() for name in systems},
-            "seen": dict.fromkeys(("prompt", "embedding"), tasks),
-            "unseen": {"embedding": [study["tasks"][0]] * len(tasks)},
+            "seen": dict.fromkeys(many.ROUTERS["seen"], tasks),
+            "unseen": dict.fromkeys(many.ROUTERS["unseen"], [study["tasks"][0]] * len(tasks)),
         }
-    tasks = [name for name in study["tasks"] for _ in range(10)]
+    tasks = [name for name in study["tasks"] for _ in range(study["size"])]
     labels = [*dict.fromkeys(task(name).label for name in study["trained"]), OTHER]
     right = [task(name).label if task(name).label in labels else OTHER for name in tasks]
     systems = (*study["first"], "oracle", *(f"{label} everywhere" for label in labels))
@@ -102,12 +102,8 @@ def campaign(directory, scale, stages=None, runs=None):
     store = Store(directory)
     runs, chosen = runs or Made(), stages or plan.STAGES
     runs.store = store
-    listed, before = _listed(scale, store, chosen), []
+    listed, before = plan.every(scale, store.get, chosen), []
     while listed != before:  # what comes next is asked after every stage; a campaign's queue asks after every cell
         Queue(lambda now=listed: now, store).work(runs)
-        listed, before = _listed(scale, store, chosen), listed
+        listed, before = plan.every(scale, store.get, chosen), listed
     return store, runs
-
-
-def _listed(scale, store, stages):
-    return [cell for cell in plan.every(scale, store.get) if cell.stage in stages]

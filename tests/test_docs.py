@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-_OTHERS = ("source", "export", "pip", "curl")  # commands of other programs
+_OTHERS = ("source", "export", "pip", "curl", "gcloud")  # commands of other programs
 
 
 class Block(NamedTuple):
@@ -128,6 +128,14 @@ def test_every_train_command_has_settings_that_exist(shown: Path, monkeypatch: p
         file = str(asked.config)
         place = None if file == "CONFIG.yaml" else shown / file if (shown / file).exists() else ROOT / file
         config.load(place, asked.overrides)
+
+
+def test_the_papers_runs_are_priced_from_their_own_reports() -> None:
+    page = (ROOT / "docs" / "reproducing.md").read_text()
+    for report in ("gsm8k-rollout", "gsm8k-update", "lora-update", "ia3-update"):
+        file = ROOT / "experiments" / "benchmarks" / "compile" / f"paper-llama3-8b-{report}.json"
+        (program,) = json.loads(file.read_text())["programs"].values()
+        assert f"{program['bytes'] / 1e12:.3g} TB" in page
 
 
 def test_settings_in_tables_exist() -> None:

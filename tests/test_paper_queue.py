@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import shlex
 import time
 
 import pytest
@@ -10,10 +11,12 @@ from paper_cells import Made, campaign
 
 from experiments.paper import costs, plan, run_cells, scales, tasks
 from experiments.paper import records as paper_records
-from experiments.paper.cells import flat
+from experiments.paper.cells import digest_of_flat, flat
 from experiments.paper.methods import MAIN, METHODS
 from experiments.paper.queue import Queue, state
 from experiments.paper.records import Failure, Store, rights
+from experiments.paper.regraded import regrade
+from experiments.paper.studies import Study
 from experiments.paper.tasks import Scouted, chosen
 from sva.tasks import procedural
 from sva.tasks.sources import kinds
@@ -21,6 +24,7 @@ from sva.training import config
 from sva.utils.errors import UserError
 
 TOY = scales.TOY
+RATES = {"svf": 1e-2, "full_next": 1e-4}
 
 
 def _cell(method="svf", lr=1e-2, seed=0, stage="main"):
@@ -115,6 +119,24 @@ def test_records_of_another_revision_are_refused_until_recomputed(tmp_path, monk
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{cell.digest}-99-1.json.gz"]
 
 
+def test_a_raised_grading_grades_the_stored_answers_anew(tmp_path, monkeypatch):
+    cell, store = plan.cell(LISTED, "main", "svf", "last_letter", examples=64, seed=0, lr=1e-2), Store(tmp_path)
+    store.put(cell, Made(store).run(cell))  # every completion is "a", right at random
+    store.expert_path(cell).touch()
+    study = Study(TOY, "search", (("seed", 0), ("size", 4)), (cell,))
+    store.put(study, Made().run(study))
+    new = paper_records.CURRENT._replace(grading=2)
+    for module in ("records", "cells", "studies", "regraded"):
+        monkeypatch.setattr(f"experiments.paper.{module}.CURRENT", new)
+    assert regrade(Store(tmp_path)) == (1, 1)
+    found = Store(tmp_path).get(cell)
+    ends_in_a = [row["answer"] == "a" for row in kinds.rows("last_letter", "test")[: found["n"]]]
+    assert rights(found).tolist() == rights(found, "before").tolist() == ends_in_a
+    assert found["after"]["mean"] == pytest.approx(sum(ends_in_a) / len(ends_in_a))
+    assert (found["key"], found["revisions"]["grading"]) == (cell.key, 2)
+    assert Store(tmp_path).expert_path(cell).exists()
+
+
 def test_a_record_trained_under_another_default_is_refused(tmp_path):
     cell, store = _cell(), Store(tmp_path)
     record = Made().run(cell)
@@ -168,12 +190,46 @@ def test_predicted_seconds_are_from_the_methods_cells_on_this_device():
     assert costs.predicted(_cell("linear"), "H100", costs.measured([], "H100")).seconds == 1.0
 
 
+def test_a_gpu_is_any_accelerator_that_records_name():
+    record = {"device": "NVIDIA H100 80GB HBM3", "method": "svf", "seconds": 4.0}
+    assert costs.measured([record], "gpu") == {"svf": 6.0, costs.ANY: 6.0}
+    assert costs.measured([record], "cpu") == {}
+
+
 def test_later_stages_wait_until_the_main_rates_are_decided(tmp_path):
     store = Store(tmp_path)
     assert {cell.stage for cell in plan.every(TOY, store.get)} == {"rates"}
     campaign(tmp_path, TOY, ("rates",))
     store.look()
     assert {"main", "more_rates"} <= {cell.stage for cell in plan.every(TOY, store.get)}
+
+
+LISTED = dataclasses.replace(
+    scales.SMOL,
+    candidates=("sort3", "next_number", "last_letter", "count"),
+    seeds=(0,),
+    more_examples=(64,),
+)
+
+
+def _decided(cell):
+    return {"before": {"mean": 0.1}, "after": {"mean": 0.5}} if cell.stage in plan.DECIDING else None
+
+
+def test_every_expert_that_a_study_reads_is_kept():
+    listed = plan.every(LISTED, _decided)
+    trained = {each.key: each for each in listed if not isinstance(each, Study)}
+    studies = [each for each in listed if isinstance(each, Study)]
+    assert {study.method for study in studies} == {"dispatch", "search", "moved", "many"}
+    assert all(trained[need.key].is_kept for study in studies for need in study.needs if need.method == "svf")
+    assert not any(each.is_kept for each in trained.values() if each.stage == "rates")
+
+
+def test_a_stage_lists_its_cells_though_an_earlier_one_has_the_same():
+    at_32 = [x for x in plan.every(LISTED, _decided, ("prompts",)) if (x.method, x.examples) == ("full", 32)]
+    assert [cell.task for cell in at_32] == list(plan.decided(LISTED, _decided).tasks)
+    of_kinds = plan.every(LISTED, _decided, ("kinds",))
+    assert [each.task for each in of_kinds if not isinstance(each, Study)] == list(kinds.KINDS)
 
 
 def test_dry_run_lists_what_is_to_do(tmp_path, capsys):
@@ -195,6 +251,31 @@ def test_an_archive_brings_the_records_elsewhere(tmp_path, capsys):
         run_cells.main(["--adopt", str(tmp_path / "none.tar")])
 
 
+def test_a_study_is_adopted_and_current_under_its_own_key(tmp_path):
+    settings = {"task": "sum2", "shots": 2, "generations": 1, "seed": 0, "size": 4}  # seed 0 is a cell's default
+    study, there = Study(TOY, "search", tuple(settings.items()), (_cell(),)), Store(tmp_path / "there")
+    there.put(study, Made().run(study))
+    assert there.is_current(there.path(study))
+    run_cells.pack(tmp_path / "there", tmp_path / "cells.tar")
+    run_cells.adopt(tmp_path / "cells.tar", tmp_path / "here")
+    assert Store(tmp_path / "here").get(study) == there.get(study)
+
+
+def test_lost_experts_are_named_with_the_command_that_trains_them_again(tmp_path, capsys):
+    cell, store = _cell(), Store(tmp_path)
+    study = Study(TOY, "search", (("task", "sum2"), ("seed", 0), ("size", 4)), (cell,))
+    store.put(cell, Made().run(cell))  # its record is here, its expert is not
+    assert _queue(store, [cell, study]).work(Made(store)) == 0
+    said = capsys.readouterr().err
+    assert f"studies that wait: 1, for experts that are not in {tmp_path / 'experts'}: {cell.name}; train them" in said
+    assert f"--scale toy --out {tmp_path} --only main studies --recompute" in said
+    run_cells.forget_lost([cell, study], store)
+    assert _queue(store, [cell, study]).work(Made(store)) == 2
+    run_cells.forget_lost([cell, study], store)
+    assert store.path(cell).exists()
+    assert "that wait" not in capsys.readouterr().err
+
+
 def test_the_papers_scale_is_listed_from_its_configs(tmp_path, capsys):
     run_cells.main(["--scale", "paper", "--out", str(tmp_path), "--dry-run", "--only", "main", "studies"])
     printed = capsys.readouterr().out
@@ -203,8 +284,18 @@ def test_the_papers_scale_is_listed_from_its_configs(tmp_path, capsys):
     for name in ("main/svf/gsm8k/all/seed 0", "main/lora/mbpp/all/seed 2", "studies/dispatch/", "studies/svf/routing"):
         assert printed.count(f"  {name}") >= 3
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="--scale paper lists its cells with --dry-run"):
+    with pytest.raises(UserError, match="--scale paper lists its cells and their `sva train` commands"):
         scales.scale("paper")
+
+
+def test_the_listed_command_of_a_cell_trains_the_cell():
+    of = scales.PAPER[0]
+    cells = [plan.cell(of, "main", name, "mbpp", examples=None, seed=2, lr=3e-3) for name in ("lora", "svf_bfloat16")]
+    cells += [plan.rates(of, "gsm8k")[1], next(plan.studies(of, plan.Decided(("gsm8k",), RATES, ("math",))))]
+    for cell in cells:
+        start, train, file, *words = shlex.split(cell.command)
+        assert (start, train) == ("sva", "train")
+        assert digest_of_flat(flat(config.load(scales.CONFIGS.parents[1] / file, words))) == cell.digest
 
 
 def test_a_cell_at_the_papers_scale_has_the_settings_of_its_file():

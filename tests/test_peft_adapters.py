@@ -164,6 +164,9 @@ def test_what_cannot_be_read_is_one_line_that_names_it(bases, tmp_path):
     )
     refused("peft_type is VERA", peft_type="VERA")
     refused("bias='all' trains what sva does not", bias="all")
+    for start in ("pissa", "pissa_niter_4", "olora", "corda"):
+        refused(f"init_lora_weights='{start}' makes PEFT change the base weights", init_lora_weights=start)
+    refused("alora_invocation_tokens makes PEFT apply", alora_invocation_tokens=[7, 8])
     settings.unlink()
     with pytest.raises(UserError, match="holds no adapter_config.json"):
         read_adapter(place, lm)

@@ -38,7 +38,7 @@ def make(context: Context, out: Path) -> str:
     examples = plan.middle(context.scale)
     about = {"scores": data, "pairs": pairs, "examples": examples}
     render.write_figure(figure, NAME, about, context.command, out)
-    return "\n".join([f"{NAME}.png: {examples} training prompts", *text])
+    return "\n".join([f"{NAME}.png: {examples} training prompts; differences with (seeds x n)", *text])
 
 
 def _draw(place: figures.Axes, side: Side, task: str) -> None:
@@ -63,8 +63,11 @@ def _pairs(found: dict[str, Side], context: Context) -> tuple[list[str], list[di
     lines, data = [], []
     for (one, other, task, difference), p in zip(entries, corrected, strict=True):
         what = f"{METHODS[one].title} less {METHODS[other].title} on {task}"
-        lines.append(f"{what}: {render.points(difference) or 'not run'}" + (f", p {render.p_value(p)}" if p else ""))
-        if difference is not None:
+        if difference is None:
+            lines.append(f"{what}: not run")
+        else:
+            basis = render.basis(difference)
+            lines.append(f"{what}: {render.points(difference)} ({basis}), p {render.p_value(p)}")
             data.append({"method": one, "less": other, "task": task, **difference._asdict(), "p_holm": p})
     return lines, data
 

@@ -37,11 +37,11 @@ def make(context: Context, out: Path) -> str:
     corrected = scores.corrected([difference for *_, difference in entries])
     lines, pairs = [], []
     for (task, n, difference), p in zip(entries, corrected, strict=True):
-        text = f"{render.points(difference)}, p {render.p_value(p)}" if difference else "not run"
-        lines.append(f"SVF less LoRA on {task} with {n} prompts: {text}")
+        text = f"{render.points(difference)} ({render.basis(difference)}), p {render.p_value(p)}" if difference else ""
+        lines.append(f"SVF less LoRA on {task} with {n} prompts: {text or 'not run'}")
         pairs += [{"task": task, "examples": n, **difference._asdict(), "p_holm": p}] if difference else []
     render.write_figure(figure, NAME, {"scores": data, "svf_less_lora": pairs}, context.command, out)
-    return "\n".join([f"{NAME}.png", *lines])
+    return "\n".join([f"{NAME}.png; differences with (seeds x n)", *lines])
 
 
 def _group(context: Context, method: str, task: str, examples: int) -> Group:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 from experiments.paper.methods import METHODS
 from experiments.paper.revisions import CURRENT
-from experiments.paper.scales import Scale
+from experiments.paper.scales import OF_KINDS, Scale
 from sva.adapters import spelling
-from sva.training.config import Config, load
+from sva.training.config import Config, in_file, load
 from sva.utils.settings import override
 
 _ELSEWHERE = (
@@ -64,6 +65,15 @@ class Cell:
         }
 
     @property
+    def command(self) -> str:
+        """`sva train` with its file of configs/paper and the settings that differ from it."""
+        path = self.scale.file(self.task)
+        begun = _default() | in_file(path)
+        changed = {name: value for name, value in self.settings.items() if begun[name] != value}
+        words = [f"run_dir=runs/paper/{self.key}", *(override(name, value) for name, value in changed.items())]
+        return " ".join(["sva train", f"configs/paper/{path.name}", *map(shlex.quote, words)])
+
+    @property
     def config(self) -> Config:
         """The same as sva has them."""
         return config_of(_hashable(self.settings))
@@ -75,10 +85,13 @@ class Cell:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the trained expert is kept, for the studies that read experts."""
-        return self.method == "svf" and (
-            self.stage in ("kinds", "studies") or self.examples == max(self.scale.examples)
-        )
+        """Whether the trained expert is kept, for the studies that read experts.
+
+        By what the cell is and not by its stage: of equal cells of two stages one is trained, whichever comes first.
+        """
+        is_of_a_kind = {"examples": self.examples, "seed": self.seed} == OF_KINDS
+        is_read = is_of_a_kind or bool(self.routes) or self.examples == max(self.scale.examples)
+        return self.method == "svf" and is_read
 
     @property
     def is_sampled(self) -> bool:
@@ -141,8 +154,11 @@ def digest_of(settings: tuple[tuple[str, Any], ...]) -> str:
 
 
 def digest_of_flat(settings: Mapping[str, Any]) -> str:
-    """`digest_of` settings by dotted name; those that this version does not have count as changed."""
-    default = _default()
+    """`digest_of` settings by dotted name; those that this version does not have count as changed.
+
+    All settings of a study count (`Study.flat`): it has no defaults, though some of its names are those of a cell.
+    """
+    default = {} if "study" in settings else _default()
     changed = {
         name: value
         for name, value in without_elsewhere(settings).items()
@@ -158,6 +174,11 @@ def _default() -> dict[str, Any]:
 
 def flat(config: Config) -> dict[str, Any]:
     """All settings by dotted name, without those that change no result."""
+    return flat_of(asdict(config))
+
+
+def flat_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of settings that are nested, as in a run's result.json."""
 
     def named(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -168,7 +189,7 @@ def flat(config: Config) -> dict[str, Any]:
                 found[prefix + name] = list(value) if isinstance(value, tuple) else value
         return found
 
-    return without_elsewhere(named(asdict(config), ""))
+    return without_elsewhere(named(settings, ""))
 
 
 def without_elsewhere(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ class Cost(NamedTuple):
     gib: float  # weights, factors, optimiser and activations
 
 
-def predicted(cell: Cell | Study, platform: str, measured: Mapping[str, float] | None = None) -> Cost:
-    """The cost of a cell on "cpu" or "gpu"; its seconds are `measured` ones of its method where there are any."""
-    rate = _RATES["cpu" if platform == "cpu" else "gpu"]
+def predicted(cell: Cell | Study, device: str, measured: Mapping[str, float] | None = None) -> Cost:
+    """The cost of a cell on a device; its seconds are `measured` ones of its method where there are any."""
+    rate = _RATES[_kind(device)]
     trained, answered = tokens(cell)
     if isinstance(cell, Study):
         seconds = _seconds(cell.method, rate[2] + answered * rate[1], measured or {})
@@ -63,17 +63,24 @@ def _seconds(method: str, guess: float, measured: Mapping[str, float]) -> float:
 
 
 def measured(records: Iterable[Mapping[str, Any]], device: str) -> dict[str, float]:
-    """{method: seconds} of half as much again as the median of its cells on this device.
+    """{method: seconds} of half as much again as the median of its cells on this kind of device.
+
+    Args:
+      device: "cpu", "gpu" or an accelerator's own name, as in records.
 
     The median, because the first cell of a process compiles for all that follow. `ANY` is the median over methods, for
     those without a cell: a guess from tokens alone would start in the last minute what takes several.
     """
     found: dict[str, list[float]] = {}
     for record in records:
-        if record["device"] == device:
+        if _kind(record["device"]) == _kind(device):
             found.setdefault(record["method"], []).append(record["seconds"])
     slowed = {method: 1.5 * statistics.median(seconds) for method, seconds in found.items()}
     return slowed | ({ANY: statistics.median(slowed.values())} if slowed else {})
+
+
+def _kind(device: str) -> str:
+    return "cpu" if device == "cpu" else "gpu"
 
 
 def total(costs: list[Cost]) -> Cost:

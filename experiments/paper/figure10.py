@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.paper import figures, render
-from experiments.paper.records import HERE
+from experiments.paper import command, figures, render
+from experiments.paper.command import Context
 from experiments.paper.scales import NAMES, PAPER, scale
 from sva.utils.errors import UserError
 
@@ -26,8 +26,13 @@ def shares(s: np.ndarray, power: int) -> list[float]:
     return [float(whole[min(rank, len(s)) - 1] / whole[-1]) for rank in RANKS]
 
 
-def make(model: str, command: str, out: Path) -> str:
-    """Writes both figures; returns the mean shares of each module."""
+def make(context: Context, out: Path) -> str:
+    """Writes both figures of the scale's model; returns the mean shares of each module."""
+    return draw(context.scale.model, context.command, out)
+
+
+def draw(model: str, line: str, out: Path) -> str:
+    """Writes both figures of a model; returns the mean shares of each module."""
     from sva.generation.decompose import decompose
     from sva.generation.load import load
     from sva.generation.testing import toy_lm
@@ -49,14 +54,14 @@ def make(model: str, command: str, out: Path) -> str:
             lines.append(f"{name}, {module}, mean over layers: {means}")
         axes[0].set(ylabel=f"share of the {what}")
         axes[-1].legend(fontsize=7, frameon=False)
-        render.write_figure(figure, name, {"ranks": RANKS, "shares": data, "model": lm.name}, command, out)
+        render.write_figure(figure, name, {"ranks": RANKS, "shares": data, "model": lm.name}, line, out)
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("experiments.paper.figure10", description=__doc__)
     parser.add_argument("--scale", default="smol", choices=NAMES)
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="where files are written")
+    parser.add_argument("--out", type=Path, help=command.OUT)
     parser.add_argument("--dry-run", action="store_true", help="say what it would read, and do nothing")
     arguments = parser.parse_args()
     try:
@@ -65,7 +70,8 @@ def main() -> None:
             print(f"no cells: it decomposes all matrices of {', '.join(models)}, unless the cache has their spectra")
             return
         of = scale(arguments.scale)
-        print(make(of.model, f"python -m experiments.paper.figure10 --scale {of.name}", arguments.out))
+        line = f"python -m experiments.paper.figure10 --scale {of.name}"
+        print(draw(of.model, line, command.written_to(of.name, arguments.out)))
     except UserError as error:
         sys.exit(f"sva: {error}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.paper import command, plan, render
 from experiments.paper.command import Context
 from sva.adaptation.dispatch_report import confusion
+from sva.tasks.labels import OTHER
 from sva.utils import plots
 from sva.utils.files import write_json
 
@@ -16,9 +17,10 @@ NAME, STAGES = "figure6", ("scout", "rates", "main", "more_rates", "studies")
 
 def make(context: Context, out: Path) -> str:
     """Writes figure6.png and .json; returns how often each dispatcher chose the right label."""
-    records = [record for record in context.studies("dispatch") if set(context.known.tasks) <= set(record["tasks"])]
+    group = context.studies("dispatch", tasks=(*context.known.tasks, OTHER))
+    records = group.records
     if not records:
-        return f"{NAME}: not run"
+        return f"{NAME}: {group.status}"
     labels = records[0]["labels"]
     right = [label for record in records for label in record["right_labels"]]
     counts, lines = {}, []

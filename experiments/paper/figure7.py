@@ -20,12 +20,12 @@ def make(context: Context, out: Path) -> str:
     figure, axes = figures.panels(max(1, len(tasks)))
     data, lines = {}, []
     for place, task in zip(axes, tasks, strict=False):
-        records = context.studies("search", task=task, shots=shots, generations=generations)
-        alphas = np.array([record["alphas"] for record in records])
+        group = context.studies("search", task=task, shots=shots, generations=generations)
+        alphas = np.array([record["alphas"] for record in group.records])
         data[task] = alphas
         place.set(title=task, ylabel="alpha", ylim=(-0.05, 1.05))
         place.set_xticks(range(len(experts)), experts, rotation=20)
-        if records:
+        if group.records:
             place.bar(range(len(experts)), alphas.mean(axis=0), color="C0", alpha=0.4)
             for row in alphas:
                 place.plot(range(len(experts)), row, "o", color="C0", ms=4)
@@ -33,7 +33,7 @@ def make(context: Context, out: Path) -> str:
             lines.append(f"{task}: " + ", ".join(f"{name} {alpha:.2f}" for name, alpha in shown))
         else:
             figures.nothing(place)
-            lines.append(f"{task}: not run")
+            lines.append(f"{task}: {group.status}")
     render.write_figure(figure, NAME, {"alphas": data, "experts": experts}, context.command, out)
     return "\n".join([f"{NAME}.png: mean alphas over seeds", *lines])
 

@@ -15,7 +15,7 @@ class Method(NamedTuple):
     targets: str
     rates: tuple[float, float, float]  # tried on validation, the same number for each method
     more: tuple[tuple[str, Any], ...] = ()  # other settings
-    rate_of: str = ""  # in a study of one setting at a time: the method whose chosen rate is kept
+    rate_of: str = ""  # in the study of SVF's settings: the method whose chosen rate is kept
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ METHODS = {
     "tail_only": _svf(", 64 smallest", "tail_only:k=64", rates=_FEW),
     "banded": _svf(", banded", "banded:width=2", rates=(1e-3, 3e-3, 1e-2)),
     "core": _svf(", core of rank 16", "core:r=16", rates=(1e-3, 3e-3, 1e-2)),
-    "linear": _svf(", z itself", "linear"),
+    "linear": _svf(", z itself not rescaled", "linear"),
     "dora": _lora(16, "mlp", name="dora"),
     "lora_attention": _lora(16, "attention"),
     "lora_all": _lora(16, "all"),
@@ -66,9 +66,10 @@ METHODS = {
     "lora_attention_next": _lora(16, "attention", more=_NEXT_TOKEN)._replace(
         title="LoRA, rank 16 (attention), next token"
     ),
+    "lora_all_next": _lora(16, "all", more=_NEXT_TOKEN)._replace(title="LoRA, rank 16 (all), next token"),
     "ia3_next": Method("IA3, next token", "ia3", "ia3", _Z, _NEXT_TOKEN),
     "full_next": Method("full fine-tuning (mlp), next token", "full", "mlp", _FULL, _NEXT_TOKEN),
-    # One setting of SVF at a time, with its learning rate (experiments/paper/fidelity.py).
+    # SVF with other settings, most with its learning rate (experiments/paper/fidelity.py).
     "svf_bfloat16": _svf(", z and Adam in bfloat16", "sigmoid_nuclear", more=(("train.param_dtype", "bfloat16"),)),
     "svf_public": _svf(
         ", bfloat16 at lr 2e-3 as the public code",
@@ -77,7 +78,7 @@ METHODS = {
         more=(("train.param_dtype", "bfloat16"),),
     ),
     "svf_greedy": _svf(
-        ", greedy rollouts without baseline",
+        ", greedy: 64 prompts a step, one answer each, no baseline",
         "sigmoid_nuclear",
         more=(
             ("rollout.temperature", 0),

@@ -1,27 +1,27 @@
 """What tables 5 and 9 share: rights of experts on the model that was fully fine-tuned on another task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
+from experiments.paper import systems
 from experiments.paper.command import Context
+from experiments.paper.systems import System
 
-Rights = dict[str, dict[str, np.ndarray]]
 
-
-def of(context: Context, tasks: Sequence[str]) -> Rights:
-    """{system: {task: [S, n]}}: the other model alone, and with experts moved in order and shuffled.
+def of(context: Context, tasks: Sequence[str]) -> dict[str, System]:
+    """The other model alone, and with experts moved in order and shuffled.
 
     On a task that an expert was trained on, its own; on another, the best of all in hindsight, seed by seed.
     """
-    records = context.studies("moved")
-    found: Rights = {"base": {}, "ordered": {}, "shuffled": {}}
-    for task in tasks if records else ():
-        found["base"][task] = np.array([record["rights"][f"base/{task}"] for record in records], bool)
-        for how in ("ordered", "shuffled"):
-            rows = []
-            for record in records:
-                each = [rights for name, rights in record["rights"].items() if name.startswith(f"{how}/{task}/")]
-                rows.append(max(each, key=sum))
-            found[how][task] = np.array(rows, bool)
-    return found
+    groups = dict.fromkeys(tasks, context.studies("moved"))
+    is_hindsight = not set(tasks) <= set(context.known.tasks)
+
+    def best(how: str) -> System:
+        def rights(record: Mapping[str, Any], task: str) -> Any:
+            each = [found for name, found in record["rights"].items() if name.startswith(f"{how}/{task}/")]
+            return max(each, key=sum)
+
+        return systems.system(groups, rights, is_hindsight=is_hindsight)
+
+    base = systems.system(groups, lambda record, task: record["rights"][f"base/{task}"])
+    return {"base": base, "ordered": best("ordered"), "shuffled": best("shuffled")}

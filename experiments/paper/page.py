@@ -1,9 +1,11 @@
 """docs/results.md: what came out, in plain words that follow from the numbers, each beside its command and record."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.paper import plan
@@ -14,6 +16,7 @@ from experiments.paper.scales import Scale
 
 SIGNIFICANT = 0.05
 
+NOT_RUN = "Not run."
 INTRODUCTION = """# What came out
 
 Transformer-Squared claims that scaling singular values (SVF) needs far fewer numbers and far fewer samples than LoRA,
@@ -31,8 +34,9 @@ when and on what, failures too, is in `experiments/LOG.md`; how to make the pape
   (`experiments/paper/tasks.py`), on validation.
 - Learning rates: the best of three tries a method, on validation of {first}, one seed. Every try is in
   {settings}.
-- {cells} trained cells and {studies} studies of trained experts; {failed} failed. Each record has the answers to all
-  its held-out prompts, before and after.
+- {done} of {planned} cells and studies are done so far: {cells} trained cells and {studies} studies of trained experts;
+  {failed} failed. Each record has the answers to all its held-out prompts, before and after. Questions that no record
+  answers yet are listed at the end.
 """
 
 
@@ -40,7 +44,8 @@ def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
     """The page, from the JSON files that the tables wrote into `results`; links are relative to `docs`."""
     known = plan.decided(scale, store.get)
     records = [record for record in store.everything() if record["scale"] == scale.name]
-    failures = [each for each in map(store.get, plan.every(scale, store.get)) if isinstance(each, Failure)]
+    planned = [store.get(each) for each in plan.every(scale, store.get)]
+    failures = [each for each in planned if isinstance(each, Failure)]
     trained = [record for record in records if "held_out" in record]
     here = Path(os.path.relpath(results, docs))
     head = INTRODUCTION.format(
@@ -50,6 +55,8 @@ def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
         tasks=", ".join(known.tasks),
         first=known.tasks[0],
         settings=f"[table 6]({here}/table6.md)",
+        done=sum(each is not None and not isinstance(each, Failure) for each in planned),
+        planned=len(planned),
         cells=len(trained),
         studies=len(records) - len(trained),
         failed=len(failures),
@@ -59,8 +66,8 @@ def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
 
 
 def _sections(results: Path, here: Path) -> list[str]:
-    """One section a question, where its table has been made."""
-    parts = []
+    """One section a question that has an answer, where its table has been made, and a list of those that have none."""
+    parts, open_ = [], []
     for name, title, words in (
         ("table1", "Does SVF beat LoRA?", _table1),
         ("axis_prompts", "Does it need fewer samples?", _prompts),
@@ -68,12 +75,14 @@ def _sections(results: Path, here: Path) -> list[str]:
         ("figure9", "Does LoRA collapse under policy gradient?", _collapse),
         ("table4", "Which matrices, and which learning?", _table1),
         ("table7", "IA3 and DoRA", _table1),
-        ("fidelity", "For those who saw smaller gains: one setting at a time", _table1),
+        ("fidelity", "For those who saw smaller gains: SVF with other settings", _table1),
         ("table2", "Does it compose? Unseen tasks", _systems),
         ("table5", "Experts moved to another model, unseen tasks", _systems),
         ("table9", "Experts moved to another model, their own tasks", _systems),
         ("many", "Dispatch among many", _many),
         ("table8", "How many shots few-shot search needs", _systems),
+        ("figure_z", "How alike experts are", _alike),
+        ("figure10", "How much of a spectrum its largest values hold", _spectrum),
         ("three_views", "Whole models, a mixture of experts, or experts of z", _views),
     ):
         path = results / f"{name}.json"
@@ -84,8 +93,12 @@ def _sections(results: Path, here: Path) -> list[str]:
             table = results / f"{name}.md"
             numbers = f"[the table]({here}/{table.name}), " if table.exists() else ""
             source = f"From {numbers}[its numbers]({here}/{path.name}), made by `{data['command']}`."
-            parts.append("\n".join([f"## {title}", "", *shown, *words(data), "", source]))
-    return parts
+            lines = words(data)
+            if lines == [NOT_RUN]:
+                open_.append(f"- {title} {source}")
+            else:
+                parts.append("\n".join([f"## {title}", "", *shown, *lines, "", source]))
+    return [*parts, "\n".join(["## Not run yet", "", *open_])] if open_ else parts
 
 
 class Difference(NamedTuple):
@@ -98,23 +111,28 @@ class Difference(NamedTuple):
 
 
 def said(differences: Sequence[Difference]) -> list[str]:
-    """A line each for those that are shown, and one line for all that are not."""
+    """A line each for those that are shown, one for all that are not, and one for bounds, which have no p."""
     if not differences:
-        return ["Not run."]
-    lines, rest = [], {}
+        return [NOT_RUN]
+    tested = [each for each in differences if each.entry["p_holm"] is not None]
+    lines, rest, bounds = [], {}, []
     for one, other, where, entry in differences:
         mean, low, high = (100 * entry[name] for name in ("mean", "low", "high"))
-        number = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-        if entry["p_holm"] < SIGNIFICANT:
+        number = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + (" (one seed)" if entry["seeds"] == 1 else "")
+        if entry["p_holm"] is None:
+            bounds.append(f"{one} against {other}: {where} {number}")
+        elif entry["p_holm"] < SIGNIFICANT:
             side = "above" if mean > 0 else "below"
             lines.append(f"- {where}: {one} is {side} {other} by {number} points, p {p_value(entry['p_holm'])}.")
         else:
             rest.setdefault(f"{one} against {other}", []).append(f"{where} {number}")
     if rest:
-        sizes = [100 * each.entry["detectable"] for each in differences if each.entry["p_holm"] >= SIGNIFICANT]
+        sizes = [100 * each.entry["detectable"] for each in tested if each.entry["p_holm"] >= SIGNIFICANT]
         listed = "; ".join(f"{pair}: {', '.join(places)}" for pair, places in rest.items())
         would = f"differences of {min(sizes):.1f} to {max(sizes):.1f} points would show four times in five"
         lines.append(f"- No difference shown ({would}): {listed}.")
+    if bounds:
+        lines.append(f"- Chosen on the test prompts themselves, so bounds and no result: {'; '.join(bounds)}.")
     return lines
 
 
@@ -155,6 +173,24 @@ def _many(data: Mapping[str, Any]) -> list[str]:
 def _systems(data: Mapping[str, Any]) -> list[str]:
     there = {name: each for name, each in data["systems"].items() if each["less_base"]}
     return said([Difference(name, "the base", "over all", each["less_base"] | each) for name, each in there.items()])
+
+
+def _alike(data: Mapping[str, Any]) -> list[str]:
+    """Mean cosines of two experts' changes, of one task and of two."""
+    tasks = [name.rpartition(" ")[0] for name in data["experts"]]
+    pairs: dict[str, list[float]] = {"one task's seeds": [], "two tasks": []}
+    for i, j in itertools.combinations(range(len(tasks)), 2):
+        pairs["one task's seeds" if tasks[i] == tasks[j] else "two tasks"].append(data["cosines"][i][j])
+    found = [f"of {name} {fmean(cosines):+.2f} (pairs: {len(cosines)})" for name, cosines in pairs.items() if cosines]
+    return [f"Mean cosine of what two experts change, s (z - 1): {', '.join(found)}."]
+
+
+def _spectrum(data: Mapping[str, Any]) -> list[str]:
+    """The share of the largest values in the sum, mean over layers."""
+    place = data["ranks"].index(32)
+    shares = {name: 100 * fmean(row[place] for row in rows) for name, rows in data["shares"].items()}
+    found = ", ".join(f"{name} {share:.0f} %" for name, share in shares.items())
+    return [f"The largest 32 singular values of {data['model']} hold of their sum, mean over layers: {found}."]
 
 
 def _views(data: Mapping[str, Any]) -> list[str]:

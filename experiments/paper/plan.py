@@ -7,8 +7,8 @@ more_rates as rates, for the other methods
 variants   the other methods at the middle number of prompts, seed by seed
 studies    the classification expert, dispatch, few-shot search and moved experts, on the experts of main
 prompts    the other numbers of prompts
-fidelity   one setting of SVF at a time
-kinds      SVF on every procedural kind, one seed, for dispatch among many
+fidelity   SVF with other settings
+kinds      SVF on every procedural kind, one seed, for dispatch among many and mixtures of them
 
 Cells of scout, rates and more_rates have a seed of their own (100) and are measured on validation; all others on test.
 """
@@ -21,7 +21,7 @@ from experiments.paper import tasks
 from experiments.paper.cells import Cell
 from experiments.paper.methods import FIDELITY, MAIN, METHODS
 from experiments.paper.records import Failure
-from experiments.paper.scales import Scale
+from experiments.paper.scales import OF_KINDS, Scale
 from experiments.paper.studies import Study
 from sva.tasks.labels import OTHER
 from sva.tasks.sources import kinds
@@ -80,18 +80,19 @@ def tried_rates(scale: Scale, method: str) -> tuple[float, ...]:
     return dict(scale.rates).get(method, METHODS[method].rates)
 
 
-def presumed(scale: Scale, only: Sequence[str] | None = None) -> list[Cell | Study]:
-    """All cells of a scale that scouts nothing, or those of some stages, each method at its middle learning rate.
+def presumed(scale: Scale, get: Get, only: Sequence[str] | None = None) -> list[Cell | Study]:
+    """All cells of a scale that scouts nothing, or those of some stages.
 
-    For a list of what there would be to do before anything is decided.
+    Each method has the learning rate that the records choose or, before they do, its middle one, so that the list has
+    all that there would be to do before anything is decided.
     """
     middle_rates = {method: sorted(tried_rates(scale, method)) for method in METHODS}
-    own = {method: each[len(each) // 2] for method, each in middle_rates.items()}
+    own = {method: each[len(each) // 2] for method, each in middle_rates.items()} | decided(scale, get).rates
     own |= {name: own[of] for name, method in METHODS.items() if (of := method.rate_of)}
     known = Decided(scale.candidates, own, scale.unseen)
     listed: list[Cell | Study] = [*rates(scale, known.tasks[0]), *main(scale, known), *variants(scale, known)]
     listed += [*studies(scale, known), *prompts(scale, known), *fidelity(scale, known)]
-    return _each_once([each for each in listed if not only or each.stage in only])
+    return _each_once(listed, only)
 
 
 def decided(scale: Scale, get: Get) -> Decided:
@@ -166,7 +167,7 @@ def prompts(scale: Scale, known: Decided) -> Iterator[Cell]:
 
 
 def fidelity(scale: Scale, known: Decided) -> Iterator[Cell]:
-    """One setting of SVF at a time, at the middle number of prompts."""
+    """SVF with other settings, at the middle number of prompts."""
     for seed in scale.seeds:
         for method in FIDELITY:
             for task in known.tasks:
@@ -215,35 +216,46 @@ def _study(scale: Scale, method: str, needs: tuple[Cell, ...], *, stage: str = "
 
 
 def of_kinds(scale: Scale, known: Decided) -> Iterator[Cell | Study]:
-    """SVF on every procedural kind, 64 prompts, and dispatch among all of these experts."""
+    """SVF on every procedural kind, dispatch among all of these experts, and mixtures of them.
+
+    A few-shot search for every kind, among the experts of the `others`, its own left out, and then among `all`.
+    """
     if scale.name == "toy" or "svf" not in known.rates:
         return
-    experts = [cell(scale, "kinds", "svf", kind, examples=64, seed=0, lr=known.rates["svf"]) for kind in kinds.KINDS]
+    experts = [cell(scale, "kinds", "svf", kind, lr=known.rates["svf"], **OF_KINDS) for kind in kinds.KINDS]
     yield from experts
     yield _study(scale, "many", tuple(experts), stage="kinds", tasks=tuple(kinds.KINDS), size=OF_A_KIND)
+    shots, generations = SEARCHES[0]
+    for among in ("others", "all"):
+        for kind in kinds.KINDS:
+            mixed = tuple(each for each in experts if among == "all" or each.task != kind)
+            about = {"task": kind, "among": among, "shots": shots, "generations": generations, "seed": mixed[0].seed}
+            yield _study(scale, "search", mixed, stage="kinds", **about, size=OF_A_KIND)
 
 
-def every(scale: Scale, get: Get) -> list[Cell | Study]:
-    """All cells that can be named yet, in the order in which they should be run, each once."""
+def every(scale: Scale, get: Get, only: Sequence[str] | None = None) -> list[Cell | Study]:
+    """All cells that can be named yet, or those of some stages, in the order in which they should be run, each once."""
     known = decided(scale, get)
     listed: list[Cell | Study] = [*scout(scale)]
     if known.tasks:
         tried = rates(scale, known.tasks[0])
         first = [each for each in tried if each.method in MAIN]
         if any(get(each) is None for each in first):  # nothing later may keep the main cells waiting
-            return _each_once([*listed, *first, *main(scale, known)])
+            return _each_once([*listed, *first, *main(scale, known)], only)
         listed += first
         listed += main(scale, known)
         listed += [each for each in tried if each.method not in MAIN]
         listed += [*variants(scale, known), *studies(scale, known), *prompts(scale, known)]
         listed += [*fidelity(scale, known), *of_kinds(scale, known)]
-    return _each_once(listed)
+    return _each_once(listed, only)
 
 
-def _each_once(listed: list[Cell | Study]) -> list[Cell | Study]:
+def _each_once(listed: list[Cell | Study], only: Sequence[str] | None) -> list[Cell | Study]:
+    """Those of the stages `only`, without a second one of the same key, which another stage may have."""
     found: dict[str, Cell | Study] = {}
     for each in listed:
-        found.setdefault(each.key, each)
+        if not only or each.stage in only:
+            found.setdefault(each.key, each)
     return list(found.values())
 
 

@@ -9,7 +9,7 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from experiments.paper import costs
 from experiments.paper.cells import Cell
-from experiments.paper.records import Failure, Store
+from experiments.paper.records import HERE, Failure, Store
 from experiments.paper.studies import Study
 from experiments.paper.training import device
 from sva.utils.errors import UserError
@@ -50,6 +50,7 @@ class Queue:
         while True:
             todo = self.todo()
             if not todo:
+                self._tell_waiting()
                 return done
             late = self._late(todo, deadline) if deadline else []
             trained = self._one([cell for cell in todo if cell not in late], runs)
@@ -68,8 +69,22 @@ class Queue:
 
     def _waits(self, cell: Unit) -> bool:
         """Whether a study needs a cell that is still to be trained here, or that failed."""
-        needs = [need for need in getattr(cell, "needs", ()) if need.is_kept]
-        return any(not self._store.expert_path(need).exists() for need in needs)
+        return bool(lost_experts([cell], self._store))
+
+    def _tell_waiting(self) -> None:
+        """Says which experts the studies that are left wait for, and the command that trains them."""
+        left = [cell for cell in self._plan() if self._store.get(cell) is None and self._waits(cell)]
+        lost = lost_experts(left, self._store)
+        if lost:
+            stages = " ".join(dict.fromkeys(each.stage for each in (*lost, *left)))
+            directory = self._store.directory
+            elsewhere = "" if directory == HERE else f" --out {directory}"
+            print(
+                f"sva: studies that wait: {len(left)}, for experts that are not in {directory / 'experts'}: "
+                f"{', '.join(cell.name for cell in lost)}; train them: python -m experiments.paper.run_cells "
+                f"--scale {lost[0].scale.name}{elsewhere} --only {stages} --recompute",
+                file=sys.stderr,
+            )
 
     def _one(self, todo: list[Unit], runs: Runs) -> bool:
         """Whether a cell of the list was free; it is then trained."""
@@ -119,6 +134,12 @@ class Queue:
             yield True
         finally:
             lock.release()
+
+
+def lost_experts(cells: Sequence[Unit], store: Store) -> list[Cell]:
+    """The cells whose experts the studies among these read and that have none on disk, each once."""
+    needs = [need for cell in cells for need in getattr(cell, "needs", ()) if need.is_kept]
+    return [need for need in dict.fromkeys(needs) if not store.expert_path(need).exists()]
 
 
 def state(cell: Unit, store: Store) -> str:

@@ -79,7 +79,8 @@ class Store:
             found = ", ".join(sorted(f"training {x.training}, grading {x.grading}" for x in others.values()))
             raise UserError(
                 f"cell {cell.name} is of another revision ({found}; now training {CURRENT.training}, grading "
-                f"{CURRENT.grading}); train it anew: python -m experiments.paper.run_cells --recompute"
+                f"{CURRENT.grading}); train it anew: python -m experiments.paper.run_cells --recompute, or where "
+                "grading alone is another: --regrade"
             )
         is_failed = f"{key}.json" in self._failed
         return Failure(read_json(self.failure_path(cell))["error"]) if is_failed else None
@@ -89,6 +90,12 @@ class Store:
         own = self.path(cell)
         found = [own.with_name(name) for name in self._names.get(cell.digest, ())]
         return {path: _revisions(path) for path in found if path != own}
+
+    def of_other_gradings(self) -> dict[Path, Path]:
+        """{record of the current training and another grading: its path under the current one}."""
+        paths = [self.directory / "cells" / name for names in self._names.values() for name in names]
+        older = [x for x in paths if _revisions(x).training == CURRENT.training and _revisions(x) != CURRENT]
+        return {path: path.with_name(f"{path.name.partition('-')[0]}-{_ending()}") for path in sorted(older)}
 
     def is_current(self, path: Path) -> bool:
         """Whether a record's file is of the current revisions, and its settings are those of this version."""
@@ -110,6 +117,12 @@ class Store:
         write_record(self.path(cell), record)
         for old in (*self.other_revisions(cell), self.failure_path(cell)):
             old.unlink(missing_ok=True)
+        self.look()
+
+    def remove(self, cell: Cell | Study) -> None:
+        """Removes the record of a cell, if there is one."""
+        self.path(cell).unlink(missing_ok=True)
+        self._read.pop(cell.key, None)
         self.look()
 
     def fail(self, cell: Cell | Study, error: str, details: str) -> None:
@@ -146,6 +159,10 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); delete it, and its cell is trained anew") from error
 
 
+def _ending() -> str:
+    return f"{CURRENT.training}-{CURRENT.grading}.json.gz"
+
+
 def _revisions(path: Path) -> Revisions:
     _, training, grading = path.name.removesuffix(".json.gz").split("-")
     return Revisions(int(training), int(grading))
@@ -176,4 +193,4 @@ def devices(records: Sequence[Mapping[str, Any]]) -> str:
     """The devices that records were made on: one name, or several with the number of cells of each."""
     names = [record["device"] for record in records]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
-    return next(iter(counts), "") if len(counts) < 2 else ", ".join(f"{name} ({n})" for name, n in counts.items())
+    return next(iter(counts), "") if len(counts) < 2 else ", ".join(f"{name} ({n} cells)" for name, n in counts.items())

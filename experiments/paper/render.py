@@ -79,6 +79,19 @@ def points(comparison: Any) -> str:
     return f"{100 * comparison.mean:+.1f} [{100 * comparison.low:+.1f}, {100 * comparison.high:+.1f}]"
 
 
+def basis(comparison: Any) -> str:
+    """'3 x 300', seeds and items that a difference rests on; empty where there is none."""
+    return "" if comparison is None else f"{comparison.seeds} x {comparison.n}"
+
+
+def beside(name: str, paper: Mapping[str, Sequence[float]]) -> str:
+    """'79.15 (+3.26) / ...', the paper's scores and behind each the difference from its own base; or empty."""
+    if name not in paper:
+        return ""
+    pairs = zip(paper[name], paper["base"], strict=True)
+    return " / ".join(f"{x:.2f}" if name == "base" else f"{x:.2f} ({x - base:+.2f})" for x, base in pairs)
+
+
 def p_value(p: float | None) -> str:
     """'0.012' or '< 0.001'; empty where there is none."""
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -4,7 +4,9 @@
     python -m experiments.paper.run_cells --scale smol --minutes 30        # records go to experiments/paper/cells
     python -m experiments.paper.run_cells --scale smol --out DIR --shards 6 --minutes 8 --pack cells.tar
     python -m experiments.paper.run_cells --adopt cells.tar                # files its records here
-    python -m experiments.paper.run_cells --scale paper --dry-run          # what the paper's own tables would take
+    python -m experiments.paper.run_cells --regrade                        # after GRADING was raised, trains nothing
+    python -m experiments.paper.run_cells --scale paper --dry-run          # the commands of the paper's own tables
+    python -m experiments.paper.run_cells --scale paper --file RUN_DIR     # files what one of them has trained
 
 Stopped at any moment, the same command resumes. Needs no network where the model is in the cache (`sva fetch`).
 """
@@ -22,9 +24,12 @@ from pathlib import Path
 
 from experiments.paper import costs, plan
 from experiments.paper.cells import Cell, digest_of_flat
-from experiments.paper.queue import Queue, state
+from experiments.paper.filed import file_run
+from experiments.paper.queue import Queue, lost_experts, state
 from experiments.paper.records import HERE, Failure, Store, read, write_record
+from experiments.paper.regraded import regrade
 from experiments.paper.scales import NAMES, PAPER, Scale, scale
+from experiments.paper.studies import Study
 from experiments.paper.training import Trainer, device
 from sva.parallel import compile_cache
 from sva.utils.errors import UserError
@@ -40,8 +45,18 @@ def main(words: list[str] | None = None) -> None:
     if arguments.adopt:
         adopt(arguments.adopt, arguments.out)
         return
+    if arguments.regrade:
+        done, left = regrade(Store(arguments.out))
+        print(f"{done} cells graded anew; {left} records are of an older grading still: --recompute makes those again")
+        return
+    if arguments.file:
+        store = Store(arguments.out)
+        for run_dir in arguments.file:
+            cell = file_run(run_dir, PAPER if arguments.scale == "paper" else [scale(arguments.scale)], store)
+            print(f"{store.path(cell)}: {cell.name}")
+        return
     if arguments.scale == "paper" and arguments.dry_run:
-        print("\n\n".join(paper_listing(each, arguments.only) for each in PAPER))
+        print("\n\n".join(paper_listing(each, Store(arguments.out), arguments.only) for each in PAPER))
         return
     of = scale(arguments.scale)
     store = Store(arguments.out)
@@ -50,6 +65,8 @@ def main(words: list[str] | None = None) -> None:
     if arguments.dry_run:
         print(listing(wanted(of, store, arguments.only), store, arguments.on or device()))
         return
+    if arguments.recompute:
+        forget_lost(wanted(of, store, arguments.only), store)
     deadline = time.time() + 60 * arguments.minutes if arguments.minutes else None
     if arguments.shards > 1:
         _in_shards(arguments, deadline)
@@ -71,18 +88,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shards", type=int, default=1, help="start so many processes that share the cells")
     parser.add_argument("--pack", type=Path, help="an archive of the records, renewed while shards work")
     parser.add_argument("--adopt", type=Path, help="file the records of an archive, and do nothing else")
+    parser.add_argument("--file", type=Path, nargs="+", help="file finished runs of sva train, and do nothing else")
     parser.add_argument("--dry-run", action="store_true", help="list the cells, train none")
     parser.add_argument("--on", choices=("cpu", "gpu"), help="with --dry-run: where it would run (default: here)")
-    parser.add_argument("--recompute", action="store_true", help="train cells of other revisions and failed ones anew")
+    parser.add_argument("--regrade", action="store_true", help="grade cells of other gradings anew, train none")
+    parser.add_argument("--recompute", action="store_true", help="train anew: other revisions, failed, experts lost")
     return parser
 
 
-def wanted(of: Scale, store: Store, only: list[str] | None) -> list[Cell]:
+def wanted(of: Scale, store: Store, only: list[str] | None) -> list[Cell | Study]:
     """The cells of these stages that can be named yet."""
-    return [cell for cell in plan.every(of, store.get) if not only or cell.stage in only]
+    return plan.every(of, store.get, only)
 
 
-def listing(cells: list[Cell], store: Store, where: str) -> str:
+def listing(cells: list[Cell | Study], store: Store, where: str) -> str:
     """A line a cell: state, predicted tokens, minutes and memory; and their sums."""
     measured = costs.measured([x for x in map(store.get, cells) if x and not isinstance(x, Failure)], where)
     lines, left = [], []
@@ -98,13 +117,15 @@ def listing(cells: list[Cell], store: Store, where: str) -> str:
     return "\n".join(lines)
 
 
-def paper_listing(of: Scale, only: list[str] | None) -> str:
-    """A line a cell of one of the paper's models: its key, name and tokens; none has been run, so nothing is timed."""
-    cells = plan.presumed(of, only)
+def paper_listing(of: Scale, store: Store, only: list[str] | None) -> str:
+    """Two lines a cell of one of the paper's models: key, name and tokens, and the command that trains it."""
+    cells = plan.presumed(of, store.get, only)
     lines = [f"{of.model}: settings of configs/paper/{of.files}-TASK.yaml; sva train FILE --dry-run tells its memory"]
-    lines += [f"{each.key}  {each.name:<58} {sum(costs.tokens(each)):>14,} tokens" for each in cells]
+    for each in cells:
+        lines.append(f"{each.key}  {each.name:<58} {sum(costs.tokens(each)):>14,} tokens")
+        lines += [f"    {each.command}"] if isinstance(each, Cell) else []
     total = sum(sum(costs.tokens(each)) for each in cells)
-    lines.append(f"{len(cells)} cells, {total:,} tokens; rates that validation decides are taken to be the middle ones")
+    lines.append(f"{len(cells)} cells, {total:,} tokens; rates that no filed runs have decided are the middle ones")
     return "\n".join(lines)
 
 
@@ -112,7 +133,7 @@ def _times(cost: costs.Cost) -> str:
     return f"{cost.seconds / 60:7.2f} min {cost.gib:5.1f} GiB"
 
 
-def _counts(cells: list[Cell], store: Store) -> str:
+def _counts(cells: list[Cell | Study], store: Store) -> str:
     states = Counter(state(cell, store).partition(":")[0] for cell in cells)
     return ", ".join(f"{number} {name}" for name, number in states.items())
 
@@ -129,6 +150,12 @@ def _forget(of: Scale, store: Store) -> None:
                     path.unlink()
     for cell in cells:
         store.failure_path(cell).unlink(missing_ok=True)
+
+
+def forget_lost(cells: list[Cell | Study], store: Store) -> None:
+    """Removes the records of cells whose experts are not on disk, where a study that is left to do reads them."""
+    for cell in lost_experts([each for each in cells if store.get(each) is None], store):
+        store.remove(cell)
 
 
 def _in_shards(arguments: argparse.Namespace, deadline: float | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from sva.training.config import in_file
 from sva.utils.errors import UserError
 
+OF_KINDS = {"examples": 64, "seed": 0}  # training prompts and seed of the experts of all kinds (`plan.of_kinds`)
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 
 
@@ -39,14 +40,15 @@ class Scale:
 
     def begun(self, task: str) -> dict[str, Any]:
         """The settings that a cell of this task begins with, by dotted name."""
-        return {**dict(self.settings), **(_in_config(self.files, task) if self.files else {})}
+        return {**dict(self.settings), **(_in_config(self.file(task)) if self.files else {})}
+
+    def file(self, task: str) -> Path:
+        """The file of configs/paper for this task, or for the first one where there is none."""
+        path = CONFIGS / f"{self.files}-{task}.yaml"
+        return path if path.exists() else CONFIGS / f"{self.files}-{_TASKS[0]}.yaml"
 
 
-@functools.cache
-def _in_config(model: str, task: str) -> dict[str, Any]:
-    """The values of the model's file for this task, or for the first one where there is none."""
-    path = CONFIGS / f"{model}-{task}.yaml"
-    return in_file(path if path.exists() else CONFIGS / f"{model}-{_TASKS[0]}.yaml")
+_in_config = functools.cache(in_file)
 
 
 _TASKS = ("gsm8k", "mbpp", "arc_easy")
@@ -135,8 +137,8 @@ def scale(name: str) -> Scale:
     """
     if name == "paper":
         raise UserError(
-            "--scale paper lists its cells with --dry-run; they are trained by `sva train configs/paper/FILE.yaml` "
-            "where there is room for them (sva train --dry-run says how much), --scale smol runs here"
+            "--scale paper lists its cells and their `sva train` commands with --dry-run; run them where there is room "
+            "and file them with run_cells --file. --scale smol runs here"
         )
     if name not in SCALES:
         raise UserError(f"--scale {name}: there is {', '.join(NAMES)}")

@@ -7,16 +7,27 @@ import numpy as np
 
 from experiments.paper.cells import Cell
 from experiments.paper.records import Failure, Store, rights
+from experiments.paper.studies import Study
 from sva.evaluation.significance import Comparison, holm, paired_bootstrap
 from sva.evaluation.stats import accuracy
 
 
 class Group(NamedTuple):
-    """The cells of one entry of a table, one a seed, and what there is of them."""
+    """The cells or studies of one entry of a table, one a seed, and what there is of them."""
 
-    cells: tuple[Cell, ...]
-    records: tuple[Mapping[str, Any], ...]
+    cells: tuple[Cell | Study, ...]
+    found: tuple[tuple[int, Mapping[str, Any]], ...]  # (seed, record)
     failures: tuple[str, ...]
+
+    @property
+    def records(self) -> tuple[Mapping[str, Any], ...]:
+        """Those that there are."""
+        return tuple(record for _, record in self.found)
+
+    @property
+    def by_seed(self) -> dict[int, Mapping[str, Any]]:
+        """The same by seed."""
+        return dict(self.found)
 
     @property
     def status(self) -> str:
@@ -37,21 +48,19 @@ class Group(NamedTuple):
         return rights(self.records[0], "before")
 
 
-def group(cells: Sequence[Cell], store: Store) -> Group:
-    """What the store has of these cells."""
-    found = [store.get(cell) for cell in cells]
-    records = tuple(each for each in found if each is not None and not isinstance(each, Failure))
-    return Group(tuple(cells), records, tuple(each.error for each in found if isinstance(each, Failure)))
+def group(cells: Sequence[Cell | Study], store: Store) -> Group:
+    """What the store has of these cells or studies."""
+    states = [(cell.seed, store.get(cell)) for cell in cells]
+    found = tuple((seed, each) for seed, each in states if each is not None and not isinstance(each, Failure))
+    return Group(tuple(cells), found, tuple(each.error for _, each in states if isinstance(each, Failure)))
 
 
 def compared(a: Group, b: Group) -> Comparison | None:
     """a's rights less b's, over the seeds that both have; None where there are none."""
-    common = {record["seed"] for record in a.records} & {record["seed"] for record in b.records}
+    common = sorted(a.by_seed.keys() & b.by_seed.keys())
     if not common:
         return None
-    first, second = (
-        np.stack([rights(r) for r in sorted(x.records, key=lambda r: r["seed"]) if r["seed"] in common]) for x in (a, b)
-    )
+    first, second = (np.stack([rights(x.by_seed[seed]) for seed in common]) for x in (a, b))
     return paired_bootstrap(first, second)
 
 

@@ -1,27 +1,32 @@
 """What tables 8 and 10 share: few-shot search with other shots and budgets, on the first unseen task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from experiments.paper import render, systems
+from experiments.paper import paper_numbers, render, systems
 from experiments.paper.command import Context
+from experiments.paper.systems import System
 
 
 def make(
-    title: str, budgets: Mapping[str, tuple[int, int]], paper: Mapping[str, Sequence[float]], context: Context
+    title: str, budgets: Mapping[str, tuple[int, int]], paper: Mapping[str, float], context: Context
 ) -> tuple[render.Table, dict]:
-    """The table of these budgets {name: (shots, generations)}, the base first."""
-    task = context.known.unseen[0] if context.known.unseen else ""
-    rights: dict[str, dict[str, np.ndarray]] = {"base": {}}
+    """The table of these budgets {name: (shots, generations)}, the base first.
+
+    Args:
+      paper: its scores on ARC-Challenge.
+    """
+    tasks = context.known.unseen[:1]
+    found: dict[str, System] = {}
     for label, (shots, generations) in budgets.items():
-        records = context.studies("search", task=task, shots=shots, generations=generations)
-        rights[label] = {}
-        if records:
-            rights[label][task] = np.array([record["rights"]["few-shot"] for record in records], bool)
-            rights["base"][task] = np.array([record["rights"]["base"] for record in records], bool)
-    return systems.table(f"{title}, {task}", rights, (task,), paper)
+        about = {"shots": shots, "generations": generations}
+        groups = {task: context.studies("search", task=task, **about) for task in tasks}
+        found[label] = systems.system(groups, lambda record, _: record["rights"]["few-shot"])
+        base = systems.system(groups, lambda record, _: record["rights"]["base"])
+        found["base"] = systems.either(found["base"], base) if "base" in found else base
+    beside = {"base": (paper_numbers.TABLE2["base"][2],), **{name: (score,) for name, score in paper.items()}}
+    order = {"base": found["base"], **found}
+    return systems.table(", ".join([title, *tasks]), order, tasks, beside)
 
 
 def write(name: str, made: tuple[render.Table, dict], context: Context, out: Path) -> str:

@@ -4,12 +4,10 @@ It is queued, claimed, filed and refused like a cell; `measure.py` has what each
 """
 
 import functools
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.paper.cells import Cell
+from experiments.paper.cells import Cell, digest_of_flat
 from experiments.paper.revisions import CURRENT
 from experiments.paper.scales import Scale
 
@@ -30,6 +28,11 @@ class Study:
         return "/".join([self.stage, self.method, *(f"{name} {_short(value)}" for name, value in self.settings)])
 
     @property
+    def seed(self) -> int:
+        """The seed of the cells that it needs."""
+        return self.needs[0].seed
+
+    @property
     def flat(self) -> dict[str, Any]:
         """Its settings and the digests of the cells that it needs."""
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings}
@@ -43,7 +46,7 @@ class Study:
     @functools.cached_property
     def digest(self) -> str:
         """12 hex digits of `flat`."""
-        return hashlib.sha256(json.dumps(self.flat, sort_keys=True).encode()).hexdigest()[:12]
+        return digest_of_flat(self.flat)
 
     @property
     def key(self) -> str:

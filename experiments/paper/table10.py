@@ -15,8 +15,7 @@ BUDGETS = {"full": plan.SEARCHES[0], "3-shot": plan.SEARCHES[1], "light": plan.S
 def make(context: Context, out: Path) -> str:
     """Writes table10.md, .tex and .json; returns the Markdown."""
     budgets = {f"{name} ({shots} shots, {n} generations)": (shots, n) for name, (shots, n) in BUDGETS.items()}
-    scores = zip(budgets, paper_numbers.TABLE10.values(), strict=True)
-    paper = {name: (score,) for name, score in scores}
+    paper = dict(zip(budgets, paper_numbers.TABLE10.values(), strict=True))
     return searched.write(NAME, searched.make("Table 10: budgets", budgets, paper, context), context, out)
 
 

@@ -19,6 +19,7 @@ def make(context: Context, out: Path) -> str:
     title = f"Table 5: experts moved to a model fine-tuned on {context.scale.other_model}, unseen tasks"
     notes = (
         "Base: that other model alone. The better expert of each task is taken in hindsight, shuffled as ordered.",
+        f"The paper's: {' / '.join(paper_numbers.TABLE2_TASKS)} of Llama's experts on Mistral-7B-Instruct-v0.3.",
     )
     table, data = systems.table(title, moved.of(context, tasks), tasks, paper_numbers.TABLE5, notes)
     return render.write(NAME, [table], data, context.command, out)

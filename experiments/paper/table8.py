@@ -16,7 +16,7 @@ def make(context: Context, out: Path) -> str:
     """Writes table8.md, .tex and .json; returns the Markdown."""
     shots = sorted(number for number, generations in plan.SEARCHES if generations == GENERATIONS)
     budgets = {f"{number} shots": (number, GENERATIONS) for number in shots}
-    paper = {f"{number} shots": (score,) for number, score in paper_numbers.TABLE8.items()}
+    paper = {f"{number} shots": score for number, score in paper_numbers.TABLE8.items()}
     return searched.write(NAME, searched.make("Table 8: shots", budgets, paper, context), context, out)
 
 

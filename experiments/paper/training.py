@@ -8,6 +8,7 @@ default they would be TF32, whose rounding differs between the forms that sample
 import functools
 import shutil
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +74,7 @@ class Trainer:
         if cell.is_sampled:
             adapted = merge_expert(self.lm, expert, progress=False)
             sampled = {"sampled": {"before": draws.drawn(self.lm, held_out), "after": draws.drawn(adapted, held_out)}}
-        return {
-            **identity(cell),
-            **sampled,
-            **{name: getattr(cell, name) for name in ("task", "examples", "seed", "lr", "split")},
-            **{
-                name: result[name] for name in ("n", "before", "after", "gain", "parameters", "fingerprint", "warnings")
-            },
-            **made_with(started),
-            "step_seconds": sorted(row["step_seconds"] for row in rows)[len(rows) // 2] if rows else 0.0,
-            "tokens": sum(row.get("tokens", 0) for row in rows),
-            "config": cell.flat,
-            "curve": [{name: _short(row[name]) for name in CURVE if row.get(name) is not None} for row in rows],
-            "held_out": {"before": answers(before), "after": answers(after)},
-        }
+        return {**record_of(cell, result, rows, made_with(started), before, after), **sampled}
 
     def tuned(self, cell: Cell) -> LM:
         """The base with what this cell trains merged into it; nothing of it is kept on disk."""
@@ -109,6 +97,35 @@ class Trainer:
         """The base's answers to a task's held-out prompts."""
         items = evaluation.items(task, split, size)
         return tuple(evaluation.evaluate(self.lm, items, batch_size=batch_size, progress=False))
+
+
+def record_of(
+    cell: Cell,
+    result: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    made: Mapping[str, Any],
+    before: Iterable[Record],
+    after: Iterable[Record],
+) -> dict[str, Any]:
+    """The record of a trained cell.
+
+    Args:
+      result: of its run, as in result.json.
+      rows: of its metrics.
+      made: as `made_with` has it.
+      before, after: the held-out answers of the base and of the trained model.
+    """
+    return {
+        **identity(cell),
+        **{name: getattr(cell, name) for name in ("task", "examples", "seed", "lr", "split")},
+        **{name: result[name] for name in ("n", "before", "after", "gain", "parameters", "fingerprint", "warnings")},
+        **made,
+        "step_seconds": sorted(row["step_seconds"] for row in rows)[len(rows) // 2] if rows else 0.0,
+        "tokens": sum(row.get("tokens", 0) for row in rows),
+        "config": cell.flat,
+        "curve": [{name: _short(row[name]) for name in CURVE if row.get(name) is not None} for row in rows],
+        "held_out": {"before": answers(before), "after": answers(after)},
+    }
 
 
 def identity(cell: Cell | Study) -> dict[str, Any]:

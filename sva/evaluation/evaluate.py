@@ -257,14 +257,19 @@ def evaluate(
         return [record for batch in parts for record in answer(batch)]
 
 
+def stored(path: Path) -> list[Record]:
+    """The records that `kept` wrote to a file."""
+    rows = [json.loads(line) for line in read_lines(path) if line.strip()]
+    return [Record(**row | {"scores": tuple(row.get("scores", ()))}) for row in rows]
+
+
 def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) -> list[Record]:
     """The records at `path` where they answer these items in this order; otherwise those that `answers` makes, kept.
 
     Whose answers they are is for the caller to put into the path.
     """
     if path.exists():
-        rows = [json.loads(line) for line in read_lines(path) if line.strip()]
-        records = [Record(**row | {"scores": tuple(row.get("scores", ()))}) for row in rows]
+        records = stored(path)
         if [(record.task, record.question) for record in records] == [(item.task.name, item.question) for item in todo]:
             return records
     records = answers()

@@ -20,6 +20,8 @@ class Comparison(NamedTuple):
     p: float  # two-sided, that the difference is 0
     error: float  # standard error of the mean
     detectable: float  # the difference that would show four times in five
+    seeds: int  # that it rests on; with one, the interval is over items alone
+    n: int  # items
 
 
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int = 10_000) -> Comparison:
@@ -57,6 +59,8 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int 
         float(min(1.0, 2 * (side + 1) / (draws + 1))),
         error,
         detectable_difference(error),
+        seeds,
+        n,
     )
 
 

@@ -31,6 +31,10 @@ from sva.utils.files import read_json, save_tensors, write_directory
 _PREFIX = "base_model.model."
 _PARTS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude", "ia3_l": "factors"}
 
+# Starts that take B A out of the base weights, or quantise them, each time PEFT loads (`update_layer` of its LoRA).
+_CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+_OTHER_MEANING = ("alora_invocation_tokens", "arrow_config", "layer_replication")
+
 
 def save_adapter(directory: str | Path, lm: LM, expert: Expert, *, title: str, dtype: Any = np.float32) -> str:
     """Writes an expert of LoRA, rsLoRA, DoRA or IA3 as the adapter that PEFT itself would have saved, and says what.
@@ -146,6 +150,15 @@ def _check_config(directory: Path, config: Mapping[str, Any]) -> None:
     ):
         if config.get(setting, plain) not in (plain, None):
             raise UserError(f"{where}: {setting}={config[setting]!r} trains what sva does not; it must be {plain!r}")
+    for setting in _OTHER_MEANING:
+        if config.get(setting):
+            raise UserError(f"{where}: {setting} makes PEFT apply the adapter as sva cannot; it must be null")
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(_CHANGES_BASE):
+        raise UserError(
+            f"{where}: init_lora_weights={start!r} makes PEFT change the base weights too when it loads; save it with "
+            "path_initial_model_for_weight_conversion, or merge it in PEFT"
+        )
 
 
 def _by_module(directory: Path, lm: LM, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:

@@ -57,7 +57,8 @@ def numbers(shop: Shop, found: Mapping[int, Found]) -> dict[str, Any]:
     rights[BASE] = rights[BASE][:1]  # the same for every seed
     less_base = {name: paired_bootstrap(rights[name], rights[BASE]) for name in ORDER if name != BASE}
     between = {pair: paired_bootstrap(rights[pair[0]], rights[pair[1]]) for pair in PAIRS}
-    corrected = iter(scores.corrected([*less_base.values(), *between.values()]))
+    tested = [None if name in BEST.values() else difference for name, difference in less_base.items()]
+    corrected = iter(scores.corrected([*tested, *between.values()]))
     return {
         "model": shop.size.model,
         "n": len(tasks),
@@ -154,7 +155,7 @@ def _accuracies(data: Mapping[str, Any]) -> Table:
                 *(percent(score) for score in each["by_task"].values()),
                 percent(each["score"]),
                 _points(difference),
-                p_value(difference["p_holm"]) if difference else "",
+                "in hindsight" if name in BEST.values() else p_value(difference["p_holm"]) if difference else "",
                 "" if routed is None else f"{100 * routed:.1f} %",
             )
         )
@@ -166,7 +167,8 @@ def _accuracies(data: Mapping[str, Any]) -> Table:
         f"with no such question, they are right for: {asked}.",
         "The best alone is the best on these prompts; each task's own is what a router that never errs would give. "
         "Both are bounds.",
-        f"p by Holm over all {len(data['less_base']) + len(data['between'])} differences of this page.",
+        f"p by Holm over all {len(data['less_base']) + len(data['between']) - len(BEST)} differences of this page but "
+        "those of the best alone, which these prompts chose.",
     )
     header = ("system", *data["tasks"], "all", "less the base, points", "p", "sent to the right one")
     return Table("Three views: right answers", header, tuple(rows), notes)
