@@ -95,7 +95,7 @@ def _sections(results: Path, here: Path) -> list[str]:
             source = f"From {numbers}[its numbers]({here}/{path.name}), made by `{data['command']}`."
             lines = words(data)
             if lines == [NOT_RUN]:
-                open_.append(f"- {title} {source}")
+                open_.append(f"- {title.removesuffix('?')}: {source}")
             else:
                 parts.append("\n".join([f"## {title}", "", *shown, *lines, "", source]))
     return [*parts, "\n".join(["## Not run yet", "", *open_])] if open_ else parts
