@@ -21,7 +21,9 @@ A model is a path, a hub id or a known name (`sva fetch MODEL` prints where it i
 describes is read by the table below, from Hugging Face directories and hub ids alike. **No key is passed over in
 silence**: a key sets something, or other values of it are refused by name, or it is listed here as without effect,
 with the reason; a key that the architecture does not know, which transformers does not read either, is named on
-stderr. Tests change every key of every architecture and compare with transformers.
+stderr. Tests change every key of every architecture and compare with transformers, but for those that choose a class,
+a kernel, a dtype or the type of what is returned; others hold the list against what transformers' own code asks of a
+config.
 
 """
 _ROPES = """
@@ -30,15 +32,18 @@ _ROPES = """
 {names}, wherever transformers reads them.
 `dynamic` and `longrope` turn all positions of a row anew once it is longer than the length that the model was first
 trained with. sva does so row by row, where transformers takes the longest row of a batch. Keys in a cache were turned
-already, so decoding past that length is refused, before it starts.
+already, so a prompt and its answer that are longer together are refused, before any work. In the `rope_scaling` of
+Gemma 3 and OLMo 3 `type` names the rope type as it did in transformers 4; transformers 5 reads `rope_type` alone there.
 
 """
 _GGUF = """## GGUF files
 
 Read are the architectures {names}, in every packed type
 that the `gguf` package unpacks, with their vocabularies: byte-level BPE (`gpt2`) and SentencePiece (`llama`), as
-llama.cpp cuts them. `smollm2-135m-instruct` and `gemma-3-270m` come from packages on the Python index where the hub is
-out of reach; the names `smollm2-135m-instruct-q4_1` and `gemma-3-270m-q4_k_m` mean those packed weights everywhere.
+llama.cpp cuts them. Metadata that scales or clamps what these architectures do not is refused by name.
+
+`smollm2-135m-instruct` and `gemma-3-270m` come from packages on the Python index where the hub is out of reach; the
+names `smollm2-135m-instruct-q4_1` and `gemma-3-270m-q4_k_m` mean those packed weights everywhere.
 Gemma's terms of use are put beside the file first; set `SVA_ACCEPT_LICENCES=gemma` once to acknowledge them and fetch
 it. gemma-3-270m is a base model: ask it with worked examples (`shots=`), not in a chat.
 

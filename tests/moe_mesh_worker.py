@@ -1,10 +1,13 @@
-"""Prints how far logits and z's gradient of a mixture of experts on each mesh are from those on one device, as JSON.
+"""Prints how far a mixture of experts on each mesh is from one on one device, in logits and z's gradient, as JSON.
+
+Under "modules alone" it is how far those of one layer are where rows, or modules, do not divide over the mesh.
 
 python tests/moe_mesh_worker.py 1x1x1x8 2x1x2x2     # data x fsdp x tensor x moe
 """
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,10 +18,13 @@ import sva
 from sva.cli.throughput import random_lm
 from sva.models import layout
 from sva.models.config import from_hf
+from sva.models.moe import run_modules
+from sva.models.moe_config import Moe
+from sva.models.moe_mesh import divided
 from sva.models.transformer import logits
 from sva.parallel import sharding
 from sva.parallel.mesh_config import MeshConfig
-from sva.spectral.forms import adapters
+from sva.spectral.forms import Factored, Spectrum, adapters
 
 SHAPE = {
     "model_type": "qwen3_moe",
@@ -35,6 +41,40 @@ SHAPE = {
     "norm_topk_prob": True,
 }
 ROWS, LENGTH = 8, 6
+UNEVEN = {"6 rows": (6, 8), "6 modules": (8, 6)}  # rows, modules on eight devices
+
+
+def alone(rows: int, count: int) -> float:
+    """How far one layer's modules and their z's gradient on eight devices along `moe` are from those on one device."""
+    width, inner, rng = 16, 8, np.random.default_rng(0)
+    moe = Moe(modules=count, top_k=2, width=inner, renormalise=True, layers=(True,))
+
+    def of(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    sizes = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+    spectra = {
+        name: Spectrum(of(count, out, inner), of(count, inner), of(count, inner, into))
+        for name, (out, into) in sizes.items()
+    }
+    z = {name: of(count, rows, inner) for name in sizes}
+    x, shares = of(rows, LENGTH, width), of(rows, LENGTH, 2)
+    modules = jnp.asarray(rng.integers(0, count, (rows, LENGTH, 2)), jnp.int32)
+
+    @jax.jit
+    def slopes(z: Any) -> Any:
+        def total(z: Any) -> jax.Array:
+            stacks = {name: (None, Factored(spectrum, z[name])) for name, spectrum in spectra.items()}
+            run = partial(run_modules, count=count, activation=jax.nn.silu)
+            return jnp.sum(jnp.square(divided(run, stacks, x, modules, shares, moe)))
+
+        return jax.value_and_grad(total)(z)
+
+    on_one = slopes(z)
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(moe=8))):
+        on_all = slopes(z)
+    pairs = zip(jax.tree.leaves(on_one), jax.tree.leaves(on_all), strict=True)
+    return max(float(np.linalg.norm(np.asarray(a - b)) / np.linalg.norm(np.asarray(a))) for a, b in pairs)
 
 
 def main() -> None:
@@ -83,6 +123,7 @@ def main() -> None:
             "modules of a device": gate.addressable_shards[0].data.shape[1],
             "size": float(np.abs(np.asarray(out)).max()),
         }
+    found["modules alone"] = {name: alone(*sizes) for name, sizes in UNEVEN.items()}
     print(json.dumps(found))
 
 

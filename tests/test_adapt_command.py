@@ -158,6 +158,12 @@ def test_shots_that_no_member_answers_leave_the_base_and_say_so(run, folder):
         (["adapt", *ADAPT, "--reference", "--method", "gradient"], "ab", "leave it out"),
         (["adapt", *ADAPT], "axb", "x.safetensors (another); leave them out, or pass --skip-foreign"),
         (["adapt", *ADAPT, "--method", "gradient", "--kv-dtype", "int8"], "ab", "use --kv-dtype bfloat16"),
+        (
+            ["adapt", *ADAPT, "--method", "vote", "--objective", "accuracy"],
+            "ab",
+            "--objective is for --method gradient",
+        ),
+        (["adapt", *ADAPT, "--race", 0], "ab", "--race=0 must be at least 1"),
         (["adapt", *ADAPT, "--iterations", 0], "ab", "--iterations=0 must be at least 1"),
         (["adapt", "own.jsonl", "--population", 4], "ab", "--population 4 has no two elites"),
         (["adapt", "own.jsonl", "--shots", 0], "ab", "--shots=0 must be at least 1"),

@@ -81,8 +81,9 @@ def test_files_without_an_index_are_read_together_but_adapters_are_not(tmp_path)
     assert set(open_checkpoint(tmp_path).shapes) == {"model.a", "model.b"}
 
 
-def test_names_of_a_base_model_are_completed(tmp_path):
-    model = tiny.make("llama3", tmp_path / "whole")
+@pytest.mark.parametrize("kind", ["llama3", "gemma3"])
+def test_names_of_a_base_model_are_completed(kind, tmp_path):
+    model = tiny.make(kind, tmp_path / "whole")
     model.model.save_pretrained(tmp_path / "base")
     whole, base = open_checkpoint(tmp_path / "whole"), open_checkpoint(tmp_path / "base")
     assert whole.shapes == base.shapes

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from sva.cli.command_line import Command, argument, option, parse, parser
+from sva.cli.command_line import SETTING, Command, argument, option, parse, parser
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, told, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("home paint: ")
     assert told in line
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Mixes paint."""
+
+    settings: tuple[str, ...] = argument("of the mixer", (), metavar=SETTING)
+    dry: bool = option("mix nothing", False)
+
+
+def test_a_setting_with_dashes_is_told_how_it_is_written(capsys):
+    with pytest.raises(SystemExit):
+        parse(parser([Command("mix", Mix, print)], prog="home"), ["mix", "--speed", "3"])
+    assert "; a setting is written name=value, without dashes (see" in capsys.readouterr().err
 
 
 def test_help_is_the_docstring_and_each_fields_text(capsys):

@@ -156,6 +156,7 @@ def test_a_ragged_product_of_the_modules_shape_is_found():
     text = jax.jit(update).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
     assert ahead.weight_shaped(text, {"w": (48, 16)}, leads={8}) == ["8x16x48"]
     assert ahead.weight_shaped(text, {"w": (48, 16)}, leads={3}) == []
+    assert ahead.weight_shaped(text, {"w": (48, 64)}, leads={8}) == []  # the 64 rows' own
 
 
 def test_a_product_of_a_weights_shape_is_found():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from sva.models.architectures import TABLE
 from sva.models.config import from_hf, to_hf
@@ -173,6 +174,32 @@ def test_qwen_windows_follow_transformers(kind, changes):
     assert from_hf(raw).windows == expected
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "olmo3"])
+def test_a_pattern_of_windows_counts_where_transformers_reads_it(kind):
+    raw = hf(model_type=kind, num_hidden_layers=6, sliding_window=8, sliding_window_pattern=3)
+    expected = tuple(8 if t == "sliding_attention" else 0 for t in effective(raw).layer_types)
+    assert from_hf(raw).windows == expected
+    types = ["full_attention"] * 6
+    assert from_hf(raw | {"layer_types": types, "sliding_window_pattern": None}).windows == (0,) * 6
+
+
+def test_olmo3s_own_theta_may_lie_beside_those_of_both_layer_types():
+    inside = {"full_attention": {"rope_theta": 70.0}, "sliding_attention": {"rope_theta": 50.0}}
+    raw = hf(model_type="olmo3", rope_theta=1e4, rope_parameters=inside)
+    theirs = effective(raw).rope_parameters
+    cfg = from_hf(raw)
+    assert (cfg.rope, cfg.local_rope) == (Rope(70.0), Rope(50.0))
+    assert [theirs[kind]["rope_theta"] for kind in inside] == [70.0, 50.0]
+
+
+@pytest.mark.parametrize("kind", TABLE)
+def test_classes_with_and_without_a_head_are_those_of_transformers(kind):
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], MODEL_MAPPING_NAMES[kind]
+    assert TABLE[kind].classes == names
+    assert [from_hf(hf(model_type=kind, architectures=[name])).architecture for name in names] == [kind, kind]
+    assert [from_hf(hf(model_type=..., architectures=[name])).architecture for name in names] == [kind, kind]
+
+
 def test_mistral_window_is_on_unless_null():
     assert from_hf(hf(model_type="mistral")).windows == (4096,) * 3
     assert from_hf(hf(model_type="mistral", sliding_window=None)).windows == (0, 0, 0)
@@ -245,6 +272,24 @@ def test_biases_come_from_the_settings_of_their_architecture():
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, ["layer_types", "3"]),
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3}, ["use_sliding_window"]),
         ({"model_type": "qwen2", "layer_types": ["chunked_attention"] * 3}, ["layer_types"]),
+        ({"model_type": ["llama"]}, ["unsupported architecture ['llama']", "supported: llama"]),
+        ({"hidden_act": ["silu"]}, ["hidden_act ['silu']", "silu, swish"]),
+        ({"rope_scaling": {"rope_type": ["x"]}}, ["rope type ['x']", "default, linear"]),
+        ({"model_type": "mixtral", "num_local_experts": [8]}, ["num_local_experts", "[8]"]),
+        ({"model_type": "olmo3", "rope_parameters": {"full_attention": "x"}}, ["full_attention must be a dict", "'x'"]),
+        ({"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": [1, 2]}}, ["rope_parameters.sliding"]),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": "6"}, ["sliding_window_pattern", "'6'"]),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 2.5}, ["sliding_window_pattern", "2.5"]),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, ["sliding_window_pattern", "not 0"]),
+        (
+            {
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+                "original_max_position_embeddings": 1,
+            },
+            ["original_max_position_embeddings must be at least 2 tokens, not 1"],
+        ),
+        ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 0.5}, ["at least 2 tokens, not 0.5"]),
+        ({"model_type": "olmo3", "rope_theta": 1e4}, ["rope_theta 10000.0", "in rope_parameters"]),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(changes, words):
@@ -284,6 +329,14 @@ def test_written_config_is_read_alike_by_sva_and_by_transformers(changes, tmp_pa
     assert ("model.layers.0.self_attn.o_proj.bias" in shapes) == cfg.attention_output_bias
     assert ("model.layers.0.mlp.up_proj.bias" in shapes) == cfg.mlp_bias
     assert ("lm_head.weight" in shapes) != cfg.tie_word_embeddings
+
+
+def test_phi3s_longrope_is_written_as_transformers_4_takes_it():
+    longrope = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    raw = hf(model_type="phi3", rope_scaling=longrope, original_max_position_embeddings=64)
+    assert to_hf(from_hf(raw))["rope_scaling"] == longrope
+    own = from_hf(raw | {"rope_scaling": longrope | {"attention_factor": 1.5}})
+    assert from_hf(to_hf(own)) == own
 
 
 def test_windows_no_config_can_express_are_not_written():

@@ -1,6 +1,13 @@
 """No key of a config is ignored: each changes the logits as in transformers, or is refused, or has no effect there."""
 
+import ast
 import copy
+import dataclasses
+import importlib
+import inspect
+import sys
+import textwrap
+from functools import cache
 
 import jax
 import numpy as np
@@ -8,6 +15,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from sva.models.architectures import TABLE
 from sva.models.checkpoint_formats import open_checkpoint
@@ -88,22 +96,60 @@ UNUSED = {
     "attention_dropout": 0.5,
     "resid_pdrop": 0.5,
     "embd_pdrop": 0.5,
+    "router_jitter_noise": 0.5,
+    "router_aux_loss_coef": 0.5,
+    "output_router_logits": True,
+    "output_attentions": True,
+    "output_hidden_states": True,
     "use_cache": False,
+    "cache_implementation": "static",
     "chunk_size_feed_forward": 2,
     "pretraining_tp": 2,
     "hidden_act": "gelu",
     "attention_bias": True,
     "mlp_bias": True,
     "sliding_window": 3,
+    "_sliding_window_pattern": 3,
     "max_window_layers": 1,
     "attn_logit_softcapping": 1.0,
-    "_sliding_window_pattern": 3,
-    "cache_implementation": "static",
+    "id2label": {"0": "a", "1": "b", "2": "c"},
+    "label2id": {"a": 0, "b": 1, "c": 2},
+    "num_labels": 3,
+    "problem_type": "regression",
+    "transformers_version": "4.0.0",
+    "unsloth_version": "1",
+    "unsloth_fixed": True,
+    "is_llama_config": True,
+    "transformers.js_config": {"dtype": "q4"},
+    "auto_map": {"AutoModelForCausalLM": "code.Model"},
+    "_name_or_path": "somebody/some-model",
+    "name_or_path": "somebody/some-model",
+    "_commit_hash": "0",
+    "_attn_implementation_autoset": True,
 }
-# Other keys without effect do not reach transformers' modules: names, versions, what the forward pass returns.
+# Keys without effect here of which transformers' logits say nothing.
+NOT_COMPARED = {
+    "model_type": "chooses the class",
+    "architectures": "chooses the class",
+    "attn_implementation": "chooses a kernel, which rounds in another way",
+    "experts_implementation": "chooses a kernel, which rounds in another way",
+    "dtype": "transformers computes in it",
+    "torch_dtype": "transformers computes in it",
+    "return_dict": "the logits come in a tuple",
+}
+# Values that are refused, where True is not one.
+OTHERS = {
+    "quantization_config": {"quant_method": "gptq"},
+    "partial_rotary_factor": 0.5,
+    "is_causal": False,
+    "per_layer_config": {"0": {"hidden_act": "gelu"}},
+    "sliding_window": 4,
+}
+# Names in transformers' code that are no settings of these models: its methods, and images beside Gemma 3's text.
+NO_SETTINGS = {"_attn_implementation", "get_text_config"}
+NO_SETTINGS |= {"image_token_id", "mm_tokens_per_image", "text_config", "vision_config", "token_type_ids"}
 SETS = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Sets)]
 ONLY = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Only)]
-NOTHING = [(kind, key) for kind, a in TABLE.items() for key, field in a.fields.items() if isinstance(field, Unused)]
 IDS = np.random.default_rng(0).integers(0, tiny.VOCAB, (1, 13))
 
 
@@ -139,6 +185,12 @@ def theirs(raw):
     return model, tiny.logits(model, IDS, np.ones_like(IDS))
 
 
+@cache
+def before(kind):
+    """Their logits of IDS of the unchanged config."""
+    return theirs(base(kind))[1]
+
+
 def ours(raw, model, directory):
     """sva's logits of IDS, by the weights that transformers saves."""
     model.save_pretrained(directory)
@@ -146,6 +198,37 @@ def ours(raw, model, directory):
     params, _ = load_params(open_checkpoint(directory), network, progress=False)
     with jax.disable_jit():  # a hundred shapes: compiling each model would take minutes
         return np.asarray(logits(network, params, IDS, np.ones_like(IDS)))
+
+
+def settings_read(*code):
+    """What transformers' code asks of a config: `config.KEY`, `getattr(config, "KEY")`, `kwargs.pop("KEY")`."""
+
+    def is_of(node, *names):
+        return getattr(node, "id", getattr(node, "attr", None)) in names
+
+    found = set()
+    for node in (node for text in code for node in ast.walk(ast.parse(textwrap.dedent(text)))):
+        if isinstance(node, ast.Attribute) and is_of(node.value, "config"):
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and len(node.args) > 0:
+            args = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            on = node.args[0] if is_of(node.func, "getattr", "hasattr") else getattr(node.func, "value", None)
+            is_asked = is_of(node.func, "getattr", "hasattr") and is_of(on, "config", "self")
+            if is_asked or (is_of(node.func, "get", "pop", "setdefault") and is_of(on, "kwargs")):
+                found.update(args[:1])
+    return found
+
+
+@pytest.mark.parametrize("kind", TABLE)
+def test_every_setting_that_transformers_reads_is_in_the_table(kind):
+    config = type(transformers.AutoConfig.for_model(kind))
+    network = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
+    masks = (create_causal_mask, create_sliding_window_causal_mask)
+    code = [sys.modules[config.__module__], network, transformers.PreTrainedConfig.__post_init__]
+    code += [mask for mask in masks if hasattr(network, mask.__name__)]
+    found = settings_read(*map(inspect.getsource, code)) | {field.name for field in dataclasses.fields(config)}
+    assert {"is_causal", "per_layer_config", "num_hidden_layers", "head_dim"} <= found
+    assert sorted(found - set(TABLE[kind].fields) - NO_SETTINGS) == []
 
 
 def once_each():
@@ -169,29 +252,28 @@ def test_a_key_that_is_read_changes_the_logits_as_in_transformers(kind, key, tmp
     model, expected = theirs(raw)
     found = ours(raw, model, tmp_path)
     assert np.abs(found - expected).max() < 3e-4
-    before = theirs(base(kind))[1]
-    assert before.shape != expected.shape or np.abs(before - expected).max() > 1e-2
+    unchanged = before(kind)
+    assert unchanged.shape != expected.shape or np.abs(unchanged - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize(("kind", "key"), [pair for pair in SETS if pair[1] in NOT_OF_LOGITS])
-def test_a_key_that_is_kept_for_other_ends_leaves_the_logits(kind, key):
-    raw = base(kind) | {key: NOT_OF_LOGITS[key]}
-    assert from_hf(raw) != from_hf(base(kind))
-    np.testing.assert_array_equal(theirs(raw)[1], theirs(base(kind))[1])
+@pytest.mark.parametrize("kind", TABLE)
+def test_keys_that_are_kept_for_other_ends_leave_the_logits(kind):
+    changes = {key: value for key, value in NOT_OF_LOGITS.items() if (kind, key) in SETS}
+    for key, value in changes.items():
+        assert from_hf(base(kind) | {key: value}) != from_hf(base(kind)), key
+    np.testing.assert_array_equal(theirs(base(kind) | changes)[1], before(kind))
 
 
 @pytest.mark.parametrize(("kind", "key"), ONLY)
 def test_a_value_that_is_not_implemented_is_refused_by_name(kind, key):
-    other = {"quant_method": "gptq"} if key == "quantization_config" else 0.5 if "factor" in key else True
     with pytest.raises(UserError, match=key if key != "quantization_config" else "quantised"):
-        from_hf(base(kind) | {key: other})
+        from_hf(base(kind) | {key: OTHERS.get(key, True)})
 
 
-@pytest.mark.parametrize(("kind", "key"), NOTHING)
-def test_a_key_without_effect_has_none_and_says_why(kind, key):
-    assert len(TABLE[kind].fields[key].why.split()) >= 3
-    raw = base(kind) | ({key: UNUSED[key]} if key in UNUSED else {})
-    if key not in UNUSED:
-        return
+@pytest.mark.parametrize("kind", TABLE)
+def test_keys_without_effect_have_none_and_say_why(kind):
+    keys = {key: field.why for key, field in TABLE[kind].fields.items() if isinstance(field, Unused)}
+    assert all(len(why.split()) >= 3 for why in keys.values())
+    raw = base(kind) | copy.deepcopy({key: UNUSED[key] for key in keys if key not in NOT_COMPARED})
     assert from_hf(raw) == from_hf(base(kind))
-    np.testing.assert_array_equal(theirs(raw)[1], theirs(base(kind))[1])
+    np.testing.assert_array_equal(theirs(raw)[1], before(kind))

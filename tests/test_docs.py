@@ -309,10 +309,11 @@ def test_concepts_says_what_every_package_holds() -> None:
     assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(packages)
 
 
-def test_the_page_of_models_is_what_the_table_of_architectures_says() -> None:
-    spec = importlib.util.spec_from_file_location("models_page", ROOT / "scripts" / "models_page.py")
+@pytest.mark.parametrize("name", ["models_page", "settings_page"])
+def test_a_written_page_is_what_the_code_says(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python scripts/models_page.py"
+    assert script.PAGE.read_text(encoding="utf-8") == script.page(), f"run python scripts/{name}.py"

@@ -147,7 +147,7 @@ def test_a_run_that_does_not_fit_is_refused_before_its_model_is_fetched(capsys, 
 
 def test_a_directory_that_holds_a_config_alone_is_a_shape(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_hf(toy_config())))
-    assert dry_run.shape(str(tmp_path)) == toy_config()
+    assert model_config(str(tmp_path)) == toy_config()
     assert {path.parent.name for path in SHIPPED.glob("*/config.json")} == {
         "llama-3-8b",
         "llama-3-70b",
@@ -161,3 +161,28 @@ def test_an_unknown_pod_is_one_line():
     for topology in ("v9:4x4", "v5e:four"):
         with pytest.raises(UserError, match=f"--topology {topology}"):
             estimate("llama3-8b-gsm8k", topology)
+
+
+def test_a_populations_answers_are_those_of_all_its_members_and_given_answers_are_not_generated():
+    configs = CONFIGS.parent
+    searched = config.load(configs / "smollm2-last_letter-es.yaml", ["model=toy"])
+    assert dry_run.tokens(searched, 100, 16)["generated"] == 30 * 8 * 16 * 16
+    given = config.load(configs / "smollm2-last_letter-sft.yaml", ["model=toy"])
+    assert dry_run.tokens(given, 100, 16) | {"evaluated": 0} == {
+        "read": 0,
+        "generated": 0,
+        "trained": 20 * 32 * 116,
+        "evaluated": 0,
+    }
+
+
+def test_what_is_of_a_dry_run_alone_is_refused_without_it(capsys):
+    path = str(CONFIGS / "llama3-8b-gsm8k.yaml")
+    for words in (["--topology", "v5e:4x4"], ["--prompt-tokens", "9"]):
+        assert main(["train", path, *words]) == 2
+        assert f"{words[0]} is for --dry-run" in capsys.readouterr().err
+
+
+def test_a_mesh_of_more_devices_than_are_here_is_pointed_to_the_topology(capsys):
+    assert main(["train", str(CONFIGS.parent / "llama3-8b-v5e-16.yaml"), "--dry-run"]) == 2
+    assert "makes 16 devices, but there are 1: add --topology, e.g. v5e:4x4" in capsys.readouterr().err

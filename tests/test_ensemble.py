@@ -90,6 +90,7 @@ def test_a_comparison_picks_among_answers_that_members_gave_alone(group, members
     [
         (lambda m: ensemble({"colour": m["colour"]}), "two models or more"),
         (lambda m: ensemble(m, descriptions={"shape": "a shape"}), "no model of the ensemble has the label 'shape'"),
+        (lambda m: ensemble(m | {"other": m["colour"]}, descriptions={"other": "x"}), "'other' stands for everything"),
         (lambda m: ensemble(m, fallback="shape"), "no model of the ensemble has the label 'shape'"),
         (lambda m: ensemble(m).by("uniform"), "whole models have none"),
         (lambda m: ensemble(m).by("fixed:shape"), "no expert carries the label 'shape'"),

@@ -55,13 +55,28 @@ def base(world):
 
 
 def test_every_action_explains_itself(capsys):
-    for action in ("show", "import", "export", "transfer"):
+    for action in ("show", "relabel", "import", "export", "transfer"):
         with pytest.raises(SystemExit) as stop:
             main(["expert", action, "--help"])
         assert stop.value.code == 0
         text = capsys.readouterr().out
         assert f"sva expert {action}" in text
         assert len(text.splitlines()) > 8
+
+
+def test_an_expert_takes_another_label_and_keeps_the_rest(run, world, tmp_path):
+    out = tmp_path / "other.safetensors"
+    code, said, _ = run("relabel", "@e.safetensors", "--label", "tint", "--description", "shades", "-o", out)
+    assert (code, said) == (0, f"{out}: tint, which was hue; shades\n")
+    was, now = Expert.load(world / "e.safetensors"), Expert.load(out)
+    assert dict(now.metadata) == {**was.metadata, "label": "tint", "description": "shades"}
+    assert all(np.array_equal(now.raw[name], raw) for name, raw in was.raw.items())
+    code, _, err = run("relabel", "@e.safetensors", "--label", "tint", "-o", out)
+    assert code == 2
+    assert "exists; give another path" in err
+    code, _, err = run("import", "@e.safetensors", "--model", "@base", "-o", tmp_path / "x.safetensors")
+    assert code == 2
+    assert "an expert of sva needs no import" in err
 
 
 def test_an_exported_checkpoint_is_the_adapted_model_in_transformers(run, world, base, tmp_path):

@@ -146,7 +146,7 @@ def test_plain_lines_are_prompts():
         (["x", "--classifier", "c"], "--classifier chooses between experts"),
         (["x", "--choice", "soft"], "--choice is between experts"),
         (["x", "--expert", "e", "--choice", "sofd"], "--choice sofd is not known; use hard, soft or"),
-        (["x", "--expert", "e", "--choice", "2"], "threshold=2.0 is not a probability"),
+        (["x", "--expert", "e", "--choice", "2"], "--choice 2 is not known; use hard, soft or a probability"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, words, run):

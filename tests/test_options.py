@@ -1,12 +1,15 @@
 """Options that several commands share."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sva.cli.generate import Generate
-from sva.cli.options import MODEL, completed
+from sva.cli.options import MODEL, LoadingOptions, completed
 from sva.cli.serve import Serve
 from sva.generation.testing import toy_lm
+from sva.parallel.mesh_config import MeshConfig
 from sva.spectral.expert import Expert
 
 
@@ -27,6 +30,13 @@ def test_without_a_model_a_command_takes_the_one_that_its_first_expert_was_train
     assert completed(kind(expert=(expert,))).model == "smollm2-135m-instruct-q4_1"
     assert completed(kind(expert=(expert,), model="other")).model == "other"
     assert completed(kind()).model == MODEL
+
+
+def test_the_help_of_a_mesh_names_every_axis():
+    (help_text,) = [
+        field.metadata["about"].text for field in dataclasses.fields(LoadingOptions) if field.name == "mesh"
+    ]
+    assert all(axis.name in help_text for axis in dataclasses.fields(MeshConfig))
 
 
 def test_a_base_of_another_machine_is_no_default_and_one_that_is_here_is(tmp_path):

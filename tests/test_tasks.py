@@ -84,7 +84,7 @@ def test_an_unknown_split_is_named_beside_those_that_exist():
 def test_a_misspelt_task_is_offered_the_nearest_names():
     with pytest.raises(UserError, match="no task 'last_leter'; did you mean last_letter"):
         sva.tasks.task("last_leter")
-    with pytest.raises(UserError, match="no task 'qqq'; There are .*gsm8k.*jsonl"):
+    with pytest.raises(UserError, match="no task 'qqq'; there are .*gsm8k.*jsonl"):
         sva.tasks.task("qqq")
     with pytest.raises(UserError, match=r"no grader 'fair'.*strict"):
         sva.tasks.task("last_letter", grader="fair")

@@ -111,15 +111,19 @@ def test_a_small_python_file_is_a_task(tmp_path):
     [
         ("x = 1\ny = nothing\n", r"mine.py, line 2: NameError"),
         ("x = = 1\n", r"mine.py, line 1: SyntaxError"),
+        ("TASK = 3\n", r"mine.py must define TASK, .*; it has one of type int"),
         ("import sys\nsys.exit(0)\n", r"mine.py, line 2: SystemExit: 0"),
-        ("x = 1\n", r"mine.py defines no TASK"),
+        ("x = 1\n", r"mine.py must define TASK, .*; it has none"),
     ],
 )
-def test_a_python_file_that_is_no_task_is_one_line(tmp_path, content, message):
+def test_a_python_file_that_is_no_task_is_one_line(tmp_path, monkeypatch, content, message):
     path = tmp_path / "mine.py"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         sva.tasks.task(str(path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        sva.tasks.task("mine.py")
     with pytest.raises(UserError, match="does not exist"):
         sva.tasks.task(str(tmp_path / "other.py"))
 

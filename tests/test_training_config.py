@@ -77,6 +77,12 @@ def test_every_shipped_config_loads_and_names_weights_that_are_the_same_everywhe
         assert is_packaged or (Path(model) / "config.json").is_file(), path
 
 
+def test_weights_are_trained_on_in_float32_or_bfloat16():
+    for dtype in ("float16", "int8"):
+        with pytest.raises(UserError, match=f"dtype='{dtype}' is not for training; use float32 or bfloat16"):
+            config.Config(dtype=dtype)
+
+
 def test_a_configuration_made_directly_has_its_run_dir_too():
     assert config.Config(task="capitals", seed=3).run_dir == "runs/capitals-3"
     assert config.Config(task="~/rows.jsonl").run_dir == "runs/rows.jsonl-0"

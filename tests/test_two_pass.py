@@ -14,8 +14,10 @@ from sva.adaptation.experts import OTHER_LABEL, labels_and_slots
 from sva.generation import chat
 from sva.generation.sampling import Greedy, Temperature
 from sva.generation.testing import toy_lm
+from sva.models.rope import Rope
 from sva.spectral.expert import Expert
 from sva.spectral.mixing import DeltaSlots, FactoredSlots, mixture
+from sva.tasks.labels import Label
 from sva.utils.errors import UserError
 
 QUESTIONS = ["what colour the apple ?", "name the thing of the green house", "blue ?", "what", "the of the of"]
@@ -230,8 +232,19 @@ def test_experts_that_cannot_be_served_together_are_refused(toy):
     for questions, words in (([" "], "prompt is empty"), (["red " * 300], "context is 256")):
         with pytest.raises(UserError, match=words):
             system.answer(questions, NEW)
+    with pytest.raises(UserError, match=r"'red red.* too long for the first pass: .* the model's context is 256"):
+        system.choose(["blue", "red " * 300])
     with pytest.raises(UserError, match="needs a key"):
         system.answer(QUESTIONS, NEW, sampling=Temperature())
+
+
+def test_a_first_pass_ends_where_a_rope_turns_all_positions_anew(toy):
+    rope = Rope(1e4, "longrope", original_max_position_embeddings=16, factors=(1.0,), long_factors=(2.0,))
+    short = dataclasses.replace(toy, model=toy.model.clone(cfg=dataclasses.replace(toy.model.cfg, rope=rope)))
+    form = label_scoring.template(toy, [Label("colour", "a colour"), OTHER_LABEL])
+    label_scoring.check_fits(toy, form, ["red"], 8)
+    with pytest.raises(UserError, match="answers end at 16 tokens, where this model turns all positions"):
+        label_scoring.check_fits(short, form, ["red"], 8)
 
 
 @pytest.fixture(scope="module")

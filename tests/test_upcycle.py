@@ -27,6 +27,11 @@ def _moved(lm, seed, part, by=0.05):
     return dataclasses.replace(lm, params=lm.model.nest(named), known_fingerprint=None, name=f"moved-{seed}")
 
 
+def _with(lm, **settings):
+    """The model with another configuration."""
+    return dataclasses.replace(lm, model=lm.model.clone(cfg=dataclasses.replace(lm.model.cfg, **settings)))
+
+
 @pytest.fixture(scope="module")
 def specialists(toy):
     return [_moved(toy, 1, ".mlp."), _moved(toy, 2, ".mlp.")]
@@ -62,6 +67,24 @@ def test_what_is_shared_is_the_bases_or_the_specialists_mean(toy, tmp_path):
     np.testing.assert_allclose(found["average"][name], mean, atol=1e-6)
 
 
+def test_specialists_may_have_token_ids_and_a_context_of_their_own(toy, specialists, tmp_path):
+    ids = {"pad_token_id": 3, "bos_token_id": 4, "eos_token_ids": (9,), "max_position_embeddings": 64}
+    cfg = upcycle(toy, [specialists[0], _with(specialists[1], **ids)], tmp_path / "moe")
+    ours = toy.model.cfg
+    assert cfg.eos_token_ids == (*ours.eos_token_ids, 9)
+    assert all(getattr(cfg, name) == getattr(ours, name) for name in ids if name != "eos_token_ids")
+
+
+def test_mistakes_that_need_no_model_are_told_before_any_is_loaded(tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    call = ["upcycle", "nowhere", "--specialist", "nowhere", "--specialist", "nowhere", "-o", str(tmp_path / "full")]
+    assert main.main(call) == 2
+    assert "full already holds something" in capsys.readouterr().err
+    assert main.main([*call[:-1], str(tmp_path / "new"), "--top-k", "3"]) == 2
+    assert "--top-k) 3 must be between 1 and the 2 specialists" in capsys.readouterr().err
+
+
 def test_the_router_can_be_trained(toy, specialists, tmp_path):
     upcycle(toy, specialists, tmp_path / "moe")
     made = sva.load(str(tmp_path / "moe"), progress=False)
@@ -87,13 +110,16 @@ def test_the_command_writes_a_checkpoint_and_says_what_to_do_next(toy, specialis
     ("change", "message"),
     [
         ({"specialists": 1}, "two specialists or more"),
-        ({"top_k": 3}, "top_k=3 must be between 1 and the 2 specialists"),
+        ({"top_k": 3}, r"top_k \(--top-k\) 3 must be between 1 and the 2 specialists"),
+        ({"rms_norm_eps": 0.1}, "moved-2 is not fine-tuned from toy-0: its rms_norm_eps is another"),
         ({"other": "seed"}, r"toy-1 is not fine-tuned from toy-0: model.embed_tokens.weight is 1\.\d+ of its size"),
     ],
 )
 def test_what_makes_no_mixture_is_one_clear_line(toy, specialists, tmp_path, change, message):
     given = specialists[: change.get("specialists", 2)]
     given = [specialists[0], toy_lm(seed=1)] if "other" in change else given
+    if eps := change.get("rms_norm_eps"):
+        given[1] = _with(given[1], rms_norm_eps=eps)
     with pytest.raises(UserError, match=message):
         upcycle(toy, given, tmp_path / "moe", top_k=change.get("top_k"))
     assert not (tmp_path / "moe").exists()

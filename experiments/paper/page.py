@@ -16,6 +16,7 @@ from experiments.paper.scales import Scale
 
 SIGNIFICANT = 0.05
 
+NOT_RUN = "Not run."
 INTRODUCTION = """# What came out
 
 Transformer-Squared claims that scaling singular values (SVF) needs far fewer numbers and far fewer samples than LoRA,
@@ -33,8 +34,9 @@ when and on what, failures too, is in `experiments/LOG.md`; how to make the pape
   (`experiments/paper/tasks.py`), on validation.
 - Learning rates: the best of three tries a method, on validation of {first}, one seed. Every try is in
   {settings}.
-- {cells} trained cells and {studies} studies of trained experts; {failed} failed. Each record has the answers to all
-  its held-out prompts, before and after.
+- {done} of {planned} cells and studies are done so far: {cells} trained cells and {studies} studies of trained experts;
+  {failed} failed. Each record has the answers to all its held-out prompts, before and after. Questions that no record
+  answers yet are listed at the end.
 """
 
 
@@ -42,7 +44,8 @@ def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
     """The page, from the JSON files that the tables wrote into `results`; links are relative to `docs`."""
     known = plan.decided(scale, store.get)
     records = [record for record in store.everything() if record["scale"] == scale.name]
-    failures = [each for each in map(store.get, plan.every(scale, store.get)) if isinstance(each, Failure)]
+    planned = [store.get(each) for each in plan.every(scale, store.get)]
+    failures = [each for each in planned if isinstance(each, Failure)]
     trained = [record for record in records if "held_out" in record]
     here = Path(os.path.relpath(results, docs))
     head = INTRODUCTION.format(
@@ -52,6 +55,8 @@ def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
         tasks=", ".join(known.tasks),
         first=known.tasks[0],
         settings=f"[table 6]({here}/table6.md)",
+        done=sum(each is not None and not isinstance(each, Failure) for each in planned),
+        planned=len(planned),
         cells=len(trained),
         studies=len(records) - len(trained),
         failed=len(failures),
@@ -61,8 +66,8 @@ def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
 
 
 def _sections(results: Path, here: Path) -> list[str]:
-    """One section a question, where its table has been made."""
-    parts = []
+    """One section a question that has an answer, where its table has been made, and a list of those that have none."""
+    parts, open_ = [], []
     for name, title, words in (
         ("table1", "Does SVF beat LoRA?", _table1),
         ("axis_prompts", "Does it need fewer samples?", _prompts),
@@ -88,8 +93,12 @@ def _sections(results: Path, here: Path) -> list[str]:
             table = results / f"{name}.md"
             numbers = f"[the table]({here}/{table.name}), " if table.exists() else ""
             source = f"From {numbers}[its numbers]({here}/{path.name}), made by `{data['command']}`."
-            parts.append("\n".join([f"## {title}", "", *shown, *words(data), "", source]))
-    return parts
+            lines = words(data)
+            if lines == [NOT_RUN]:
+                open_.append(f"- {title.removesuffix('?')}: {source}")
+            else:
+                parts.append("\n".join([f"## {title}", "", *shown, *lines, "", source]))
+    return [*parts, "\n".join(["## Not run yet", "", *open_])] if open_ else parts
 
 
 class Difference(NamedTuple):
@@ -104,7 +113,7 @@ class Difference(NamedTuple):
 def said(differences: Sequence[Difference]) -> list[str]:
     """A line each for those that are shown, one for all that are not, and one for bounds, which have no p."""
     if not differences:
-        return ["Not run."]
+        return [NOT_RUN]
     tested = [each for each in differences if each.entry["p_holm"] is not None]
     lines, rest, bounds = [], {}, []
     for one, other, where, entry in differences:

@@ -193,4 +193,8 @@ def devices(records: Sequence[Mapping[str, Any]]) -> str:
     """The devices that records were made on: one name, or several with the number of cells of each."""
     names = [record["device"] for record in records]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
-    return next(iter(counts), "") if len(counts) < 2 else ", ".join(f"{name} ({n})" for name, n in counts.items())
+    return (
+        next(iter(counts), "")
+        if len(counts) < 2
+        else ", ".join(f"{name} ({n} of the cells)" for name, n in counts.items())
+    )

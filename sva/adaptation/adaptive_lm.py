@@ -165,6 +165,8 @@ class AdaptiveLM:
             raise UserError("there is no question to answer; give at least one")
         if right is None and isinstance(self.dispatcher, dispatchers.Oracle):
             raise UserError("the oracle needs the right label of every question")
+        if isinstance(self.dispatcher, Scored | dispatchers.Generated):
+            label_scoring.check_fits(self.lm, self.template, questions, self.dispatcher.answer_tokens)
         prompts = prompts or [chat.render(self.lm, question) for question in questions]
         ids, mask = chat.encode(self.lm, prompts)
         asked = TokenBatch(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
@@ -258,7 +260,7 @@ class AdaptiveLM:
         self, rows: DispatchBatch, size: int, max_new_tokens: int, sampling: Sampling, key: jax.Array | None
     ) -> Request:
         lengths = np.asarray(rows.prompts.mask)[:size].sum(axis=1)
-        check_prompts(lengths, max_new_tokens, self.lm.model.cfg.max_position_embeddings)
+        check_prompts(lengths, max_new_tokens, self.lm.model.cfg)
         return Request(
             rows.prompts,
             jnp.asarray(max_new_tokens, jnp.int32),
@@ -335,7 +337,7 @@ def adaptive(
         spectra, zs, tolerance, exact_base=exact_base, kind=lambda name: shared_form(lm.model, name)
     )
     if progress:
-        print(f"sva: {serving_plan.summary(plans, partial(met, lm.model.cfg))}", file=sys.stderr)
+        print(f"sva: experts by row: {serving_plan.summary(plans, partial(met, lm.model.cfg))}", file=sys.stderr)
     num_slots = round_up(len(everyone) + 1, SLOTS)
     nested = nested_slots(lm.model, spectra, bank(zs, spectra, num_slots), plans)
     alphas = jax.nn.one_hot(len(everyone), num_slots) if classifier else None

@@ -87,6 +87,11 @@ class Scored:
     scoring: ScoringState
     expert: jax.Array | None = None  # [E_max] mixture that scores (a classification expert's slot); None: the base
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens read behind each question, at most."""
+        return len(self.scoring.label_ids)
+
     def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""
         adapter = None if self.expert is None else mixture(serving.bank, self.expert[None, :])
@@ -115,6 +120,11 @@ class Generated:
     other: jax.Array  # [] int32, the place of "other"
     eos_ids: jax.Array  # [K] int32
     max_new_tokens: int = struct.field(pytree_node=False, default=8)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens read behind each question, at most."""
+        return self.max_new_tokens
 
     def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""

@@ -77,7 +77,7 @@ def scored_rows(lm: LM, prompts: Sequence[Sequence[int]], following: Sequence[Se
     """
     whole = [[*prompt, *after] for prompt, after in zip(prompts, following, strict=True)]
     lengths = np.asarray([len(row) for row in whole])
-    check_prompts(lengths, 1, lm.model.cfg.max_position_embeddings)
+    check_prompts(lengths, 1, lm.model.cfg)
     ids, mask = pad_tokens(whole, length_bucket(int(lengths.max())), side="right")
     starts = np.asarray([len(prompt) for prompt in prompts])
     scored = mask * (np.arange(mask.shape[1])[None, :] >= starts[:, None])

@@ -23,6 +23,7 @@ from sva.generation import chat
 from sva.generation.decode import prefill_prefix
 from sva.generation.lm import LM
 from sva.generation.logprobs import chosen
+from sva.generation.prompts import longest_row
 from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
 from sva.parallel.sharding import rows_bucket
@@ -173,10 +174,9 @@ def choice(name: str) -> Choice:
     if name in ("hard", "soft"):
         return Hard() if name == "hard" else Soft()
     try:
-        least = float(name)
+        return Threshold(float(name))
     except ValueError:
         raise UserError(f"--choice {name} is not known; use hard, soft or a probability such as 0.5") from None
-    return Threshold(least)
 
 
 def decide(probs: jax.Array, slots: jax.Array, num_slots: int, choose: Choice = Hard()) -> jax.Array:
@@ -223,6 +223,19 @@ def encode(lm: LM, form: Template, questions: Sequence[str]) -> TokenBatch:
     return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
 
 
+def check_fits(lm: LM, form: Template, questions: Sequence[str], answer_tokens: int) -> None:
+    """Raises UserError for a question that is too long for the first pass, with its instruction and what answers it."""
+    cfg = lm.model.cfg
+    (before,) = chat.tokenize(lm, [form.before])
+    rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
+    lengths = [len(before) + len(row) for row in rows]
+    if max(lengths) + answer_tokens > cfg.decoding_length:
+        raise UserError(
+            f"the question {questions[int(np.argmax(lengths))][:40]!r} ... is too long for the first pass: "
+            f"{max(lengths)} tokens with its instruction, and {longest_row(cfg)}; shorten it, or name an expert"
+        )
+
+
 def prepare(
     lm: LM,
     labels: Sequence[Label],
@@ -263,7 +276,7 @@ def prepare(
 def _check_names(names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two experts carry the label {twice!r}; give one of them another label")
+        raise UserError(f"two experts carry the label {twice!r}; give one another: sva expert relabel FILE --label")
     if OTHER not in names or len(names) < 2:
         raise UserError(f"dispatch needs {OTHER!r} and at least one expert's label; got {', '.join(names) or 'none'}")
 

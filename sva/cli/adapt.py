@@ -62,8 +62,8 @@ class Adapt(ExpertOptions, LoadingOptions):
         "cem: search by accuracy; gradient: climb --objective; vote: search without labels (default: %(default)s)",
         "cem",
     )
-    objective: Literal["likelihood", "accuracy"] = option(
-        "of gradient: the likelihood of the answers, or by policy gradient (default: %(default)s)", "likelihood"
+    objective: Literal["likelihood", "accuracy"] | None = option(
+        "of gradient: the likelihood of the answers, or by policy gradient (default: likelihood)", None
     )
     population: int = option("mixtures a generation (default: %(default)s)", 32)
     per_matrix: bool = option("a mixture of its own for every matrix", False)
@@ -80,6 +80,7 @@ class Adapt(ExpertOptions, LoadingOptions):
 def run(arguments: Adapt) -> None:
     """Runs the command."""
     shots, generations = _budget(arguments)
+    arguments = dataclasses.replace(arguments, objective=arguments.objective or "likelihood")
     start_jax()
     from sva.parallel.exchange import from_process_0
     from sva.utils.files import locked_file, read_json
@@ -106,8 +107,12 @@ def _budget(arguments: Adapt) -> tuple[int, int]:
     generations = generations if arguments.iterations is None else arguments.iterations
     at_least("--shots", shots, 1)
     at_least("--iterations", generations, 1)
+    if arguments.race is not None:
+        at_least("--race", arguments.race, 1)
     if not arguments.expert:
         raise UserError("there is nothing to mix: name experts with --expert")
+    if arguments.method != "gradient" and arguments.objective is not None:
+        raise UserError(f"--objective is for --method gradient; leave it out of --method {arguments.method}")
     if arguments.method == "gradient" and arguments.reference:
         raise UserError("--reference is the public code's search; leave it out, or --method gradient")
     if arguments.method == "gradient" and arguments.kv_dtype == "int8":

@@ -18,6 +18,8 @@ from sva.utils.errors import UserError
 from sva.utils.remote import local_path
 from sva.utils.trees import nearest
 
+SETTING = "name=value"  # the metavar of a field that takes a configuration's settings
+
 
 class Command(NamedTuple):
     """A command or an action: its word, the dataclass of its options, and what it does with them.
@@ -103,6 +105,8 @@ def parse(top: argparse.ArgumentParser, words: Sequence[str] | None) -> tuple[Co
     if unknown and not command.rest:
         known = [name for action in sub._actions for name in action.option_strings]
         hint = nearest(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else ""
+        if hint and any(field.metadata["about"].metavar == SETTING for field in dataclasses.fields(command.options)):
+            hint += f"; a setting is written {SETTING}, without dashes"
         sub.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     values = {}
     if command.rest:

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from sva.cli.command_line import Command, argument, option
+from sva.cli.command_line import SETTING, Command, argument, option
 from sva.cli.options import print_result, start_jax
 from sva.utils.errors import UserError
 
@@ -14,7 +14,7 @@ class Compile:
     """Report what a training run would hold and do on a TPU pod, without one."""
 
     config: str = argument("a YAML file, see configs/; its model may be a directory that holds a config.json")
-    overrides: tuple[str, ...] = argument("settings on top of it", (), metavar="name=value")
+    overrides: tuple[str, ...] = argument("settings on top of it", (), metavar=SETTING)
     topology: str = option("of the pod, e.g. v5e:4x4 or v5p:2x2x4")
     program: tuple[str, ...] = option("update, read, rollout or two_pass; may be repeated (default: all)", ())
     prompt_tokens: int = option("of every prompt (default: %(default)s)", 255)
@@ -39,7 +39,10 @@ def run(arguments: Compile) -> None:
             raise UserError(f"--program {name} is not known; use {', '.join(ahead.PROGRAMS)}")
     kind = arguments.topology.partition(":")[0]
     if arguments.hbm is None and kind not in ahead.HBM:
-        raise UserError(f"--topology {arguments.topology}: give --hbm, the memory of one device in GiB")
+        raise UserError(
+            f"--topology {arguments.topology} is not known; write e.g. v5e:4x4 or v5p:2x2x4 ({', '.join(ahead.HBM)}), "
+            "or give --hbm, the memory of one device in GiB"
+        )
     result = ahead.report(
         settings,
         ahead.topology(arguments.topology),

@@ -13,7 +13,7 @@ class Decompose:
     """Decompose the target weights of a model, and keep them in the cache."""
 
     model: str = argument(MODEL_HELP, MODEL)
-    targets: str = option("mlp, attention, attention_full, all or a regular expression", "mlp")
+    targets: str = option("mlp, attention, attention_full, all, moe, router, ia3 or a regular expression", "mlp")
     layers: str | None = option("of these alone, e.g. 0-39 or 0-3,8 (default: all)", None)
     dtype: Literal["float32", "bfloat16"] = option("of the model they are for", "float32")
     rank: int | None = option("components to keep, for the delta form alone (default: all)", None)

@@ -15,7 +15,6 @@ import jax
 
 from sva.cli.aot import report as ahead
 from sva.models import hub, layout
-from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import ModelConfig
 from sva.models.shape import model_config
 from sva.models.weights import expected
@@ -26,7 +25,8 @@ from sva.utils.errors import UserError
 from sva.utils.paths import data_dir, spectra_dir
 from sva.utils.trees import select
 
-_TRAINING = ("update", "read", "rollout")  # the programs of a training run
+_PROGRAMS = {"evolution": ("read", "rollout"), "next_token": ("update",)}  # of a run that is not policy gradient
+_TRAINING = ("update", "read", "rollout")
 
 
 def estimate(
@@ -45,38 +45,30 @@ def estimate(
     if rollouts.max_new_tokens is None:
         rollouts = dataclasses.replace(rollouts, max_new_tokens=task.max_new_tokens)
     config = dataclasses.replace(config, rollout=rollouts)
-    cfg = shape(config.model)
+    cfg = model_config(config.model)
     devices, hbm_gib, where = _devices(topology)
+    if topology is None and 0 < (wanted := math.prod(config.mesh.sizes.values())) != devices:
+        raise UserError(f"{config.mesh} makes {wanted} devices, but there are {devices}: add --topology, e.g. v5e:4x4")
     memory = ahead.report(
         config,
         devices,
         hbm_gib=hbm_gib,
         prompt_tokens=prompt_tokens,
-        programs=_TRAINING,
+        programs=_PROGRAMS.get(config.train.method, _TRAINING),
         cfg=cfg,
         on_program=on_program,
     )
     return {
         "task": task.name,
         "model": config.model,
+        "method": config.train.method,
         "steps": config.train.steps,
+        "answers": rollouts.prompts * _answers(config),
         "tokens": tokens(config, prompt_tokens, rollouts.max_new_tokens or task.max_new_tokens),
         "fetch": _fetched(config, cfg, task.origin),
         "where": where,
         "memory": memory,
     }
-
-
-def shape(model: str) -> ModelConfig:
-    """The model's network; a config.json is all that is fetched for it.
-
-    Raises:
-      UserError: no such model, or one whose shape is only in its weights, which are not here.
-    """
-    found = hub.here(model)
-    if found is not None and (found / "config.json").exists() is False:
-        return open_checkpoint(found).config
-    return model_config(model)
 
 
 def tokens(config: Config, prompt: int, new: int) -> dict[str, int]:
@@ -86,7 +78,7 @@ def tokens(config: Config, prompt: int, new: int) -> dict[str, int]:
     """
     steps, prompts = config.train.steps, config.rollout.prompts
     is_sampled = config.train.method != "next_token"
-    rows = prompts * config.rollout.samples if is_sampled else prompts
+    rows = prompts * _answers(config)
     every = config.validation.every
     answers = 2 * config.evaluate.size + ((config.validation.size or 0) * (1 + steps // every) if every else 0)
     return {
@@ -95,6 +87,12 @@ def tokens(config: Config, prompt: int, new: int) -> dict[str, int]:
         "trained": steps * (prompts * prompt + rows * new) * (config.train.method != "evolution"),
         "evaluated": answers * (prompt + new),
     }
+
+
+def _answers(config: Config) -> int:
+    """To each prompt of a step: one of every z of a population, the task's own, or samples."""
+    of_method = {"evolution": config.evolution.population, "next_token": 1}
+    return of_method.get(config.train.method, config.rollout.samples)
 
 
 def _devices(topology: str | None) -> tuple[Any, float, str]:
@@ -146,7 +144,9 @@ def _fetched(config: Config, cfg: ModelConfig, origin: str) -> dict[str, str]:
 def text(result: Mapping[str, Any]) -> str:
     """The estimate for people."""
     memory, count = result["memory"], result["tokens"]
-    rows = f"{memory['rollout_rows']} completions a step, {memory['rows_at_work']} at a time"
+    rows = f"{result['answers']} {'answers' if result['method'] == 'next_token' else 'completions'} a step"
+    if result["method"] == "policy_gradient":
+        rows += f", {memory['rows_at_work']} at a time"
     lines = [
         f"{result['task']} on {result['model']}: {result['steps']} steps, {rows}",
         f"tokens at most: {count['read']:,} read and {count['generated']:,} generated in rollouts, "
@@ -183,7 +183,7 @@ def check(config: Config) -> None:
     if limit is None or config.train.method == "evolution":
         return
     try:
-        cfg = shape(config.model)
+        cfg = model_config(config.model)
     except UserError:
         return  # loading says what is wrong with it
     budget = config.rollout.max_new_tokens or task_of(config).max_new_tokens

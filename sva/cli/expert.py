@@ -1,4 +1,4 @@
-"""`sva expert show | import | export | transfer | push | pull`: what an expert holds, and its ways in and out."""
+"""`sva expert show | relabel | import | export | transfer | push | pull`: what an expert holds, its ways in and out."""
 
 import dataclasses
 import json
@@ -21,6 +21,16 @@ class Show:
     model: str | None = option("its base model: path, hub id or known name", None)
     plot: Path | None = option("draw it: by layer and kind, and along the spectrum", None, metavar="PNG")
     json: bool = option("print it as JSON", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Relabel:
+    """Give an expert another label: two that have the same cannot be told apart by the first pass."""
+
+    expert: Path = argument("an expert file", read=to_path)
+    label: str = option("what the first pass calls it, one word, such as math")
+    description: str | None = option("what its questions are, for the first pass (default: as it was)", None)
+    out: Path = option("the new expert file", short="-o")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +121,27 @@ def show(arguments: Show) -> None:
     print_result(result, arguments.json, text)
 
 
+def relabel(arguments: Relabel) -> None:
+    """Runs `sva expert relabel`."""
+    from sva.spectral.expert import Expert
+
+    _fresh(arguments.out)
+    expert = Expert.load(arguments.expert)
+    about = {**expert.metadata, "label": arguments.label}
+    if arguments.description is not None:
+        about["description"] = arguments.description
+    dataclasses.replace(expert, metadata=about).save(arguments.out)
+    was = expert.metadata.get("label", "no label")
+    print(f"{arguments.out}: {arguments.label}, which was {was}; {about.get('description') or 'no description'}")
+
+
 def import_(arguments: Import) -> None:
     """Runs `sva expert import`."""
+    if arguments.file.suffix == ".safetensors":
+        raise UserError(
+            f"{arguments.file} is no .pt file of the public code, nor a directory of PEFT's; an expert of sva needs no "
+            "import, and PEFT's adapter_model.safetensors is given by its directory"
+        )
     out = arguments.out or arguments.file.with_suffix(".safetensors")
     _fresh(out)
     start_jax()
@@ -300,6 +329,7 @@ COMMAND = Group(
     "Look into an expert, share it, or take it from or to other programs and models.",
     (
         Command("show", Show, show),
+        Command("relabel", Relabel, relabel),
         Command("import", Import, import_),
         Command("export", Export, export),
         Command("transfer", Transfer, transfer),

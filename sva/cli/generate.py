@@ -240,8 +240,9 @@ def _answers(lm: Any, job: _Job, arguments: Generate, sampling: Any) -> Iterator
 def _tokens(lm: Any, prompt: Prompt, arguments: Generate, faults: list[str]) -> list[int] | None:
     """The prompt's token ids; None for a line of a file that the model cannot read, and a sentence more in `faults`."""
     from sva.generation import chat
+    from sva.generation.prompts import longest_row
 
-    context = lm.model.cfg.max_position_embeddings
+    cfg = lm.model.cfg
     line = f"{arguments.file} line {prompt.line}"
     try:
         (ids,) = chat.tokenize(lm, [prompt.text if arguments.raw else chat.render(lm, prompt.text)])
@@ -250,10 +251,10 @@ def _tokens(lm: Any, prompt: Prompt, arguments: Generate, faults: list[str]) -> 
             raise
         faults.append(f"{line}: {error}")
         return None
-    if arguments.file and not 0 < len(ids) <= context - arguments.max_new_tokens:
+    if arguments.file and not 0 < len(ids) <= cfg.decoding_length - arguments.max_new_tokens:
         faults.append(
-            f"{line} has {len(ids)} tokens, which with --max-new-tokens {arguments.max_new_tokens} does not fit the "
-            f"model's context of {context}"
+            f"{line} has {len(ids)} tokens, which with --max-new-tokens {arguments.max_new_tokens} do not fit: "
+            f"{longest_row(cfg)}"
         )
         return None
     return ids

@@ -40,8 +40,8 @@ class LoadingOptions(PrecisionOptions):
 
     model: str = option(f"path, hub id or known name (default: the base of the first --expert, or {MODEL})", "")
     mesh: MeshConfig = option(
-        "devices along the axes data, fsdp and tensor, e.g. data=4,tensor=2; -1: what the others leave "
-        "(default: one device)",
+        "devices along the axes data, fsdp, tensor and moe (modules of a mixture of experts), e.g. data=4,tensor=2; "
+        "-1: what the others leave (default: one device)",
         MeshConfig(),
         read=mesh_config.parse,
         metavar="AXIS=N,...",

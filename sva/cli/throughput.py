@@ -53,7 +53,7 @@ def bench(lm: LM, batches: Sequence[int], *, prompt: int = 32, new_tokens: int =
             f"{lm.name} is a mixture of experts, of which a step reads the modules that its tokens choose; this counts "
             "models that read all their weights. experiments/benchmarks/moe times a mixture beside transformers"
         )
-    check_prompts(np.array([prompt]), new_tokens, lm.model.cfg.max_position_embeddings)
+    check_prompts(np.array([prompt]), new_tokens, lm.model.cfg)
     bandwidth = read_rate(rounds)
     return {
         "model": lm.name,

@@ -5,9 +5,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sva.cli.command_line import Command, argument, option
+from sva.cli.command_line import SETTING, Command, argument, option
 from sva.cli.options import print_result, start_jax
+from sva.utils.errors import UserError
 from sva.utils.remote import to_path
+
+PROMPT_TOKENS = 255  # of a dry run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,10 +18,10 @@ class Train:
     """Train one expert, or resume where its run directory stopped."""
 
     config: str = argument("a YAML file, see configs/")
-    overrides: tuple[str, ...] = argument("settings on top of it, e.g. train.lr=2e-3", (), metavar="name=value")
+    overrides: tuple[str, ...] = argument("settings on top of it, e.g. train.lr=2e-3", (), metavar=SETTING)
     dry_run: bool = option("say what the run would take, fetch and hold; train nothing", False)
     topology: str | None = option("with --dry-run: on a pod, e.g. v5e:4x4 (default: on this machine)", None)
-    prompt_tokens: int = option("with --dry-run: of every prompt (default: %(default)s)", 255)
+    prompt_tokens: int | None = option(f"with --dry-run: of every prompt (default: {PROMPT_TOKENS})", None)
     profile: bool = option("trace one step for TensorBoard, under RUN_DIR/profile", False)
     json: bool = option("print the result as JSON", False)
 
@@ -27,6 +30,9 @@ def run(arguments: Train) -> None:
     """Runs the command."""
     from sva.training import config
 
+    for name, value in (("--topology", arguments.topology), ("--prompt-tokens", arguments.prompt_tokens)):
+        if value is not None and not arguments.dry_run:
+            raise UserError(f"{name} is for --dry-run, which trains nothing; add it, or leave {name} out")
     settings = config.load(arguments.config, arguments.overrides)
     start_jax()
     from sva.cli import dry_run
@@ -35,7 +41,7 @@ def run(arguments: Train) -> None:
         result = dry_run.estimate(
             settings,
             topology=arguments.topology,
-            prompt_tokens=arguments.prompt_tokens,
+            prompt_tokens=PROMPT_TOKENS if arguments.prompt_tokens is None else arguments.prompt_tokens,
             on_program=lambda name: print(f"sva: compiling the {name} program", file=sys.stderr, flush=True),
         )
         print_result(result, arguments.json, dry_run.text(result))

@@ -34,9 +34,10 @@ def run(arguments: Upcycle) -> None:
     if len(arguments.specialist) < 2:
         raise UserError("name two models or more with --specialist")
     start_jax()
-    from sva.ensembles.upcycle import upcycle
+    from sva.ensembles.upcycle import check, upcycle
     from sva.generation.load import load
 
+    check(len(arguments.specialist), arguments.top_k, arguments.out)
     base = load(arguments.model)
     specialists = [load(name) for name in arguments.specialist]
     how = {"top_k": arguments.top_k, "shared": arguments.shared, "seed": arguments.seed}
@@ -44,8 +45,8 @@ def run(arguments: Upcycle) -> None:
     assert cfg.moe is not None
     print(
         f"{arguments.out}: {cfg.architecture}, {cfg.moe.modules} modules in each of {cfg.num_layers} layers, "
-        f"{cfg.moe.top_k} for each token; its router is random: sva train CONFIG.yaml model={arguments.out} "
-        "targets=router parametrisation=full train.method=next_token"
+        f"{cfg.moe.top_k} for each token; its router is random; train it next: "
+        f"sva train configs/upcycled-router.yaml model={arguments.out} task=QUESTIONS.jsonl"
     )
 
 

@@ -94,7 +94,7 @@ def ensemble(
       members: by label, at least two; "other" may be one.
       router: the model that is asked whose question it is, by default the first member's. `Ensemble.by` gives it
         another dispatcher than the classification question.
-      descriptions: what each label is about, for that question; the label itself by default.
+      descriptions: what each label is about, for that question; the label itself by default. "other" has its own.
       fallback: the member that answers what belongs to no label; by default "other" if there is one, or the first.
     Raises:
       UserError: fewer than two members, or a description or fallback that is none of theirs.
@@ -102,6 +102,8 @@ def ensemble(
     if len(members) < 2:
         raise UserError("an ensemble needs two models or more, each under a label")
     about = dict(descriptions or {})
+    if OTHER in about:
+        raise UserError(f"the label {OTHER!r} stands for everything else and takes no description; leave it out")
     for name in [*about, *([fallback] if fallback else [])]:
         if name not in members:
             raise UserError(f"no model of the ensemble has the label {name!r}; there is {', '.join(members)}")

@@ -74,7 +74,7 @@ class LM(LoadedModel):
         sampling = sampling or Greedy()
         ids, mask = self._check(input_ids, attention_mask)
         count = len(ids)
-        check_prompts(mask.sum(axis=1), max_new_tokens, self.model.cfg.max_position_embeddings)
+        check_prompts(mask.sum(axis=1), max_new_tokens, self.model.cfg)
         keys = row_keys(key, count, rows_bucket(count), sampling)
         params, adapter = self.params, None
         z = self.z if z is None else z

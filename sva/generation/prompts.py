@@ -8,14 +8,23 @@ import numpy as np
 
 from sva.generation.loaded_model import LoadedModel
 from sva.generation.sampling import Greedy, Sampling
+from sva.models.config import ModelConfig
 from sva.models.vocabulary import check_ids
 from sva.utils import seeds
 from sva.utils.errors import UserError
 from sva.utils.padding import batch_bucket, pad_rows
 
 
-def check_prompts(lengths: np.ndarray, new_tokens: int | np.ndarray, context: int) -> None:
-    """Raises UserError for an empty prompt, or one that leaves less than its `new_tokens` of the context."""
+def longest_row(cfg: ModelConfig) -> str:
+    """Why rows may have `cfg.decoding_length` tokens, for messages."""
+    length = cfg.decoding_length
+    if length == cfg.max_position_embeddings:
+        return f"the model's context is {length}"
+    return f"answers end at {length} tokens, where this model turns all positions of a row anew"
+
+
+def check_prompts(lengths: np.ndarray, new_tokens: int | np.ndarray, cfg: ModelConfig) -> None:
+    """Raises UserError for an empty prompt, or one with fewer than its `new_tokens` left of `cfg.decoding_length`."""
     limits = np.broadcast_to(new_tokens, lengths.shape)
     if limits.min() < 1:
         raise UserError(f"max_new_tokens={limits.min()} must be at least 1")
@@ -23,17 +32,17 @@ def check_prompts(lengths: np.ndarray, new_tokens: int | np.ndarray, context: in
     if empty.size:
         raise UserError(f"prompt {empty[0]} is empty; give it at least one token")
     longest = int((lengths + limits).argmax())
-    if lengths[longest] + limits[longest] > context:
+    if lengths[longest] + limits[longest] > cfg.decoding_length:
         raise UserError(
-            f"prompt {longest} has {lengths[longest]} tokens and {limits[longest]} new ones are asked for, but the "
-            f"model's context is {context}; shorten the prompt or lower max_new_tokens"
+            f"prompt {longest} has {lengths[longest]} tokens and {limits[longest]} new ones are asked for, but "
+            f"{longest_row(cfg)}; shorten the prompt or lower max_new_tokens"
         )
 
 
 def check_token_lists(lm: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int | np.ndarray) -> None:
     """Raises UserError as `check_prompts` does, or for a token id outside the model's vocabulary."""
     lengths = np.asarray([len(prompt) for prompt in prompts])
-    check_prompts(lengths, new_tokens, lm.model.cfg.max_position_embeddings)
+    check_prompts(lengths, new_tokens, lm.model.cfg)
     for number, prompt in enumerate(prompts):
         check_ids(prompt, lm.model.cfg.vocab_size, lm.tokenizer, f"prompt {number}")
 

@@ -71,7 +71,7 @@ class TopP:
     def __post_init__(self) -> None:
         check_temperature("temperature", self.temperature)
         if not 0 < self.p <= 1:
-            raise UserError(f"top_p={self.p} is outside (0, 1]; 1 keeps every token, and Greedy() the likeliest alone")
+            raise UserError(f"top_p={self.p} is outside (0, 1]; 1 keeps every token, temperature 0 the likeliest one")
 
     def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
         """Token ids [B]."""
@@ -93,7 +93,7 @@ class TopK:
     def __post_init__(self) -> None:
         check_temperature("temperature", self.temperature)
         if self.k < 1:
-            raise UserError(f"top_k={self.k} must be at least 1; Temperature() keeps every token")
+            raise UserError(f"top_k={self.k} must be at least 1; leave it out to keep every token")
 
     def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
         """Token ids [B]."""

@@ -23,6 +23,12 @@ class Architecture(NamedTuple):
     names: str  # the models that users know, for the docs
     fixed: Mapping[str, Any]  # fields of `ModelConfig` that no key sets
     fields: Mapping[str, Field]
+    part: str = ""  # what the class without a head has between prefix and "Model"
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Transformers' classes with and without a head."""
+        return f"{self.prefix}ForCausalLM", f"{self.prefix}{self.part}Model"
 
     def defaults(self) -> dict[str, Any]:
         """What each absent key that is read means; the sizes that make a model have no default."""
@@ -134,6 +140,7 @@ TABLE: dict[str, Architecture] = {
             "_sliding_window_pattern": Unused("layer_types beside it is read"),
             "attn_logit_softcapping": Unused("the attention of transformers' Gemma 3 does not read it"),
         },
+        part="Text",
     ),
     "smollm3": Architecture(
         "SmolLM3",
@@ -248,7 +255,10 @@ TABLE: dict[str, Architecture] = {
         )
         | keys.rope_keys()
         | keys.ATTENTION_BIAS
-        | {"mlp_bias": keys.NO_BIAS}
+        | {
+            "mlp_bias": keys.NO_BIAS,
+            "sliding_window": Only((None,), "there are no windows, and only some of transformers' kernels have them"),
+        }
         | OLMOE,
     ),
 }

@@ -8,7 +8,7 @@ from sva.models.architectures import TABLE
 from sva.models.fields import Reader, Sets
 from sva.models.moe_config import WRITERS as MOE_WRITERS
 from sva.models.moe_config import Moe
-from sva.models.rope import NO_ROPE, Rope, rope_to_hf
+from sva.models.rope import NO_ROPE, Rope, longrope_attention_factor, rope_to_hf
 from sva.utils.errors import UserError
 
 _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
@@ -57,6 +57,12 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     moe: Moe | None = None  # which layers have a sparse mlp, and of what
+
+    @property
+    def decoding_length(self) -> int:
+        """Tokens of the longest row that a cache can hold: the context, or less where a rope turns keys anew."""
+        ropes = [rope for rope in (self.rope, self.local_rope) if rope is not None and rope.follows_length]
+        return min([self.max_position_embeddings, *(rope.original_max_position_embeddings for rope in ropes)])
 
     @property
     def layer_ropes(self) -> tuple[Rope, ...]:
@@ -109,13 +115,14 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
     """A `config.json` from which transformers 4 and 5, and `from_hf`, build this model again.
 
     The rope settings take transformers 4's spelling, which both read. Per-frequency factors are written as
-    "longrope" with the same short and long factors and an attention factor of 1, which is exactly them.
+    "longrope" with the same short and long factors and an attention factor of 1, which is exactly them. A Phi-3 model
+    with an attention factor of its own is for transformers 5 only: 4 has no place for it.
 
     Raises:
       UserError: windows, biases or ropes that no config of this architecture can express.
     """
     kind = cfg.architecture
-    raw: dict[str, Any] = {"architectures": [f"{TABLE[kind].prefix}ForCausalLM"], "model_type": kind}
+    raw: dict[str, Any] = {"architectures": [TABLE[kind].classes[0]], "model_type": kind}
     for key, field in TABLE[kind].fields.items():
         if isinstance(field, Sets) and key in _WRITERS:
             value = _WRITERS[key](cfg)
@@ -129,6 +136,16 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
 
 def _window(cfg: ModelConfig) -> int | None:
     return next((window for window in cfg.windows if window), None)
+
+
+def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
+    scaling, length = rope_to_hf(cfg.rope), cfg.rope.original_max_position_embeddings
+    if cfg.architecture != "phi3" or cfg.rope.kind != "longrope" or scaling is None:
+        return scaling
+    if cfg.rope.attention_factor != longrope_attention_factor(cfg.max_position_embeddings / length, length):
+        return scaling
+    # transformers 4's Phi3Config takes exactly these three; the rest follows from the two lengths.
+    return {"type": "longrope", "short_factor": scaling["short_factor"], "long_factor": scaling["long_factor"]}
 
 
 def _original_length(cfg: ModelConfig) -> Any:
@@ -152,7 +169,7 @@ _WRITERS: dict[str, Callable[[ModelConfig], Any]] = {
     "rms_norm_eps": lambda cfg: cfg.rms_norm_eps,
     "rope_theta": lambda cfg: cfg.rope.theta,
     "rope_local_base_freq": lambda cfg: (cfg.local_rope or cfg.rope).theta,
-    "rope_scaling": lambda cfg: rope_to_hf(cfg.rope),
+    "rope_scaling": _rope_scaling,
     "original_max_position_embeddings": _original_length,
     "partial_rotary_factor": lambda cfg: cfg.rope.fraction,
     "tie_word_embeddings": lambda cfg: cfg.tie_word_embeddings,
@@ -183,14 +200,14 @@ def _model_type(config: Mapping[str, Any], where: str) -> str:
     """The model type, from `model_type` or, in old configs without one, from the class name."""
     listed = config.get("architectures") or []
     listed = [str(c) for c in listed] if isinstance(listed, list | tuple) else [str(listed)]
-    known = {f"{a.prefix}{end}".lower(): kind for kind, a in TABLE.items() for end in ("ForCausalLM", "Model")}
+    known = {name.lower(): kind for kind, a in TABLE.items() for name in a.classes}
     kind = config.get("model_type") or next((known[c.lower()] for c in listed if c.lower() in known), None)
-    if kind not in TABLE:
+    if not isinstance(kind, str) or kind not in TABLE:
         named = kind or ", ".join(listed) or "(no model_type)"
         raise UserError(f"{where}: unsupported architecture {named}; supported: {', '.join(TABLE)}")
     if listed and not any(known.get(c.lower()) == kind for c in listed):
         raise UserError(
             f"{where}: unsupported architecture {', '.join(listed)}; supported: causal language models,"
-            f" here {TABLE[kind].prefix}ForCausalLM"
+            f" here {TABLE[kind].classes[0]}"
         )
     return kind

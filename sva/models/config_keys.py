@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sva.models.fields import REQUIRED, Field, Only, Reader, Sets, Unused, positive_number
-from sva.models.rope import DEFAULT_ROPE_THETA, Rope, rope_from_hf, ropes_from_hf
+from sva.models.rope import DEFAULT_ROPE_THETA, Rope, nested_settings, rope_from_hf, ropes_from_hf
 from sva.utils.errors import UserError
 
 ACTIVATIONS = {
@@ -101,12 +101,17 @@ def scaled_width(read: Reader, key: str) -> tuple[int, float]:
 
 
 def windows_by_type(every: int) -> Callable[[Reader, str], tuple[int, ...]]:
-    """A reader of `layer_types`: by default every so many-th layer sees everything, the others a window."""
+    """A reader of `layer_types`: by default every so many-th layer sees everything, the others a window.
+
+    `sliding_window_pattern` takes the place of `every` where the architecture reads it.
+    """
 
     def windows(read: Reader, key: str) -> tuple[int, ...]:
-        pattern = read.get("sliding_window_pattern") or every
-        default = tuple(_WINDOWS[(i + 1) % pattern > 0] for i in range(read.size("num_hidden_layers")))
-        types = read.per_layer(key, _WINDOWS) or default
+        types = read.per_layer(key, _WINDOWS)
+        if types is None:
+            name = "sliding_window_pattern"
+            pattern = read.size(name) if name in read.fields and read.get(name) is not None else every
+            types = tuple(_WINDOWS[(i + 1) % pattern > 0] for i in range(read.size("num_hidden_layers")))
         return tuple(read.size("sliding_window") if kind == "sliding_attention" else 0 for kind in types)
 
     return windows
@@ -141,7 +146,8 @@ def gemma3_ropes(read: Reader, key: str) -> tuple[Rope, Rope | None]:
 def olmo3_ropes(read: Reader, key: str) -> tuple[Rope, Rope | None]:
     """As `gemma3_ropes`, by one theta, which transformers 5 takes for one of them only where it lies outside."""
     theta = read.config.get(key)
-    if theta is not None and theta != OLMO3_THETA:
+    is_inside = all(given.get(key) is not None for given in nested_settings(read, _WINDOWS).values())
+    if theta is not None and theta != OLMO3_THETA and not is_inside:
         raise UserError(
             f"{read.where}: {key} {theta!r} is read differently by transformers 4 and 5; "
             "give both layer types' rope_theta in rope_parameters"
@@ -172,10 +178,12 @@ def phi3_rope(read: Reader, key: str) -> Rope:
 TRAINING = "it counts in training from scratch only"
 _OUTPUT = "what transformers' forward returns beside the logits"
 COMMON: dict[str, Field] = {
-    "model_type": Unused("beside choosing this architecture"),
-    "architectures": Unused("beside choosing this architecture, where there is no model_type"),
+    "model_type": Unused("apart from choosing this architecture"),
+    "architectures": Unused("apart from choosing this architecture, where there is no model_type"),
     "is_encoder_decoder": Only((False, None), "there is no encoder"),
     "add_cross_attention": Only((False, None), "there is no encoder to attend to"),
+    "is_causal": Only((True,), "tokens see earlier tokens only"),
+    "per_layer_config": Only((None, {}), "all layers have the settings of the model"),
     "rope_interleaved": Only((False, None), "halves of a head are paired, not neighbours"),
     "quantization_config": Only((None, {}), "its weights are read by a GGUF file only"),
     "initializer_range": Unused(TRAINING),
@@ -188,13 +196,17 @@ COMMON: dict[str, Field] = {
     "return_dict": Unused(_OUTPUT),
     "id2label": Unused("names for a classifier"),
     "label2id": Unused("names for a classifier"),
+    "num_labels": Unused("counts the names for a classifier"),
     "problem_type": Unused("chooses a classifier's loss"),
     "dtype": Unused("the stored weights have a dtype of their own, `sva.load` takes the one to compute in"),
     "torch_dtype": Unused("transformers 4's name of dtype"),
     "transformers_version": Unused("tells who wrote the file"),
     "_name_or_path": Unused("tells where the model came from"),
+    "name_or_path": Unused("tells where the model came from"),
+    "_commit_hash": Unused("tells where the model came from"),
     "_attn_implementation_autoset": Unused("chooses a kernel"),
     "attn_implementation": Unused("chooses a kernel"),
+    "experts_implementation": Unused("chooses a kernel"),
     "is_llama_config": Unused("a note of its maker"),
     "transformers.js_config": Unused("for another library"),
     "unsloth_version": Unused("tells who wrote the file"),

@@ -45,9 +45,9 @@ class Reader:
 
     def get(self, key: str) -> Any:
         """The value, or the default of an absent key; raises UserError where a required one is missing."""
+        field = self.fields[key]  # a key that the table does not have is not read, whatever the config says
         if key in self.config:
             return self.config[key]
-        field = self.fields.get(key)
         default = field.default if isinstance(field, Sets) else None
         if default is REQUIRED:
             raise UserError(f"{self.where}: the required key {key!r} is missing")
@@ -86,7 +86,7 @@ class Reader:
     def choice(self, key: str, names: Mapping[str, str]) -> str:
         """What a name stands for among `names`."""
         value = self.get(key)
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise UserError(f"{self.where}: unsupported {key} {value!r}; supported: {', '.join(names)}")
         return names[value]
 

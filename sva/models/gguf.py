@@ -67,6 +67,17 @@ _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 ROPE_FACTORS = "rope_freqs.weight"
 # Rotary tables that the first converters left in the file, which follow from the metadata.
 _HARMLESS = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?|(.*\.)?rotary_emb\.inv_freq")
+# Metadata that would change the result, and the values that do not; llama.cpp takes 0 for an absent scale.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "attention.output_scale": (0.0, 1.0),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "logit_scale": (0.0, 1.0),
+}
 _PLAIN = ("F32", "F16", "BF16")
 
 
@@ -124,7 +135,9 @@ def _config(file: GGUFFile) -> ModelConfig:
     if kind not in KINDS:
         raise UserError(f"{where}: unsupported architecture {kind}; supported GGUF files: {', '.join(KINDS)}")
     if file.get(f"{kind}.expert_count"):
-        raise UserError(f"{where}: mixture-of-experts models are not supported; use a dense one")
+        raise UserError(
+            f"{where}: mixtures of experts are not read from GGUF files; use the model's Hugging Face directory"
+        )
     if "token_embd.weight" not in file.tensors:
         raise UserError(f"{where}: unmapped: the file has no tensor for token_embd.weight; fetch another conversion")
 
@@ -178,6 +191,11 @@ class _Reader:
 
     def __init__(self, file: GGUFFile, kind: str) -> None:
         self.file, self.kind = file, kind
+        for name, values in _ONLY.items():
+            if (value := self.key(name, values[0])) not in values:
+                raise UserError(
+                    f"{file.path}: {kind}.{name} {value} is not implemented; use the model's Hugging Face directory"
+                )
 
     def key(self, name: str, default: Any = None) -> Any:
         """A number or string; a list with one value per layer counts if all are the same."""
@@ -198,18 +216,28 @@ def _gemma(read: _Reader, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of Gemma 2's and 3's config, absent ones as llama.cpp takes them."""
     second = read.kind == "gemma2"
     is_wide = raw["num_hidden_layers"] == KINDS[read.kind].wide_layers
-    every = read.key("attention.sliding_window_pattern", 2 if second else 6)
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": raw["hidden_size"] // raw["num_attention_heads"] if is_wide else raw["head_dim"],
         "sliding_window": raw["sliding_window"] or (4096 if second else None),
-        "layer_types": [
-            "sliding_attention" if (i + 1) % every else "full_attention" for i in range(raw["num_hidden_layers"])
-        ],
+        "layer_types": _layer_types(read, raw["num_hidden_layers"], 2 if second else 6),
         "rope_local_base_freq": read.key("rope.freq_base_swa", 10000.0),
         "attn_logit_softcapping": read.key("attn_logit_softcapping", 50.0 if second else None),
         "final_logit_softcapping": read.key("final_logit_softcapping", 30.0 if second else 0.0) or None,
     }
+
+
+def _layer_types(read: _Reader, num_layers: int, every: int) -> list[str]:
+    """Gemma's `layer_types`: an array tells which layers have a window, a number that every so many-th has none."""
+    key = f"{read.kind}.attention.sliding_window_pattern"
+    given = read.file.get(key, every)
+    if isinstance(given, np.ndarray | list) and len(given) == num_layers:
+        has_window = [bool(flag) for flag in given]
+    elif isinstance(given, int) and given >= 0:
+        has_window = [not given or (i + 1) % given > 0 for i in range(num_layers)]  # 0: every layer, as in llama.cpp
+    else:
+        raise UserError(f"{read.file.path}: {key} must be a number, or one flag for each of {num_layers} layers")
+    return ["sliding_attention" if has else "full_attention" for has in has_window]
 
 
 def _rope_scaling(read: _Reader) -> dict[str, Any] | None:

@@ -74,7 +74,7 @@ def resolve(name_or_path: str) -> Path:
         return given
     known = _known(name_or_path)
     if known is None and not is_hub_id(name_or_path):
-        raise UserError(_not_found(name_or_path))
+        raise UserError(not_found(name_or_path))
     hub_id = known.hub_id if known else name_or_path
     reasons = []
     if hub_id is not None:
@@ -142,7 +142,8 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not name.endswith(".gguf")
 
 
-def _not_found(name: str) -> str:
+def not_found(name: str) -> str:
+    """What to say of a name that is no path, no known name and no hub id."""
     near = difflib.get_close_matches(name.lower(), KNOWN, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return (

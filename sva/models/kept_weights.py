@@ -1,6 +1,6 @@
 """What is kept of a large checkpoint, so that the next process reads it faster: fingerprint and unpacked weights.
 
-    <cache>/checkpoints/<key>/source.json          the checkpoint's files and its fingerprint
+    <cache>/checkpoints/<key>/source.json          the checkpoint's files, a hash of its weights' names, its fingerprint
                               weights.safetensors  of a packed checkpoint: its weights in float32, mapped into memory
 
 The key is a hash of the files' paths, sizes, modification times and inodes: a file that is written again has another
@@ -37,6 +37,7 @@ class Entry(NamedTuple):
 
     directory: Path
     files: list[list[Any]]  # [path, size, modification time in ns, inode] of each
+    names: str  # a hash of the weights' names: config.json, which is none of the files, decides which these are
 
     @property
     def weights(self) -> Path:
@@ -46,7 +47,7 @@ class Entry(NamedTuple):
     def source(self) -> dict[str, Any]:
         """What source.json says; empty where nothing is kept, or something else."""
         found = _read_source(self.directory)
-        return found if found.get("files") == self.files else {}
+        return found if (found.get("files"), found.get("names")) == (self.files, self.names) else {}
 
     def fingerprint(self) -> str | None:
         """The fingerprint of the weights, which were found to be finite; None where it is not kept."""
@@ -55,7 +56,8 @@ class Entry(NamedTuple):
     def keep(self, fingerprint: str, **more: Any) -> None:
         """Keeps the fingerprint; where the disk cannot take it, the next process makes it again."""
         with contextlib.suppress(UserError):
-            write_json(self.directory / "source.json", {"files": self.files, "fingerprint": fingerprint, **more})
+            source = {"files": self.files, "names": self.names, "fingerprint": fingerprint}
+            write_json(self.directory / "source.json", source | more)
             _sweep(self.directory)
 
 
@@ -64,8 +66,11 @@ def entry(checkpoint: Checkpoint) -> Entry | None:
     files = _files(checkpoint.files)
     if sum(size for _, size, _, _ in files) < LEAST:
         return None
-    key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
-    return Entry(cache_dir() / "checkpoints" / key, files)
+    return Entry(cache_dir() / "checkpoints" / _hash(files), files, _hash(sorted(checkpoint.shapes)))
+
+
+def _hash(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
 def unpacked(checkpoint: Checkpoint, kept: Entry, *, progress: bool = True) -> Checkpoint:

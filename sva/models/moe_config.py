@@ -33,7 +33,7 @@ def sparse_cuts(moe: Moe | None) -> tuple[int, ...]:
 
 def _moe(read: Reader, key: str) -> Moe:
     """What all keys of an architecture's mixture describe; `key` counts the modules."""
-    found = {name: read.config[name] for name in _COUNTS if read.config.get(name) is not None}
+    found = {name: read.size(name) for name in _COUNTS if read.config.get(name) is not None}
     if len(set(found.values())) > 1:
         said = " and ".join(f"{name} {value}" for name, value in found.items())
         raise UserError(f"{read.where}: {said} contradict each other; keep the one that the checkpoint has")

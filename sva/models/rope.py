@@ -72,20 +72,12 @@ def rope_from_hf(read: Reader, head_dim: int, kinds: Mapping[str, str] = KINDS, 
 def ropes_from_hf(read: Reader, head_dim: int, thetas: Mapping[str, str]) -> dict[str, Rope]:
     """{layer type: Rope} of an architecture whose layer types differ: Gemma 3, OLMo 3.
 
-    `thetas` names the key of transformers 4's spelling that holds each type's theta; `rope_scaling` there is that of
-    full attention.
+    `thetas` names the key of transformers 4's spelling that holds each type's theta.
     """
-    nested = _dictionary(read, "rope_parameters")
-    odd = [name for name in nested if name not in thetas]
-    if odd:
-        raise UserError(
-            f"{read.where}: rope_parameters must hold {' and '.join(thetas)}, each with its own settings, not {odd[0]}"
-        )
+    nested = nested_settings(read, tuple(thetas))
     ropes = {}
     for kind, theta_key in thetas.items():
-        given = dict(nested.get(kind) or {})
-        if kind == "full_attention":
-            given |= _dictionary(read, "rope_scaling")
+        given = nested[kind]
         theta = read.get(theta_key) if given.get("rope_theta") is None else given["rope_theta"]
         if given.get("truncate") is False:
             raise UserError(f"{read.where}: rope_parameters.{kind}.truncate false is not implemented; leave it out")
@@ -94,11 +86,30 @@ def ropes_from_hf(read: Reader, head_dim: int, thetas: Mapping[str, str]) -> dic
     return ropes
 
 
+def nested_settings(read: Reader, layer_types: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """{layer type: its own settings, empty where there are none} of `rope_parameters`.
+
+    `rope_scaling`, transformers 4's spelling, is that of full attention and wins. Deviation: its old name of the type,
+    `type`, counts here as it did in transformers 4; transformers 5 has `rope_type: default` there before and keeps it.
+    """
+    nested = _dictionary(read, "rope_parameters")
+    if odd := [name for name in nested if name not in layer_types]:
+        names = " and ".join(layer_types)
+        raise UserError(f"{read.where}: rope_parameters must hold {names}, each with its own settings, not {odd[0]}")
+    each = {kind: _as_dictionary(nested.get(kind), read.where, f"rope_parameters.{kind}") for kind in layer_types}
+    scaling = _dictionary(read, "rope_scaling")
+    return each | {"full_attention": each["full_attention"] | scaling}
+
+
 def _dictionary(read: Reader, key: str) -> dict[str, Any]:
-    given = read.config.get(key) or {}
-    if not isinstance(given, Mapping):
-        raise UserError(f"{read.where}: {key} must be a dictionary or null, not {given!r}")
-    return dict(given)
+    return _as_dictionary(read.config.get(key), read.where, key)
+
+
+def _as_dictionary(given: Any, where: str, key: str) -> dict[str, Any]:
+    """A copy; empty for null."""
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(f"{where}: {key} must be a dictionary or null, not {given!r}")
+    return dict(given or {})
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ class _Settings:
         where, given = self.read.where, self.given
         theta = positive_number(theta, where, "rope_theta")
         kind = given.get("rope_type") or given.get("type") or "default"
-        if kind not in self.kinds:
+        if not isinstance(kind, str) or kind not in self.kinds:
             raise UserError(f"{where}: unsupported rope type {kind!r}; supported: {', '.join(self.kinds)}")
         kind = self.kinds[kind]
         if kind == "default":
@@ -136,7 +147,10 @@ class _Settings:
         longest = self.read.size("max_position_embeddings")
         if kind == "dynamic":
             return Rope(theta, "dynamic", factor=self.number("factor"), original_max_position_embeddings=longest)
-        length = int(positive_number(longest if original is None else original, where, _ORIGINAL))
+        first = longest if original is None else original
+        length = int(positive_number(first, where, _ORIGINAL))
+        if length < 2:
+            raise UserError(f"{where}: {_ORIGINAL} must be at least 2 tokens, not {first!r}")
         if kind == "llama3":
             low, high = self.number("low_freq_factor"), self.number("high_freq_factor")
             if low >= high:
@@ -170,8 +184,7 @@ class _Settings:
         """LongRoPE, arXiv 2402.13753; equal factors that leave attention alone are plain divisors."""
         half = int(self.head_dim * self.fraction) // 2
         short, long = (self._factors(name, half) for name in ("short_factor", "long_factor"))
-        factor = self.number("factor", ratio)
-        default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
+        default = longrope_attention_factor(self.number("factor", ratio), length)
         attention = self.number("attention_factor", default)
         if short == long and attention == 1:
             return Rope(theta, factors=short, fraction=self.fraction)
@@ -214,6 +227,11 @@ def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
         scaling |= {name: getattr(rope, name) for name in ("attention_factor", "beta_fast", "beta_slow", "truncate")}
         scaling |= length
     return scaling
+
+
+def longrope_attention_factor(ratio: float, length: int) -> float:
+    """LongRoPE's own factor of cosine and sine, for contexts `ratio` times as long as the original `length`."""
+    return 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(length))
 
 
 def rotated_width(rope: Rope, head_dim: int) -> int:

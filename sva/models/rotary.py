@@ -6,7 +6,6 @@ import numpy as np
 
 from sva.models.config import ModelConfig
 from sva.models.rope import Rope, inverse_frequencies, rotated_width
-from sva.utils.errors import UserError
 
 
 def rope_numbers(cfg: ModelConfig) -> jax.Array | None:
@@ -24,10 +23,9 @@ def rotary(
       cfg: the model.
       positions: [B, T] int32.
       slots: how many tokens these tokens attend to at most, themselves among them.
-      is_cached: whether there are keys of earlier tokens among them, turned when those were read.
+      is_cached: whether there are keys of earlier tokens among them, turned when those were read. No row is then longer
+        than `ModelConfig.decoding_length`, which callers check: here slots are known, not how many of them a row fills.
       dtype: of the result.
-    Raises:
-      UserError: keys are cached, and a row might become longer than where its frequencies change.
     """
     each = [_rotary(rope, cfg.head_dim, positions, slots, is_cached, dtype) for rope in _kinds(cfg)]
     if len(each) == 1:
@@ -46,13 +44,7 @@ def _rotary(
 ) -> tuple[jax.Array, jax.Array]:
     """See `rotary`."""
     freqs = jnp.asarray(inverse_frequencies(rope, head_dim))[None]
-    if rope.follows_length and slots > rope.original_max_position_embeddings:
-        if is_cached:
-            raise UserError(
-                f"rows of up to {slots} tokens do not fit: rope type {rope.kind} changes all positions of a row that "
-                f"is longer than {rope.original_max_position_embeddings} tokens, and cached keys stay as they are; "
-                "shorten prompts and answers"
-            )
+    if rope.follows_length and not is_cached and slots > rope.original_max_position_embeddings:
         freqs = _long_frequencies(rope, head_dim, jnp.max(positions, axis=1) + 1, freqs)
     angles = positions[:, :, None, None, None].astype(jnp.float32) * freqs[:, None, None, None, :]
     cos, sin = (jnp.asarray(rope.attention_factor * f(angles), dtype) for f in (jnp.cos, jnp.sin))

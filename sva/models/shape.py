@@ -1,9 +1,10 @@
-"""The network of a model without its weights: what a config.json says."""
+"""The network of a model without its weights: what a config.json or a GGUF file says."""
 
 from pathlib import Path
 
+from sva.models.checkpoint_formats import open_checkpoint
 from sva.models.config import ModelConfig, from_hf
-from sva.models.hub import HUB_SECONDS, KNOWN
+from sva.models.hub import HUB_SECONDS, KNOWN, here, is_hub_id, not_found
 from sva.utils.errors import UserError
 from sva.utils.files import read_json
 from sva.utils.remote import to_path
@@ -12,13 +13,16 @@ SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models"  # each say
 
 
 def model_config(model: str) -> ModelConfig:
-    """The network of a directory with a config.json, or of a hub id.
+    """The network of a path, hub id or known name.
 
     Of a hub id's repository config.json is fetched at most: not where configs/models or the hub's cache has it.
 
     Raises:
-      UserError: there is none.
+      UserError: no such model, or one whose shape is only in its weights, which are not here.
     """
+    found = here(model)
+    if found is not None and not (found / "config.json").exists():
+        return open_checkpoint(found).config
     path = to_path(model) / "config.json"
     if not path.is_file():
         path = _shipped(model) or _from_hub(model)
@@ -32,6 +36,8 @@ def _shipped(model: str) -> Path | None:
 
 
 def _from_hub(model: str) -> Path:
+    if model not in KNOWN and not is_hub_id(model):
+        raise UserError(not_found(model))
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     try:

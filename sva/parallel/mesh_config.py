@@ -10,10 +10,10 @@ from sva.utils.trees import nearest
 class MeshConfig:
     """How many devices each axis has; -1, for one of them, is what the others leave."""
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-    moe: int = 1  # of the modules of a mixture of experts
+    data: int = 1  # rows of a batch
+    fsdp: int = 1  # rows of a batch, and the model's width of every matrix
+    tensor: int = 1  # heads, mlp width and vocabulary
+    moe: int = 1  # rows of a batch, and the modules of a mixture of experts
 
     def __post_init__(self) -> None:
         for name, size in dataclasses.asdict(self).items():

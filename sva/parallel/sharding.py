@@ -5,7 +5,7 @@
 | `data`    | rows of a batch; weights are repeated                                                                |
 | `fsdp`    | rows of a batch, and of every matrix the model's width, so that weights are gathered as they are used |
 | `tensor`  | heads, mlp width and vocabulary; activations are exchanged                                           |
-| `moe`     | modules of a mixture of experts; each device adds up its own, what comes before is repeated          |
+| `moe`     | rows of a batch, and modules of a mixture of experts, to which rows of other devices are sent         |
 
 Weights say their logical axes in `sva.models.weights.expected`; a spectrum's follow from its weight's: U has the output
 axis, V^T the input axis, and the axis of singular values between them takes what the other one leaves free. Vectors
@@ -32,11 +32,13 @@ from sva.utils.padding import batch_bucket, round_up
 AXES = ("data", "fsdp", "tensor")
 
 # Read from the top for each array: a dimension takes the first entry of its name whose mesh axes are still free in that
-# array and divide it. One that gets none is repeated on every device.
+# array and divide it; axes that the mesh lacks count for nothing. One that gets none is repeated on every device.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("moe", ("moe",)),
+    ("batch", ("data", "moe", "fsdp")),
     ("batch", ("data", "fsdp")),
-    ("rows", ("data",)),  # of a batch whose width is sharded: see `hidden_axes`
+    ("rows", ("data", "moe")),  # of a batch whose width is sharded: see `hidden_axes`
+    ("rows", ("data",)),
     ("vocab", ("tensor",)),
     ("heads", ("tensor",)),
     ("kv_heads", ("tensor",)),
@@ -45,6 +47,9 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rank", ("fsdp",)),
     ("rank", ("tensor",)),
 )
+
+
+_ROWS = next(axes for name, axes in RULES if name == "batch")
 
 
 class Leaf(NamedTuple):
@@ -186,7 +191,13 @@ def inner_axes(length: int) -> tuple[str | None, str | None, str | None]:
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are divided."""
-    return _parts(("data", "fsdp"), mesh)
+    return _parts(_ROWS, mesh)
+
+
+def row_axes(rows: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that so many rows of a batch are divided over; none where they lie on every device."""
+    (axes,) = _chosen(Leaf((rows,), ("batch",)), mesh)
+    return axes or ()
 
 
 def row_shards() -> int:
@@ -202,11 +213,9 @@ def rows_bucket(rows: int) -> int:
 
 def check_rows(name: str, rows: int, mesh: Mesh | AbstractMesh | None) -> None:
     """Raises UserError unless the setting `name` = `rows` divides evenly over the mesh; None is one device."""
-    parts = 1 if mesh is None else batch_shards(mesh)
-    if rows % parts:
-        raise UserError(
-            f"{name}={rows} does not divide over mesh.data x mesh.fsdp = {parts}; make it a multiple of {parts}"
-        )
+    if mesh is not None and rows % (parts := batch_shards(mesh)):
+        axes = " x ".join(f"mesh.{axis}" for axis in _present(_ROWS, mesh))
+        raise UserError(f"{name}={rows} does not divide over {axes} = {parts}; make it a multiple of {parts}")
 
 
 def place(tree: Any, target: Any) -> Any:
@@ -224,13 +233,18 @@ def _chosen(leaf: Leaf, mesh: Mesh | AbstractMesh) -> list[tuple[str, ...] | Non
     """The mesh axes of each dimension, None where it is repeated."""
     chosen: list[tuple[str, ...] | None] = [None] * len(leaf.shape)
     used: set[str] = set()
-    for name, axes in RULES:
+    for name, wanted in RULES:
+        axes = _present(wanted, mesh)
         parts = _parts(axes, mesh)
         for place, (axis, size) in enumerate(zip(leaf.axes, leaf.units or leaf.shape, strict=True)):
             if axis == name and chosen[place] is None and parts > 1 and size % parts == 0 and not used & set(axes):
                 chosen[place] = axes
                 used |= set(axes)
     return chosen
+
+
+def _present(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    return tuple(axis for axis in axes if axis in mesh.shape)
 
 
 def _parts(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> int:

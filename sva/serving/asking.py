@@ -48,7 +48,7 @@ class Reader:
 
     def __init__(self, lm: LM, base: str, bank: Bank, cfg: ServerConfig) -> None:
         self._lm, self._base, self._bank, self._cfg = lm, base, bank, cfg
-        self.context = min(cfg.context, lm.model.cfg.max_position_embeddings)
+        self.context = min(cfg.context, lm.model.cfg.decoding_length)
 
     def chat(self, body: ChatBody, tell: Callable[[int, Event], None]) -> Asking:
         """The one prompt of a chat.

@@ -12,7 +12,6 @@ from sva.adaptation.dispatchers import DispatchBatch, Scored, ServingState
 from sva.adaptation.experts import OTHER_LABEL
 from sva.adaptation.label_scoring import Choice, Template
 from sva.adaptation.two_pass import first_pass
-from sva.generation import chat
 from sva.generation.finite import check_finite
 from sva.generation.lm import LM
 from sva.parallel.processes import to_host
@@ -54,7 +53,7 @@ class FirstPass:
         scored, form = self._prepared(tuple(Label(x.label, x.description) for x in experts.values()))
         started = time.perf_counter()
         texts = [question.text for question in questions]
-        self._check(texts, form)
+        label_scoring.check_fits(self._lm, form, texts, scored.answer_tokens)
         tokens = label_scoring.encode(self._lm, form, texts)
         places = len(scored.scoring.bias)
         rows = DispatchBatch(tokens, tokens, jnp.zeros(len(tokens.ids), jnp.int32))
@@ -84,16 +83,6 @@ class FirstPass:
             self._template = label_scoring.template(self._lm, asked)
             self._labels = labels
         return self._scored, self._template
-
-    def _check(self, questions: Sequence[str], form: Template) -> None:
-        context = self._lm.model.cfg.max_position_embeddings
-        whole = [form.before + form.space + question + form.after for question in questions]
-        longest = max(len(row) for row in chat.tokenize(self._lm, whole))
-        if longest + label_scoring.PREFIX_STEP > context:
-            raise UserError(
-                f"the question is too long for the first pass: {longest} tokens with its instruction, and the model's "
-                f"context is {context}; shorten it, or name an expert"
-            )
 
 
 def _by_label(entries: Sequence[Entry]) -> dict[str, Entry]:

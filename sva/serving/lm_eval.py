@@ -65,7 +65,8 @@ class SvaLM(TemplateLM):  # pyright: ignore[reportUntypedBaseClass]
         self.rows = 32 if str(batch_size).startswith("auto") else int(batch_size)
         self.seed = int(seed)
         self.tokenizer = chat.need_tokenizer(self.answers.lm)
-        self.max_length = self.answers.lm.model.cfg.max_position_embeddings
+        cfg = self.answers.lm.model.cfg
+        self.max_length, self.decoding_length = cfg.max_position_embeddings, cfg.decoding_length
         known = ("device", "max_batch_size", "trust_remote_code")
         if unknown := [name for name, value in others.items() if name not in known and value is not None]:
             raise UserError(f"--model sva has no argument {unknown[0]!r}; see the page on evaluating")
@@ -142,7 +143,7 @@ class SvaLM(TemplateLM):  # pyright: ignore[reportUntypedBaseClass]
             groups.setdefault(self._budget(dict(request.args[1])), []).append(place)
         for budget, places in groups.items():
             texts = [requests[place].args[0] for place in places]
-            room = self.max_length - budget.max_new_tokens
+            room = self.decoding_length - budget.max_new_tokens
             prompts = [self.tok_encode(text)[-room:] for text in texts]
             for place, text in zip(places, self.answers.completions(texts, prompts, budget), strict=True):
                 found[place] = text
@@ -159,8 +160,8 @@ class SvaLM(TemplateLM):  # pyright: ignore[reportUntypedBaseClass]
         end = self.tokenizer.decode(self.eot_token_id)
         stops = tuple(text for text in handle_stop_sequences(settings.pop("until", None), eos=end) if text != end)
         tokens = settings.pop("max_gen_toks")
-        if tokens >= self.max_length:
-            raise UserError(f"max_gen_toks={tokens} leaves nothing of a context of {self.max_length} for the prompt")
+        if (length := self.decoding_length) <= tokens:
+            raise UserError(f"max_gen_toks={tokens} leaves nothing of a context of {length} for the prompt")
         samples = settings.pop("do_sample", False)
         values = {name: settings.pop(name, None) for name in _SAMPLING}
         if settings:

@@ -122,6 +122,6 @@ def _made(name: str, routes: Sequence[str], prompt: str) -> Task:
     if name in _CODE:
         return _CODE[name]()
     near = difflib.get_close_matches(name, names(), n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    known = f"There are {', '.join(names())}, {reasoning.PREFIX}NAME, and paths of .jsonl and .py files"
-    raise UserError(f"no task {name!r}; {hint}{known}")
+    start = f"did you mean {' or '.join(near)}? There" if near else "there"
+    known = f"{', '.join(names())}, {reasoning.PREFIX}NAME, and paths of .jsonl and .py files"
+    raise UserError(f"no task {name!r}; {start} are {known}")

@@ -42,10 +42,12 @@ def from_python(path: str | Path) -> Task:
     except (Exception, SystemExit) as error:
         trace, line = error.__traceback__, getattr(error, "lineno", None)
         while trace:
-            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(path) else line
+            is_here = Path(trace.tb_frame.f_code.co_filename).resolve() == path.resolve()
+            line = trace.tb_lineno if is_here else line
             trace = trace.tb_next
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
-        raise UserError(f"{path} defines no TASK that is a sva.tasks.Task; it has {type(task).__name__}")
+        what = "has none" if task is None else f"has one of type {type(task).__name__}"
+        raise UserError(f"{path} must define TASK, a sva.tasks.Task such as TASK = MyTask(name=...); it {what}")
     return task

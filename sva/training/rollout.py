@@ -249,5 +249,5 @@ def prompts(lm: LM, batch: TaskBatch) -> tuple[np.ndarray, np.ndarray]:
 
 def _encode(lm: LM, task: Task, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     ids, mask = chat.encode(lm, [chat.render_example(lm, task, example) for example in examples])
-    check_prompts(mask.sum(axis=1), task.max_new_tokens, lm.model.cfg.max_position_embeddings)
+    check_prompts(mask.sum(axis=1), task.max_new_tokens, lm.model.cfg)
     return ids, mask

@@ -78,15 +78,21 @@ def locked_file(path: Path) -> AbstractContextManager[None]:
     return locked(path, path.with_name(f".{path.name}.lock"), busy)
 
 
+def new_directory(directory: str | Path) -> Path:
+    """Its absolute path, which may be there, but empty; raises UserError where it holds something already."""
+    directory = local_path(directory, "what is written").absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} already holds something; give a new or an empty directory")
+    return directory
+
+
 def write_directory(directory: str | Path, write: Callable[[Path], object]) -> None:
     """Calls `write` on a temporary directory beside `directory` and renames: `directory` is whole or not there.
 
     Raises:
       UserError: `directory` holds something already, the disk is full, or the place cannot be written to.
     """
-    directory = local_path(directory, "what is written").absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} already holds something; give a new or an empty directory")
+    directory = new_directory(directory)
     try:
         temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
         temporary.mkdir(parents=True)

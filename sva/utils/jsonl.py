@@ -158,11 +158,11 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         try:
             parsed.append(json.loads(decoded(line, "it")))
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error}); choose another --out") from error
+            raise UserError(f"{path}, line {number} is not JSON ({error}): no file of sva's; give another") from error
     header, *records = parsed or [None]
     if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
-        raise UserError(f"{path} has no settings in its first line, so sva did not begin it; choose another --out")
+        raise UserError(f"{path} has no settings in its first line, so sva did not begin it; give another")
     for number, record in enumerate(records, start=2):
         if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number} is not an object; choose another --out")
+            raise UserError(f"{path}, line {number} is not an object: no file of sva's; give another")
     return header["settings"], records

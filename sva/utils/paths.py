@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from sva.utils.errors import UserError
 from sva.utils.remote import local_path, to_path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,7 +34,13 @@ def compiled_dir() -> str:
 
 
 def data_dir() -> Path | None:
-    """$SVA_DATA, else ../shared/data beside the checkout: holds the benchmarks; None where there is none."""
+    """$SVA_DATA, else ../shared/data beside the checkout: holds the benchmarks; None where there is none.
+
+    Raises:
+      UserError: $SVA_DATA is set and is no folder.
+    """
     own = os.environ.get("SVA_DATA")
     place = local_path(own, "$SVA_DATA") if own else _REPOSITORY.parent / "shared" / "data"
+    if own and not place.is_dir():
+        raise UserError(f"$SVA_DATA={own} is not a folder; set it to one that has the data, or unset it")
     return place if place.is_dir() else None

@@ -14,5 +14,16 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The running command with its arguments, without the path of its program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The running command with its arguments, as it is given at the root of a checkout."""
+    return " ".join([_program(), *sys.argv[1:]])
+
+
+def _program() -> str:
+    """`sva`, `python -m MODULE`, `python SCRIPT` of a checkout, or a program's name alone."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        module = spec.name.removesuffix(".__main__")
+        return "sva" if module in ("sva.cli", "sva.cli.main") else f"python -m {module}"
+    path, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[2]
+    inside = path.relative_to(root) if path.is_relative_to(root) else None
+    return f"python {inside}" if inside is not None and inside.suffix == ".py" else path.name

@@ -6,7 +6,8 @@ mixtures have the paper's settings too, with z on the modules' matrices alone an
     python experiments/benchmarks/compile/compile.py  # extra `aot`; makes the reports that are missing, then the table
     python experiments/benchmarks/compile/compile.py --table    # the table of those that are there
 
-One JSON file a configuration and program beside this file, each with its command. The 70B update takes the compiler
+One JSON file a configuration and program beside this file, each with its command. A rollout is one round of it, of 16
+tokens a row; those of the first three are whole ones, made when it was one program. The 70B update takes the compiler
 five to twenty minutes, the others a few. Prompts of 255 tokens, completions of 768 or, of the paper, 512: no number of
 tokens is the width of a weight.
 """
@@ -40,7 +41,13 @@ _MIXTRAL, _QWEN = (f"model=configs/models/{name}" for name in ("mixtral-8x7b-v0.
 def _mixture(model: str, topology: str, fsdp: int, moe: int, rows: int = 64) -> Run:
     """A mixture with z on its modules; completions and two passes of so many rows at a time."""
     mesh = (f"mesh.fsdp={fsdp}", f"mesh.moe={moe}")
-    settings = ("targets=moe", *mesh, "rollout.form=factored", f"rollout.rows={rows}", "train.micro_batch=4")
+    settings = (
+        "targets=moe",
+        *mesh,
+        "rollout.form=factored",
+        f"rollout.rows={rows}",
+        f"train.micro_batch={fsdp * moe}",
+    )
     return Run(_MISTRAL, topology, overrides=(model, *settings), two_pass=(f"rollout.prompts={rows // 2}",))
 
 
@@ -80,9 +87,8 @@ def row(name: str, report: dict) -> str:
     """One line of the table; GiB and TFLOP of one chip."""
     ((_, program),) = report["programs"].items()
     memory = {**report["run"]["resident"], **program["memory"]}
-    held = sum(memory.get(kind, 0) for kind in ("weights", "spectra", "experts", "state", "batch", "rows"))
-    cells = [memory.get("weights", 0), memory.get("spectra", 0), memory["cache"], memory["temporaries"]]
-    cells.append(held + memory["temporaries"])
+    cells = [memory.get(kind, 0) for kind in ("weights", "spectra", "merged weights", "rows", "temporaries")]
+    cells.append(report["run"].get("at_most") or sum(memory.values()) - memory.get("cache", 0))
     text = " | ".join(f"{cell / GIB:.2f}" for cell in cells)
     if "refused" in program:
         return f"| {name} | {text} | does not fit | | | |"
@@ -96,10 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--table", action="store_true", help="compile nothing")
     arguments = parser.parse_args()
-    print(
-        "| program | weights | spectra | cache | temporaries | together | TFLOP | of closed form | GB sent | W-shaped |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    names = ("program", "weights", "spectra", "merged", "keys and values", "temporaries", "together")
+    names += ("TFLOP", "of closed form", "GB sent", "W-shaped")
+    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for title, run in RUNS.items():
         for program in run.programs:
             output = HERE / f"{title}-{program}.json"

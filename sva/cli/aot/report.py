@@ -143,7 +143,7 @@ def advice(shapes: Shapes, resident: Mapping[str, int], programs: Mapping[str, A
         if not config.train.remat:
             options.append((temporaries // 2, "train.remat=true: layers are computed again on the way back"))
         smaller = config.train.micro_batch // 2
-        if smaller and smaller % (shapes.mesh.shape["data"] * shapes.mesh.shape["fsdp"]) == 0:
+        if smaller and smaller % batch_shards(shapes.mesh) == 0:
             options.append((temporaries // 2, f"train.micro_batch={smaller}: half the activations"))
     cache = max((program["memory"].get("rows", 0) for program in programs.values()), default=0)
     if cache > missing // 4:
@@ -197,8 +197,10 @@ def weight_shaped(text: str, shapes: Mapping[str, tuple[int, ...]], leads: Colle
     """
     wanted = {tuple(sorted(shape)) for shape in shapes.values()}
     found: dict[str, None] = {}
-    for dims in re.findall(r"(?:stablehlo\.dot_general|chlo\.ragged_dot).*->\s*tensor<((?:\d+x)+)\w+>", text):
+    for kind, dims in re.findall(r"(stablehlo\.dot_general|chlo\.ragged_dot).*->\s*tensor<((?:\d+x)+)\w+>", text):
         sizes = [int(n) for n in dims.rstrip("x").split("x")]
+        if kind == "chlo.ragged_dot" and len(sizes) == 2:
+            continue  # rows, each of which met its own matrix
         first = next((at for at, size in enumerate(sizes) if size not in leads), len(sizes))
         for start in range(first + 1):
             if tuple(sorted(n for n in sizes[start:] if n > 1)) in wanted:

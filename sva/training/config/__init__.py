@@ -28,6 +28,7 @@ from sva.utils.remote import local_path
 from sva.utils.settings import leaves, pairs, parse, settings_of, value_of
 from sva.utils.trees import layer_numbers
 
+DTYPES = ("float32", "bfloat16")  # int8 weights are for inference
 SCANS = {"auto": None, "true": True, "false": False}
 
 
@@ -35,22 +36,22 @@ SCANS = {"auto": None, "true": True, "false": False}
 class Config:
     """All settings of `sva train`."""
 
-    model: str = "smollm2-135m-instruct"
-    dtype: str = "float32"
-    task: str = "last_letter"
+    model: str = "smollm2-135m-instruct"  # a path, a hub id or a known name
+    dtype: str = "float32"  # of weights and activations; or "bfloat16"
+    task: str = "last_letter"  # a name, or the path of a .jsonl or .py file
     routes: tuple[str, ...] = ()  # for the task `routing`: the tasks to tell apart
-    grader: str = "strict"  # or "reference", as the next two: what Transformer-Squared's public code does
-    splits: str = "clean"
-    prompt: str = "own"
+    grader: str = "strict"  # or "reference": the verdicts of Transformer-Squared's public code, faults included
+    splits: str = "clean"  # or "reference": the public code's, overlaps included
+    prompt: str = "own"  # or "reference": the public code's system message, question and budget
     shots: int = 0  # worked examples before the question: how a base model is asked
-    sandbox: str = "strict"  # at which programs run, or "best-effort"
+    sandbox: str = "strict"  # in which programs are run and graded; or "best-effort"
     targets: str = "auto"  # mlp, or ia3 where that is trained; see `sva.utils.trees.select`
-    layers: str | None = None  # that are adapted, e.g. 0-39 or 0-3,8; null: all
+    layers: str | None = None  # those that are adapted, e.g. 0-39 or 0-3,8; null: all
     # One compiled layer for all, which compiles faster and decodes slower; auto: on a TPU. May change as mesh may.
     scan_layers: str = dataclasses.field(default="auto", metadata={"words": tuple(SCANS)})
-    parametrisation: str = "sigmoid_nuclear"
-    seed: int = 0
-    run_dir: str = "runs/${task}-${seed}"
+    parametrisation: str = "sigmoid_nuclear"  # how raw values become z; or of another adapter, e.g. lora:r=16,alpha=32
+    seed: int = 0  # of everything that is drawn
+    run_dir: str = "runs/${task}-${seed}"  # where the run is kept, and from where it resumes
     wandb: str | None = dataclasses.field(default=None, metadata={"off": True})  # a project of Weights & Biases
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     reinforce: ReinforceConfig = dataclasses.field(default_factory=ReinforceConfig)
@@ -63,6 +64,8 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # may change from one start of a run to the next
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype={self.dtype!r} is not for training; use {' or '.join(DTYPES)}")
         seeds.check("seed", self.seed)
         at_least("shots", self.shots, 0)
         run_dir = self.run_dir

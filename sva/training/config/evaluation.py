@@ -16,8 +16,8 @@ class ValidationConfig:
     every: int = 0  # steps; 0: never, and the last state is the result
     first: int = 0  # steps before the first one, of the base; 1 as the public code, whose next are at 11, 21, ...
     size: int | None = 32  # the first rows of the split; null: all of them, as the public code
-    split: str = "validation"
-    batch_size: int = 32
+    split: str = "validation"  # of the task
+    batch_size: int = 32  # prompts answered at a time
     patience: int | None = None  # validations without a better one before the run stops; null: it never does
 
     def __post_init__(self) -> None:
@@ -36,9 +36,9 @@ class ValidationConfig:
 class EvaluateConfig:
     """Settings of the evaluation before and after training."""
 
-    split: str = "test"
-    size: int = 200
-    batch_size: int = 32
+    split: str = "test"  # of the task, before and after training
+    size: int = 200  # its first rows
+    batch_size: int = 32  # prompts answered at a time
 
     def __post_init__(self) -> None:
         at_least("evaluate.size", self.size, 1)

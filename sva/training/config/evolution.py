@@ -9,11 +9,11 @@ from sva.utils.errors import UserError, above, at_least
 class EvolutionConfig:
     """Settings of `train.method=evolution`; the step size of `es` is train.lr, the bounds of `cem` are train.bound."""
 
-    strategy: str = "es"
-    population: int = 16
-    sigma: float = 0.1
-    elite_ratio: float = 0.25  # of cem
-    smoothing: float = 0.0  # of cem
+    strategy: str = "es"  # evolution strategies; or "cem", the cross-entropy method
+    population: int = 16  # members a step
+    sigma: float = 0.1  # standard deviation of the members, of cem at the start
+    elite_ratio: float = 0.25  # of cem: the share of members that the next mean and deviation are of
+    smoothing: float = 0.0  # of cem: the share that the old ones keep
 
     def __post_init__(self) -> None:
         if self.strategy not in ("es", "cem"):

@@ -20,13 +20,15 @@ class GuardConfig:
     """Settings of the guards; a bound of null is not watched."""
 
     not_finite: str = "stop"  # at a loss, gradient or reward that is NaN or infinite; "skip": leave its step out
-    on_alarm: str = "tell"  # or "stop"
+    on_alarm: str = "tell"  # where a bound below is crossed; or "stop"
     min_reward: float | None = None  # mean of a step
-    max_kl: float | None = None  # nats a completion
+    max_kl: float | None = None  # nats a completion, to the base
     min_entropy: float | None = None  # nats a token: a policy that stopped exploring
     min_length: float | None = None  # mean tokens of a completion
-    max_length: float | None = None
-    max_logprob_gap: float | None = 0.5  # nats, the largest of a step; in float32 it stays under 1e-3
+    max_length: float | None = None  # mean tokens of a completion
+    max_logprob_gap: float | None = (
+        0.5  # nats, between sampler and trainer, the largest of a step; in float32 it stays under 1e-3
+    )
 
     def __post_init__(self) -> None:
         if self.not_finite not in ("stop", "skip"):

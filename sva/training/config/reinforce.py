@@ -30,13 +30,13 @@ ALGORITHMS = {
 class ReinforceConfig:
     """Settings of the loss."""
 
-    algorithm: str = "reinforce"
+    algorithm: str = "reinforce"  # or rloo, grpo, dr_grpo: see `sva.training.reinforce`
     baseline: str | None = None  # of `reinforce`, "group" by default; the other algorithms have their own
     kl_coef: float = 0.0  # lambda of arXiv 2501.06252; the paper tries 0, 0.1, 0.2, 0.3
     kl: str = "base_adapted"  # what lambda weighs, see `sva.training.losses`
     measure_kl: bool = False  # tell the KL even where lambda is 0, at the price of the base's own pass
-    clip_low: float = 0.2  # of the clipped ratio: how far it may fall below 1,
-    clip_high: float = 0.2  # and rise above it
+    clip_low: float = 0.2  # how far a clipped ratio may fall below 1 (grpo, dr_grpo)
+    clip_high: float = 0.2  # how far it may rise above 1
     epochs: int = 1  # updates a batch; more than one needs a clipped ratio
 
     def __post_init__(self) -> None:

@@ -17,11 +17,11 @@ class TrainConfig:
     """Settings of the loop and the optimiser."""
 
     method: str = "policy_gradient"  # next_token: on given answers; evolution: `training.search`, without a gradient
-    steps: int = 12
+    steps: int = 12  # updates of a whole run
     examples: int | None = None  # different training prompts, drawn by the seed; null: the whole split
     draws: str = "passes"  # every row once before any twice; "independent": as the public code, see `drawn_indices`
     init_noise: float = 0.0  # standard deviation around the start; 0.01 as the public code, near the base and not at it
-    lr: float = 1e-2
+    lr: float = 1e-2  # for z; LoRA takes a tenth to a hundredth of it
     optimizer: str = "adam"  # or "adamw"
     weight_decay: float = 0.0  # of adamw, towards 0 and times the learning rate
     schedule: str = "constant"  # or "cosine": the learning rate falls to 0 over train.steps
