@@ -166,7 +166,8 @@ def test_an_unknown_pod_is_one_line():
 def test_a_populations_answers_are_those_of_all_its_members_and_given_answers_are_not_generated():
     configs = CONFIGS.parent
     searched = config.load(configs / "smollm2-last_letter-es.yaml", ["model=toy"])
-    assert dry_run.tokens(searched, 100, 16)["generated"] == 30 * 8 * 16 * 16
+    found = dry_run.tokens(searched, 100, 16)
+    assert (found["read"], found["generated"]) == (30 * 8 * 16 * 100, 30 * 8 * 16 * 16)
     given = config.load(configs / "smollm2-last_letter-sft.yaml", ["model=toy"])
     assert dry_run.tokens(given, 100, 16) | {"evaluated": 0} == {
         "read": 0,
@@ -181,6 +182,19 @@ def test_what_is_of_a_dry_run_alone_is_refused_without_it(capsys):
     for words in (["--topology", "v5e:4x4"], ["--prompt-tokens", "9"]):
         assert main(["train", path, *words]) == 2
         assert f"{words[0]} is for --dry-run" in capsys.readouterr().err
+
+
+def test_one_device_of_several_is_a_mesh_that_is_here(monkeypatch):
+    devices = dry_run.jax.devices()
+    monkeypatch.setattr(dry_run.jax, "devices", lambda: devices * 4)
+    own = ["model=configs/models/llama-3-8b", "train.steps=1"]
+    found = dry_run.estimate(
+        config.load(CONFIGS.parent / "smollm2-last_letter-sft.yaml", own), topology=None, prompt_tokens=9
+    )
+    assert found["memory"]["devices"] == 1
+    text = dry_run.text(found)
+    assert "32 answers a step\n" in text
+    assert "32 rows" in text
 
 
 def test_a_mesh_of_more_devices_than_are_here_is_pointed_to_the_topology(capsys):

@@ -74,6 +74,9 @@ def test_an_expert_takes_another_label_and_keeps_the_rest(run, world, tmp_path):
     code, _, err = run("relabel", "@e.safetensors", "--label", "tint", "-o", out)
     assert code == 2
     assert "exists; give another path" in err
+    for label in ("", "two words", "other"):
+        code, _, err = run("relabel", "@e.safetensors", "--label", label, "-o", tmp_path / "no.safetensors")
+        assert (code, "must be one word" in err) == (2, True)
     code, _, err = run("import", "@e.safetensors", "--model", "@base", "-o", tmp_path / "x.safetensors")
     assert code == 2
     assert "an expert of sva needs no import" in err

@@ -115,6 +115,12 @@ def test_records_of_another_revision_are_refused_until_recomputed(tmp_path, monk
         monkeypatch.setattr(f"experiments.paper.{module}.CURRENT", new)
     with pytest.raises(UserError, match=r"training 1, grading 1; now training 99.*--recompute"):
         Store(tmp_path).get(cell)
+    of_paper = plan.cell(scales.PAPER[0], "main", "svf", "gsm8k", examples=None, seed=0, lr=2e-3)
+    filed = tmp_path / "cells" / f"{of_paper.digest}-1-1.json.gz"
+    paper_records.write_record(filed, Made().run(of_paper) | {"scale": "paper"})
+    run_cells.forget(TOY, Store(tmp_path))
+    assert list((tmp_path / "cells").iterdir()) == [filed]  # which nothing here could train again
+    filed.unlink()
     store.put(cell, Made().run(cell))
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{cell.digest}-99-1.json.gz"]
 
@@ -269,6 +275,8 @@ def test_lost_experts_are_named_with_the_command_that_trains_them_again(tmp_path
     said = capsys.readouterr().err
     assert f"studies that wait: 1, for experts that are not in {tmp_path / 'experts'}: {cell.name}; train them" in said
     assert f"--scale toy --out {tmp_path} --only main studies --recompute" in said
+    with pytest.raises(UserError, match="are lost; add to --only: main"):
+        run_cells.forget_lost([study], store)
     run_cells.forget_lost([cell, study], store)
     assert _queue(store, [cell, study]).work(Made(store)) == 2
     run_cells.forget_lost([cell, study], store)

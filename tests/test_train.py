@@ -528,6 +528,9 @@ def test_the_next_token_loss_is_the_mean_over_all_answer_tokens(toy, spectra):
     task, cfg = Red(), TrainConfig(micro_batch=1, remat=False)
     examples = [{"thing": "apple", "of": "boat", "answer": "red"}, {"thing": "door", "of": "kite", "answer": "red red"}]
     asked = prompts(toy, TaskBatch(task, examples, PromptShape(32, 32, 0)))
+    short = dataclasses.replace(toy.model.cfg, max_position_embeddings=int(asked[1].sum(axis=1).max()) + 2)
+    with pytest.raises(UserError, match=r"3 new ones are asked for, but the model's context is"):
+        solved(dataclasses.replace(toy, model=toy.model.clone(cfg=short)), task, examples, asked, 8)
     data = solved(toy, task, examples, asked, 8)
     np.testing.assert_array_equal(data.completion_mask.sum(axis=1), [2, 3])  # the end token is learnt
     np.testing.assert_array_equal(np.asarray(data.completion_ids)[:, :3], [[5, 1, 0], [5, 5, 1]])

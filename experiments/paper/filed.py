@@ -18,7 +18,8 @@ from sva.utils.files import read_json
 def file_run(run_dir: Path, scales: Sequence[Scale], store: Store) -> Cell:
     """The cell whose settings a run has; its record is filed, and its expert where studies read it.
 
-    The device is not in a run's files, so the record has none.
+    A run's files say neither its device, so that the record has none, nor the revisions of what trained and graded it:
+    they are taken to be the current ones.
 
     Raises:
       UserError: the run is not finished, or its settings are those of no cell.

@@ -34,9 +34,9 @@ when and on what, failures too, is in `experiments/LOG.md`; how to make the pape
   (`experiments/paper/tasks.py`), on validation.
 - Learning rates: the best of three tries a method, on validation of {first}, one seed. Every try is in
   {settings}.
-- {done} of {planned} cells and studies are done so far: {cells} trained cells and {studies} studies of trained experts;
-  {failed} failed. Each record has the answers to all its held-out prompts, before and after. Questions that no record
-  answers yet are listed at the end.
+- Of {planned} cells and studies that can be named so far {done} are done: {cells} trained cells, {studies} studies of
+  trained experts; {failed} failed. Each record has the answers to all its held-out prompts, before and after. Questions
+  that no record answers yet are listed at the end.
 """
 
 
@@ -167,7 +167,7 @@ def _many(data: Mapping[str, Any]) -> list[str]:
     lines = []
     for when, what in (("seen", "there"), ("unseen", "left out")):
         lines += [f"With every kind's own expert {what}:", "", *_systems(data[when]), ""]
-    return lines[:-1]
+    return lines[:-1] if set(lines) & {NOT_RUN} == set() else [NOT_RUN]
 
 
 def _systems(data: Mapping[str, Any]) -> list[str]:

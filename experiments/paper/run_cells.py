@@ -47,7 +47,8 @@ def main(words: list[str] | None = None) -> None:
         return
     if arguments.regrade:
         done, left = regrade(Store(arguments.out))
-        print(f"{done} cells graded anew; {left} records are of an older grading still: --recompute makes those again")
+        print(f"{done} cells graded anew; {left} records are of an older grading still (of studies, which --recompute")
+        print("measures again, or of runs of scale paper, which are to be evaluated and filed again)")
         return
     if arguments.file:
         store = Store(arguments.out)
@@ -60,8 +61,8 @@ def main(words: list[str] | None = None) -> None:
         return
     of = scale(arguments.scale)
     store = Store(arguments.out)
-    if arguments.recompute:
-        _forget(of, store)
+    if arguments.recompute and not arguments.dry_run:
+        forget(of, store)
     if arguments.dry_run:
         print(listing(wanted(of, store, arguments.only), store, arguments.on or device()))
         return
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shards", type=int, default=1, help="start so many processes that share the cells")
     parser.add_argument("--pack", type=Path, help="an archive of the records, renewed while shards work")
     parser.add_argument("--adopt", type=Path, help="file the records of an archive, and do nothing else")
-    parser.add_argument("--file", type=Path, nargs="+", help="file finished runs of sva train, and do nothing else")
+    parser.add_argument("--file", type=Path, nargs="+", help="file finished runs of sva train, of these revisions")
     parser.add_argument("--dry-run", action="store_true", help="list the cells, train none")
     parser.add_argument("--on", choices=("cpu", "gpu"), help="with --dry-run: where it would run (default: here)")
     parser.add_argument("--regrade", action="store_true", help="grade cells of other gradings anew, train none")
@@ -138,23 +139,26 @@ def _counts(cells: list[Cell | Study], store: Store) -> str:
     return ", ".join(f"{number} {name}" for name, number in states.items())
 
 
-def _forget(of: Scale, store: Store) -> None:
-    """Removes failures, and records of other revisions, of every cell of the scale."""
-    while True:
-        try:
-            cells = plan.every(of, store.get)
-            break
-        except UserError:
-            for path in (store.directory / "cells").glob("*.json.gz"):
-                if not store.is_current(path):
-                    path.unlink()
-    for cell in cells:
+def forget(of: Scale, store: Store) -> None:
+    """Removes failures, and records of other revisions or settings, of the scale's cells."""
+    for path in (store.directory / "cells").glob("*.json.gz"):
+        if not store.is_current(path) and read(path)["scale"] == of.name:
+            path.unlink()
+    store.look()
+    for cell in plan.every(of, store.get):
         store.failure_path(cell).unlink(missing_ok=True)
 
 
 def forget_lost(cells: list[Cell | Study], store: Store) -> None:
-    """Removes the records of cells whose experts are not on disk, where a study that is left to do reads them."""
-    for cell in lost_experts([each for each in cells if store.get(each) is None], store):
+    """Removes the records of cells whose experts are not on disk, where a study that is left to do reads them.
+
+    Raises:
+      UserError: cells of stages that are not among these, which would not be trained again.
+    """
+    lost = lost_experts([each for each in cells if store.get(each) is None], store)
+    if stages := dict.fromkeys(each.stage for each in lost if each not in cells):
+        raise UserError(f"studies read experts of other stages that are lost; add to --only: {' '.join(stages)}")
+    for cell in lost:
         store.remove(cell)
 
 

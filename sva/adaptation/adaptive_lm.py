@@ -165,8 +165,9 @@ class AdaptiveLM:
             raise UserError("there is no question to answer; give at least one")
         if right is None and isinstance(self.dispatcher, dispatchers.Oracle):
             raise UserError("the oracle needs the right label of every question")
-        if isinstance(self.dispatcher, Scored | dispatchers.Generated):
-            label_scoring.check_fits(self.lm, self.template, questions, self.dispatcher.answer_tokens)
+        for member in getattr(self.dispatcher, "members", (self.dispatcher,)):
+            if isinstance(member, Scored | dispatchers.Generated):
+                label_scoring.check_fits(self.lm, self.template, questions, member.answer_tokens)
         prompts = prompts or [chat.render(self.lm, question) for question in questions]
         ids, mask = chat.encode(self.lm, prompts)
         asked = TokenBatch(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))

@@ -90,7 +90,7 @@ class Scored:
     @property
     def answer_tokens(self) -> int:
         """Tokens read behind each question, at most."""
-        return len(self.scoring.label_ids)
+        return int(np.max(self.scoring.label_depth)) + 1
 
     def __call__(self, serving: ServingState, rows: DispatchBatch) -> Verdict:
         """See `Dispatcher`."""

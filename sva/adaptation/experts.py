@@ -48,7 +48,7 @@ def labels_and_slots(experts: Sequence[Expert], classifier: Expert | None) -> tu
     """
     labels = [Label(expert.metadata.get("label", ""), expert.metadata.get("description", "")) for expert in experts]
     if not all(label.name for label in labels):
-        raise UserError("an expert carries no label; train it again with a task that has one")
+        raise UserError("an expert carries no label; give it one: sva expert relabel FILE --label WORD -o NEW")
     labels = (*labels, OTHER_LABEL)
     slots = [*range(1, len(labels)), 0]
     if classifier is None:

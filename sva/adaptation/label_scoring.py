@@ -276,7 +276,9 @@ def prepare(
 def _check_names(names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two experts carry the label {twice!r}; give one another: sva expert relabel FILE --label")
+        raise UserError(
+            f"two experts carry the label {twice!r}; give one another: sva expert relabel FILE --label WORD -o NEW"
+        )
     if OTHER not in names or len(names) < 2:
         raise UserError(f"dispatch needs {OTHER!r} and at least one expert's label; got {', '.join(names) or 'none'}")
 

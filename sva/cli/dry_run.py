@@ -25,8 +25,11 @@ from sva.utils.errors import UserError
 from sva.utils.paths import data_dir, spectra_dir
 from sva.utils.trees import select
 
-_PROGRAMS = {"evolution": ("read", "rollout"), "next_token": ("update",)}  # of a run that is not policy gradient
-_TRAINING = ("update", "read", "rollout")
+_PROGRAMS = {  # those that are counted; a population's own are none of `sva compile`
+    "policy_gradient": ("update", "read", "rollout"),
+    "next_token": ("update",),
+    "evolution": (),
+}
 
 
 def estimate(
@@ -44,26 +47,30 @@ def estimate(
     rollouts = config.rollout
     if rollouts.max_new_tokens is None:
         rollouts = dataclasses.replace(rollouts, max_new_tokens=task.max_new_tokens)
+    if config.train.method == "next_token":
+        rollouts = dataclasses.replace(rollouts, samples=1)
     config = dataclasses.replace(config, rollout=rollouts)
     cfg = model_config(config.model)
     devices, hbm_gib, where = _devices(topology)
-    if topology is None and 0 < (wanted := math.prod(config.mesh.sizes.values())) != devices:
+    if topology is None and 1 < (wanted := math.prod(config.mesh.sizes.values())) != devices:
         raise UserError(f"{config.mesh} makes {wanted} devices, but there are {devices}: add --topology, e.g. v5e:4x4")
     memory = ahead.report(
         config,
         devices,
         hbm_gib=hbm_gib,
         prompt_tokens=prompt_tokens,
-        programs=_PROGRAMS.get(config.train.method, _TRAINING),
+        programs=_PROGRAMS[config.train.method],
         cfg=cfg,
         on_program=on_program,
     )
+    answers = rollouts.prompts * _answers(config)
+    memory |= {"rollout_rows": answers, "rows_at_work": min(answers, memory["rows_at_work"])}
     return {
         "task": task.name,
         "model": config.model,
         "method": config.train.method,
         "steps": config.train.steps,
-        "answers": rollouts.prompts * _answers(config),
+        "answers": answers,
         "tokens": tokens(config, prompt_tokens, rollouts.max_new_tokens or task.max_new_tokens),
         "fetch": _fetched(config, cfg, task.origin),
         "where": where,
@@ -78,11 +85,12 @@ def tokens(config: Config, prompt: int, new: int) -> dict[str, int]:
     """
     steps, prompts = config.train.steps, config.rollout.prompts
     is_sampled = config.train.method != "next_token"
-    rows = prompts * _answers(config)
+    members = _answers(config)
+    rows = prompts * members
     every = config.validation.every
     answers = 2 * config.evaluate.size + ((config.validation.size or 0) * (1 + steps // every) if every else 0)
     return {
-        "read": steps * prompts * prompt * is_sampled,
+        "read": steps * prompts * prompt * is_sampled * (members if config.train.method == "evolution" else 1),
         "generated": steps * rows * new * is_sampled,
         "trained": steps * (prompts * prompt + rows * new) * (config.train.method != "evolution"),
         "evaluated": answers * (prompt + new),

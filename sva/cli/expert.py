@@ -124,8 +124,11 @@ def show(arguments: Show) -> None:
 def relabel(arguments: Relabel) -> None:
     """Runs `sva expert relabel`."""
     from sva.spectral.expert import Expert
+    from sva.tasks.labels import OTHER
 
     _fresh(arguments.out)
+    if not arguments.label.isalnum() or arguments.label == OTHER:
+        raise UserError(f"--label {arguments.label!r} must be one word of letters and digits, and not {OTHER!r}")
     expert = Expert.load(arguments.expert)
     about = {**expert.metadata, "label": arguments.label}
     if arguments.description is not None:

@@ -153,7 +153,9 @@ def _read(lm: LM, trees: Sequence[Tree], z: Mapping[str, Any] | None, batch_toke
         if not by_row:
             params, adapter = adapted(lm, spectra, z)
     found: list[list[_Tokens]] = [[] for _ in trees]
-    for batch in batches([len(each.ids) for each in trees], batch_tokens, alone=bool(by_row)):
+    cfg = lm.model.cfg
+    is_alone = bool(by_row) or cfg.decoding_length < cfg.max_position_embeddings  # a row's length then turns positions
+    for batch in batches([len(each.ids) for each in trees], batch_tokens, alone=is_alone):
         rows = option_rows(batch, trees)
         order = [number for numbers in batch.rows for number in numbers]
         if z is not None and by_row:

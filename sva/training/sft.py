@@ -7,6 +7,7 @@ import numpy as np
 
 from sva.generation import chat
 from sva.generation.lm import LM
+from sva.generation.prompts import check_prompts
 from sva.tasks.base import Example, Task
 from sva.tasks.routing import Routing
 from sva.training.reinforce import Batch
@@ -63,8 +64,11 @@ def solved(
     Args:
       prompts: (ids, mask) [P, T], padded on the left.
       width: N, from `solution_width`.
+    Raises:
+      UserError: a prompt and its answer are longer than the model reads.
     """
     tokens = solution_tokens(lm, task, examples)
+    check_prompts(np.asarray(prompts[1]).sum(axis=1), np.array([len(row) for row in tokens]), lm.model.cfg)
     ids, mask = pad_tokens(tokens, width, side="right")
     weights = np.full(len(tokens), len(tokens) / mask.sum(), np.float32)
     return Batch(*map(jnp.asarray, (*prompts, ids, mask, weights)))

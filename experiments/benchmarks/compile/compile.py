@@ -6,7 +6,7 @@ mixtures have the paper's settings too, with z on the modules' matrices alone an
     python experiments/benchmarks/compile/compile.py  # extra `aot`; makes the reports that are missing, then the table
     python experiments/benchmarks/compile/compile.py --table    # the table of those that are there
 
-One JSON file a configuration and program beside this file, each with its command. A rollout is one round of it, of 16
+One JSON file a configuration and program beside this file, each with its command. A rollout is one round of it, of 8
 tokens a row; those of the first three are whole ones, made when it was one program. The 70B update takes the compiler
 five to twenty minutes, the others a few. Prompts of 255 tokens, completions of 768 or, of the paper, 512: no number of
 tokens is the width of a weight.
