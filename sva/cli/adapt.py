@@ -149,7 +149,7 @@ def _search(arguments: Adapt, shots: int, how: Mapping[str, Any]) -> _Search:
     from sva.training.search import CEM
 
     method = (
-        few_shot_gradient.GradientConfig(arguments.objective)
+        few_shot_gradient.GradientConfig(arguments.objective or "likelihood")
         if arguments.method == "gradient"
         else CEM(population=arguments.population, low=0.0, high=1.0, reference=arguments.reference)
     )
