@@ -73,7 +73,8 @@ class Trainer:
         sampled = {}
         if cell.is_sampled:
             adapted = merge_expert(self.lm, expert, progress=False)
-            sampled = {"sampled": {"before": draws.drawn(self.lm, held_out), "after": draws.drawn(adapted, held_out)}}
+            drawn = self._drawn_before(task, config.evaluate.split, config.evaluate.size)
+            sampled = {"sampled": {"before": drawn, "after": draws.drawn(adapted, held_out)}}
         return {**record_of(cell, result, rows, made_with(started), before, after), **sampled}
 
     def tuned(self, cell: Cell) -> LM:
@@ -97,6 +98,11 @@ class Trainer:
         """The base's answers to a task's held-out prompts."""
         items = evaluation.items(task, split, size)
         return tuple(evaluation.evaluate(self.lm, items, batch_size=batch_size, progress=False))
+
+    @functools.cache  # noqa: B019, as above
+    def _drawn_before(self, task: Task, split: str, size: int) -> dict[str, Any]:
+        """The answers that are drawn from the base to a task's held-out prompts."""
+        return draws.drawn(self.lm, evaluation.items(task, split, size))
 
 
 def record_of(
