@@ -14,7 +14,7 @@ import sva
 from sva.adaptation.adaptive_lm import adaptive
 from sva.adaptation.few_shot import pool
 from sva.adapters.family import Matrix
-from sva.generation import decompose
+from sva.generation import frozen as frozen_module
 from sva.generation.frozen import frozen_of, merge_expert
 from sva.generation.merge import merge_params
 from sva.generation.testing import NameAColour, toy_lm
@@ -72,7 +72,7 @@ def batch():
 
 @pytest.mark.parametrize("spelling", MEMBERS)
 def test_every_member_starts_at_the_base_and_decomposes_nothing(spelling, toy, monkeypatch):
-    monkeypatch.setattr(decompose, "spectra_of", None)
+    monkeypatch.setattr(frozen_module, "spectra_of", None)
     frozen = _frozen(toy, spelling)
     z = _z(spelling, frozen, family(spelling).start(matrix_infos(frozen)))
     base = np.asarray(toy.logits(IDS, MASK))
@@ -173,6 +173,24 @@ def test_adapters_run_on_bfloat16_and_int8_weights_as_they_merge(spelling):
     bias_of = z.merged_bias()
     change = 0 if bias_of is None else (bias_of - bias)[None, None, :]
     np.testing.assert_allclose(z(x, packed), dot(x, merged) + change, atol=2e-3 * np.abs(merged).max())
+
+
+def test_dropout_sets_its_share_to_zero_and_makes_the_rest_larger(toy):
+    frozen = _frozen(toy, "lora:r=4,alpha=8,dropout=0.25")
+    member = family("lora:r=4,alpha=8,dropout=0.25")
+    z = _z("lora:r=4,alpha=8,dropout=0.25", frozen, member.start(matrix_infos(frozen)))
+    x = jnp.ones((4, 16, 32))
+
+    def dropped(seed, x=x, name=UP):
+        return np.asarray(member.noisy(z, matrix_infos(frozen), jnp.uint32(seed))[name].dropped(x))
+
+    once = dropped(1)
+    assert set(np.unique(once)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert abs((once == 0).mean() - 0.25) < 0.03  # of 2,048 numbers: three standard deviations
+    others = (dropped(2), dropped(1, name=UP.replace("up", "gate")), dropped(1, jnp.ones((2, 32, 32))).reshape(x.shape))
+    for other in others:  # another update, another matrix, the other pass: drawn anew
+        assert 0.3 < (once == other).mean() < 0.8
+    np.testing.assert_array_equal(z[UP].dropped(x), x)  # outside training
 
 
 def test_dropout_is_of_seed_and_step_and_a_run_resumes_from_the_last_saved_step_bit_for_bit(toy, tmp_path):

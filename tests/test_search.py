@@ -58,6 +58,13 @@ def test_a_generation_of_equals_leaves_es_where_it_is():
     state = search.init(TREE)
     told = search.tell(state, search.ask(state, jax.random.key(0)), jnp.ones(4))
     chex.assert_trees_all_equal(told.mean, state.mean)
+    # Once it moves, a generation of equals moves it by what Adam remembers, and adds nothing.
+    moving = search.tell(state, search.ask(state, jax.random.key(0)), jnp.asarray([1.0, 0, 0, 0]))
+    population = search.ask(moving, jax.random.key(1))
+    nothing = search.gradient(moving, population, jnp.ones(4))
+    chex.assert_trees_all_equal(nothing, jax.tree.map(jnp.zeros_like, TREE))
+    on = search.tell(moving, population, jnp.ones(4))
+    assert (jax.tree.leaves(on.mean)[0] != jax.tree.leaves(moving.mean)[0]).any()
 
 
 @pytest.mark.parametrize(

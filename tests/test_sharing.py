@@ -266,6 +266,12 @@ def test_places_below_the_home_directory_are_found_with_their_spaces(monkeypatch
     assert redact.public("sva train /home/Ann Lee/a.yaml") == "sva train a.yaml"
 
 
+def test_a_working_directory_is_cut_where_a_path_starts_alone(monkeypatch):
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/data"))
+    text = "sva train configs/data/q.yaml --to /data/my runs/q, see https://host/data/x"
+    assert redact.public(text) == "sva train configs/data/q.yaml --to my runs/q, see https://host/data/x"
+
+
 # The Hub.
 
 

@@ -80,6 +80,16 @@ def test_bank_slots_mix_by_row_and_slot_zero_is_the_base():
         bank([{}], spectra, 1)
 
 
+def test_a_z_that_a_bank_or_a_mixture_would_drop_is_refused():
+    spectra = {"a": Spectrum(jnp.ones((4, 4)), jnp.ones(4), jnp.ones((4, 4)))}
+    with pytest.raises(UserError, match="the expert adapts b, which is not among the 1 decomposed weights"):
+        bank([{"a": jnp.ones(4), "b": jnp.ones(4)}], spectra, 3)
+    with pytest.raises(UserError, match="a: z has 3 entries, its spectrum has 4"):
+        bank([{"a": jnp.ones(3)}], spectra, 3)
+    with pytest.raises(UserError, match="b: an expert adapts it"):
+        mix([{"a": jnp.ones(4), "b": jnp.ones(4)}], {"a": [1.0]})
+
+
 def test_an_experts_digest_follows_its_numbers_and_not_its_metadata():
     one = Expert({"a": np.arange(3.0), "b": np.ones(2)}, "linear", {"task": "x"})
     assert one.digest == Expert({"b": np.ones(2), "a": np.arange(3.0)}, "linear").digest

@@ -38,6 +38,7 @@ from sva.training.optimizers import update_config
 from sva.training.rollout import PromptShape, TaskBatch, grade, prompt_shape, prompts, sample, with_rewards
 from sva.training.sft import solved
 from sva.training.update import init_state, train_step
+from sva.training.validation import better, is_over, nothing_yet
 from sva.utils.errors import UserError
 
 SMALL = Config(
@@ -438,6 +439,19 @@ def test_a_step_done_again_gets_the_verdicts_that_it_got(toy, spectra, tmp_path,
     _assert_same(_fit(toy, spectra, tmp_path, Moody()), whole[0])
 
 
+def test_all_steps_since_the_last_saved_state_get_the_verdicts_that_they_got(toy, spectra, tmp_path, monkeypatch):
+    settings = {"checkpoint": CheckpointConfig(every=4), "train": dataclasses.replace(SMALL.train, steps=3)}
+    with monkeypatch.context() as patch:  # as where it is killed: not even the end of the run saves a state
+        patch.setattr(Checkpoints, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _fit(toy, spectra, tmp_path, **settings)
+    calls.clear()
+    limit[0] = 0  # a grader that would raise is not asked
+    _fit(toy, spectra, tmp_path, Moody(), **settings)
+    limit[0] = -1
+    assert calls == []
+
+
 def test_alarms_are_told_in_the_row_and_stop_the_run_where_asked(toy, spectra, tmp_path):
     rows = []
     watch = GuardConfig(min_reward=2.0, max_length=1000)
@@ -548,7 +562,7 @@ def test_evolution_raises_the_reward_and_resumes_bit_for_bit(strategy, toy, spec
     rows = []
     search = EvolutionConfig(strategy=strategy, population=16, sigma=0.3)
     cfg = TrainConfig(method="evolution", steps=8, lr=0.1)
-    settings = dict(train=cfg, evolution=search, rollout=RolloutConfig(prompts=4))
+    settings = dict(train=cfg, reinforce=ReinforceConfig(), evolution=search, rollout=RolloutConfig(prompts=4))
     whole = _fit(toy, spectra, tmp_path / "a", **settings, on_step=rows.append)
     assert np.mean([row["reward"] for row in rows[-2:]]) > np.mean([row["reward"] for row in rows[:2]])
     assert rows[-1]["best_reward"] >= rows[-1]["reward"]
@@ -575,6 +589,34 @@ def test_evolution_of_what_is_no_z_is_refused(toy, spectra, tmp_path):
 def test_an_alarm_for_a_kl_that_nobody_computes_is_refused(toy, spectra, tmp_path):
     with pytest.raises(UserError, match=r"guards\.max_kl=3 needs a KL"):
         _fit(toy, spectra, tmp_path, reinforce=ReinforceConfig(), guards=GuardConfig(max_kl=3))
+    for method, bound, metric in (
+        ("evolution", "max_kl", "kl"),
+        ("evolution", "min_entropy", "entropy"),
+        ("next_token", "min_reward", "reward"),
+    ):
+        told = rf"guards\.{bound}=3: train\.method={method} measures no {metric}; leave it out"
+        with pytest.raises(UserError, match=told):
+            _fit(
+                *(toy, spectra, tmp_path),
+                reinforce=ReinforceConfig(),
+                train=TrainConfig(method=method),
+                guards=GuardConfig(**{bound: 3}),
+            )
+
+
+def test_a_kl_that_evolution_would_not_weigh_and_a_rounded_dora_are_refused(toy, spectra, tmp_path):
+    with pytest.raises(UserError, match=r"reinforce\.kl_coef and .* for gradients"):
+        _fit(toy, spectra, tmp_path, train=TrainConfig(method="evolution"))
+    rounded = dataclasses.replace(SMALL.train, param_dtype="bfloat16")
+    with pytest.raises(UserError, match=r"train\.param_dtype=bfloat16 would round the lengths that dora:r=2"):
+        _fit(toy, spectra, tmp_path, parametrisation="dora:r=2,alpha=2", train=rounded)
+
+
+def test_evolution_draws_independently_however_many_prompts_there_are(toy, spectra, tmp_path):
+    cfg = TrainConfig(method="evolution", draws="independent", steps=1, micro_batch=2)
+    few = dataclasses.replace(SMALL.rollout, prompts=5)
+    _fit(toy, spectra, tmp_path, reinforce=ReinforceConfig(), train=cfg, rollout=few)
+    assert len(_rows(tmp_path)) == 1
 
 
 def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, spectra, tmp_path, monkeypatch):
@@ -596,6 +638,13 @@ def test_validation_keeps_the_best_state_and_stops_when_nothing_is_better(toy, s
     _assert_same(state.chosen, states[3].raw)
     assert (jax.tree.leaves(state.raw)[0] != jax.tree.leaves(state.chosen)[0]).any()
     _assert_same(_fit(toy, spectra, tmp_path, **settings), state)  # stopped is stopped
+
+
+def test_no_run_is_over_before_its_first_validation():
+    best, cfg = nothing_yet({}), ValidationConfig(every=5, first=40, patience=6)
+    assert not any(is_over(best, step, cfg) for step in range(100))
+    found = better(best, {}, 0.0, 40)
+    assert [is_over(found, step, cfg) for step in (69, 70)] == [False, True]
 
 
 def test_a_base_that_no_step_improves_on_is_what_is_kept(toy, spectra, tmp_path, monkeypatch):

@@ -48,9 +48,9 @@ class LowRank(Adapter):
         """x with a part of its numbers set to zero and the rest made larger, in training."""
         if self.noise is None:
             return x
-        # The length enters, so that the prompts' pass and the completions' draw apart. Hashed: JAX's generator in every
-        # layer of an unrolled model would take longer to compile than all the rest.
-        noise = self.noise ^ spread(jnp.asarray(x.shape[1], jnp.uint32))
+        # Rows and length enter, so that the prompts' pass and the completions' draw apart (unless both have as many).
+        # Hashed: JAX's generator in every layer of an unrolled model would take longer to compile than all the rest.
+        noise = self.noise ^ spread(spread(jnp.uint32(x.shape[0])) ^ jnp.uint32(x.shape[1]))
         keep = uniform(noise, x.shape, 1.0) < 1 - 2 * self.rate
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 

@@ -69,8 +69,8 @@ def save_adapter(directory: str | Path, lm: LM, expert: Expert, *, title: str, d
             "bias": "none",
         }
     elif isinstance(member, IA3):
-        inputs = [module for module in modules if module.rpartition(".")[2] in FEED_FORWARD]
-        config |= {"peft_type": "IA3", "feedforward_modules": target_modules(lm, inputs) if inputs else []}
+        inputs = [module for module in config["target_modules"] if module.rpartition(".")[2] in FEED_FORWARD]
+        config |= {"peft_type": "IA3", "feedforward_modules": inputs}  # PEFT wants them spelt as among the targets
     else:
         raise UserError(f"PEFT has no adapter like {member}; export with --format hf, whose weights are merged")
     names = {part: key for key, part in _PARTS.items()}
@@ -148,7 +148,7 @@ def _check_config(directory: Path, config: Mapping[str, Any]) -> None:
         ("fan_in_fan_out", False),
         ("lora_bias", False),
     ):
-        if config.get(setting, plain) not in (plain, None):
+        if config.get(setting) and config[setting] != plain:
             raise UserError(f"{where}: {setting}={config[setting]!r} trains what sva does not; it must be {plain!r}")
     for setting in _OTHER_MEANING:
         if config.get(setting):

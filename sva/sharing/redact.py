@@ -25,7 +25,7 @@ def public(text: str) -> str:
     """
     for place in sorted({str(Path.cwd()), str(Path.home())}, key=len, reverse=True):
         if len(place) > 1:
-            text = text.replace(f"{place}/", "./")
+            text = re.sub(rf"(?<![\w.\-/]){re.escape(place)}/", "./", text)
     text = _TOKEN.sub("...", _USER.sub("", text))
     return _PLACE.sub(lambda found: _last(found[0]), text)
 

@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from sva.parallel.sharding import constrain
+from sva.spectral.expert import check_vectors
 from sva.spectral.forms import Delta, Factored, Spectrum, delta, require_vector, times
 from sva.spectral.serving_plan import Plan
 from sva.utils.errors import UserError
@@ -32,11 +33,13 @@ def mix(zs: Sequence[Mapping[str, jax.Array]], alphas: Any) -> dict[str, jax.Arr
     Returns:
       {name: [R]} over the names of all experts.
     Raises:
-      UserError: not one alpha for each expert.
+      UserError: not one alpha for each expert, or none at all for a weight.
     """
     names = list(dict.fromkeys(name for z in zs for name in z))
     mixed = {}
     for name in names:
+        if isinstance(alphas, Mapping) and name not in alphas:
+            raise UserError(f"{name}: an expert adapts it, and the alphas, one row a matrix, have none for it")
         weights = jnp.asarray(alphas[name] if isinstance(alphas, Mapping) else alphas, jnp.float32)
         if weights.shape != (len(zs),):
             raise UserError(f"{name}: {len(zs)} experts need {len(zs)} alphas, got shape {weights.shape}")
@@ -53,16 +56,17 @@ def bank(zs: Sequence[Mapping[str, jax.Array]], spectra: Mapping[str, Spectrum],
     Expert k of `zs` lies in slot k + 1. Adding, dropping or replacing one keeps all shapes, so nothing recompiles.
 
     Raises:
-      UserError: more experts than slots.
+      UserError: more experts than slots; a z of a weight that is not among the spectra, or of another length.
     """
     if len(zs) >= slots:
         raise UserError(f"{len(zs)} experts need {len(zs) + 1} slots, the bank has {slots}")
+    for z in zs:
+        check_vectors(z, spectra)
     table = {}
     for name, spectrum in spectra.items():
         rows = np.ones((slots, np.shape(spectrum.s)[-1]), np.float32)
         for slot, z in enumerate(zs, start=1):
             if name in z:
-                require_vector(name, z[name])
                 rows[slot] = np.asarray(z[name])
         table[name] = jnp.asarray(rows)
     return table

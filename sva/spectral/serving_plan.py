@@ -80,7 +80,7 @@ def plan(
 
 
 def bucket(components: int, rank: int) -> int:
-    """The smallest bucket that holds them: 0, 8, 16, 24, 32, 48, 64, 96, 128, ..., at most `rank`."""
+    """The smallest bucket that holds them: 0, 8, 12, 16, 24, 32, 48, 64, 96, 128, ..., at most `rank`."""
     if components == 0:
         return 0
     power = 1 << max(components - 1, 1).bit_length()  # no less than `components`

@@ -39,7 +39,8 @@ def is_finite(row: Mapping[str, Any]) -> bool:
 def keep_batch(directory: Path, step: int, batch: Batch | None, about: Mapping[str, Any]) -> Path:
     """The path of what is written: step-N.safetensors of the batch, or step-N.json alone where there is none.
 
-    With the run's last state, which is that before the step, `load_batch` lets the update be repeated exactly.
+    With the run's last state `load_batch` lets the update of a step that was not finite be repeated exactly (its first,
+    where a batch is learned from several times). Where an alarm stopped the run, the last state is that after the step.
     """
     note = directory / f"step-{step:06d}.json"
     write_json(note, json.loads(json.dumps({"step": step, **about}, default=str)))

@@ -127,7 +127,7 @@ def _context(lm: LM, spectra: Mapping[str, Frozen], task: Task, run_dir: Path, c
             answer=solution_width(lm, task, source) if method == "next_token" else 0,
             population=population.shape_of(lm, task, source) if method == "evolution" else None,
         ),
-        verdicts=Verdicts(run_dir),
+        verdicts=Verdicts(run_dir, config.checkpoint.every),
         validation=validate,
         held_out=evaluate.items(task, validate.split, validate.size or sys.maxsize) if validate.every else [],
     )
@@ -158,7 +158,7 @@ def _draws(rows: int, config: Config) -> Callable[[int], list[int]]:
       UserError: independent draws take all rows, and those do not divide into micro-batches.
     """
     size, each = min(rows, config.rollout.prompts), config.train.micro_batch
-    if config.train.draws == "independent" and size % each:
+    if config.train.draws == "independent" and config.train.method != "evolution" and size % each:
         raise UserError(
             f"train.draws=independent takes all {size} rows a step, no multiple of train.micro_batch={each}; change it"
         )

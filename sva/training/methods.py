@@ -20,7 +20,7 @@ from sva.training.update import ExpertState, train_step
 from sva.utils import seeds
 from sva.utils.timing import Clock
 
-_DROPOUT = 1  # apart from the keys that completions are drawn with
+_DROPOUT = -2 % 2**32  # a step that no run has: apart from the keys of steps, which draw completions
 
 
 def policy_gradient(context: TrainContext, state: ExpertState, step: Step, clock: Clock) -> StepResult:
@@ -35,9 +35,9 @@ def policy_gradient(context: TrainContext, state: ExpertState, step: Step, clock
         )
     with clock("update"):
         result = with_rewards(context.lm, drawn, rewards, cfg, loss)
-        state, metrics = _update(context, state, step.number, result.batch, loss)
+        state, metrics, batch = _update(context, state, step.number, result.batch, loss)
         for _ in range(loss.epochs - 1):  # the first update's log-probs are those to compare with the sampler's
-            state, later = _update(context, state, step.number, result.batch, loss)
+            state, later, _ = _update(context, state, step.number, result.batch, loss)
             metrics |= {name: value for name, value in later.items() if not name.startswith("logprob_gap")}
     row = {
         **_reward_metrics(rewards),
@@ -46,7 +46,7 @@ def policy_gradient(context: TrainContext, state: ExpertState, step: Step, clock
         **_length_metrics(result.tokens, rewards.size, result.overlong, result.empty),
         "tokens_per_second": result.tokens / clock.seconds["rollout"],
     }
-    return StepResult(state, row, result.batch, drawn.texts)
+    return StepResult(state, row, batch, drawn.texts)
 
 
 def next_token(context: TrainContext, state: ExpertState, step: Step, clock: Clock) -> StepResult:
@@ -56,7 +56,7 @@ def next_token(context: TrainContext, state: ExpertState, step: Step, clock: Clo
         padded = prompts(lm, context.batch(examples))
         batch = supervised.solved(lm, context.task, examples, padded, context.shapes.answer)
         loss = dataclasses.replace(context.loss, algorithm="reinforce", baseline="none", epochs=1)
-        state, metrics = _update(context, state, step.number, batch, loss)
+        state, metrics, batch = _update(context, state, step.number, batch, loss)
     tokens = int(batch.completion_mask.sum())
     return StepResult(state, {**metrics, "tokens": tokens, "mean_length": tokens / len(examples)}, batch, [])
 
@@ -98,18 +98,18 @@ STEPS = {"policy_gradient": policy_gradient, "next_token": next_token, "evolutio
 
 def _update(
     context: TrainContext, state: ExpertState, number: int, batch: Batch, loss: ReinforceConfig
-) -> tuple[ExpertState, dict[str, float]]:
-    """`train_step` of step `number`, with its metrics on the host."""
+) -> tuple[ExpertState, dict[str, float], Batch]:
+    """`train_step` of step `number`, with its metrics on the host and the batch as the step read it."""
     lm, cfg = context.lm, context.train
     if context.family.has_noise:
         # Of the updates done, so that each epoch of a batch drops anew, and a resumed run as the first one did.
-        key = jax.random.fold_in(seeds.key(context.seed), int(to_host(state.step)))
-        noise = jax.random.bits(jax.random.fold_in(key, _DROPOUT), batch.prompt_ids.shape[:1], np.uint32)
+        key = jax.random.fold_in(jax.random.fold_in(seeds.key(context.seed), _DROPOUT), int(to_host(state.step)))
+        noise = jax.random.bits(key, batch.prompt_ids.shape[:1], np.uint32)
         batch = dataclasses.replace(batch, noise=noise)
-    batch = place_rows(batch, lm.mesh)
+    placed = place_rows(batch, lm.mesh)
     fixed = {"model": lm.model, "family": context.family, "loss": loss, "cfg": update_config(cfg, number)}
-    state, metrics = train_step(state, context.nested, lm.params, batch, **fixed)
-    return state, {name: float(value) for name, value in to_host(metrics).items()}
+    state, metrics = train_step(state, context.nested, lm.params, placed, **fixed)
+    return state, {name: float(value) for name, value in to_host(metrics).items()}, batch
 
 
 def _reward_metrics(rewards: np.ndarray) -> dict[str, float]:

@@ -205,14 +205,15 @@ def _half_bucket(longest: int, budget: int) -> int:
 
 
 class Verdicts:
-    """The rewards of a run's last graded step, on disk before they are used.
+    """The rewards of a run's last graded steps, on disk before they are used.
 
     A step that is done again after a kill gets the rewards that it got, even from a grader whose verdict depends on
     the clock or on a program's luck.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "verdicts.json"
+    def __init__(self, directory: Path, steps: int = 1) -> None:
+        """Keeps those of the last `steps` steps: as many as lie between two saved states."""
+        self._path, self._steps = directory / "verdicts.json", steps
 
     def rewards(self, step: int, texts: Sequence[str], grade: Callable[[], np.ndarray]) -> np.ndarray:
         """[P, G] float32: those on disk if they are of this step and these texts, else what `grade` gives, kept.
@@ -220,13 +221,14 @@ class Verdicts:
         Raises:
           UserError: what `grade` raises; the disk is full.
         """
-        known = exchange.from_process_0(lambda: read_json(self._path) if self._path.exists() else {})
-        about: dict[str, Any] = {"step": step, "texts": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
-        if about.items() <= known.items():
-            return np.asarray(known["rewards"], np.float32)
+        known = exchange.from_process_0(lambda: read_json(self._path).get("steps", {}) if self._path.exists() else {})
+        digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+        if known.get(str(step), {}).get("texts") == digest:
+            return np.asarray(known[str(step)]["rewards"], np.float32)
         rewards = grade()
         if is_writer():
-            write_json(self._path, about | {"rewards": rewards.tolist()})
+            kept = {number: one for number, one in known.items() if step - self._steps < int(number) < step}
+            write_json(self._path, {"steps": {**kept, str(step): {"texts": digest, "rewards": rewards.tolist()}}})
         return rewards
 
 

@@ -182,8 +182,9 @@ def _answers(run: _Run, lm: LM, name: str, title: str) -> list[Record]:
 def _fit(run: _Run, mirror: Mirror | None, profile: bool) -> ExpertState:
     """The trained state; each step is shown, tracked and sent to where the run directory is."""
     config, title = run.config, f"train {run.task.name}"
+    project = config.wandb if distributed.is_writer() else None  # one run of all processes
     with (
-        tracking.wandb(config.wandb, to_path(config.run_dir), _resolved(config)) as track,
+        tracking.wandb(project, to_path(config.run_dir), _resolved(config)) as track,
         progress_bar(title, config.train.steps, "step", hidden=not run.progress) as bar,
     ):
 

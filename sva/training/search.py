@@ -61,8 +61,8 @@ class OpenAIES:
         g = 1 / (P sigma) sum_i rank(f_i) epsilon_i,   member i = mean + sigma epsilon_i
 
     Noise comes in mirrored pairs and fitness is replaced by its rank, from -1/2 to 1/2 (sections 2.1 and 3).
-    Deviations: equal fitness shares its mean rank, so that a generation of equals moves nothing (with a handful of
-    prompts most are equal); no weight decay.
+    Deviations: equal fitness shares its mean rank, so that a generation of equals adds nothing to the gradient (with a
+    handful of prompts most are equal; what moves the mean then is Adam's momentum alone); no weight decay.
     """
 
     population: int = 32

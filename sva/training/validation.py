@@ -1,5 +1,6 @@
 """Which of a run's steps to keep: accuracy on a small fixed subset, and when to stop looking for better ones."""
 
+import math
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def is_due(step: int, last: int, cfg: ValidationConfig) -> bool:
 
 
 def is_over(best: Best | None, step: int, cfg: ValidationConfig) -> bool:
-    """Whether the run stops before its next step: `patience` validations without a better one."""
-    if best is None or cfg.patience is None:
+    """Whether the run stops before its next step: `patience` validations without a better one, after the first."""
+    if best is None or cfg.patience is None or float(best.accuracy) == -math.inf:
         return False
     return step - int(best.step) >= cfg.patience * cfg.every

@@ -77,16 +77,17 @@ _BULLET = re.compile(r"\s*\n\s*[-\u2022]\s+")
 def final_number(completion: str) -> str | None:
     """The number that a worked solution ends in, canonically spelled, else None.
 
-    In this order: after the last "####"; in the last \\boxed{}; in the last sentence that says what the answer is;
-    the last number of the last sentence that has one, what comes after its "=" before the rest, and asides such as
-    "for 3 days" after both. What follows a new question is not read, nor are closing pleasantries. There is none where
-    that number is understood in part only ("1,08", "10^x", half past three), and none in "18 or 20" and "10-15".
+    In this order: after the last "####", unless it is the heading of a part that goes on; in the last \\boxed{}; in the
+    last sentence that says what the answer is; the last number of the last sentence that has one, what comes after its
+    "=" before the rest, and asides such as "for 3 days" after both. What follows a new question is not read, nor are
+    closing pleasantries. There is none where that number is understood in part only ("1,08", "10^x", half past three),
+    and none in "18 or 20" and "10-15".
     """
     text = _plain(conclusion(completion))
     marked = text.rpartition("####")
     if marked[1]:
-        line = _unstressed(marked[2], "").lstrip().partition("\n")[0]
-        if not _NUMBERING.match(line) and (number := _named(line)):
+        line, _, rest = _unstressed(marked[2], "").lstrip().partition("\n")
+        if not _is_heading(line, rest) and (number := _named(line)):
             return number.value
     boxes = re.findall(r"\\boxed\s?\{((?:[^{}]|\{[^{}]*\})*)\}", text)
     if boxes and (number := _named(boxes[-1])):
@@ -107,6 +108,14 @@ def final_number(completion: str) -> str | None:
         weak = weak or number
     number = weak or bold or _last(text)
     return number and number.value
+
+
+def _is_heading(line: str, rest: str) -> bool:
+    """Whether what follows "####" is a heading: numbered, or of more than a number with a result in what follows it."""
+    if _NUMBERING.match(line):
+        return True
+    is_stated = re.fullmatch(r"[^\s\d]?-?[^\s\d]?\d[\d.,/]*", line.strip()) or "answer" in line.lower()
+    return not is_stated and bool(_ANSWER_IS.search(rest) or re.search(r"=\s*[$€£]?-?\d", rest))
 
 
 def _plain(text: str) -> str:

@@ -1,8 +1,10 @@
 """Settings that are each sound and do not go together."""
 
+from collections.abc import Sequence
+
 from sva.adapters.spelling import DIAGONAL, LOW_RANK, UNDECOMPOSED, Spelling
 from sva.training.config.evolution import EvolutionConfig
-from sva.training.config.guards import GuardConfig
+from sva.training.config.guards import BOUNDS, GuardConfig
 from sva.training.config.reinforce import ReinforceConfig, check_samples
 from sva.training.config.rollout import RolloutConfig
 from sva.training.config.train import TrainConfig
@@ -42,6 +44,11 @@ def check(
             raise UserError(f"train.param_dtype={cfg.param_dtype} is for gradients; evolution needs float32")
         if cfg.bound is not None and search.strategy == "es":
             raise UserError(f"train.bound={cfg.bound} is for gradients and for evolution.strategy=cem, not for es")
+        if loss.has_kl:
+            raise UserError(
+                "reinforce.kl_coef and reinforce.measure_kl are for gradients, not for train.method=evolution"
+            )
+        _check_watched(watch, cfg.method, ("max_kl", "min_entropy"))
         return
     if rollouts.form == "factored" and parametrisation.name not in DIAGONAL:
         raise UserError(
@@ -54,5 +61,20 @@ def check(
         )
     if cfg.method == "policy_gradient":
         check_samples(rollouts.samples, loss)
+    if cfg.method == "next_token":
+        _check_watched(watch, cfg.method, ("min_reward",))
+    if cfg.param_dtype != "float32" and parametrisation.name == "dora":
+        raise UserError(
+            f"train.param_dtype={cfg.param_dtype} would round the lengths that {parametrisation} starts from, and so "
+            "the base; leave it out (float32)"
+        )
     if watch.max_kl is not None and not loss.has_kl:
         raise UserError(f"guards.max_kl={watch.max_kl} needs a KL: set reinforce.kl_coef or reinforce.measure_kl=true")
+
+
+def _check_watched(watch: GuardConfig, method: str, unmeasured: Sequence[str]) -> None:
+    """Raises UserError for a bound of a metric that the method does not measure, which would never be crossed."""
+    for setting in unmeasured:
+        if (bound := getattr(watch, setting)) is not None:
+            metric = next(metric for name, metric, _ in BOUNDS if name == setting)
+            raise UserError(f"guards.{setting}={bound}: train.method={method} measures no {metric}; leave it out")
