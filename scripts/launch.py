@@ -207,7 +207,7 @@ def sent(pod, lines):
 
 
 def gke(arguments, command):
-    """Applies a JobSet: one pod a host of the slice; when one fails all start again."""
+    """Applies a JobSet: one pod a host of the slice; when one fails all start again. One that has ended is replaced."""
     sides = [side for side in arguments.topology.split("x") if side.isdecimal()]
     if len(sides) != len(arguments.topology.split("x")) or not sides:
         return fail(f"--topology {arguments.topology} must be e.g. 4x4 or 2x2x4")
@@ -219,17 +219,28 @@ def gke(arguments, command):
     name = f"{arguments.name}-env"
     forget = ["kubectl", "delete", "secret", name, "--ignore-not-found"]
     keep = ["kubectl", "create", "secret", "generic", name, "--from-env-file=/dev/stdin"]
+    held = 'jsonpath={.metadata.name} {.status.conditions[?(@.status=="True")].type}'
+    there = ["kubectl", "get", "jobset", arguments.name, "--ignore-not-found", "--output", held]
+    replace = ["kubectl", "delete", "jobset", arguments.name, "--cascade=foreground"]  # its pods too, before the new
     if arguments.dry_run:
+        show("ask whether a job set of this name is there, and whether it is Completed or Failed", there)
+        show("where it is either, delete it; where it is neither, end here", replace)
         if arguments.env:
             show(f"keep {', '.join(arguments.env)} in a Secret, which the job set names", forget)
             print(f"env | grep -E '^({'|'.join(arguments.env)})=' | {shlex.join(keep)}")
         print("# kubectl apply -f - (JSON is YAML)")
         print(manifest, end="")
         return 0
-    if arguments.env:
-        lines = "".join(f"{name}={value}\n" for name, value in values(arguments.env).items())
-        if subprocess.run(forget).returncode or subprocess.run(keep, input=lines, text=True).returncode:
-            return 1
+    lines = "".join(f"{name}={value}\n" for name, value in values(arguments.env).items())
+    found = subprocess.run(there, stdout=subprocess.PIPE, text=True)
+    if found.returncode:
+        return 1
+    if found.stdout and not {"Completed", "Failed"} & set(found.stdout.split()):
+        return fail(f"the job set {arguments.name} has not ended; wait for it, or delete it with kubectl")
+    if found.stdout and subprocess.run(replace).returncode:
+        return 1
+    if lines and (subprocess.run(forget).returncode or subprocess.run(keep, input=lines, text=True).returncode):
+        return 1
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True).returncode
 
 

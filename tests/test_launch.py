@@ -203,6 +203,22 @@ def test_a_copy_of_the_checkout_is_what_git_knows_and_does_not_ignore(launch, mo
     assert left == [".gitignore", "runs/2", "sva/new.py"]
 
 
+@pytest.mark.parametrize(("held", "code", "verbs"), [("", 0, []), ("run Failed", 0, ["delete"]), ("run ", 2, None)])
+def test_a_job_set_that_has_ended_is_replaced_and_one_that_runs_is_let_be(
+    launch, capsys, monkeypatch, held, code, verbs
+):
+    calls = []
+
+    def fake(command, **_):
+        calls.append(command[1:3])
+        return subprocess.CompletedProcess(command, 0, stdout=held)
+
+    monkeypatch.setattr(launch.subprocess, "run", fake)
+    assert launch.main(["gke", *PLACES["gke"], *RUN]) == code
+    assert calls == [["get", "jobset"]] + ([] if verbs is None else [*([x, "jobset"] for x in verbs), ["apply", "-f"]])
+    assert ("the job set run has not ended" in capsys.readouterr().err) == (code == 2)
+
+
 SECRET = "hf_0123456789 it's $HOME"
 
 
