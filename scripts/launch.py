@@ -12,7 +12,8 @@ lost ends the others, and the pod, the job set or the batch job starts them all 
 Exit code 2 (the user's mistake) is never tried again.
 
 HF_TOKEN, SVA_SPECTRA, SVA_DATA, SVA_CACHE and SVA_COMPILED are handed on where they are set here, and so is what
---env NAME names. Only names are printed, written or given as arguments. Values travel in SLURM's own export of the
+--env NAME names. What holds a path of this machine goes to SLURM's nodes alone, which have its files; elsewhere only
+--env hands it on. Only names are printed, written or given as arguments. Values travel in SLURM's own export of the
 environment, in a Secret of Kubernetes, or in a file of mode 600 that each worker reads and removes.
 
 Needs nothing but Python, and gcloud with git, kubectl or sbatch.
@@ -66,7 +67,7 @@ def main(argv=None):
         return fail(f"--restarts {arguments.restarts} must be at least 0")
     if problem := environment_problem(arguments.env):
         return fail(problem)
-    arguments.env = list(dict.fromkeys([*(name for name in USUAL if name in os.environ), *arguments.env]))
+    arguments.env = list(dict.fromkeys([*usual(arguments), *arguments.env]))
     try:
         return arguments.run(arguments, ["sva", *command])
     except FileNotFoundError as error:
@@ -90,7 +91,7 @@ def parser():
         metavar="NAME",
         action="append",
         default=[],
-        help=f"a variable to hand on as well, may be repeated; always, where they are set: {', '.join(USUAL)}",
+        help=f"a variable to hand on as well, may be repeated; by itself, where it is set: {', '.join(USUAL)}",
     )
 
     sub = places.add_parser(
@@ -119,6 +120,18 @@ def parser():
     sub.add_argument("--partition")
     sub.set_defaults(run=slurm)
     return top
+
+
+def usual(arguments):
+    """Names of the variables that are handed on by themselves; those left out are said on stderr."""
+    names = [name for name in USUAL if name in os.environ]
+    if arguments.run is slurm:
+        return names
+    paths = [name for name in names if name != "HF_TOKEN" and "://" not in os.environ[name]]
+    for name in paths:
+        if name not in arguments.env:
+            print(f"launch: {name} is a path of this machine and not handed on; --env {name} does", file=sys.stderr)
+    return [name for name in names if name not in paths]
 
 
 def environment_problem(names):

@@ -219,6 +219,18 @@ def test_a_job_set_that_has_ended_is_replaced_and_one_that_runs_is_let_be(
     assert ("the job set run has not ended" in capsys.readouterr().err) == (code == 2)
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_path_of_this_machine_is_handed_on_where_its_files_are_there_or_by_name(launch, capsys, monkeypatch, place):
+    monkeypatch.setenv("SVA_DATA", "/home/me/data")
+    monkeypatch.setenv("SVA_SPECTRA", "gs://bucket/spectra")
+    for more, is_there in ((), place == "slurm"), (["--env", "SVA_DATA"], True):
+        assert launch.main([place, *PLACES[place], *more, "--dry-run", *RUN]) == 0
+        text, error = capsys.readouterr()
+        assert "SVA_SPECTRA" in text
+        assert ("SVA_DATA" in text) == is_there
+        assert ("SVA_DATA is a path of this machine" in error) == (not is_there)
+
+
 SECRET = "hf_0123456789 it's $HOME"
 
 
