@@ -12,10 +12,11 @@ lost ends the others, and the pod, the job set or the batch job starts them all 
 Exit code 2 (the user's mistake) is never tried again.
 
 HF_TOKEN, SVA_SPECTRA, SVA_DATA, SVA_CACHE and SVA_COMPILED are handed on where they are set here, and so is what
---env NAME names. Only names are printed, written or given as arguments. Values travel in SLURM's own export of the
+--env NAME names. What holds a path of this machine goes to SLURM's nodes alone, which have its files; elsewhere only
+--env hands it on. Only names are printed, written or given as arguments. Values travel in SLURM's own export of the
 environment, in a Secret of Kubernetes, or in a file of mode 600 that each worker reads and removes.
 
-Needs nothing but Python, and gcloud, kubectl or sbatch.
+Needs nothing but Python, and gcloud with git, kubectl or sbatch.
 """
 
 import argparse
@@ -28,12 +29,11 @@ import sys
 import tempfile
 import time
 
+from launch_tpu_vm import CHECKOUT, ENVIRONMENT, GONE, RUNTIMES, Pod, listing, pack
+
 USUAL = ("HF_TOKEN", "SVA_SPECTRA", "SVA_DATA", "SVA_CACHE", "SVA_COMPILED")  # handed on where they are set
-PROGRAMS = ("gcloud", "kubectl", "sbatch")
+PROGRAMS = ("gcloud", "git", "kubectl", "sbatch")
 CHIPS_A_HOST = {"tpu-v4-podslice": 4, "tpu-v5-lite-podslice": 4, "tpu-v5p-slice": 4, "tpu-v6e-slice": 4}
-
-
-ENVIRONMENT = "sva-run.env"  # the file of variables, in a TPU VM worker's home
 
 # JAX's runtime aborts the other processes of a run when one is lost, with a stack trace and no word from Python.
 LOST = (
@@ -67,7 +67,7 @@ def main(argv=None):
         return fail(f"--restarts {arguments.restarts} must be at least 0")
     if problem := environment_problem(arguments.env):
         return fail(problem)
-    arguments.env = list(dict.fromkeys([*(name for name in USUAL if name in os.environ), *arguments.env]))
+    arguments.env = list(dict.fromkeys([*usual(arguments), *arguments.env]))
     try:
         return arguments.run(arguments, ["sva", *command])
     except FileNotFoundError as error:
@@ -91,7 +91,7 @@ def parser():
         metavar="NAME",
         action="append",
         default=[],
-        help=f"a variable to hand on as well, may be repeated; always, where they are set: {', '.join(USUAL)}",
+        help=f"a variable to hand on as well, may be repeated; by itself, where it is set: {', '.join(USUAL)}",
     )
 
     sub = places.add_parser(
@@ -99,9 +99,9 @@ def parser():
     )
     sub.add_argument("--zone", required=True)
     sub.add_argument("--type", required=True, help="accelerator type, e.g. v5litepod-16")
-    sub.add_argument("--version", default="tpu-ubuntu2204-base", help="of the runtime (default: %(default)s)")
+    sub.add_argument("--version", help=f"of the runtime (default: by the type, of {', '.join(RUNTIMES)})")
     sub.add_argument("--spot", action="store_true", help="a machine that may be taken back, at a lower price")
-    sub.add_argument("--source", default=".", help="checkout that is copied to every worker (default: %(default)s)")
+    sub.add_argument("--source", default=".", help="git checkout that is copied to every worker (default: %(default)s)")
     sub.set_defaults(run=tpu_vm)
 
     sub = places.add_parser("gke", parents=[everywhere], help="a JobSet on a GKE cluster with a TPU node pool")
@@ -120,6 +120,18 @@ def parser():
     sub.add_argument("--partition")
     sub.set_defaults(run=slurm)
     return top
+
+
+def usual(arguments):
+    """Names of the variables that are handed on by themselves; those left out are said on stderr."""
+    names = [name for name in USUAL if name in os.environ]
+    if arguments.run is slurm:
+        return names
+    paths = [name for name in names if name != "HF_TOKEN" and "://" not in os.environ[name]]
+    for name in paths:
+        if name not in arguments.env:
+            print(f"launch: {name} is a path of this machine and not handed on; --env {name} does", file=sys.stderr)
+    return [name for name in names if name not in paths]
 
 
 def environment_problem(names):
@@ -150,78 +162,65 @@ def values(names):
 
 
 def tpu_vm(arguments, command):
-    """Makes the pod, installs sva on every worker, runs; again from the start when the pod was taken back."""
-    where = [arguments.name, f"--zone={arguments.zone}"]
-    vm = ["gcloud", "compute", "tpus", "tpu-vm"]
-    create = [*vm, "create", *where, f"--accelerator-type={arguments.type}", f"--version={arguments.version}"]
-    create += ["--spot"] if arguments.spot else []
-    copy = [*vm, "scp", "--recurse", arguments.source, f"{arguments.name}:sva-run", *where[1:], "--worker=all"]
-    install = "cd sva-run && python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu]'"
-    # Left over from a run that broke off, a process would hold the chips.
-    clear = "pkill --full sva-run/.venv/bin/sva || true"
-    # Variables are set from a file that no worker keeps.
-    given = f"set -a; . ./{ENVIRONMENT}; set +a; rm {ENVIRONMENT}; " if arguments.env else ""
-    inside = f"{clear}; {given}cd sva-run && SVA_DISTRIBUTED=1 {shlex.join(['.venv/bin/sva', *command[1:]])}"
-    everywhere = [*vm, "ssh", *where, "--worker=all", "--command"]
-    describe = [*vm, "describe", *where, "--format=value(state)"]
-    delete = [*vm, "delete", *where, "--quiet"]
+    """Makes the pod, installs this checkout on every worker, runs; again when that fails or the pod was taken back."""
+    arguments.version = arguments.version or RUNTIMES.get(arguments.type.rpartition("-")[0])
+    if not arguments.version:
+        known = ", ".join(f"{name}-N" for name in RUNTIMES)
+        return fail(f"--type {arguments.type} has no known runtime ({known} have); name one with --version")
+    pod = Pod(arguments, command)
     if arguments.dry_run:
-        show("make the pod, unless it is there", create)
-        show("copy the checkout to every worker", copy)
-        show("install it", [*everywhere, install])
-        if arguments.env:
-            names = " ".join(arguments.env)
-            print(f"# write {', '.join(arguments.env)} into a file that only you can read, hand it on, and remove it")
-            print(f"(umask 077; for name in {names}; do printf '%s=%q\\n' $name \"${{!name}}\"; done > {ENVIRONMENT})")
-            print(shlex.join(hand_on(vm, where, ENVIRONMENT)))
-            print(f"rm {ENVIRONMENT}")
-        show("run on every worker", [*everywhere, inside])
-        show(
-            f"if that fails, up to {arguments.restarts} times: ask for its state, and where it is READY run",
-            describe,
-        )
-        show("otherwise delete what is left of it, and begin again", delete)
-        return 0
-    code = 1
-    for attempt in range(arguments.restarts + 1):
-        if state(describe) != "READY":
-            subprocess.run(delete, stderr=subprocess.DEVNULL)
-            for step in (create, copy, [*everywhere, install]):
-                if subprocess.run(step).returncode:
-                    return 1
-        code = 1
-        if not arguments.env or sent(vm, where, arguments.env):
-            code = subprocess.run([*everywhere, inside]).returncode
-        if code in (0, 2):
-            break
-        print(f"launch: exit code {code}, after {attempt} of {arguments.restarts} restarts", file=sys.stderr)
-        if 128 < code <= 192:  # 255 is ssh's own, where the pod was taken back
-            print(f"launch: {LOST}", file=sys.stderr)
-        time.sleep(10)
+        return show_pod(pod, arguments)
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in values(arguments.env).items()]
+    code, pause = 1, 10
+    with tempfile.NamedTemporaryFile(suffix=".tar.gz") as checkout:
+        if problem := pack(arguments.source, checkout):
+            return fail(problem)
+        for attempt in range(arguments.restarts + 1):
+            if attempt:
+                time.sleep(pause)
+            pause = min(2 * pause, 600)
+            code = pod.prepare(checkout.name)
+            if not code and (not lines or sent(pod, lines)):
+                code, pause = subprocess.run(pod.run).returncode, 10
+                if code in (0, 2):
+                    break
+            code = code or 1
+            print(f"launch: exit code {code}, after {attempt} of {arguments.restarts} restarts", file=sys.stderr)
+            if 128 < code <= 192:  # 255 is ssh's own, where the pod was taken back
+                print(f"launch: {LOST}", file=sys.stderr)
     return code
 
 
-def hand_on(vm, where, path):
-    """The command that copies a file of variables to every worker's home."""
-    return [*vm, "scp", str(path), f"{where[0]}:{ENVIRONMENT}", *where[1:], "--worker=all"]
+def show_pod(pod, arguments):
+    """Prints the steps of a pod's run, and does nothing."""
+    show("make the pod, unless it is there", pod.create)
+    print("# pack what git knows of the checkout, or does not ignore")
+    print(f"{shlex.join(listing(arguments.source))} | ", end="")
+    print(shlex.join(["tar", "-C", arguments.source, "--null", "-T", "-", "-czf", CHECKOUT]))
+    show("copy that to every worker", pod.hand_on(CHECKOUT, CHECKOUT))
+    show("install it", pod.install)
+    if arguments.env:
+        names = " ".join(arguments.env)
+        print(f"# write {', '.join(arguments.env)} into a file that only you can read, hand it on, and remove it")
+        print(f"(umask 077; for name in {names}; do printf '%s=%q\\n' $name \"${{!name}}\"; done > {ENVIRONMENT})")
+        print(shlex.join(pod.hand_on(ENVIRONMENT, ENVIRONMENT)))
+        print(f"rm {ENVIRONMENT}")
+    show("run on every worker", pod.run)
+    show(f"if that fails, up to {arguments.restarts} times: ask for its state; where it is READY run", pod.describe)
+    show(f"where it is {' or '.join(GONE)} delete what is left, and where it is not there begin again", pod.delete)
+    return 0
 
 
-def sent(vm, where, names):
+def sent(pod, lines):
     """Whether every worker was given the file of these variables; here it is removed."""
-    lines = [f"{name}={shlex.quote(value)}\n" for name, value in values(names).items()]
     with tempfile.NamedTemporaryFile("w", suffix=".env") as file:  # of mode 600
         file.writelines(lines)
         file.flush()
-        return subprocess.run(hand_on(vm, where, file.name)).returncode == 0
-
-
-def state(describe):
-    """The pod's state, e.g. READY or PREEMPTED; nothing where there is none."""
-    return subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(pod.hand_on(file.name, ENVIRONMENT)).returncode == 0
 
 
 def gke(arguments, command):
-    """Applies a JobSet: one pod a host of the slice; when one fails all start again."""
+    """Applies a JobSet: one pod a host of the slice; when one fails all start again. One that has ended is replaced."""
     sides = [side for side in arguments.topology.split("x") if side.isdecimal()]
     if len(sides) != len(arguments.topology.split("x")) or not sides:
         return fail(f"--topology {arguments.topology} must be e.g. 4x4 or 2x2x4")
@@ -233,17 +232,28 @@ def gke(arguments, command):
     name = f"{arguments.name}-env"
     forget = ["kubectl", "delete", "secret", name, "--ignore-not-found"]
     keep = ["kubectl", "create", "secret", "generic", name, "--from-env-file=/dev/stdin"]
+    held = 'jsonpath={.metadata.name} {.status.conditions[?(@.status=="True")].type}'
+    there = ["kubectl", "get", "jobset", arguments.name, "--ignore-not-found", "--output", held]
+    replace = ["kubectl", "delete", "jobset", arguments.name, "--cascade=foreground"]  # its pods too, before the new
     if arguments.dry_run:
+        show("ask whether a job set of this name is there, and whether it is Completed or Failed", there)
+        show("where it is either, delete it; where it is neither, end here", replace)
         if arguments.env:
             show(f"keep {', '.join(arguments.env)} in a Secret, which the job set names", forget)
             print(f"env | grep -E '^({'|'.join(arguments.env)})=' | {shlex.join(keep)}")
         print("# kubectl apply -f - (JSON is YAML)")
         print(manifest, end="")
         return 0
-    if arguments.env:
-        lines = "".join(f"{name}={value}\n" for name, value in values(arguments.env).items())
-        if subprocess.run(forget).returncode or subprocess.run(keep, input=lines, text=True).returncode:
-            return 1
+    lines = "".join(f"{name}={value}\n" for name, value in values(arguments.env).items())
+    found = subprocess.run(there, stdout=subprocess.PIPE, text=True)
+    if found.returncode:
+        return 1
+    if found.stdout and not {"Completed", "Failed"} & set(found.stdout.split()):
+        return fail(f"the job set {arguments.name} has not ended; wait for it, or delete it with kubectl")
+    if found.stdout and subprocess.run(replace).returncode:
+        return 1
+    if lines and (subprocess.run(forget).returncode or subprocess.run(keep, input=lines, text=True).returncode):
+        return 1
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True).returncode
 
 

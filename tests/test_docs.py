@@ -168,6 +168,7 @@ def test_every_configuration_that_is_shown_loads(shown: Path) -> None:
 
 
 def test_launchers_dry_runs_start_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     spec = importlib.util.spec_from_file_location("launch", ROOT / "scripts" / "launch.py")
     assert spec is not None
     assert spec.loader is not None

@@ -3,9 +3,11 @@
 import io
 import json
 
+import numpy as np
 import pytest
 import spoken
 
+import sva
 from sva.cli.main import main
 from sva.generation.testing import toy_lm
 from sva.utils.jsonl import RecordFile, read_prompts
@@ -108,6 +110,45 @@ def test_a_job_that_is_killed_goes_on_and_ends_with_what_one_run_gives(run, tmp_
     (tmp_path / "notes.txt").write_text("mine\n")
     code, _, err = run(*asked, "--out", tmp_path / "notes.txt")
     assert (code, (tmp_path / "notes.txt").read_text()) == (2, "mine\n")
+
+
+def test_answers_to_prompts_that_were_edited_since_are_not_kept(run, tmp_path):
+    path, out = tmp_path / "p.txt", tmp_path / "out.jsonl"
+    asked = ["--file", path, "--max-new-tokens", 2, "--out", out]
+    path.write_text("what red\nwhat blue\n")
+    assert run(*asked)[0] == 0
+    path.write_text("what red\nwhat blue\nwhat green\n")
+    assert run(*asked)[0] == 0
+    before = out.read_text()
+    assert [record["line"] for record in _records(out)] == [1, 2, 3]
+    for edited in ("what red\nwhat door\nwhat green\n", "what red\nwhat blue\n"):
+        path.write_text(edited)
+        line = 2 if "door" in edited else 3
+        code, _, err = run(*asked)
+        assert (code, out.read_text()) == (2, before)
+        assert f"out.jsonl answers another prompt than line {line} of {path}; choose another --out or delete it" in err
+
+
+def test_answers_of_another_expert_at_the_same_path_are_not_kept(run, model, tmp_path):
+    lm = sva.load(model, progress=False)
+    about = {"fingerprint": lm.fingerprint, "base": "toy", "label": "red", "description": "what is red"}
+    path, out = tmp_path / "e.safetensors", tmp_path / "out.jsonl"
+
+    def saved(start, **more):
+        names = sva.decompose(lm, "mlp", progress=False)
+        raw = {name: np.full(len(x.s), start, np.float32) for name, x in names.items()}
+        sva.Expert(raw, "linear", about | more).save(path)
+
+    asked = ["what red", "--max-new-tokens", 2, "--expert", path, "--out", out]
+    saved(1.1)
+    assert run(*asked)[0] == 0
+    moved = path.rename(tmp_path / "moved.safetensors")
+    assert run(*asked[:-3], moved, *asked[-2:])[0] == 0  # nothing left to do
+    for start, more in ((1.2, {}), (1.1, {"description": "what is blue"})):
+        saved(start, **more)
+        code, _, err = run(*asked)
+        assert code == 2
+        assert "out.jsonl was begun with other settings (experts: [{'label': 'red', " in err
 
 
 def test_broken_lines_are_numbered_and_the_others_answered(run, tmp_path):

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from sva.cli.command_line import Command, argument, option
 from sva.cli.options import (
-    ExpertOptions,
     FirstPassOptions,
     LoadingOptions,
     check_experts,
@@ -71,6 +70,8 @@ def _generate(
     arguments: Generate, sampling: Any, prompts: Sequence[Prompt], faults: list[str], how: Mapping[str, Any]
 ) -> None:
     """Answers the prompts; `faults` grows by a sentence for each line that the model cannot read."""
+    from sva.adaptation.experts import load_experts
+    from sva.adaptation.mixture_file import load_mixture
     from sva.generation import chat
     from sva.generation.load import load
     from sva.parallel.exchange import require_same
@@ -78,14 +79,16 @@ def _generate(
 
     lm = load(arguments.model, **how)
     chat.end_tokens(lm, arguments.stop)  # a stop string that no text can hold is said before any work
-    mixed = _mixed(lm, arguments.alphas, arguments) if arguments.alphas else lm
-    settings = _settings(lm, arguments, sampling)
+    experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
+    mixed = load_mixture(lm, arguments.alphas, experts, progress=is_writer()) if arguments.alphas else lm
+    subject = _Subject(mixed, experts, classifier)
+    settings = _settings(lm, subject, arguments, sampling)
     require_same(settings | {"prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]})
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(resumed(arguments.out, settings)) if arguments.out else None
-        done = {(record["line"], record["sample"]) for record in results.records} if results else set()
+        done = _done(results.records, prompts, arguments) if results else set()
         job = _job(mixed, prompts, done, arguments, faults)
-        for record in _answers(mixed, job, arguments, sampling) if job.prompts else ():
+        for record in _answers(subject, job, arguments, sampling) if job.prompts else ():
             if results:
                 results.add(record)
             if arguments.json and is_writer():
@@ -111,19 +114,46 @@ def _check(arguments: Generate) -> None:
         raise UserError("--stop is empty; it would end every answer before it begins")
 
 
-def _settings(lm: Any, arguments: Generate, sampling: Any) -> dict[str, Any]:
-    """The settings that the answers in --out depend on."""
+class _Subject(NamedTuple):
+    """The model that answers, with the mixture of --alphas merged into it; the experts; the classification expert."""
+
+    lm: Any
+    experts: Sequence[Any]
+    classifier: Any
+
+
+def _settings(lm: Any, subject: _Subject, arguments: Generate, sampling: Any) -> dict[str, Any]:
+    """The settings that the answers in --out depend on; `lm` is the model before any mixture is merged into it."""
     shared = ("max_new_tokens", "samples", "seed", "raw")
     settings = {name: getattr(arguments, name) for name in shared} | {"stop": list(arguments.stop)}
     settings |= {"model": lm.fingerprint}
-    settings |= {"sampling": repr(sampling), "experts": [str(path) for path in arguments.expert]}
-    settings |= {"classifier": arguments.classifier and str(arguments.classifier)}
+    settings |= {"sampling": repr(sampling), "experts": [_identity(expert) for expert in subject.experts]}
+    settings |= {"classifier": subject.classifier and subject.classifier.digest[:12]}
     settings |= {"choice": arguments.choice, "alphas": None}
     if arguments.alphas:
         from sva.adaptation.mixture_file import Alphas
 
         settings["alphas"] = Alphas.load(arguments.alphas).values
     return settings | precision(arguments)
+
+
+def _identity(expert: Any) -> dict[str, Any]:
+    """What an expert's answers depend on: its arrays, and the label and description that the first pass asks with."""
+    return {name: expert.metadata.get(name) for name in ("label", "description")} | {"digest": expert.digest[:12]}
+
+
+def _done(records: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], arguments: Generate) -> set[tuple[int, int]]:
+    """(line, sample) of the answers that --out has.
+
+    Raises:
+      UserError: one of them is to another prompt than its line holds now.
+    """
+    asked = {prompt.line: prompt.text for prompt in prompts}
+    for record in records:
+        if record["prompt"] != asked.get(record["line"]):
+            place = f"line {record['line']} of {arguments.file}" if arguments.file else f"prompt {record['line']}"
+            raise UserError(f"{arguments.out} answers another prompt than {place}; choose another --out or delete it")
+    return {(record["line"], record["sample"]) for record in records}
 
 
 def _prompts(arguments: Generate) -> tuple[list[Prompt], list[str]]:
@@ -197,7 +227,7 @@ class _Printer:
                 self._next = next(self._order, (0, 0))
 
 
-def _answers(lm: Any, job: _Job, arguments: Generate, sampling: Any) -> Iterator[dict[str, Any]]:
+def _answers(subject: _Subject, job: _Job, arguments: Generate, sampling: Any) -> Iterator[dict[str, Any]]:
     """A record for each answer that is not there yet, as they are finished; shown on the screen as well."""
     from sva.generation.complete import CompleteOptions, complete
     from sva.generation.engine import EngineConfig
@@ -207,7 +237,7 @@ def _answers(lm: Any, job: _Job, arguments: Generate, sampling: Any) -> Iterator
     prompts = job.prompts
     keys = seeds.of_rows(seeds.key(arguments.seed), [prompt.line for prompt in prompts])
     two_passes = arguments.expert and not arguments.alphas
-    chosen, mixtures = _first_pass(lm, prompts, arguments) if two_passes else ([{}] * len(prompts), None)
+    chosen, mixtures = _first_pass(subject, prompts, arguments) if two_passes else ([{}] * len(prompts), None)
     printer = _Printer(job, arguments)
     printer.begin(chosen[0])
     rows = min(arguments.rows, rows_bucket(len(prompts) * arguments.samples))
@@ -218,7 +248,7 @@ def _answers(lm: Any, job: _Job, arguments: Generate, sampling: Any) -> Iterator
         title="generate" if is_writer() and not printer.is_single else None,
     )
     for found in complete(
-        lm,
+        subject.lm,
         job.rows,
         arguments.max_new_tokens,
         sampling=sampling,
@@ -260,28 +290,18 @@ def _tokens(lm: Any, prompt: Prompt, arguments: Generate, faults: list[str]) -> 
     return ids
 
 
-def _first_pass(lm: Any, todo: Sequence[Prompt], arguments: Generate) -> tuple[list[dict[str, Any]], Any]:
+def _first_pass(subject: _Subject, todo: Sequence[Prompt], arguments: Generate) -> tuple[list[dict[str, Any]], Any]:
     """(what was chosen for each prompt, the mixtures)."""
     from sva.adaptation.adaptive_lm import adaptive
-    from sva.adaptation.experts import load_experts
     from sva.adaptation.label_scoring import choice
     from sva.generation.complete import Mixtures
 
-    experts, classifier = load_experts(lm, arguments.expert, arguments.classifier, skip_foreign=arguments.skip_foreign)
+    lm, experts, classifier = subject
     how = {"choice": choice(arguments.choice), "progress": is_writer()}
     model = adaptive(lm, experts, classifier=classifier, **how)
     decision = model.choose([prompt.text for prompt in todo])
     chosen = [{"label": label, "prob": prob} for label, prob in model.named(decision)]
     return chosen, Mixtures(model.serving.bank, decision.alphas)
-
-
-def _mixed(lm: Any, alphas: Path, options: ExpertOptions) -> Any:
-    """The model with the mixture of --alphas merged into it."""
-    from sva.adaptation.experts import load_experts
-    from sva.adaptation.mixture_file import load_mixture
-
-    experts, _ = load_experts(lm, options.expert, None, skip_foreign=options.skip_foreign)
-    return load_mixture(lm, alphas, experts, progress=is_writer())
 
 
 def _heading(record: Mapping[str, Any]) -> str:
