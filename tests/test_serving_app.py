@@ -8,6 +8,7 @@ import openai
 import pytest
 from served import serving, toy_expert
 
+from sva.serving import page_files
 from sva.serving.config import ServerConfig
 from sva.serving.worker import Busy
 
@@ -279,9 +280,10 @@ def test_a_draining_server_finishes_what_runs_and_refuses_what_comes(server, cli
 def test_every_answer_is_what_the_page_says(server, client):
     page = server.http.get("/openapi.json").json()
     assert page["openapi"] == "3.1.0"
-    for path, methods in page["paths"].items():
-        for method in methods:
-            assert server.http.request("OPTIONS" if path == "/x" else method.upper(), path).status_code != 405
+    told = {(method.upper(), path) for path, methods in page["paths"].items() for method in methods}
+    files = {("GET", path) for path in [*page_files.FILES, "/openapi.json"]}
+    routes = server.app.routes
+    assert told | files == {(method, route.path) for route in routes for method in route.methods - {"HEAD"}}
     answer = _chat(client).model_dump()
     schema = page["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert set(schema["required"]) <= set(answer)
