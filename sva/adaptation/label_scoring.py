@@ -26,7 +26,7 @@ from sva.generation.logprobs import chosen
 from sva.generation.prompts import longest_row
 from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
-from sva.parallel.sharding import rows_bucket
+from sva.parallel.sharding import is_divided, rows_bucket
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.utils.errors import UserError
 from sva.utils.padding import length_bucket, packed_token_indices, pad_rows, pad_tokens, round_up
@@ -215,12 +215,16 @@ def template(lm: LM, labels: Sequence[Label]) -> Template:
 
 
 def encode(lm: LM, form: Template, questions: Sequence[str]) -> TokenBatch:
-    """The tokens after the shared prefix, in buckets; spare rows repeat the first and are not packed."""
+    """The tokens after the shared prefix, in buckets; spare rows repeat the first and are not packed.
+
+    Where a mesh divides the rows nothing is: the model reads them whole there.
+    """
     rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
     ids, mask = pad_tokens(rows, length_bucket(max(len(row) for row in rows)))
     size = rows_bucket(len(rows))
     ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
-    return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
+    places = None if is_divided() else packed_token_indices(real)
+    return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, places)))
 
 
 def check_fits(lm: LM, form: Template, questions: Sequence[str], answer_tokens: int) -> None:
