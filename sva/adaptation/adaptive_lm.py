@@ -179,6 +179,11 @@ class AdaptiveLM:
         known = jnp.asarray(pad_rows(np.asarray(places, np.int32), len(asked.ids)))
         return DispatchBatch(classified, asked, known)
 
+    def ends_that_fit(self, questions: Sequence[str]) -> list[str]:
+        """The questions, each without the beginning that is too long for the first pass."""
+        tokens = dispatchers.answer_tokens(self.dispatcher) or 0
+        return [label_scoring.end_that_fits(self.lm, self.template, question, tokens) for question in questions]
+
     def shortest_first(self, questions: Sequence[str]) -> list[int]:
         """The places of the questions in order of their tokens, so that batches of neighbours have little padding."""
         lengths = [len(row) for row in chat.tokenize(self.lm, questions, follows=True)]
