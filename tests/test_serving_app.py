@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -344,6 +345,22 @@ def test_examples_find_the_expert_that_answers_them(server, client):
     assert server.http.post("/v1/adapt", json=body).json()["digest"] == told["digest"]  # by its seed
     assert _chat(client, model="found").choices[0].sva["experts"] == {"found": 1.0}
     server.http.delete("/v1/experts/found").raise_for_status()
+
+
+def test_a_draining_server_finishes_a_search_and_begins_none(server):
+    body = {"name": "late", "examples": [dict(prompt="what", answer="red")], "experts": ["red", "boat"]}
+    body |= {"max_tokens": 1, "iterations": 30}
+    with ThreadPoolExecutor(1) as pool:
+        search = pool.submit(server.http.post, "/v1/adapt", json=body)
+        server.until(lambda: server.worker.searches == 1)
+        server.worker.is_accepting = False
+        try:
+            assert server.http.post("/v1/adapt", json=body).status_code == 503
+            assert search.result().status_code == 200
+        finally:
+            server.worker.is_accepting = True
+    assert server.worker.searches == 0
+    server.http.delete("/v1/experts/late").raise_for_status()
 
 
 @pytest.mark.parametrize(
