@@ -10,6 +10,7 @@ from typing import NamedTuple
 import httpx2
 import numpy as np
 import uvicorn
+from starlette.applications import Starlette
 
 from sva.models.weights import expected
 from sva.serving import run
@@ -32,6 +33,7 @@ class Served(NamedTuple):
     http: httpx2.Client
     worker: Worker
     experts: dict[str, Expert]
+    app: Starlette  # without its guard
 
     def until(self, is_true, seconds: float = 5.0) -> float:
         """Seconds until `is_true()`; fails after too many."""
@@ -74,7 +76,7 @@ def serving(lm, cfg: ServerConfig) -> Iterator[Served]:
     headers = {} if cfg.token is None else {"Authorization": f"Bearer {cfg.token}"}
     try:
         with httpx2.Client(base_url=url.removesuffix("/v1"), timeout=60, headers=headers) as http:
-            yield Served(url, http, worker, experts)
+            yield Served(url, http, worker, experts, app._app)
     finally:
         server.should_exit = True
         thread.join()

@@ -66,6 +66,19 @@ def test_every_sample_is_what_generate_gives_it_alone(scan, sampling, cfg):
     assert any(not row.by_limit for row in found.values()) or sampling == Greedy()
 
 
+def test_a_long_prompt_that_takes_the_row_of_a_short_one_is_read_whole(toy):
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 32, size).tolist() for size in (10, 200)]
+    requests = [Request(prompt, 20, jax.random.split(jax.random.key(0), 1)) for prompt in prompts]
+    found = _by_sample(run(_weights(toy), requests, EngineConfig(rows=1), Greedy()))
+    ids = np.asarray([prompts[1]])
+    alone = toy.generate(ids, np.ones_like(ids), 20, [END])
+    size = int(alone.lengths[0])
+    assert size > 1  # the first token does not read the row
+    np.testing.assert_array_equal(found[1, 0].tokens, alone.tokens[0, :size])
+    np.testing.assert_allclose(found[1, 0].logprobs, alone.logprobs[0, :size], atol=1e-4)
+
+
 def test_a_sample_is_the_same_bits_whatever_its_neighbours_row_and_arrival(toy):
     requests, others = _requests(9), _requests(9, seed=1)
     first = _by_sample(run(_weights(toy), requests, FOUR, Temperature()))

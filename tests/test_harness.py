@@ -87,6 +87,17 @@ def test_two_passes_score_and_complete_as_the_chosen_expert_does(toy, experts, a
         assert Fixed(lm).completions(TEXTS[:1], heads[place : place + 1], BUDGET) == [texts[place]]
 
 
+def test_the_first_pass_reads_the_end_of_a_context_that_is_too_long(toy, experts):
+    two = TwoPasses(adaptive(toy, experts, progress=False), {})
+    words = "name the thing of the green house " * 60
+    (end,) = two.model.ends_that_fit([words])
+    assert words.endswith(end)
+    assert len(words.split()) > len(end.split()) > 100
+    np.testing.assert_array_equal(two.alphas([words, "blue ?"]), two.alphas([end, "blue ?"]))
+    with pytest.raises(UserError, match="too long for the first pass"):
+        two.model.choose([f"the {end}"])  # nor is more of it left out than must be
+
+
 def test_without_the_harness_the_command_says_how_to_install_it(capsys):
     try:
         import lm_eval  # noqa: F401

@@ -94,6 +94,19 @@ def test_a_large_batch_is_read_without_its_padding_and_scores_the_same(toy):
     assert np.ptp(padded, axis=0).min() > 0.01
 
 
+def test_large_batches_of_more_and_fewer_tokens_meet_the_same_program(toy, compilations):
+    first = label_scoring.prepare(toy, LABELS)
+    form = label_scoring.template(toy, LABELS)
+    batches = [[QUESTIONS[1] + " apple" * (i % most) for i in range(32)] for most in (2, 12)]
+    few, many = (label_scoring.encode(toy, form, batch) for batch in batches)
+    assert few.ids.shape == many.ids.shape
+    assert few.mask.sum() + 64 < many.mask.sum()
+    _scores(toy, first, batches[0])
+    compilations.clear()
+    _scores(toy, first, batches[1])
+    assert compilations == []
+
+
 def test_calibration_takes_off_what_empty_prompts_favour(toy):
     plain = label_scoring.prepare(toy, LABELS, calibrate=False)
     calibrated = label_scoring.prepare(toy, LABELS)

@@ -86,6 +86,18 @@ def test_every_prompt_scores_on_a_z_of_its_own(toy, spectra):
         likelihood.option_logprobs(toy, PROMPTS[:2], OPTIONS[:2], z=zs)
 
 
+def test_tokens_are_scored_right_where_chunks_do_not_divide_the_states(toy):
+    ids = np.random.default_rng(0).integers(0, 32, (2, 77))
+    trees = [option_rows.tree(row[:1].tolist(), [row[1:].tolist()]) for row in ids]
+    rows = option_rows.option_rows(Batch(80, [[0], [1]]), trees)
+    assert len(rows.states) == 160 > rows.count > likelihood._STATES
+    nats, likeliest = likelihood.target_logprobs(toy.model, toy.params, rows)
+    logps = np.asarray(jax.nn.log_softmax(toy.logits(ids, np.ones_like(ids))[:, :-1], axis=-1))
+    expected = np.take_along_axis(logps, ids[:, 1:, None], axis=-1).ravel()
+    np.testing.assert_allclose(nats[: expected.size], expected, atol=1e-4)
+    np.testing.assert_array_equal(likeliest[: expected.size], expected == logps.max(axis=-1).ravel())
+
+
 def test_other_questions_in_the_same_bucket_meet_the_same_program(toy, compilations):
     @chex.assert_max_traces(n=1)
     def traced(*args):

@@ -3,11 +3,13 @@
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 from served import serving, toy_expert
 
+from sva.serving import page_files
 from sva.serving.config import ServerConfig
 from sva.serving.worker import Busy
 
@@ -279,9 +281,10 @@ def test_a_draining_server_finishes_what_runs_and_refuses_what_comes(server, cli
 def test_every_answer_is_what_the_page_says(server, client):
     page = server.http.get("/openapi.json").json()
     assert page["openapi"] == "3.1.0"
-    for path, methods in page["paths"].items():
-        for method in methods:
-            assert server.http.request("OPTIONS" if path == "/x" else method.upper(), path).status_code != 405
+    told = {(method.upper(), path) for path, methods in page["paths"].items() for method in methods}
+    files = {("GET", path) for path in [*page_files.FILES, "/openapi.json"]}
+    routes = server.app.routes
+    assert told | files == {(method, route.path) for route in routes for method in route.methods - {"HEAD"}}
     answer = _chat(client).model_dump()
     schema = page["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert set(schema["required"]) <= set(answer)
@@ -342,6 +345,22 @@ def test_examples_find_the_expert_that_answers_them(server, client):
     assert server.http.post("/v1/adapt", json=body).json()["digest"] == told["digest"]  # by its seed
     assert _chat(client, model="found").choices[0].sva["experts"] == {"found": 1.0}
     server.http.delete("/v1/experts/found").raise_for_status()
+
+
+def test_a_draining_server_finishes_a_search_and_begins_none(server):
+    body = {"name": "late", "examples": [dict(prompt="what", answer="red")], "experts": ["red", "boat"]}
+    body |= {"max_tokens": 1, "iterations": 30}
+    with ThreadPoolExecutor(1) as pool:
+        search = pool.submit(server.http.post, "/v1/adapt", json=body)
+        server.until(lambda: server.worker.searches == 1)
+        server.worker.is_accepting = False
+        try:
+            assert server.http.post("/v1/adapt", json=body).status_code == 503
+            assert search.result().status_code == 200
+        finally:
+            server.worker.is_accepting = True
+    assert server.worker.searches == 0
+    server.http.delete("/v1/experts/late").raise_for_status()
 
 
 @pytest.mark.parametrize(

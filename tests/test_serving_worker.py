@@ -1,5 +1,6 @@
 """The worker's thread over the toy model: no HTTP."""
 
+import asyncio
 import queue
 import threading
 import time
@@ -13,10 +14,11 @@ from sva.adaptation.label_scoring import Hard, Soft
 from sva.generation import chat
 from sva.generation.engine import EngineConfig
 from sva.generation.row_sampling import row_settings
-from sva.serving import experts_api
+from sva.serving import adapting, experts_api
+from sva.serving.bodies import AdaptBody
 from sva.serving.rows import samples_keys, tiers
 from sva.serving.tickets import Ended, Failed, Mixed, Piece, Prompted, Question, Ticket
-from sva.serving.worker import Busy, WorkerConfig
+from sva.serving.worker import Busy, Draining, WorkerConfig
 from sva.utils import seeds
 from sva.utils.errors import UserError
 
@@ -225,8 +227,59 @@ def test_experts_come_and_go_under_load_without_compiling(worker, compilations):
     assert compilations == []
 
 
+def test_a_ticket_that_leaves_its_line_has_a_row_already(worker, monkeypatch):
+    idle, remove = [], worker._lines.remove
+
+    def noted(one):
+        remove(one)
+        idle.append(worker.is_idle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._lines, "remove", noted)
+        Asked(worker, max_new_tokens=20).all()
+    assert idle == [False]
+
+
+def test_a_search_is_waited_for_and_its_tickets_are_taken_while_the_server_drains(worker, monkeypatch):
+    assert worker.is_idle
+    monkeypatch.setattr(worker, "searches", 1)
+    monkeypatch.setattr(worker, "is_accepting", False)
+    assert not worker.is_idle
+    assert Asked(worker, is_background=True).only(Ended)
+    with pytest.raises(Draining):
+        Asked(worker)
+
+
+def test_a_search_whose_server_is_gone_harms_nobody(worker):
+    body = AdaptBody(name="x", examples=[{"prompt": "what", "answer": "red"}])
+    search = adapting.Search(worker, body, ["red"], context=256, deadline=float("inf"))
+    loop = asyncio.new_event_loop()
+    answer = adapting._Answer(loop.create_future())
+    loop.close()
+    worker.submit(search._ticket(PROMPT, [1.0], answer, loop))
+    _until(lambda: not any(worker.bank.uses(entry) for entry in worker.bank.entries))
+    assert Asked(worker).only(Ended)
+
+
+def test_a_worker_that_cannot_go_on_tells_whoever_waits_and_refuses_what_comes(toy, monkeypatch):
+    def broken():
+        raise RuntimeError("out of memory")
+
+    worker, _ = toy_worker(toy)
+    worker.start()
+    for name in ("step", "clear"):
+        monkeypatch.setattr(worker._rows, name, broken)
+    assert Asked(worker).all()[-1].status == 503
+    worker._thread.join(timeout=10)
+    assert not worker.is_alive
+    for ask in (lambda: Asked(worker, is_background=True), lambda: worker.call(print)):
+        with pytest.raises(Draining):
+            ask()
+
+
 def test_a_step_that_fails_is_told_and_the_next_request_answered(worker, monkeypatch):
     def broken():
+        worker._rows._state.decoding.done.delete()  # as of a step that was given the state and failed
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:

@@ -175,6 +175,14 @@ def test_another_batch_prompt_expert_or_mixture_compiles_nothing(setting, compil
     assert compilations == []
 
 
+def test_questions_are_packed_for_dispatchers_that_read_them(setting):
+    _, system, _ = setting
+    batch = ["what colour ?"] * 32
+    packed = {name: system.by(name).rows(batch).questions.token_indices for name in ("prompt", "random", "uniform")}
+    assert packed["prompt"] is not None
+    assert packed["random"] is packed["uniform"] is None
+
+
 def test_a_classification_expert_runs_the_first_pass_and_only_that(setting):
     lm, _, zs = setting
     spectra = sva.decompose(lm, "mlp")

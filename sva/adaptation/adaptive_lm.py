@@ -165,16 +165,24 @@ class AdaptiveLM:
             raise UserError("there is no question to answer; give at least one")
         if right is None and isinstance(self.dispatcher, dispatchers.Oracle):
             raise UserError("the oracle needs the right label of every question")
-        for member in getattr(self.dispatcher, "members", (self.dispatcher,)):
-            if isinstance(member, Scored | dispatchers.Generated):
-                label_scoring.check_fits(self.lm, self.template, questions, member.answer_tokens)
+        answer_tokens = dispatchers.answer_tokens(self.dispatcher)
+        if answer_tokens is not None:
+            label_scoring.check_fits(self.lm, self.template, questions, answer_tokens)
+        classified = label_scoring.encode(self.lm, self.template, questions)
+        if answer_tokens is None:  # none of ours reads them then: no shape more for it
+            classified = classified._replace(token_indices=None)
         prompts = prompts or [chat.render(self.lm, question) for question in questions]
         ids, mask = chat.encode(self.lm, prompts)
         asked = TokenBatch(*_pad(*left_pad(ids, mask, length_bucket(ids.shape[1]))))
         names = [label.name for label in self.labels]
         places = [names.index(name if name in names else OTHER) for name in right or [OTHER] * len(questions)]
         known = jnp.asarray(pad_rows(np.asarray(places, np.int32), len(asked.ids)))
-        return DispatchBatch(label_scoring.encode(self.lm, self.template, questions), asked, known)
+        return DispatchBatch(classified, asked, known)
+
+    def ends_that_fit(self, questions: Sequence[str]) -> list[str]:
+        """The questions, each without the beginning that is too long for the first pass."""
+        tokens = dispatchers.answer_tokens(self.dispatcher) or 0
+        return [label_scoring.end_that_fits(self.lm, self.template, question, tokens) for question in questions]
 
     def shortest_first(self, questions: Sequence[str]) -> list[int]:
         """The places of the questions in order of their tokens, so that batches of neighbours have little padding."""

@@ -247,6 +247,12 @@ class Oracle:
         return Verdict(probs, _no_work(rows.right.shape[0]))
 
 
+def answer_tokens(dispatcher: Dispatcher) -> int | None:
+    """Tokens that it reads behind a classification question, at most; None where it asks none."""
+    members = getattr(dispatcher, "members", (dispatcher,))
+    return max((one.answer_tokens for one in members if isinstance(one, Scored | Generated)), default=None)
+
+
 def work(
     model: Transformer,
     bank: Any,

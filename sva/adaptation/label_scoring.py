@@ -26,7 +26,7 @@ from sva.generation.logprobs import chosen
 from sva.generation.prompts import longest_row
 from sva.models.cache import KVSegment
 from sva.models.transformer import Transformer, apply, positions_of, variables
-from sva.parallel.sharding import rows_bucket
+from sva.parallel.sharding import is_divided, rows_bucket
 from sva.tasks.labels import OTHER, Label, instruction
 from sva.utils.errors import UserError
 from sva.utils.padding import length_bucket, packed_token_indices, pad_rows, pad_tokens, round_up
@@ -215,25 +215,44 @@ def template(lm: LM, labels: Sequence[Label]) -> Template:
 
 
 def encode(lm: LM, form: Template, questions: Sequence[str]) -> TokenBatch:
-    """The tokens after the shared prefix, in buckets; spare rows repeat the first and are not packed."""
+    """The tokens after the shared prefix, in buckets; spare rows repeat the first and are not packed.
+
+    Where a mesh divides the rows nothing is: the model reads them whole there.
+    """
     rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
     ids, mask = pad_tokens(rows, length_bucket(max(len(row) for row in rows)))
     size = rows_bucket(len(rows))
     ids, mask, real = pad_rows(ids, size), pad_rows(mask, size), np.pad(mask, ((0, size - len(rows)), (0, 0)))
-    return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, packed_token_indices(real))))
+    places = None if is_divided() else packed_token_indices(real)
+    return TokenBatch(*jax.tree.map(jnp.asarray, (ids, mask, places)))
 
 
 def check_fits(lm: LM, form: Template, questions: Sequence[str], answer_tokens: int) -> None:
     """Raises UserError for a question that is too long for the first pass, with its instruction and what answers it."""
-    cfg = lm.model.cfg
-    (before,) = chat.tokenize(lm, [form.before])
-    rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
-    lengths = [len(before) + len(row) for row in rows]
+    cfg, lengths = lm.model.cfg, _lengths(lm, form, questions)
     if max(lengths) + answer_tokens > cfg.decoding_length:
         raise UserError(
             f"the question {questions[int(np.argmax(lengths))][:40]!r} ... is too long for the first pass: "
             f"{max(lengths)} tokens with its instruction, and {longest_row(cfg)}; shorten it, or name an expert"
         )
+
+
+def end_that_fits(lm: LM, form: Template, question: str, answer_tokens: int) -> str:
+    """The question without the beginning that `check_fits` refuses; whole where its instruction alone is too long."""
+    end = question
+    while (over := _lengths(lm, form, [end])[0] + answer_tokens - lm.model.cfg.decoding_length) > 0:
+        tokens = chat.need_tokenizer(lm).backend_tokenizer.encode(end, add_special_tokens=False)
+        if over >= len(tokens):
+            return question
+        end = end[max(tokens.offsets[over][0], 1) :]  # several tokens may lie in one character
+    return end
+
+
+def _lengths(lm: LM, form: Template, questions: Sequence[str]) -> list[int]:
+    """Tokens of each question with its instruction."""
+    (before,) = chat.tokenize(lm, [form.before])
+    rows = chat.tokenize(lm, [form.space + question + form.after for question in questions], follows=True)
+    return [len(before) + len(row) for row in rows]
 
 
 def prepare(

@@ -1,9 +1,9 @@
 """Two passes as one jitted function: decide which expert each prompt needs, then answer with it.
 
 Transformer-Squared (arXiv 2501.06252), section 3.2. All prompts of a batch run at once, each with its own mixture of
-the bank's experts; shapes depend only on the batch, the prompt buckets, max_new_tokens, E_max, the components that
-the bank keeps and the kind of the dispatcher, so another batch, another expert or another mixture meets a compiled
-program.
+the bank's experts; shapes depend only on the batch, the prompt buckets, how much of the questions is padding (three
+sizes: `packed_token_indices`), max_new_tokens, E_max, the components that the bank keeps and the kind of the
+dispatcher, so another batch, another expert or another mixture meets a compiled program.
 """
 
 from typing import Any, NamedTuple

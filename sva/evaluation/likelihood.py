@@ -66,9 +66,10 @@ def target_logprobs(
     chunk = min(_STATES, len(rows.states))
 
     def read(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        states = jax.lax.dynamic_slice_in_dim(rows.states, number * chunk, chunk)
+        start = jnp.minimum(number * chunk, len(rows.states) - chunk)  # the last chunk may overlap the one before
+        states = jax.lax.dynamic_slice_in_dim(rows.states, start, chunk)
         logits = apply(model, {"params": params}, jnp.take(flat, states, axis=0, mode="clip"), method="unembed")
-        place = rows.sources - number * chunk
+        place = rows.sources - start
         here = jnp.clip(place, 0, chunk - 1)
         chosen = logits[here, rows.targets]
         logprobs = chosen - jax.nn.logsumexp(logits, axis=-1)[here]

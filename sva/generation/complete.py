@@ -23,6 +23,7 @@ from sva.generation.stop_strings import Text
 from sva.generation.weights import Weights, bank_mixture
 from sva.models.transformer import variables
 from sva.utils import seeds
+from sva.utils.errors import UserError
 from sva.utils.padding import common_prefix
 from sva.utils.progress import progress_bar
 
@@ -61,6 +62,13 @@ class CompleteOptions:
     shared: int | None = None  # tokens at the start of every prompt to read once; by default all there are of these
     is_checked: bool = True  # log-probs that are not finite are an error; else they are for the caller to find
 
+    def __post_init__(self) -> None:
+        if self.shared and self.mixtures is not None:
+            raise UserError(
+                f"CompleteOptions has shared={self.shared} and mixtures, each of which reads those tokens differently; "
+                "leave one of them out"
+            )
+
 
 def complete(
     lm: LM,
@@ -70,7 +78,7 @@ def complete(
     sampling: Sampling | None = None,
     key: jax.Array | None = None,
     samples: int = 1,
-    stops: Sequence[str] | Sequence[Sequence[str]] = (),
+    stops: str | Sequence[str] | Sequence[Sequence[str]] = (),
     options: CompleteOptions | None = None,
 ) -> Iterator[Completion]:
     """Completions of all prompts, each as soon as it is finished.
@@ -85,7 +93,7 @@ def complete(
       key: one typed key, or one a prompt, needed by every strategy but Greedy. Of one, prompt p takes fold_in(key, p);
         of several samples of a prompt, sample i takes fold_in of the prompt's key and i. Or one a sample, [P, samples].
       samples: of each prompt, which is read once.
-      stops: stop strings (`sva.generation.stop_strings.Text`) of every completion, or some a prompt.
+      stops: one or several stop strings (`sva.generation.stop_strings.Text`) of every completion, or some a prompt.
       options: end tokens, mixtures, the engine's shapes, and what is shown on the way.
     Raises:
       UserError: an empty prompt, one that does not leave max_new_tokens of the context or holds an id outside the
@@ -191,8 +199,9 @@ def _completion(lm: LM, row: Finished, text: Text | None) -> Completion:
     return Completion(row.request, row.sample, written, row.tokens, row.logprobs, reason)
 
 
-def _of_each(stops: Sequence[str] | Sequence[Sequence[str]], prompts: int) -> list[tuple[str, ...]]:
+def _of_each(stops: str | Sequence[str] | Sequence[Sequence[str]], prompts: int) -> list[tuple[str, ...]]:
     """Each prompt's own stop strings."""
+    stops = [stops] if isinstance(stops, str) else stops
     texts = [each for each in stops if isinstance(each, str)]
     return [tuple(texts)] * prompts if len(texts) == len(stops) else [tuple(each) for each in stops]
 

@@ -120,11 +120,22 @@ def read_prompts(weights: Weights, ids: jax.Array, mask: jax.Array, alphas: jax.
     return Read(constrain(logits, "batch", "vocab"), segment, constrain(position, None))
 
 
-@partial(jax.jit, static_argnames=("sampling",), donate_argnames=("state",))
 def insert(
     weights: Weights, state: State, prompts: Read, places: Places, *, sampling: Sampling | PerRow
 ) -> tuple[State, tuple[jax.Array, ...]]:
-    """(State with N samples in their rows, what `begin` drew: their first tokens, the tokens' log-probs, each [N])."""
+    """(State with N samples in their rows, what `begin` drew: their first tokens, the tokens' log-probs, each [N]).
+
+    The state has room for every slot that the samples' prompts fill (`fit`).
+    """
+    room = state.slots.valid.shape[1]
+    assert (places.used <= room).all(), f"prompts fill {max(places.used)} slots of rows with {room}"
+    return _insert(weights, state, prompts, places, sampling=sampling)
+
+
+@partial(jax.jit, static_argnames=("sampling",), donate_argnames=("state",))
+def _insert(
+    weights: Weights, state: State, prompts: Read, places: Places, *, sampling: Sampling | PerRow
+) -> tuple[State, tuple[jax.Array, ...]]:
     logits, position = (jnp.take(x, places.which, axis=0, mode="clip") for x in (prompts.logits, prompts.position))
     new, drawn = begin(logits, position, places.limit, weights.eos_ids, places.keys, sampling, places.settings)
     segment = kv_cache.resize(kv_cache.rows(prompts.segment, places.which), state.slots.valid.shape[1])
@@ -231,8 +242,9 @@ def run(
 ) -> Iterator[Finished]:
     """The samples of all requests, each as soon as it is finished.
 
-    Requests start in their order, a request's samples in theirs. After every round `watch` sees the new tokens of
-    each row, and may end it.
+    Requests start in their order, a request's samples in theirs; where several prompts are read at a time, the next
+    request takes later ones of its bucket along. After every round `watch` sees the new tokens of each row, and may
+    end it.
 
     Args:
       weights: what all rows read.
@@ -282,6 +294,8 @@ def _fill(
     while queue and free:
         samples = queue.take(min(cfg.prompts, len(free)))
         rows = [free.popleft() for _ in samples]
+        needed = queue.slots(samples[0].request) + cfg.steps  # of all of them, which were read together
+        state = fit(state, max(needed, state.slots.valid.shape[1]), cfg.tier)
         state, first = insert(weights, state, samples[0].prompts, queue.places(samples, rows), sampling=sampling)
         for place, (row, one) in enumerate(zip(rows, samples, strict=True)):
             live[row] = _Row(one.request, one.sample, queue.slots(one.request), first, place)
@@ -289,7 +303,7 @@ def _fill(
 
 
 class _Queue:
-    """The samples that have not started, in order; a prompt is read when its first sample is taken."""
+    """The samples that have not started, in the order of `run`; a prompt is read when its first sample is taken."""
 
     def __init__(self, weights: Weights, requests: Sequence[Request], cfg: EngineConfig) -> None:
         longest = max(len(request.prompt_ids) for request in requests)

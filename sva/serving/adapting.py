@@ -1,10 +1,12 @@
 """Few-shot search on posted examples, through the server's own rows: members of the search are mixtures like any other.
 
 As `sva adapt` does it (`sva.adaptation.few_shot`), except that the rows which answer the examples are those that no
-client waits for. So a search compiles nothing that serving has not, and keeps nobody waiting.
+client waits for. So the answers run serving's own programs; what compiles is the arithmetic of the members' weights, a
+few numbers each, at the first search of that many members and experts.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -85,8 +87,18 @@ class Search:
         """The mixture that answers the shots best; the base where no member answers any.
 
         Raises:
+          Draining: nothing new is taken.
           ApiError: a member's answer failed, or time is up.
         """
+        if not self._worker.is_accepting:
+            raise Draining
+        self._worker.searches += 1  # by the event loop's thread alone
+        try:
+            return await self._found()
+        finally:
+            self._worker.searches -= 1
+
+    async def _found(self) -> Found:
         prompts = await asyncio.to_thread(shot_tokens, self._worker.lm, self._shots)
         self._check_fits(prompts)
         method = CEM(population=self._body.population, low=0.0, high=1.0)
@@ -132,10 +144,7 @@ class Search:
                 answer = _Answer(loop.create_future())
                 answers.append(answer)
                 self._tickets.append(self._ticket(prompt, alphas, answer, loop))
-        try:
-            self._worker.submit(*self._tickets)
-        except Draining:
-            raise ApiError(503, "the server is shutting down", retry=5) from None
+        self._worker.submit(*self._tickets)
         await asyncio.gather(*(answer.done for answer in answers))
         size = len(prompts)
         places = list(range(size)) * len(members)
@@ -148,9 +157,14 @@ class Search:
     def _ticket(self, prompt: Sequence[int], alphas: list[float], answer: _Answer, loop: Any) -> Ticket:
         if time.monotonic() > self._deadline:
             raise ApiError(504, "the search took longer than the server allows; ask for fewer iterations")
+
+        def tell(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so that nobody waits
+                loop.call_soon_threadsafe(answer.add, event)
+
         return Ticket(
             prompt_ids=prompt,
-            tell=lambda event: loop.call_soon_threadsafe(answer.add, event),
+            tell=tell,
             max_new_tokens=self._body.max_tokens,
             weights=dict(zip(self._names, alphas, strict=True)),
             deadline=self._deadline,

@@ -87,11 +87,12 @@ class TwoPasses:
         return self.model.lm
 
     def alphas(self, texts: Sequence[str]) -> np.ndarray:
-        """[B, E_max] float32, what the first pass makes of each context."""
+        """[B, E_max] float32, what the first pass makes of each context, or of as much of its end as fits."""
         asked = [place for place, text in enumerate(texts) if text.strip()]
         alphas = np.zeros((len(texts), self.model.serving.num_slots), np.float32)
         if asked:
-            alphas[asked] = self.model.choose([texts[place] for place in asked]).alphas
+            ends = self.model.ends_that_fit([texts[place] for place in asked])
+            alphas[asked] = self.model.choose(ends).alphas
         return alphas
 
     def scores(

@@ -114,11 +114,12 @@ class SvaLM(TemplateLM):  # pyright: ignore[reportUntypedBaseClass]
     ) -> list[tuple[float, bool]]:
         """(nats, whether greedy) of each request; those behind one context one after another are read together."""
         del others
-        groups = []
-        for (text, head), group in itertools.groupby(requests, key=lambda request: (request[0][0], request[1])):
-            tails = [tail[-self.max_length :] for _, _, tail in group]
-            kept = self.max_length + 1 - max(map(len, tails))
-            groups.append((text, head[-kept:], tails))
+        cut = []
+        for (text, _), head, tail in requests:
+            kept = tail[-self.max_length :]
+            cut.append((text, head[len(kept) - self.max_length - 1 :], kept))
+        together = itertools.groupby(cut, key=lambda one: one[:2])
+        groups = [(text, head, [tail for *_, tail in group]) for (text, head), group in together]
         scores = self.answers.scores(*map(list, zip(*groups, strict=True)))
         return [(score.nats, score.is_greedy) for each in scores for score in each]
 

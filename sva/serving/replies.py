@@ -1,5 +1,6 @@
 """Answers in the form of OpenAI's API, with what sva adds under the name `sva` in every choice."""
 
+import codecs
 import dataclasses
 import secrets
 import time
@@ -150,7 +151,9 @@ class Reply:
         if not self._asking.echo:
             return ""
         prompt = self._asking.prompts[choice.prompt]
-        return "".join(map(self._tokens.text, prompt.ids)) if prompt.text is None else prompt.text
+        if prompt.text is not None:
+            return prompt.text
+        return b"".join(map(self._tokens.bytes, prompt.ids)).decode(errors="replace")
 
     def _logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any] | None:
         """The log-probs from a token on, in the form of the endpoint."""
@@ -165,20 +168,30 @@ class Reply:
                 "refusal": None,
             }
         scores: list[float | None] = list(nats)
+        offsets = self._offsets(choice.tokens, len(self._echo(choice)))[start:]
         if start == 0 and (prompted := self._prompted.get(choice.prompt)):
-            tokens = [*self._asking.prompts[choice.prompt].ids, *tokens]
+            ids = self._asking.prompts[choice.prompt].ids
+            tokens = [*ids, *tokens]
             scores = [None, *prompted.logprobs, *scores]
             others = [None, *prompted.likeliest, *others]
-        texts = [self._tokens.text(token) for token in tokens]
-        before = "" if start == 0 else "".join(self._tokens.text(token) for token in choice.tokens[:start])
+            offsets = [*self._offsets(ids, 0), *offsets]
         return {
-            "tokens": texts,
+            "tokens": [self._tokens.text(token) for token in tokens],
             "token_logprobs": scores,
             "top_logprobs": [None if one is None else self._by_text(one) for one in others]
             if self._asking.likeliest
             else None,
-            "text_offset": _offsets(texts, len(before)),
+            "text_offset": offsets,
         }
+
+    def _offsets(self, tokens: Sequence[int], start: int) -> list[int]:
+        """Where each token begins in the text, the first at `start`; of part of a character, where that begins."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        found = []
+        for token in tokens:
+            found.append(start)
+            start += len(decoder.decode(self._tokens.bytes(token)))
+        return found
 
     def _token(self, token: int, nats: float) -> dict[str, Any]:
         return {"token": self._tokens.text(token), "logprob": nats, "bytes": list(self._tokens.bytes(token))}
@@ -192,12 +205,3 @@ class Reply:
         for token, nats in likeliest:
             found.setdefault(self._tokens.text(token), nats)
         return found
-
-
-def _offsets(texts: Sequence[str], start: int) -> list[int]:
-    """Where each text begins, one after another."""
-    found = []
-    for text in texts:
-        found.append(start)
-        start += len(text)
-    return found

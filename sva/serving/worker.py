@@ -82,6 +82,7 @@ class Worker:
     def __init__(self, lm: LM, bank: Bank, cfg: WorkerConfig, metrics: Metrics) -> None:
         self.lm, self.bank, self.cfg, self.metrics = lm, bank, cfg, metrics
         self.is_accepting = True
+        self.searches = 0  # that run: their clients wait, though their tickets are of the background
         self._copies = row_shards()
         self._first_pass = FirstPass(lm, bank)
         self._prices = Prices(lm.model, bank.tree)
@@ -117,15 +118,16 @@ class Worker:
     @property
     def is_idle(self) -> bool:
         """Whether no client waits for anything."""
-        in_rows = any(not one.waiting.ticket.is_background for one in list(self._answers.values()))
-        return not self._lines.has_clients() and not in_rows
+        if self.searches or self._lines.has_clients():  # asked first: what leaves a line has its row already
+            return False
+        return all(one.waiting.ticket.is_background for one in list(self._answers.values()))
 
     def submit(self, *tickets: Ticket) -> None:
         """Takes the tickets of one request, all or none.
 
         Raises:
           Busy: so many samples wait already that these do not fit.
-          Draining: nothing new is taken.
+          Draining: nothing new is taken, except for a search that runs.
           NoExpert: an expert is not loaded.
           UserError: so many samples never fit.
         """
@@ -133,7 +135,7 @@ class Worker:
         if asked > self.cfg.queue:
             raise UserError(f"the request asks for {asked} answers, this server lets {self.cfg.queue} wait at most")
         with self._wake:
-            if not self.is_accepting:
+            if self._is_ended or not (self.is_accepting or all(ticket.is_background for ticket in tickets)):
                 raise Draining
             if not self._lines.fits(tickets):
                 raise Busy(max(1, round(self._lines.samples / self.cfg.rows * self._mean_seconds)))
@@ -146,7 +148,11 @@ class Worker:
             self._wake.notify()
 
     def call(self, function: Callable[[], _Result]) -> "Future[_Result]":
-        """The result of a function that the worker's thread runs between two steps."""
+        """The result of a function that the worker's thread runs between two steps.
+
+        Raises:
+          Draining: the thread has ended, or is about to.
+        """
         future: Future[_Result] = Future()
         with self._wake:
             if self._is_ended:
@@ -169,27 +175,40 @@ class Worker:
 
     def _run(self) -> None:
         with contextlib.nullcontext() if self.lm.mesh is None else jax.set_mesh(self.lm.mesh):
-            while True:
-                with self._wake:
-                    while not (self._is_ended or self._calls or self._lines or self._answers):
-                        self._wake.wait()
-                    calls, self._calls = self._calls, deque()
-                    is_ended = self._is_ended
-                for function, future in calls:
-                    self._answer_call(function, future)
-                if is_ended:
-                    self._fail_all(503, "the server is shutting down")
-                    return
-                try:
-                    self._leave()
-                    self._admit()
-                    if self._answers:
-                        self._step()
-                except Exception:
-                    _log.exception("a step failed; the rows are made anew")
-                    self._fail_all(500, "the server failed at this request; its log says why", waiting=False)
-                    self._rows.clear()
-                self._note()
+            try:
+                while not self._is_ended:
+                    self._round()
+            except Exception:
+                _log.exception("the worker failed; it takes nothing more")
+            with self._wake:
+                self.is_accepting, self._is_ended = False, True
+            self._answer_calls()
+            self._fail_all(503, "the server is shutting down")
+
+    def _round(self) -> None:
+        """Waits until there is something to do, and does it, up to one step of all rows."""
+        with self._wake:
+            while not (self._is_ended or self._calls or self._lines or self._answers):
+                self._wake.wait()
+            if self._is_ended:
+                return
+        self._answer_calls()
+        try:
+            self._leave()
+            self._admit()
+            if self._answers:
+                self._step()
+        except Exception:
+            _log.exception("a step failed; the rows are made anew")
+            self._rows.clear()  # first, for rows of a failed step cannot be stopped
+            self._fail_all(500, "the server failed at this request; its log says why", waiting=False)
+        self._note()
+
+    def _answer_calls(self) -> None:
+        with self._wake:
+            calls, self._calls = self._calls, deque()
+        for function, future in calls:
+            self._answer_call(function, future)
 
     def _answer_call(self, function: Callable[[], Any], future: "Future[Any]") -> None:
         if not future.set_running_or_notify_cancel():
@@ -316,10 +335,10 @@ class Worker:
         sample = Sample(one.keys[number], ticket.max_new_tokens, ticket.held.alphas, settings, ticket.is_rich)
         row, drawn = self._rows.start(one.prompt, sample)
         one.begun += 1
+        self._answers[row] = _Answer(one, number, self._text(ticket.stops))
         if one.begun == ticket.samples:
             one.prompt = None
             self._lines.remove(one)
-        self._answers[row] = _Answer(one, number, self._text(ticket.stops))
         self._take(row, drawn)
 
     def _text(self, stops: tuple[str, ...]) -> Text:

@@ -38,13 +38,13 @@ def batch_bucket(rows: int) -> int:
 def packed_token_indices(mask: np.ndarray) -> np.ndarray | None:
     """[N] int32, row * T + column of every token of a mask [B, T], as `Transformer` takes them; None if not worth it.
 
-    N is a multiple of 32, of 64 from 1,024 tokens on, of 128 from 2,048 and so forth: a sixteenth is spare at most, and
-    repeats the first index. Fewer than 1,024 tokens cost what reading the weights costs, packed or not.
+    N is a half of B * T or three quarters, so that three programs serve all masks of a shape; spare indices repeat the
+    first. Fewer than 1,024 places cost what reading the weights costs, packed or not.
     """
     indices = np.flatnonzero(mask).astype(np.int32)
     if mask.size < 1024 or not len(indices):
         return None
-    size = round_up(len(indices), max(32, 1 << max(len(indices).bit_length() - 5, 0)))
+    size = round_up(max(len(indices), mask.size // 2), mask.size // 4)
     return np.concatenate([indices, np.repeat(indices[:1], size - len(indices))]) if size < mask.size else None
 
 
