@@ -1,6 +1,7 @@
 """Run as a process of its own, with several host devices: every command that takes a mesh, one after another.
 
 python tests/commands_worker.py DIRECTORY commands|runs [MESH]    MESH as --mesh takes it; without it, one device
+python tests/commands_worker.py DIRECTORY refused                 what two processes say of runs that cannot begin
 
 DIRECTORY holds what `tests/test_meshes.py` puts there; the results go there too.
 """
@@ -10,17 +11,24 @@ import io
 import os
 import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from sva.cli.main import main as sva
+from sva.evaluation import evaluate as evaluation
 from sva.generation import load
 from sva.generation.decompose import decompose
 from sva.parallel import compile_cache, exchange, mesh_config, processes, sharding
 from sva.spectral.forms import Factored
+from sva.tasks import task
+from sva.training import config
+from sva.training import run as runs
 from sva.utils.errors import UserError
+from sva.utils.files import locked
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 EXPERTS = ["--expert", "island.safetensors", "--expert", "thing.safetensors"]
@@ -99,9 +107,7 @@ def _product(spectrum, x, z, axis):
 def check_refusals():
     real, load.load = load.load, None
     for told, words in REFUSED.items():
-        with contextlib.redirect_stderr(io.StringIO()) as shown:
-            assert sva([*words, "--model", "toy"]) == 2, words
-        assert told in shown.getvalue(), shown.getvalue()
+        refused([*words, "--model", "toy"], told)
     load.load = real
 
 
@@ -124,6 +130,53 @@ def fail(error):
     raise error
 
 
+def check_refused(_):
+    """What one process alone sees ends the training of both, before a model is loaded."""
+    index, words = jax.process_index(), ["train", "train.yaml", "task=colours.py", "mesh.data=-1"]
+    runs.load = None
+    refused([*words, f"seed={index}", "run_dir=seeds"], "seed: 0 there, 1 on process 1")
+    old = config.load("train.yaml", [*words[2:], "run_dir=old", "train.lr=0.5"])
+    exchange.from_process_0(lambda: write(Path("old/config.yaml"), config.to_yaml(old)))
+    refused([*words, "run_dir=old"], "old holds a run of other settings (train.lr: 0.5 there")
+    with contextlib.ExitStack() as stack:
+        exchange.from_process_0(lambda: stack.enter_context(locked(Path("busy"), Path("busy/.lock"), "")))
+        refused([*words, "run_dir=busy"], "another process trains in busy")
+    check_answers()
+    if index:
+        os.chdir("elsewhere")
+    refused([*words, "run_dir=files"], "rows of train: ")
+
+
+def check_answers():
+    """Where process 0 answers the held-out prompts anew, so do the others, whose devices it needs."""
+    asked, held_out = [], evaluation.items(task("colours.py"), "test", 3)
+
+    def evaluate(_, items, **__):
+        asked.append([evaluation.Record(item.task.name, item.question, "red", None, False, 1) for item in items])
+        return asked[-1]
+
+    evaluation.evaluate = evaluate
+    run = SimpleNamespace(config=config.Config(), directory=Path(), held_out=held_out, progress=False)
+    exchange.from_process_0(
+        lambda: evaluation.kept(Path("before.jsonl"), held_out[:2], lambda: evaluate(None, held_out[:2]))
+    )
+    asked.clear()
+    for _ in range(2):
+        runs._answers(run, None, "before.jsonl", "")
+    assert len(asked) == 1
+
+
+def write(path, text):
+    path.parent.mkdir()
+    path.write_text(text)
+
+
+def refused(words, told):
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        assert sva(words) == 2, words
+    assert told in shown.getvalue(), shown.getvalue()
+
+
 def run_training(mesh):
     sizes = str(mesh_config.parse(mesh)).split(" x ") if mesh else []
     for run_dir, settings in RUNS.items():
@@ -137,7 +190,7 @@ def main(directory, what, mesh=""):
         os.environ.pop(name, None)
     compile_cache.start = lambda: None  # the tests' own stays
     os.chdir(directory)
-    {"commands": run_commands, "runs": run_training}[what](mesh)
+    {"commands": run_commands, "runs": run_training, "refused": check_refused}[what](mesh)
 
 
 if __name__ == "__main__":

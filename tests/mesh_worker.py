@@ -1,7 +1,8 @@
 """Run as a process of its own, with several host devices: trains the toy model on meshes, and saves what came out.
 
-python tests/mesh_worker.py RUN_DIR OUTPUT.npz STEPS:DATAxFSDPxTENSOR ...    each goes on where the last one stopped
+python tests/mesh_worker.py RUN_DIR OUTPUT.npz STEPS:DATAxFSDPxTENSOR[:WHERE] ...
 
+Each goes on where the last one stopped, or is another run, in the directory WHERE below RUN_DIR.
 The environment's PARAMETRISATION is what is trained; linear by default.
 """
 
@@ -39,19 +40,19 @@ def on_mesh(mesh):
     if mesh.size == 1:
         return lm, spectra
     params = sharding.place(jax.tree.map(np.asarray, lm.params), sharding.shardings(layout.params(lm.model), mesh))
+    placed_lm = sva.LM(lm.model, params, lm.tokenizer, lm.name, known_fingerprint=lm.fingerprint, mesh=mesh)
     if not member.has_spectra:
-        lm = sva.LM(lm.model, params, lm.tokenizer, lm.name, mesh=mesh)
-        return lm, frozen_of(lm, member, list(spectra), progress=False)
+        return placed_lm, frozen_of(placed_lm, member, list(spectra), progress=False)
     leaves = sharding.shardings(layout.spectra(lm.model.cfg, spectra), mesh)
     placed = sharding.place(jax.tree.map(np.asarray, spectra), leaves)
-    return sva.LM(lm.model, params, lm.tokenizer, lm.name, mesh=mesh), placed
+    return placed_lm, placed
 
 
 def main(run_dir, output, *stages):
     start()
     losses = []
     for stage in stages:
-        steps, _, name = stage.partition(":")
+        steps, name, *where = stage.split(":")
         mesh = sharding.make_mesh(MeshConfig(*map(int, name.split("x"))))
         with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
             lm, spectra = on_mesh(mesh)
@@ -59,7 +60,7 @@ def main(run_dir, output, *stages):
                 lm,
                 spectra,
                 NameAColour(),
-                Path(run_dir),
+                Path(run_dir, *where),
                 Config(
                     parametrisation=SPELLING,
                     rollout=RolloutConfig(prompts=8, samples=2, max_new_tokens=4),

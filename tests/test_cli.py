@@ -1,6 +1,7 @@
 import pytest
 
 from sva.cli.main import main
+from sva.utils.errors import TransientError
 
 COMMANDS = ("demo", "fetch", "decompose", "train", "evaluate", "generate", "serve", "expert", "report")
 
@@ -47,6 +48,15 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, words, capsys):
     assert shown.startswith("sva: ")
     assert len(shown.splitlines()) == 1
     assert words in shown
+
+
+def test_a_fault_that_may_be_gone_at_the_next_try_is_one_line_and_exit_code_1(monkeypatch, capsys):
+    def parse(_):
+        raise TransientError("gs://bucket/run cannot be reached")
+
+    monkeypatch.setattr("sva.cli.main.parse", parse)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == "sva: gs://bucket/run cannot be reached\n"
 
 
 def test_a_misspelt_setting_is_answered_with_the_nearest_one(tmp_path, capsys):

@@ -80,6 +80,8 @@ def test_records_are_kept_and_made_again_only_for_other_items(toy, tmp_path):
     first = evaluate.kept(path, todo, lambda: answers(todo))
     assert evaluate.kept(path, todo, lambda: answers(todo)) == first
     assert made == [3]
+    assert evaluate.kept_before(path, todo) == first
+    assert evaluate.kept_before(path, todo[:2]) is evaluate.kept_before(tmp_path / "none.jsonl", todo) is None
     assert len(evaluate.kept(path, todo[:2], lambda: answers(todo[:2]))) == 2
     assert made == [3, 2]
 

@@ -91,6 +91,12 @@ def test_quantised_model_has_int8_matrices_and_the_logits_of_what_they_stand_for
     np.testing.assert_array_equal(tokens.tokens[:1].shape, (1, 5))
 
 
+def test_a_model_on_a_mesh_is_not_quantised():
+    lm = toy_lm()
+    with pytest.raises(UserError, match="int8 weights are for one device; on a mesh load float32 or bfloat16"):
+        sva.quantise(sva.LM(lm.model, lm.params, None, "toy", mesh=jax.make_mesh((1,), ("data",))))
+
+
 def test_loading_as_int8_is_loading_and_quantising(tmp_path):
     lm = toy_lm()
     save_checkpoint(tmp_path / "m", lm.model.cfg, ((n, np.asarray(w)) for n, w in lm.named_params().items()), None)

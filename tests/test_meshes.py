@@ -148,6 +148,14 @@ def test_dense_and_factored_runs_with_and_without_kl_train_on_a_mesh_as_on_one_d
         assert np.linalg.norm(change - wanted_change) < 1e-2 * np.linalg.norm(wanted_change)
 
 
+def test_what_one_of_two_processes_sees_of_a_run_is_told_by_both(tmp_path):
+    for folder, text in ((tmp_path, TASK), (tmp_path / "elsewhere", TASK.replace("% 5", "% 4"))):
+        folder.mkdir(exist_ok=True)
+        (folder / "colours.py").write_text(text)
+        (folder / "train.yaml").write_text(SETTINGS)
+    results(tmp_path, "refused", processes=2)
+
+
 def trained(run_dir):
     """(losses of all steps, change of the raw values from where they began)."""
     losses = [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

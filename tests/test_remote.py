@@ -9,7 +9,8 @@ from sva.generation.decompose import decompose
 from sva.generation.load import load
 from sva.spectral import store
 from sva.spectral.expert import Expert
-from sva.utils.errors import UserError
+from sva.utils import remote
+from sva.utils.errors import TransientError, UserError
 from sva.utils.files import write_atomically
 from sva.utils.remote import Mirror, is_remote, local_directory, local_file, reading_directory, to_path
 
@@ -131,6 +132,22 @@ def test_whoever_opens_a_directory_last_owns_it(bucket, tmp_path):
     new.push()
     new.close()
     assert (bucket / "run" / "a").read_text() == "of the new one"
+
+
+def test_a_bucket_that_is_lost_after_the_first_contact_is_no_mistake_of_the_users(bucket, tmp_path, monkeypatch):
+    def copy(source, target):
+        raise OSError("503")
+
+    mirror = Mirror(to_path("gs://bucket/run"), tmp_path / "run")
+    (mirror.local / "a").write_text("a")
+    monkeypatch.setattr(remote, "_copy", copy)
+    mirror.push()
+    with pytest.raises(TransientError, match=r"^gs://bucket/run cannot be reached \(OSError: 503\)$"):
+        mirror.push()
+    mirror.close()
+    monkeypatch.setattr(remote, "_read", lambda path: copy(path, path))
+    with pytest.raises(UserError, match="gs://bucket/run cannot be reached"):
+        Mirror(to_path("gs://bucket/run"), tmp_path / "again")
 
 
 def test_errors_name_the_place_and_not_its_copy(bucket):

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
@@ -22,7 +24,7 @@ from sva.models.weights import expected
 from sva.parallel import processes as distributed
 from sva.parallel.mesh_config import MeshConfig
 from sva.parallel.sharding import AXES, Leaf, check_rows, make_mesh, notes, partition
-from sva.utils.errors import UserError
+from sva.utils.errors import TransientError, UserError
 
 ROOT = Path(__file__).parent.parent
 WORKER = ROOT / "tests" / "mesh_worker.py"
@@ -205,12 +207,16 @@ def test_lora_trains_on_a_mesh_as_on_one_device_and_its_arrays_are_divided(tmp_p
     check_same_run((losses[0], values[0]), (losses[1], values[1]))
 
 
-def pair(tmp_path, *arguments, worker=WORKER):
-    """Two processes of four devices each, which know of each other."""
+def free_address():
+    """An address of this machine where nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    environ = {"SVA_COORDINATOR": coordinator, "SVA_PROCESSES": "2", "SVA_CACHE": str(tmp_path / "cache")}
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def pair(tmp_path, *arguments, worker=WORKER, **environ):
+    """Two processes of four devices each, which know of each other."""
+    environ |= {"SVA_COORDINATOR": free_address(), "SVA_PROCESSES": "2", "SVA_CACHE": str(tmp_path / "cache")}
     return [run(worker, *arguments, devices=4, SVA_PROCESS=str(i), **environ) for i in range(2)]
 
 
@@ -219,6 +225,18 @@ def test_two_processes_train_as_one_device_and_process_0_writes(tmp_path, alone)
         finish(process)
     check_same_run(read(tmp_path / "out.npz"), alone)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_arrays_divided_over_two_processes_are_saved_and_a_resumed_run_ends_bit_for_bit_as_one_never_stopped(tmp_path):
+    stages = ("2:1x8x1:resumed", "3:1x8x1:resumed", "3:1x8x1:whole")
+    for process in pair(tmp_path, tmp_path, tmp_path / "out.npz", *stages, PARAMETRISATION="lora:r=4,alpha=8"):
+        finish(process)
+    assert np.load(tmp_path / "out.npz")["divided"].any()
+    resumed, whole = (
+        ocp.StandardCheckpointer().restore(tmp_path / name / "state" / "3" / "default") for name in ("resumed", "whole")
+    )
+    assert jax.tree.leaves(whole)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
 @pytest.mark.long  # the comparison of meshes above answers in two passes as well, and two processes train above
@@ -266,6 +284,25 @@ def test_a_lost_process_ends_the_other_and_the_run_goes_on_on_a_smaller_mesh(tmp
 def test_a_run_of_several_processes_that_is_told_nonsense_is_one_line(environ, message):
     with pytest.raises(UserError, match=message):
         distributed.start(environ)
+
+
+def test_others_that_come_too_late_are_no_mistake_of_the_users(monkeypatch):
+    def initialize(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED: 1 of 2 tasks\nand more")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(
+        TransientError, match=r"^the other processes of this run were not found: DEADLINE_EXCEEDED: 1 of"
+    ):
+        distributed.start({"SVA_COORDINATOR": "a:1", "SVA_PROCESSES": "2", "SVA_PROCESS": "0"})
+
+
+def test_a_process_of_several_ends_when_it_is_told_to():
+    program = "import os, signal, time; from sva.parallel import processes as p; p.start(); os.kill(os.getpid(), 15)"
+    environ = {"SVA_COORDINATOR": free_address(), "SVA_PROCESSES": "1", "SVA_PROCESS": "0"}
+    process = run("-c", f"{program}; time.sleep(5); print('still here')", devices=1, **environ)
+    assert process.communicate(timeout=100)[0] == ""
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_only_what_is_one_of_several_processes_looks_for_the_others():

@@ -30,7 +30,7 @@ from sva.cli import command_line as line
 from sva.cli import compile as compile_command
 from sva.cli.command_line import Command
 from sva.cli.options import completed
-from sva.utils.errors import UserError
+from sva.utils.errors import TransientError, UserError
 
 _MODULES = (
     demo,
@@ -76,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except UserError as error:
         print(f"sva: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:  # training met a value that is not finite, or an alarm
+    except (TransientError, FloatingPointError) as error:  # the latter: a value that is not finite, or an alarm
         print(f"sva: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sva.cli.command_line import Command, argument, option
 from sva.cli.options import print_result, start_jax
-from sva.utils.errors import UserError
+from sva.utils.errors import TransientError, UserError
 from sva.utils.remote import reaching
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _train(todo: Sequence["Cell"], cells: Sequence["Cell"]) -> dict[str, str]:
         print(f"sva: cell {place + 1} of {len(todo)}, {cell.name}; {left}", file=sys.stderr)
         try:
             runs.train(config.load(cell.config, cell.words[2:]))
-        except (UserError, FloatingPointError) as error:
+        except (UserError, TransientError, FloatingPointError) as error:
             failed[cell.name] = str(error)
             print(f"sva: {cell.name}: {error}", file=sys.stderr)
     return failed

@@ -263,15 +263,23 @@ def stored(path: Path) -> list[Record]:
     return [Record(**row | {"scores": tuple(row.get("scores", ()))}) for row in rows]
 
 
+def kept_before(path: Path, todo: Sequence[Item]) -> list[Record] | None:
+    """The records at `path` where they answer these items in this order, else None."""
+    if not path.exists():
+        return None
+    records = stored(path)
+    asked = [(item.task.name, item.question) for item in todo]
+    return records if [(record.task, record.question) for record in records] == asked else None
+
+
 def kept(path: Path, todo: Sequence[Item], answers: Callable[[], list[Record]]) -> list[Record]:
     """The records at `path` where they answer these items in this order; otherwise those that `answers` makes, kept.
 
     Whose answers they are is for the caller to put into the path.
     """
-    if path.exists():
-        records = stored(path)
-        if [(record.task, record.question) for record in records] == [(item.task.name, item.question) for item in todo]:
-            return records
+    records = kept_before(path, todo)
+    if records is not None:
+        return records
     records = answers()
     text = "".join(json.dumps(record._asdict()) + "\n" for record in records)
     write_atomically(path, lambda p: p.write_text(text))

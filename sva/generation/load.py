@@ -27,6 +27,7 @@ from sva.utils.matmul import Int8, quantise_weight
 from sva.utils.trees import select
 
 _LOADED = {**DTYPES, "int8": jnp.float32}  # of activations
+_ONE_DEVICE = "int8 weights are for one device; on a mesh load float32 or bfloat16"
 
 
 def load(
@@ -72,7 +73,7 @@ def load(
     kept = KV_DTYPES[kv_dtype] if kv_dtype else None
     model = Transformer(checkpoint.config, _LOADED[dtype], scan_layers=is_scanned and scan, kv_dtype=kept)
     if dtype == "int8" and mesh is not None:
-        raise UserError("int8 weights are for one device; on a mesh load float32 or bfloat16")
+        raise UserError(_ONE_DEVICE)
     convert = quantise_weight if dtype == "int8" else jax.device_put
     absent = select(expected(model.cfg), without, layers) if without else []
     for note in notes(layout.params(model), mesh) if mesh is not None and is_writer() else ():
@@ -97,7 +98,12 @@ def quantise(lm: LM) -> LM:
     A quarter of the memory to hold and to read: for rollouts and evaluation at small batches. Experts and adapters
     made for `lm` fit it: they add their change to the rounded weights. `decompose` and `save` see the rounded
     weights as floats, `merge` rounds what it merged. What it costs in accuracy: experiments/studies/int8.
+
+    Raises:
+      UserError: the model lies on a mesh.
     """
+    if lm.mesh is not None:
+        raise UserError(_ONE_DEVICE)
     specs, stored = expected(lm.model.cfg), lm.stored_params()
     named = {
         name: quantise_weight(weight) if len(specs[name].shape) == 2 and not isinstance(weight, Int8) else weight

@@ -4,6 +4,7 @@ Every process runs the same command. JAX's own runtime connects them (`jax.distr
 """
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -12,10 +13,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sva.utils.errors import UserError
+from sva.utils.errors import TransientError, UserError
 
 BY_HAND = ("SVA_COORDINATOR", "SVA_PROCESSES", "SVA_PROCESS")
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as lost
+LATEST = 1800  # seconds after which the others must have started: after a preemption a host may come late
 
 
 def start(environ: Mapping[str, str] = os.environ) -> None:
@@ -26,7 +28,8 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
     worker) and, where `SVA_DISTRIBUTED=1`, on whatever else it knows, such as the workers of a Cloud TPU VM.
 
     Raises:
-      UserError: some of the three are missing or no numbers, or the others were not found.
+      UserError: some of the three are missing or no numbers, or JAX knows of no others.
+      TransientError: the others were not found in time.
     """
     if not is_one_of_several(environ):
         return
@@ -51,10 +54,14 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
             "process_id": index,
             "cluster_detection_method": "deactivate",
         }
+    on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
-        jax.distributed.initialize(**settings, heartbeat_timeout_seconds=HEARTBEAT)
+        jax.distributed.initialize(**settings, initialization_timeout=LATEST, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the other processes of this run were not found: {str(error).splitlines()[0]}") from error
+        kind = TransientError if isinstance(error, RuntimeError) else UserError
+        raise kind(f"the other processes of this run were not found: {str(error).splitlines()[0]}") from error
+    # JAX has put a handler there that only sets a flag: a process that is told to end would not.
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def is_one_of_several(environ: Mapping[str, str] = os.environ) -> bool:

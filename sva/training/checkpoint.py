@@ -43,13 +43,15 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Writes `state` (a pytree of arrays) as that step's; returns when it is on disk.
 
+        Every process must call it.
+
         Raises:
           UserError: the disk is full; the states saved before are untouched.
         """
+        # Host arrays take orbax half the time of a device's; of an array that spans processes all bring their parts.
+        state = to_host(state)
         if self._manager is None:
             return
-        # Host arrays take orbax half the time of a device's; of an array that spans processes it would want all parts.
-        state = to_host(state)
         # Asked first, because orbax reports a disk that fills under it from several threads, with tracebacks.
         size = sum(x.nbytes for x in jax.tree.leaves(state))
         try:

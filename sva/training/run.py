@@ -12,7 +12,10 @@ before.jsonl         every held-out answer of the base;  after.jsonl  of the ada
 A remote one (gs://...) is worked on in a copy, which is sent there after every step; see `sva.utils.remote`.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import sys
 import time
@@ -35,6 +38,7 @@ from sva.generation.load import load
 from sva.generation.merge import merge
 from sva.interop import expert_report
 from sva.models.weights import by_module, expected, is_module
+from sva.parallel import exchange
 from sva.parallel import processes as distributed
 from sva.parallel.sharding import check_rows, on_mesh
 from sva.spectral.expert import Expert
@@ -84,17 +88,26 @@ def train(
     Returns:
       The expert, and what result.json holds.
     Raises:
-      UserError: the directory holds a run of other settings (named), another process works in it, or a setting does
-        not fit the model or the task.
+      UserError: the directory holds a run of other settings (named), another process works in it, one of several
+        processes has other settings or rows, or a setting does not fit the model or the task.
+      TransientError: the directory's bucket can no longer be reached.
     """
     run_dir = to_path(config.run_dir)
-    if not distributed.is_writer():
-        return _train(config, Path(os.fspath(run_dir)), None, lm, task, profile, progress=False)
-    with local_directory(run_dir) as mirror:
-        local = mirror.local if mirror else run_dir
-        busy = f"another process trains in {run_dir}; wait for it, or choose another run_dir"
-        with locked(local, local / ".lock", busy):
-            return _train(config, local, mirror, lm, task, profile, progress)
+    with contextlib.ExitStack() as stack:
+        mirrors: list[Mirror | None] = []
+
+        def take() -> None:
+            mirror = stack.enter_context(local_directory(run_dir))
+            local = mirror.local if mirror else run_dir
+            busy = f"another process trains in {run_dir}; wait for it, or choose another run_dir"
+            stack.enter_context(locked(local, local / ".lock", busy))
+            _check_same(config, local / "config.yaml")
+            mirrors.append(mirror)
+
+        exchange.from_process_0(take)
+        mirror = mirrors[0] if distributed.is_writer() else None
+        local = mirror.local if mirror else Path(os.fspath(run_dir))
+        return _train(config, local, mirror, lm, task, profile, progress and distributed.is_writer())
 
 
 def _train(
@@ -143,9 +156,9 @@ def _start(config: Config, run_dir: Path, lm: LM | None, task: Task, mesh: Mesh 
 
     A directory is not taken by settings that name no task, no model or no weight.
     """
-    started, settings = time.time(), run_dir / "config.yaml"
-    if distributed.is_writer() and settings.exists():
-        _check_same(config, settings)
+    started = time.time()
+    if jax.process_count() > 1:
+        exchange.require_same(_shared(config, task))
     member = family(config.parametrisation)
     without = config.targets if config.rollout.form == "factored" else None
     how = {"scan_layers": config.scan, "layers": config.layers, "mesh": mesh, "without": without}
@@ -161,7 +174,7 @@ def _start(config: Config, run_dir: Path, lm: LM | None, task: Task, mesh: Mesh 
         )
     held_out = evaluation.items(task, config.evaluate.split, config.evaluate.size)
     if distributed.is_writer():
-        write_atomically(settings, lambda path: path.write_text(to_yaml(config)))
+        write_atomically(run_dir / "config.yaml", lambda path: path.write_text(to_yaml(config)))
     return _Run(config, run_dir, lm, spectra, task, member, held_out, progress, started)
 
 
@@ -173,10 +186,10 @@ def _answers(run: _Run, lm: LM, name: str, title: str) -> list[Record]:
         return evaluation.evaluate(lm, run.held_out, batch_size=batch_size, title=title, progress=run.progress)
 
     path = run.directory / name
-    is_there = bool(distributed.broadcast_from_process_0(np.asarray(path.exists())))
+    is_kept = exchange.from_process_0(lambda: evaluation.kept_before(path, run.held_out) is not None)
     if distributed.is_writer():
         return evaluation.kept(path, run.held_out, answers)
-    return [] if is_there else answers()
+    return [] if is_kept else answers()
 
 
 def _fit(run: _Run, mirror: Mirror | None, profile: bool) -> ExpertState:
@@ -284,13 +297,32 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
     }
 
 
+def _shared(config: Config, task: Task) -> dict[str, Any]:
+    """What every process of a run must have alike, by name: its settings, and a digest of the rows of each split."""
+    validated = [config.validation.split] if config.validation.every else []
+    splits = dict.fromkeys(["train", *validated, config.evaluate.split])
+    return {
+        **{name: value for name, value in _flat(_resolved(config)).items() if name != "run_dir"},
+        **{f"rows of {split}": _digest(task, split) for split in splits},
+    }
+
+
+def _digest(task: Task, split: str) -> str:
+    """Hexadecimal, of all that a split asks."""
+    rows = [[task.question(row), dict(row)] for row in task.source(split)]
+    return hashlib.sha256(json.dumps(rows, default=repr).encode()).hexdigest()[:16]
+
+
 def _check_same(config: Config, path: Path) -> None:
-    """Raises UserError where the settings of the run at `path` are others; where and how it runs may change."""
+    """Raises UserError where a run at `path` has other settings; where and how it runs may change."""
+    if not path.exists():
+        return
     # Read as settings, so that one which an earlier version did not have counts as its default.
     flat = (_flat(OmegaConf.create(to_yaml(one))) for one in (load_config(path), config))
     old, new = ({name: x for name, x in one.items() if not name.startswith(_MAY_CHANGE)} for one in flat)
     if others := differing(old, new):
-        raise UserError(f"{path.parent} holds a run of other settings ({others}); choose another run_dir or delete it")
+        where = config.run_dir
+        raise UserError(f"{where} holds a run of other settings ({others}); choose another run_dir or delete it")
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

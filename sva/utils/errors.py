@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that are one line for the user: "mend this", and "try again"."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,14 @@ class UserError(ValueError):
 
     The message is one line that names what was wrong, where, and how to mend it. The command line prints it
     without a traceback and exits with status 2.
+    """
+
+
+class TransientError(RuntimeError):
+    """A fault outside sva that the same command may not meet again: a host that is late, a bucket that is gone.
+
+    The message is one line. The command line prints it without a traceback and exits with status 1, so that a launcher
+    starts the command again.
     """
 
 

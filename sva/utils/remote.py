@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sva.utils.errors import UserError
+from sva.utils.errors import TransientError, UserError
 
 _NEEDS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 _MANIFEST, _OWNER = ".sva-files", ".sva-owner"
@@ -60,11 +60,12 @@ def is_remote(name: "str | os.PathLike[str]") -> bool:
 
 
 @contextlib.contextmanager
-def reaching(name: "str | os.PathLike[str]") -> Iterator[None]:
+def reaching(name: "str | os.PathLike[str]", refused: type[Exception] = UserError) -> Iterator[None]:
     """Inside, what the packages behind an address raise is one line; that there is no such file passes through.
 
     Raises:
-      UserError: the package for it is not installed, or it refuses.
+      UserError: the package for it is not installed.
+      what `refused` says: it refuses.
     """
     if not is_remote(name):
         yield
@@ -78,7 +79,7 @@ def reaching(name: "str | os.PathLike[str]") -> Iterator[None]:
         raise UserError(f"{os.fspath(name)}: {package} is not installed, which reaches it; pip install it") from error
     except Exception as error:  # theirs have no common class: credentials, retries, HTTP
         said = str(error).strip().partition("\n")[0]
-        raise UserError(f"{os.fspath(name)} cannot be reached ({type(error).__name__}: {said})") from error
+        raise refused(f"{os.fspath(name)} cannot be reached ({type(error).__name__}: {said})") from error
 
 
 @contextlib.contextmanager
@@ -123,6 +124,7 @@ def local_directory(directory: Path) -> Iterator["Mirror | None"]:
 
     Raises:
       UserError: what is raised inside, with the remote name in place of the copy's; a place that cannot be reached.
+      TransientError: as `Mirror.push`.
     """
     if not is_remote(directory):
         yield None
@@ -161,8 +163,9 @@ class Mirror:
     def push(self) -> None:
         """Sends what changed since the last time, while the caller goes on; waits for the last time's end first.
 
-        Raises:
-          UserError: what the last time ran into; another process took the directory over.
+        Raises what the last time ran into:
+          TransientError: the place can no longer be reached.
+          UserError: another process took the directory over.
         """
         self._wait()
         # What is there now: the files of this moment are those that belong together.
@@ -198,7 +201,7 @@ class Mirror:
         gone = [name for name in self._sent if name not in files]
         if not changed and not gone:
             return
-        with reaching(self.remote):
+        with reaching(self.remote, TransientError):  # it was reached before
             if _read(self.remote / _OWNER) != self._owner:
                 raise UserError(
                     f"another process has taken {self.remote} over; this one ends, and what it sent before is kept"
@@ -212,7 +215,7 @@ class Mirror:
         self._sent = files
 
     def _put(self, name: str) -> None:
-        upload(self.local / name, self.remote / name)
+        _copy(self.local / name, self.remote / name)
 
 
 def _fetch(remote: Path, local: Path) -> None:
