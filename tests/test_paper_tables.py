@@ -343,6 +343,27 @@ def test_the_page_says_shown_only_below_five_percent(store, tmp_path, capsys, mo
     assert text.count("No difference shown (differences of") == 1
 
 
+def test_the_page_names_cells_that_give_one_answer_to_half_of_the_prompts_or_more():
+    def record(seed, answers, stage="main"):
+        rows = [[0, answer, "", 1, ""] for answer in answers]
+        about = {
+            "cell": f"{stage} {seed}",
+            "stage": stage,
+            "method": "svf",
+            "task": "copy",
+            "examples": 8,
+            "seed": seed,
+        }
+        return {**about, "after": {"mean": 0.25}, "held_out": {"after": rows}}
+
+    (text,) = page._one_answer([record(1, [None] * 4), record(0, ["e", "e", "a", "b"]), record(2, ["e"] * 4, "scout")])
+    assert text.splitlines()[-2:] == [
+        '- copy, 8 prompts, seed 0: SVF (mlp) answers "e" 2 times of 4; right 25.0 %.',
+        "- copy, 8 prompts, seed 1: SVF (mlp) answers none 4 times of 4; right 25.0 %.",
+    ]
+    assert page._one_answer([record(0, ["e", "a", "b"])]) == []
+
+
 def test_studies_wait_for_the_experts_that_they_read(tmp_path):
     store, runs = campaign(tmp_path, SMALL, ("scout", "rates", "more_rates", "studies"))
     assert not [each for each in runs.ran if each.method in ("dispatch", "search", "moved", "many")]

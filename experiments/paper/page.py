@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from experiments.paper import plan
 from experiments.paper.methods import METHODS
-from experiments.paper.records import Failure, Store, devices
+from experiments.paper.records import ANSWER, Failure, Store, devices
 from experiments.paper.render import millions, p_value
 from experiments.paper.scales import Scale
 
@@ -61,7 +62,8 @@ def text(scale: Scale, store: Store, results: Path, docs: Path) -> str:
         studies=len(records) - len(trained),
         failed=len(failures),
     )
-    parts = [head, *_sections(results, here)]
+    sections = _sections(results, here)
+    parts = [head, *sections[:1], *_one_answer(trained), *sections[1:]]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -99,6 +101,22 @@ def _sections(results: Path, here: Path) -> list[str]:
             else:
                 parts.append("\n".join([f"## {title}", "", *shown, *lines, "", source]))
     return [*parts, "\n".join(["## Not run yet", "", *open_])] if open_ else parts
+
+
+def _one_answer(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A section on the main cells that give one answer to half of their held-out prompts or more."""
+    place, lines = ANSWER.index("answer"), []
+    for record in sorted(records, key=lambda record: record["cell"]):
+        answers = [row[place] for row in record["held_out"]["after"]]
+        answer, count = Counter(answers).most_common(1)[0]
+        if record["stage"] == "main" and 2 * count >= len(answers):
+            said, right = "none" if answer is None else f'"{answer}"', 100 * record["after"]["mean"]
+            lines.append(
+                f"- {record['task']}, {record['examples']} prompts, seed {record['seed']}: {_title(record['method'])} "
+                f"answers {said} {count} times of {len(answers)}; right {right:.1f} %."
+            )
+    about = "A reward can be had without the task: by one answer to most prompts, whatever they ask."
+    return ["\n".join(["## Where an answer no longer depends on the prompt", "", about, "", *lines])] if lines else []
 
 
 class Difference(NamedTuple):
